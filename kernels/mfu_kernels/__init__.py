@@ -1,0 +1,50 @@
+"""Operations of recommendation models, each with implementations by name and a cost.
+
+Importing this package does not import triton; an op does so when its triton implementation first runs.
+"""
+
+from collections.abc import Mapping
+
+from .activations import ACTIVATIONS as ACTIVATIONS
+from .errors import InvalidArgument as InvalidArgument
+from .errors import UnsupportedImpl as UnsupportedImpl
+from .gdpa import gdpa as gdpa
+from .gdpa.op import OP as _gdpa
+from .gdpa_block import gdpa_block as gdpa_block
+from .gdpa_block.op import OP as _gdpa_block
+from .jagged_linear import jagged_linear as jagged_linear
+from .jagged_linear.op import OP as _jagged_linear
+from .jagged_pool import jagged_pool as jagged_pool
+from .jagged_pool.op import OP as _jagged_pool
+from .layer_norm import layer_norm as layer_norm
+from .layer_norm.op import OP as _layer_norm
+from .registry import Impl as Impl
+from .registry import Op as Op
+from .rms_norm import rms_norm as rms_norm
+from .rms_norm.op import OP as _rms_norm
+from .rotary_time import rotary_angles as rotary_angles
+from .rotary_time import rotary_time as rotary_time
+from .rotary_time.op import OP as _rotary_time
+from .seed_pooling import seed_pooling as seed_pooling
+from .seed_pooling.op import OP as _seed_pooling
+from .sum_kron_linear import sum_kron_linear as sum_kron_linear
+from .sum_kron_linear.op import OP as _sum_kron_linear
+from .window_attention import window_attention as window_attention
+from .window_attention.op import OP as _window_attention
+
+OPS: Mapping[str, Op] = {
+    op.name: op
+    for op in (
+        _gdpa,
+        _gdpa_block,
+        _window_attention,
+        _seed_pooling,
+        _sum_kron_linear,
+        _rms_norm,
+        _layer_norm,
+        _rotary_time,
+        _jagged_linear,
+        _jagged_pool,
+    )
+}
+"""Every op by its name."""

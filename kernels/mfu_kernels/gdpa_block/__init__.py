@@ -1,0 +1,3 @@
+"""Kunlun's feed-forward block: GDPA between two norms and two residuals."""
+
+from .op import gdpa_block as gdpa_block

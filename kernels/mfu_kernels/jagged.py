@@ -1,0 +1,78 @@
+"""Jagged rows: packed values [T, ...] and offsets [B+1]; row b is values[offsets[b]:offsets[b+1]] and may be empty."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from .checks import invalid
+
+
+def row_lengths(offsets: Tensor) -> list[int]:
+    """Length of each of the B rows, on the host (waits for the device)."""
+    return [int(length) for length in offsets.diff().tolist()]
+
+
+def row_mask(offsets: Tensor, max_length: int) -> Tensor:
+    """bool [B, max_length], true where a padded row holds a value."""
+    positions = torch.arange(max_length, device=offsets.device)
+    return positions < offsets.diff()[:, None]
+
+
+def row_of_each(offsets: Tensor, num_values: int) -> Tensor:
+    """int64 [T]: the row that each of ``num_values`` packed values belongs to."""
+    ends = offsets[1:].contiguous()
+    return torch.bucketize(torch.arange(num_values, dtype=ends.dtype, device=ends.device), ends, right=True)
+
+
+def _places(offsets: Tensor, num_values: int) -> tuple[Tensor, Tensor]:
+    """Row and position in that row of each packed value."""
+    rows = row_of_each(offsets, num_values)
+    return rows, torch.arange(num_values, device=offsets.device) - offsets[rows]
+
+
+def to_padded(values: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+    """[T, ...] -> [B, max_length, ...], zeros behind each row's end. ``max_length`` must cover the longest row."""
+    padded = values.new_zeros(offsets.shape[0] - 1, max_length, *values.shape[1:])
+    return padded.index_put(_places(offsets, values.shape[0]), values)
+
+
+def from_padded(padded: Tensor, offsets: Tensor, num_values: int) -> Tensor:
+    """[B, max_length, ...] -> [T, ...]: undo `to_padded`."""
+    return padded[_places(offsets, num_values)]
+
+
+def check_offsets(op: str, offsets: Tensor, values: Tensor, *, num_rows: int | None, max_length: int | None) -> None:
+    """``offsets`` describe all of the packed ``values`` in ``num_rows`` rows (any number if None).
+
+    The numbers in them are checked on a CPU only: elsewhere, that would wait for the device.
+
+    Raises:
+        InvalidArgument: wrong shape, dtype or device; on a CPU also offsets that do not start at 0, that decrease or
+            that do not end at T, and a ``max_length`` below the longest row.
+    """
+    given_rows = offsets.shape[0] - 1 if offsets.ndim == 1 else 0
+    if given_rows < 1 or (num_rows is not None and given_rows != num_rows):
+        raise invalid(op, "offsets", f"of shape {list(offsets.shape)}", f"[B+1] with B = {num_rows or 'at least 1'}")
+    if offsets.dtype not in (torch.int32, torch.int64):
+        raise invalid(op, "offsets", f"of dtype {offsets.dtype}", "torch.int32 or torch.int64")
+    if offsets.device != values.device:
+        raise invalid(op, "offsets", f"on {offsets.device}", f"{values.device}, where the values are")
+    if max_length is not None and max_length < 0:
+        raise invalid(op, "max_length", max_length, "None or the longest row's length, at least 0")
+    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_numbers(op, offsets.tolist(), values.shape[0], max_length)
+
+
+def _check_numbers(op: str, offsets: list[int], num_values: int, max_length: int | None) -> None:
+    lengths = [end - start for start, end in itertools.pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] != num_values or min(lengths) < 0:
+        shown = offsets if len(offsets) <= 8 else f"[{offsets[0]}, ..., {offsets[-1]}]"
+        raise invalid(op, "offsets", shown, f"numbers from 0 to T = {num_values} that never decrease")
+    if max_length is not None and max_length < max(lengths):
+        raise invalid(op, "max_length", max_length, f"at least {max(lengths)}, the longest row's length")
+
+
+def host_max_length(offsets: Tensor, max_length: int | None) -> int:
+    """``max_length`` as given, else read from ``offsets``, which waits for the device."""
+    return int(offsets.diff().max()) if max_length is None else max_length

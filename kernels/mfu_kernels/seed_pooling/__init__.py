@@ -1,0 +1,3 @@
+"""Learned queries that attend to each row's events."""
+
+from .op import seed_pooling as seed_pooling

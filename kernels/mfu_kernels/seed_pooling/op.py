@@ -1,0 +1,50 @@
+"""The public function `seed_pooling`."""
+
+from torch import Tensor
+
+from mfu_kernels.checks import check_matmul_dtypes, check_shapes
+from mfu_kernels.jagged import check_offsets, host_max_length
+from mfu_kernels.registry import Impl, Op
+
+from .cost import seed_pooling_cost
+from .reference import seed_pooling_reference
+
+OP = Op("seed_pooling", "attention", seed_pooling_cost, {"reference": seed_pooling_reference})
+
+
+def seed_pooling(
+    seeds: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    scale: float | None = None,
+    max_length: int | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """softmax(scale seeds kᵀ) v over each row's events: S summaries of a row, however long it is.
+
+    Args:
+        seeds: [S, H, d] queries that all rows share.
+        k, v: [T, H, d] packed keys and values of B rows.
+        offsets: [B+1] int32 or int64, where each row begins and ends.
+        scale: multiplies the scores; None means 1 / sqrt(d).
+        max_length: at least the longest row's length; None reads it from ``offsets``, which waits for the device.
+        impl: which implementation runs.
+
+    Returns:
+        [B, S, H, d], in the dtype that a matmul of ``seeds`` has; an empty row gives zeros.
+
+    Raises:
+        InvalidArgument: shapes, dtypes, devices or offsets that do not fit together.
+        UnsupportedImpl: ``impl`` cannot run here.
+
+    Source: the first step of hierarchical seed pooling in Kunlun, arXiv 2602.10016; the same form as the pooling by
+    multi-head attention of Set Transformer, arXiv 1810.00825.
+    """
+    sizes = check_shapes("seed_pooling", seeds=(seeds, "S H d"), k=(k, "T H d"), v=(v, "T H d"))
+    check_matmul_dtypes("seed_pooling", seeds=seeds, k=k, v=v)
+    check_offsets("seed_pooling", offsets, k, num_rows=None, max_length=max_length)
+    scale = sizes["d"] ** -0.5 if scale is None else scale
+    max_length = host_max_length(offsets, max_length)
+    return OP.run(impl, k.device, seeds, k, v, offsets, scale=scale, max_length=max_length)

@@ -1,0 +1,18 @@
+"""What one call of `sum_kron_linear` costs."""
+
+from torch import Tensor
+
+from mfu_kernels.cost import OpCost, PassCost
+from mfu_kernels.formulas import matmul_bytes, moved_once, needs_grad
+
+
+def sum_kron_linear_cost(x: Tensor, z: Tensor, w: Tensor, *, impl: str) -> OpCost:
+    """Zᵀ X first, then times W; nothing is padded, so the three countings agree."""
+    batch, num_in, in_dim = x.shape
+    num_terms, _, num_out = z.shape
+    mix_tokens = 2 * batch * num_terms * num_out * num_in * in_dim
+    mix_features = 2 * batch * num_terms * num_out * in_dim * w.shape[2]
+    fwd = mix_tokens + mix_features
+    bwd = (needs_grad(x) + needs_grad(z)) * mix_tokens + (needs_grad(w) + needs_grad(x, z)) * mix_features
+    moved = moved_once((x, z, w), matmul_bytes(batch * num_out * w.shape[2], x))
+    return OpCost(PassCost(fwd, fwd, fwd, moved.fwd), PassCost(bwd, bwd, bwd, moved.bwd))

@@ -1,0 +1,3 @@
+"""Softmax self-attention within each row, over a window of neighbours."""
+
+from .op import window_attention as window_attention

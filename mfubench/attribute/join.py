@@ -1,0 +1,191 @@
+"""Join a trace to the model: every span of device time to a module, a direction and a class of operator.
+
+Host spans nest. Walking a thread's spans in order, each gets its self time (its duration without its children's), and
+inherits its owner: the innermost scope, or inside the backward pass the scope that created the autograd node that runs.
+On a CPU an operator's self time is device time. On a GPU the device time is the kernel's, which belongs to the host
+span that launched it.
+The gap before a node of the backward pass belongs to the node that waits. Formats: the Chrome trace event format, as
+torch.profiler writes it.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mfu_kernels.cost import OpClass
+
+from ..measure.classify import op_class
+from ..measure.count import WorkKey
+from ..measure.scopes import BACKWARD, FORWARD, Scope
+from ..measure.trace import SCOPE_PREFIX, STEP_NAME, Trace
+
+ENGINE = "autograd::engine::evaluate_function: "
+DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver")
+UNOWNED = "(not attributed)"
+NOBODYS = (UNOWNED, FORWARD, BACKWARD)  # a phase as such is no owner
+
+
+@dataclass(slots=True)
+class Span:
+    """One host span with what the walk found out about it; times in microseconds."""
+
+    name: str
+    start: float
+    end: float
+    self_time: float
+    category: str
+    correlation: int | None
+    scope: Scope | None = None
+    direction: str = "fwd"
+    operator: str = ""  # outermost operator inside the owner, which is what a dispatched call is named after
+    in_step: bool = False
+    reached: float = 0.0  # where its last child ended
+    waited: float = 0.0  # gap before an autograd node, which belongs to the node and not to the engine
+
+
+@dataclass(slots=True)
+class Attribution:
+    """Microseconds of all traced steps.
+
+    ``busy`` is device time by key, ``host`` the time a module's scope or node spent between operators (device idle on
+    a CPU), ``by_operator`` device time by (module, operator), ``span`` the traced steps' length, ``idle`` the device's.
+    """
+
+    busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
+    host: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    by_operator: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    span: float = 0.0
+    idle: float = 0.0
+
+    def attributed_share(self) -> float:
+        """Share of the traced time, operators and the gaps between them, whose owner is known."""
+        total = sum(self.busy.values()) + sum(self.host.values())
+        unowned = sum(time for key, time in self.busy.items() if key.module in NOBODYS)
+        unowned += sum(time for (module, _), time in self.host.items() if module in NOBODYS)
+        return 1.0 - unowned / total if total else 0.0
+
+
+def attribute(trace: Trace, device_type: str) -> Attribution:
+    """Who spent the traced time, on a ``cpu`` or a ``cuda`` device."""
+    spans = list(_walk(trace))
+    result = Attribution()
+    result.span = sum(span.end - span.start for span in spans if span.name == STEP_NAME)
+    if device_type == "cpu":
+        _on_cpu(spans, result)
+    else:
+        _on_gpu(spans, trace.events, result)
+    return result
+
+
+def _walk(trace: Trace) -> Iterator[Span]:
+    """Every host span, thread by thread, parents before children, with owner, direction and self time filled in."""
+    threads: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    wanted = ("cpu_op", "user_annotation", *LAUNCH_CATEGORIES)
+    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in trace.events if e.get("name") == STEP_NAME and e["ph"] == "X")
+    for event in trace.events:
+        if event.get("ph") == "X" and event.get("cat") in wanted:
+            threads[event["pid"], event["tid"]].append(event)
+    for events in threads.values():
+        events.sort(key=lambda event: (event["ts"], -event["dur"]))
+        for span in _walk_thread(events, trace.tracker.scopes, trace.tracker.owner_of):
+            place = bisect_right(steps, (span.start, float("inf"))) - 1
+            span.in_step = place >= 0 and span.start < steps[place][1]  # the backward may run in a thread of its own
+            yield span
+
+
+def _walk_thread(
+    events: Iterable[dict[str, Any]], scopes: list[Scope], owner_of: Callable[[int], Scope | None]
+) -> Iterator[Span]:
+    open_spans: list[Span] = []
+    done: list[Span] = []
+    last_backward: Scope | None = None
+    for event in events:
+        args = event.get("args", {})
+        span = Span(
+            name=event["name"],
+            start=event["ts"],
+            end=event["ts"] + event["dur"],
+            self_time=event["dur"],
+            category=event["cat"],
+            correlation=args.get("correlation"),
+            reached=event["ts"],
+        )
+        while open_spans and open_spans[-1].end <= span.start:
+            open_spans.pop()
+        parent = open_spans[-1] if open_spans else None
+        if parent is not None:
+            parent.self_time -= max(0.0, min(span.end, parent.end) - span.start)
+            if span.name.startswith(ENGINE):
+                span.waited = max(0.0, span.start - parent.reached)
+                parent.self_time -= span.waited
+            parent.reached = span.end
+            span.scope, span.direction = parent.scope, parent.direction
+            span.operator = parent.operator
+        if span.name.startswith(SCOPE_PREFIX):
+            span.scope = scopes[int(span.name[len(SCOPE_PREFIX) :].partition(":")[0])]
+            span.operator = ""
+        elif span.name.startswith(ENGINE):
+            span.direction, span.operator = "bwd", ""
+            number = args.get("Sequence number", -1)
+            # A node without a number accumulates the gradient that the node before it made.
+            span.scope = owner_of(number) if number is not None and number >= 0 else last_backward
+            last_backward = span.scope
+        elif "::" in span.name and not span.operator and span.category == "cpu_op":
+            span.operator = span.name
+        open_spans.append(span)
+        done.append(span)
+    yield from done
+
+
+def _key(span: Span) -> WorkKey:
+    scope = span.scope
+    kind: OpClass = scope.kind if scope is not None and scope.kind is not None else op_class(span.operator)
+    return WorkKey(scope.module if scope is not None else UNOWNED, span.direction, kind)
+
+
+def _on_cpu(spans: list[Span], result: Attribution) -> None:
+    """An operator's self time is work; everything else inside a step is time between operators."""
+    for span in spans:
+        if not span.in_step:
+            continue
+        key = _key(span)
+        between = span.waited
+        if span.operator and span.category == "cpu_op":
+            result.busy[key] += span.self_time
+            result.by_operator[key.module, span.operator] += span.self_time
+        else:
+            between += span.self_time
+        result.host[key.module, key.direction] += between
+        result.idle += between
+
+
+def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution) -> None:
+    """A kernel belongs to the span that launched it; the device idles wherever no kernel runs.
+
+    Overlapping kernels share the time in which they overlap, so that busy and idle add up to the span.
+    """
+    launches = {span.correlation: span for span in spans if span.correlation is not None and span.in_step}
+    kernels = sorted(
+        (event for event in events if event.get("ph") == "X" and event.get("cat") in DEVICE_CATEGORIES),
+        key=lambda event: event["ts"],
+    )
+    frontier: float | None = None
+    for event in kernels:
+        launch = launches.get(event.get("args", {}).get("correlation"))
+        if launch is None:
+            continue
+        start, end = event["ts"], event["ts"] + event["dur"]
+        if frontier is None:
+            frontier = start
+        if start > frontier:
+            result.idle += start - frontier
+            result.host[(launch.scope.module if launch.scope else UNOWNED), launch.direction] += start - frontier
+        exclusive = max(0.0, end - max(start, frontier))
+        frontier = max(frontier, end)
+        key = _key(launch)
+        result.busy[key] += exclusive
+        result.by_operator[key.module, launch.operator or event["name"]] += exclusive
+    result.span = sum(result.busy.values()) + result.idle

@@ -1,0 +1,132 @@
+"""The MFU loss ledger and the module table: where the step's time went, in lines that add up to it."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..measure.count import Count, Work, WorkKey, by_module
+from ..measure.memory import MemoryPeak
+from ..measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+from ..run import LedgerLine, ModuleRow
+from .join import UNOWNED, Attribution
+from .roofline import Ceilings, Split, advice, causes, verdict
+
+ORDER = ("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer")
+ORDER_OUTSIDE = ("data", "communication", "launch", "host_sync", "idle_other", "not_attributed")
+WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
+WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "launch")
+NUM_TOP_MODULES = 3
+NUM_HOTSPOTS = 10
+
+
+@dataclass(slots=True)
+class Slices:
+    """Milliseconds by module and cause, and by module and direction."""
+
+    causes: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
+    times: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
+
+
+def _split() -> Split:
+    return defaultdict(float)
+
+
+def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
+    """The step's time by module and cause: the trace's shares scaled to ``step_ms``, split on the roofline."""
+    scale = step_ms / attribution.span if attribution.span else 0.0
+    slices = Slices()
+    for key, busy in attribution.busy.items():
+        _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
+    for key in count.work.keys() - attribution.busy.keys():
+        if count.work[key].model:  # work that left no time of its own, for instance fused into another kernel
+            _add_busy(slices, key, 0.0, count.work[key], ceilings)
+    for (module, direction), gap in attribution.host.items():
+        cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
+        slices.causes[module][cause] += gap * scale
+        slices.times[module][direction] += gap * scale
+    rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
+    slices.causes[UNOWNED]["not_attributed"] += rest
+    return slices
+
+
+def _add_busy(slices: Slices, key: WorkKey, time_ms: float, work: Work, ceilings: Ceilings) -> None:
+    slices.times[key.module][key.direction] += time_ms
+    whole = WHOLE_PHASES.get(key.module, "not_attributed" if key.module == UNOWNED else None)
+    if whole is not None:
+        slices.causes[key.module][whole] += time_ms
+    else:
+        for cause, ms in causes(time_ms, work, key.kind, ceilings).items():
+            slices.causes[key.module][cause] += ms
+
+
+def ledger_lines(slices: Slices, step_ms: float) -> list[LedgerLine]:
+    """One line a cause, in the ledger's order, with the modules that hold most of it; they sum to ``step_ms``."""
+    totals = _split()
+    holders: dict[str, Split] = defaultdict(_split)
+    for module, split in slices.causes.items():
+        for cause, ms in split.items():
+            totals[cause] += ms
+            holders[cause][module] += ms
+    order = {family: place for place, family in enumerate((*ORDER, *ORDER_OUTSIDE))}
+    names = sorted(totals, key=lambda cause: (order[cause.partition(".")[0]], -totals[cause]))
+    return [
+        LedgerLine(cause, totals[cause], totals[cause] / step_ms, _largest(holders[cause]))
+        for cause in names
+        if totals[cause] != 0.0
+    ]
+
+
+def _largest(holders: Mapping[str, float]) -> list[str]:
+    ranked = sorted(holders, key=lambda name: -abs(holders[name]))
+    return [name for name in ranked[:NUM_TOP_MODULES] if holders[name] and name != UNOWNED]
+
+
+def module_rows(
+    model: nn.Module, slices: Slices, count: Count, memory: MemoryPeak, ceilings: Ceilings, step_ms: float
+) -> list[ModuleRow]:
+    """One row for each module with time, work or memory of its own, slowest first; the rows sum to the totals."""
+    types = {name or ROOT: type(module).__name__ for name, module in model.named_modules()}
+    work = by_module(count.work)
+    nothing = {"fwd": Work(), "bwd": Work()}
+    rows = []
+    for name in {*slices.times, *work, *(module for module, size in memory.by_module.items() if size)}:
+        own, times, split = work.get(name, nothing), slices.times.get(name, _split()), slices.causes.get(name, {})
+        time_ms, useful = sum(times.values()), own["fwd"].model + own["bwd"].model
+        rows.append(
+            ModuleRow(
+                name=name,
+                type=types.get(name, "phase"),
+                fwd_model_flops=own["fwd"].model,
+                bwd_model_flops=own["bwd"].model,
+                bytes=own["fwd"].bytes + own["bwd"].bytes,
+                time_ms=time_ms,
+                share=time_ms / step_ms,
+                verdict=verdict(split),
+                mfu=ceilings.flop_ms(useful, ceilings.in_use_tflops) / time_ms if useful and time_ms else None,
+                memory_bytes=memory.by_module.get(name, 0),
+                fwd_time_ms=times["fwd"],
+                bwd_time_ms=times["bwd"],
+            )
+        )
+    return sorted(rows, key=lambda row: -row.time_ms)
+
+
+def hotspots(slices: Slices, step_ms: float) -> list[dict[str, Any]]:
+    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them."""
+    found = [
+        {
+            "module": module,
+            "cause": cause,
+            "time_ms": sum(slices.times[module].values()),
+            "won_ms": ms,
+            "share": ms / step_ms,
+            "advice": advice(cause),
+        }
+        for module, split in slices.causes.items()
+        for cause, ms in split.items()
+        if ms > 0 and cause.partition(".")[0] in WINNABLE and module not in (FORWARD, BACKWARD, UNOWNED)
+    ]
+    return sorted(found, key=lambda spot: -float(spot["won_ms"]))[:NUM_HOTSPOTS]

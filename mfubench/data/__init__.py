@@ -1,0 +1,38 @@
+"""Where batches come from: KuaiRand logs, MovieLens folders, or a synthetic log like KuaiRand's.
+
+Importing this package loads neither torch nor pandas; opening a source does.
+"""
+
+from pathlib import Path
+
+from mfu_kernels.errors import InvalidArgument
+from mfu_models.batch import Batch, EventSequence, Field, Schema, SequenceField
+
+from .source import Source
+
+
+def open_source(text: str, synthetic_schema: Schema) -> Source:
+    """The source that ``text`` names: ``synthetic``, ``kuairand:PATH`` or ``movielens:PATH``.
+
+    PATH is a folder or a csv file. ``synthetic_schema`` is what the synthetic source generates; files bring their own.
+
+    Raises:
+        InvalidArgument: an unknown kind, a missing or needless PATH, or files that are not such data.
+    """
+    kind, _, path = text.partition(":")
+    if text == "synthetic":
+        from .synthetic import SyntheticSource
+
+        return SyntheticSource(synthetic_schema)
+    if kind == "kuairand" and path:
+        from .kuairand import read_kuairand
+
+        return read_kuairand(Path(path).expanduser())
+    if kind == "movielens" and path:
+        from .movielens import read_movielens
+
+        return read_movielens(Path(path).expanduser())
+    raise InvalidArgument(f"data source {text!r} is unknown; allowed: synthetic, kuairand:PATH, movielens:PATH")
+
+
+__all__ = ["Batch", "EventSequence", "Field", "Schema", "SequenceField", "Source", "open_source"]

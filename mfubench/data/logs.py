@@ -1,0 +1,116 @@
+"""Batches drawn from a recorded event log; what KuaiRand and MovieLens have in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mfu_kernels.errors import InvalidArgument
+from mfu_models.batch import Batch, Field, Schema, SequenceField
+
+from .histories import Array, EventLog, Ints
+from .source import check_request
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+THURSDAY = 3  # the weekday of the Unix epoch, Monday being 0
+
+
+def log_schema(
+    source: str,
+    user: Field,
+    item: Field,
+    sides: tuple[Field, Field],
+    sequences: Sequence[SequenceField],
+    target: str,
+    context: tuple[Field, ...] = (),
+) -> Schema:
+    """The schema of a ``LogSource``: ``sides`` are a property of the item and the action, ``context`` own fields."""
+    counts = tuple(f"log1p_past_{sequence.name}" for sequence in sequences)
+    return Schema(
+        source=source,
+        dense=(*counts, "past_positive_rate", "log1p_seconds_since_last_event"),
+        sparse=(user, item, Field("hour", 25), Field("weekday", 8), sides[0], *context),
+        item=item,
+        sides=sides,
+        sequences=tuple(sequences),
+        target=target,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSource:
+    """A log whose ``targets`` rows can each be the impression of a sample, drawn uniformly and with replacement.
+
+    A target's label is 1 if its row belongs to the sequence ``positives``; ``shown`` names the sequences that make up
+    all past targets. Hours and weekdays are local: UTC + ``utc_offset_hours``. ``context`` holds the ids,
+    by row, of each context field given to ``log_schema``. Dense features count only what is strictly before the
+    impression; with no past event the rate and the recency are 0.
+    """
+
+    schema: Schema
+    description: str
+    fingerprint: str
+    log: EventLog
+    targets: Array
+    positives: str
+    shown: tuple[str, ...]
+    utc_offset_hours: int
+    context: tuple[Array, ...] = ()
+
+    def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
+        """See ``Source.batches``."""
+        check_request(self.schema, batch_size, num_batches, seed, max_lengths)
+        generators = (np.random.default_rng([seed, i]) for i in range(num_batches))
+        draws = (generator.integers(len(self.targets), size=batch_size) for generator in generators)
+        return [self.batch(self.targets[draw], max_lengths) for draw in draws]
+
+    def batch(self, rows: Array, max_lengths: Mapping[str, int]) -> Batch:
+        """The batch whose impressions are these rows of the log."""
+        rows = rows.astype(np.int64)
+        first, end = self.log.before(rows)
+        times = self.log.times_ms(rows)
+        candidate_sides = np.stack([self.log.sides[rows, 0], np.zeros_like(rows)], axis=1).astype(np.int64)
+        items = self.log.items[rows].astype(np.int64)
+        return Batch(
+            dense=torch.from_numpy(self._dense(times, first, end)),
+            sparse=torch.from_numpy(self._sparse(rows, times)),
+            candidate_items=torch.from_numpy(items),
+            candidate_sides=torch.from_numpy(candidate_sides),
+            times_ms=torch.from_numpy(times),
+            labels=torch.from_numpy(self.log.count(self.positives, rows, rows + 1).astype(np.float32)),
+            sequences={
+                sequence.name: self.log.history(sequence.name, first, end, max_lengths[sequence.name])
+                for sequence in self.schema.sequences
+            },
+        )
+
+    def _dense(self, times: Ints, first: Ints, end: Ints) -> npt.NDArray[np.float32]:
+        past = {sequence.name: self.log.count(sequence.name, first, end) for sequence in self.schema.sequences}
+        targets = sum((past[name] for name in self.shown), start=np.zeros_like(first))
+        rate = past[self.positives] / np.maximum(targets, 1)
+        elapsed_ms = np.where(end > first, times - self.log.times_ms(np.maximum(end - 1, 0)), 0)
+        columns = [*(np.log1p(count) for count in past.values()), rate, np.log1p(elapsed_ms / 1000)]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _sparse(self, rows: Ints, times: Ints) -> Ints:
+        local = times + self.utc_offset_hours * HOUR_MS
+        hour, weekday = local // HOUR_MS % 24 + 1, (local // DAY_MS + THURSDAY) % 7 + 1
+        known = [self.log.users(rows), self.log.items[rows], hour, weekday, self.log.sides[rows, 0]]
+        return np.stack([*known, *(column[rows] for column in self.context)], axis=1).astype(np.int64)
+
+    def split_by_time(self, train_share: float) -> "tuple[LogSource, LogSource]":
+        """Two sources over the same log: impressions of the first ``train_share`` of them in time, and the later ones.
+
+        Raises:
+            InvalidArgument: a share outside (0, 1), or one that leaves a side empty.
+        """
+        times = self.log.times_ms(self.targets)
+        if not 0 < train_share < 1 or (late := times > np.quantile(times, train_share)).all() or not late.any():
+            raise InvalidArgument(f"train_share={train_share} leaves a side empty; allowed: between 0 and 1")
+        return (
+            replace(self, targets=self.targets[~late], fingerprint=f"{self.fingerprint}-first-{train_share}"),
+            replace(self, targets=self.targets[late], fingerprint=f"{self.fingerprint}-after-{train_share}"),
+        )

@@ -1,0 +1,54 @@
+"""What every data source offers: a schema, an identity, and batches drawn by a seed."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from mfu_kernels.errors import InvalidArgument
+from mfu_models.batch import Batch, Schema
+
+ACTION_SIDE = "action"  # the side id that says what the user did; a candidate's is always 0, as it would tell the label
+
+
+class Source(Protocol):
+    """A data set, real or synthetic, that batches are drawn from."""
+
+    @property
+    def schema(self) -> Schema:
+        """The fields, sequences and target of every batch."""
+
+    @property
+    def description(self) -> str:
+        """One line for reports: source, users, events, rate of the target."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal data: the files' content digest, or the version of what is synthesised."""
+
+    def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
+        """``num_batches`` batches on the CPU, the same for the same seed; batch i does not depend on ``num_batches``.
+
+        Each sequence keeps the most recent ``max_lengths[name]`` events strictly before the impression's time.
+
+        Raises:
+            InvalidArgument: a size below 1, a negative seed, or lengths that do not name the schema's sequences.
+        """
+
+
+def check_request(schema: Schema, batch_size: int, num_batches: int, seed: int, max_lengths: Mapping[str, int]) -> None:
+    """Raise InvalidArgument unless batches can be drawn so (see ``Source.batches``)."""
+    for name, value, least in (("batch_size", batch_size, 1), ("num_batches", num_batches, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InvalidArgument(f"{name}={value}; allowed: {least} or more")
+    expected = {sequence.name for sequence in schema.sequences}
+    if expected != set(max_lengths):
+        raise InvalidArgument(
+            f"maximum lengths are given for {_names(max_lengths)}; the {schema.source} sequences, "
+            f"each of which needs one, are {_names(expected)}"
+        )
+    for name, length in max_lengths.items():
+        if length < 1:
+            raise InvalidArgument(f"maximum length of {name!r} is {length}; allowed: 1 or more")
+
+
+def _names(names: "Mapping[str, int] | set[str]") -> str:
+    return ", ".join(sorted(names)) or "none"

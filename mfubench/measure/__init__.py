@@ -1,0 +1,1 @@
+"""The four passes, never merged (timing, count, trace, memory), and what bounds them: peaks, clocks, environment."""

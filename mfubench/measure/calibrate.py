@@ -1,0 +1,244 @@
+"""The peak that this device really reaches: its best large GEMM per dtype, and its copy bandwidth.
+
+A datasheet's peak is a clock times a width that no kernel sustains; dividing by what a large GEMM reaches says how much
+a kernel leaves behind on this device, with its clocks and power limit, today. The operands are random, because a GPU
+that multiplies constants toggles fewer bits, draws less power and clocks higher than it will in training.
+  cf. Horace He, thonking.ai/p/strangely-matrix-multiplications
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from mfubench.errors import BadInput, ToolBroke
+from mfubench.run import write_text
+
+from .environment import cache_directory, device_name, device_uuid, now
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+Progress = Callable[[str], None]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much to measure: GEMM shapes (M, N, K) in order of work, how long one call may take, and the copy's size.
+
+    The copy must be larger than the last-level cache, or it measures the cache.
+    """
+
+    shapes: tuple[Shape, ...]
+    limit_s: float
+    repeats: int
+    warmup: int
+    copy_bytes: int
+
+    @property
+    def how(self) -> str:
+        """In words, for the report; a calibration made otherwise is another one."""
+        return (
+            f"torch.mm on random data, best shape up to {'x'.join(map(str, self.shapes[-1]))}, "
+            f"copy of {self.copy_bytes >> 20} MiB, median of {self.repeats} after {self.warmup}"
+        )
+
+
+PLANS = {
+    "cpu": Plan(tuple((n, n, n) for n in (256, 512, 1024, 2048, 4096)), 0.15, 3, 1, 256 << 20),
+    "cuda": Plan(
+        ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 16384, 8192), (16384, 16384, 16384)), 0.25, 20, 5, 2 << 30
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one device reached: dense TFLOP/s per dtype (2 per multiply-add), copy GB/s (bytes read plus written).
+
+    ``samples`` holds every call's time in ms by what it measured.
+    """
+
+    device_name: str
+    gemm_tflops: dict[str, float]
+    copy_gb_s: float
+    samples: dict[str, list[float]]
+    date: str
+    torch: str
+    threads: int
+    how: str
+
+
+def calibrate(
+    device: "torch.device", dtype_names: Sequence[str], progress: Progress | None = None, plan: Plan | None = None
+) -> Calibration:
+    """Measure ``device`` now: one to two seconds for one dtype on a CPU, a few on a GPU.
+
+    fp32 runs with TF32 off, tf32 with it on; the setting and the random state are left as they were.
+
+    Raises:
+        BadInput: a device or dtype that cannot be calibrated.
+        ToolBroke: the device has too little free memory.
+    """
+    import torch
+
+    for name in dtype_names:
+        _check(device, name)
+    plan = plan or PLANS[device.type]
+    say = progress or (lambda message: None)
+    peaks: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
+    try:
+        for name in dtype_names:
+            say(f"calibrating the {name} GEMM peak of {device}")
+            peaks[name] = _gemm_peak(device, name, plan, samples)
+        say(f"calibrating the copy bandwidth of {device}")
+        copy_gb_s = _copy_rate(device, plan, samples)
+    except torch.OutOfMemoryError:
+        raise ToolBroke(f"{device} has too little free memory to calibrate; free it, or use another device") from None
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # else gigabytes of cached blocks would count as the workload's
+    version, threads = str(torch.__version__), torch.get_num_threads()
+    return Calibration(device_name(device), peaks, copy_gb_s, samples, now(), version, threads, plan.how)
+
+
+def load_or_calibrate(
+    device: "torch.device",
+    dtype: str,
+    refresh: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    plan: Plan | None = None,
+) -> Calibration:
+    """The kept calibration of this device for one dtype, measured first if there is none or ``refresh`` is set.
+
+    It is kept per device, dtype, torch version, thread count (on a CPU) and method in ``cache``, by default
+    ``calibration.json`` in the user's cache folder. A damaged file is measured anew; one that cannot be written is a
+    warning.
+
+    Raises:
+        BadInput, ToolBroke: as ``calibrate``.
+    """
+    _check(device, dtype)
+    plan = plan or PLANS[device.type]
+    cache = cache or cache_directory() / "calibration.json"
+    key = _fingerprint(device, dtype, plan)
+    kept = _entries(cache)
+    if not refresh and (found := _parse(kept.get(key), dtype)):
+        return found
+    measured = calibrate(device, [dtype], progress, plan)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cache, json.dumps(_entries(cache) | {key: asdict(measured)}, indent=1))
+    except OSError as error:
+        warnings.warn(f"the calibration is not kept: cannot write {cache}: {error}", RuntimeWarning, stacklevel=2)
+    return measured
+
+
+def _check(device: "torch.device", dtype: str) -> None:
+    if device.type not in DTYPES:
+        raise BadInput(f"cannot calibrate a {device.type} device; allowed: {', '.join(DTYPES)}")
+    if dtype not in DTYPES[device.type]:
+        allowed = ", ".join(DTYPES[device.type])
+        raise BadInput(f"cannot calibrate {dtype!r} on a {device.type} device; allowed: {allowed}")
+
+
+def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, samples: dict[str, list[float]]) -> float:
+    """TFLOP/s. Each shape's rate foretells the next one's time, so that a slow device stops early."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before, best = matmul.fp32_precision, 0.0
+    matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    try:
+        for shape in plan.shapes:
+            flops = 2 * shape[0] * shape[1] * shape[2]
+            if best and flops / best > plan.limit_s:
+                break
+            seconds = _seconds(_gemm(device, dtype, shape), device, plan)
+            samples[f"{dtype} {'x'.join(map(str, shape))}"] = [s * 1e3 for s in seconds]
+            best = max(best, flops / median(seconds))
+    finally:
+        matmul.fp32_precision = before
+    return best / 1e12
+
+
+def _gemm(device: "torch.device", dtype: str, shape: Shape) -> Callable[[], object]:
+    import torch
+
+    kinds = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    kind, (m, n, k) = kinds[dtype], shape
+    generator = torch.Generator(device).manual_seed(0)  # its own, so that the caller's random state stays as it was
+    a = torch.randn(m, k, device=device, dtype=kind, generator=generator)
+    b = torch.randn(k, n, device=device, dtype=kind, generator=generator)
+    out = torch.empty(m, n, device=device, dtype=kind)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _copy_rate(device: "torch.device", plan: Plan, samples: dict[str, list[float]]) -> float:
+    import torch
+
+    # Written, not just allocated: untouched pages of a CPU are all one page of zeros.
+    source = torch.ones(plan.copy_bytes // 4, device=device)
+    target = torch.zeros_like(source)
+    seconds = _seconds(lambda: target.copy_(source), device, plan)
+    samples[f"copy {plan.copy_bytes} bytes"] = [s * 1e3 for s in seconds]
+    return 2 * plan.copy_bytes / median(seconds) / 1e9
+
+
+def _seconds(call: Callable[[], object], device: "torch.device", plan: Plan) -> list[float]:
+    for _ in range(plan.warmup):
+        call()
+    if device.type == "cuda":
+        return _event_seconds(call, device, plan.repeats)
+    seconds = []
+    for _ in range(plan.repeats):
+        start = perf_counter()
+        call()
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def _event_seconds(call: Callable[[], object], device: "torch.device", repeats: int) -> list[float]:
+    import torch
+
+    with torch.cuda.device(device):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        events[-1].synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in pairwise(events)]
+
+
+def _fingerprint(device: "torch.device", dtype: str, plan: Plan) -> str:
+    import torch
+
+    unit = device_uuid(device) or f"{torch.get_num_threads()} threads"
+    return " | ".join((device_name(device), unit, f"torch {torch.__version__}", dtype, plan.how))
+
+
+def _entries(cache: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _parse(entry: Any, dtype: str) -> Calibration | None:
+    """The entry as a Calibration; None if it is missing or damaged."""
+    try:
+        found = Calibration(**entry)
+        return found if found.gemm_tflops[dtype] > 0 and found.copy_gb_s > 0 else None
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,70 @@
+"""Class of an operator by its name: which lines of the ledger its time belongs to, and whether its FLOPs are known."""
+
+from functools import cache
+
+import torch
+from mfu_kernels.cost import OpClass
+
+_BY_NAME: dict[OpClass, tuple[str, ...]] = {
+    "gemm": (
+        *("mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "matmul", "einsum", "mv", "addmv", "dot", "vdot"),
+        *("_scaled_mm", "_scaled_mm_v2", "_grouped_mm", "_scaled_grouped_mm", "_int_mm", "_addmm_activation", "bilinear"),
+        *("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "cudnn_convolution", "mkldnn_convolution"),
+        *("convolution_backward", "tensordot", "inner", "outer", "linear_backward", "mkldnn_linear"),
+        *("_sparse_mm", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_cudnn_rnn", "_cudnn_rnn_backward", "lstm"),
+    ),
+    "attention": ("scaled_dot_product_attention", "_transform_bias_rescale_qkv", "_native_multi_head_attention"),
+    "norm": (
+        *("native_layer_norm", "native_layer_norm_backward", "layer_norm", "rms_norm", "_fused_rms_norm"),
+        *("_fused_rms_norm_backward", "native_batch_norm", "batch_norm", "native_group_norm", "group_norm"),
+        *("native_batch_norm_backward", "native_group_norm_backward", "cudnn_batch_norm", "instance_norm"),
+    ),
+    "embedding": (
+        *("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", "embedding_dense_backward"),
+        *("embedding_backward", "embedding_sparse_backward", "_embedding_bag_backward", "embedding_renorm_"),
+    ),
+    "reduction": (
+        *("sum", "mean", "amax", "amin", "max", "min", "norm", "var", "std", "var_mean", "std_mean", "prod", "all", "any"),
+        *("argmax", "argmin", "logsumexp", "cumsum", "cumprod", "count_nonzero", "segment_reduce", "sort", "topk"),
+        *("softmax", "_softmax", "_softmax_backward_data", "log_softmax", "_log_softmax", "_log_softmax_backward_data"),
+        *("linalg_vector_norm", "_segment_reduce_backward", "index_add", "index_add_", "bincount", "histc", "unique"),
+    ),
+    "copy": (
+        *("copy_", "_to_copy", "to", "clone", "contiguous", "cat", "stack", "index", "index_select", "gather", "repeat"),
+        *("scatter", "scatter_", "scatter_add", "scatter_add_", "index_put", "index_put_", "_index_put_impl_", "roll"),
+        *("index_copy", "index_copy_", "index_fill", "index_fill_", "masked_select", "take_along_dim", "flip", "pad"),
+        *("zero_", "fill_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_full"),
+        *("empty", "empty_like", "empty_strided", "new_empty", "arange", "_pin_memory", "select_backward", "resize_"),
+        *("slice_backward", "split_with_sizes_copy", "constant_pad_nd", "_unsafe_index", "embedding_copy", "nonzero"),
+        *("index_select_backward", "new_empty_strided", "new_ones", "reshape", "narrow_copy", "repeat_interleave"),
+    ),
+}
+_CLASS = {name: kind for kind, names in _BY_NAME.items() for name in names}
+_ATTENTION_MARKS = ("_attention", "flash_", "sdpa")
+# Operators of torch that do matmul-like work for which no formula exists: their presence lowers FLOP coverage.
+_UNCOUNTED_PREFIXES = ("linalg_", "_linalg_", "mkldnn_rnn", "_cudnn_rnn", "_thnn_", "cholesky", "_trilinear", "fft_")
+_HARMLESS_LINALG = ("linalg_vector_norm", "linalg_norm", "linalg_cross", "linalg_diagonal")
+
+
+@cache
+def op_class(name: str) -> OpClass:
+    """Class of a dispatched operator, given as ``aten::mm`` or ``mm``; ``other`` for what is not known."""
+    namespace, _, base = name.rpartition("::")
+    if base in _CLASS:
+        return _CLASS[base]
+    if any(mark in base for mark in _ATTENTION_MARKS):
+        return "attention"
+    packet = getattr(torch.ops.aten, base, None) if namespace in ("", "aten") else None
+    if packet is None:
+        return "other"
+    overloads = (getattr(packet, overload) for overload in packet.overloads())
+    return "elementwise" if any(torch.Tag.pointwise in overload.tags for overload in overloads) else "other"
+
+
+@cache
+def may_hide_flops(name: str) -> bool:
+    """Whether an operator without a FLOP formula could do matmul-like work: foreign namespaces, and a list of torch's."""
+    namespace, _, base = name.rpartition("::")
+    if namespace not in ("", "aten", "prim", "prims", "profiler"):
+        return True
+    return base.startswith(_UNCOUNTED_PREFIXES) and base not in _HARMLESS_LINALG

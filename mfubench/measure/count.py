@@ -1,0 +1,173 @@
+"""The count pass: FLOPs and bytes of an eager step with its real sequence lengths, by module, direction and class."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from mfu_kernels.cost import OpClass, PassCost
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .classify import may_hide_flops, op_class
+from .scopes import ROOT, Scope, ScopeTracker
+from .flops import dispatched_bytes, dispatched_flops
+
+
+class WorkKey(NamedTuple):
+    """Where work was done: module, ``fwd`` or ``bwd``, and class of operator."""
+
+    module: str
+    direction: str
+    kind: OpClass
+
+
+@dataclass(slots=True)
+class Work:
+    """FLOPs and bytes of a group of operators.
+
+    ``model`` is useful, ``padded`` as if every row were the longest, ``hardware`` executed, ``recomputed`` the part of
+    it that repeats earlier work; ``dtypes`` holds the hardware FLOPs by operand type.
+    """
+
+    model: int = 0
+    padded: int = 0
+    hardware: int = 0
+    recomputed: int = 0
+    bytes: int = 0
+    dtypes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, other: "Work", times: int = 1) -> None:
+        """Add ``other`` to this, ``times`` times."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for dtype, flops in other.dtypes.items():
+            self.dtypes[dtype] += times * flops
+
+    def divide(self, by: int) -> None:
+        """Turn sums over ``by`` steps into their mean, rounded to whole FLOPs and bytes."""
+        for name in _SUMMED:
+            setattr(self, name, round(getattr(self, name) / by))
+
+
+_SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
+
+
+@dataclass(slots=True)
+class Count:
+    """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran."""
+
+    work: dict[WorkKey, Work] = field(default_factory=lambda: defaultdict(Work))
+    unknown_ops: set[str] = field(default_factory=set)
+    impls: dict[str, str] = field(default_factory=dict)
+
+    def total(self, direction: str | None = None) -> Work:
+        """All work, or that of one direction."""
+        total = Work()
+        for key, work in self.work.items():
+            if direction in (None, key.direction):
+                total.add(work)
+        return total
+
+
+class _Counter(TorchDispatchMode):
+    """Books every dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
+
+    def __init__(self, tracker: "CountTracker") -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.tracker.book(func, args, kwargs, out)
+        return out
+
+
+class CountTracker(ScopeTracker):
+    """A scope tracker that keeps a Count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, with_costs=True)
+        self.count = Count()
+        self._last_backward: Scope | None = None
+        self._counted_backward: set[int] = set()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks, op reports, and every dispatched operator."""
+        with super().attached(), _Counter(self):
+            yield
+
+    def opened(self, scope: Scope) -> None:
+        """Book an op's forward by its formula when it begins."""
+        if scope.op is not None and scope.impl is not None and scope.cost is not None:
+            self.count.impls[scope.op] = scope.impl
+            if not scope.recompute:
+                self._book_formula(scope, "fwd", scope.cost.fwd)
+
+    def book(self, func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Book one dispatched operator."""
+        scope, direction, recompute = self._responsible()
+        flops = dispatched_flops(func, args, kwargs, out)
+        name = f"{func.namespace}::{func._overloadpacket.__name__}"
+        in_op = scope is not None and scope.op is not None
+        if flops is None and not in_op and may_hide_flops(name):
+            self.count.unknown_ops.add(name)
+        work = Work()
+        if flops is not None:
+            work.hardware = flops.hardware
+            work.recomputed = flops.hardware if recompute else flops.recomputed
+            work.dtypes[_operand_dtype(args)] = flops.hardware
+            if not in_op and not recompute:
+                work.model = work.padded = flops.model * (scope.shared if scope else 1)
+        if not in_op:
+            work.bytes = dispatched_bytes(func, args, kwargs, out)
+        kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)
+        self.count.work[WorkKey(scope.module if scope else ROOT, direction, kind)].add(work)
+
+    def _responsible(self) -> tuple[Scope | None, str, bool]:
+        """Scope, direction, and whether this repeats a forward, of what is being dispatched now."""
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return self.current, "fwd", False
+        if self.current is not None and self.current.recompute:
+            return self.current, "bwd", True
+        if node.name() == "AccumulateGrad":  # runs right after the node that made the gradient
+            return self._last_backward, "bwd", False
+        scope = self.owner_of(node._sequence_nr())
+        self._last_backward = scope
+        if scope is not None and scope.cost is not None and scope.index not in self._counted_backward:
+            self._counted_backward.add(scope.index)
+            self._book_formula(scope, "bwd", scope.cost.bwd)
+        # Backward formulas run without grad mode, so a forward that does not is one that checkpointing repeats.
+        return scope, "bwd", torch.is_grad_enabled()
+
+    def _book_formula(self, scope: Scope, direction: str, cost: PassCost) -> None:
+        work = Work(model=cost.model * scope.shared, padded=cost.padded * scope.shared, bytes=cost.bytes)
+        if scope.impl != "reference":  # a kernel's work is invisible to the dispatcher; the reference's is seen
+            work.hardware, work.recomputed = cost.hardware, cost.recomputed
+        self.count.work[WorkKey(scope.module, direction, scope.kind or "other")].add(work)
+
+
+def _operand_dtype(args: Any) -> str:
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim() >= 1]
+    return str(tensors[-1].dtype).removeprefix("torch.") if tensors else "unknown"
+
+
+def count_step(model: nn.Module, step: Callable[[ScopeTracker], None]) -> Count:
+    """Count one step: ``step(tracker)`` runs it eagerly and marks its phases with ``tracker.phase``."""
+    tracker = CountTracker(model)
+    with tracker.attached():
+        step(tracker)
+    return tracker.count
+
+
+def by_module(work: Mapping[WorkKey, Work]) -> dict[str, dict[str, Work]]:
+    """The same work by module and direction."""
+    table: dict[str, dict[str, Work]] = defaultdict(lambda: {"fwd": Work(), "bwd": Work()})
+    for key, item in work.items():
+        table[key.module][key.direction].add(item)
+    return dict(table)

@@ -1,0 +1,101 @@
+"""FLOPs and bytes of one dispatched torch operator.
+
+torch's own registry counts what a kernel executes and never discounts a causal mask; attention is therefore counted
+here, once for the mathematics and once for the hardware. Fused attention's backward repeats the scores: 5 matrix
+products, of which the mathematics needs 4.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+SDPA_FORWARD = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+SDPA_BACKWARD = (
+    *(f"{name}_backward" for name in SDPA_FORWARD[:3]),
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+)
+
+
+class Flops(NamedTuple):
+    """``model``: what the mathematics needs; ``hardware``: executed; ``recomputed``: the part of it that repeats work."""
+
+    model: int
+    hardware: int
+    recomputed: int = 0
+
+
+def dispatched_flops(
+    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+) -> Flops | None:
+    """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices)."""
+    packet = func._overloadpacket
+    name = packet.__name__
+    if name in SDPA_FORWARD or name in SDPA_BACKWARD:
+        return _attention(func, args, kwargs)
+    if name in _VECTOR:
+        return _same(2 * _VECTOR[name](args))
+    if packet in flop_registry:
+        return _same(int(flop_registry[packet](*args, **kwargs, out_val=out)))
+    return None
+
+
+def _same(flops: int) -> Flops:
+    return Flops(flops, flops)
+
+
+# Multiply-adds of matrix-vector and vector products, which torch's registry leaves out.
+_VECTOR = {
+    "mv": lambda a: a[0].numel(),
+    "addmv": lambda a: a[1].numel(),
+    "dot": lambda a: a[0].numel(),
+    "vdot": lambda a: a[0].numel(),
+    "addbmm": lambda a: a[1].numel() * a[2].shape[-1],
+}
+
+
+def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
+    named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    q, k, v = named["query"], named["key"], named["value"]
+    queries, keys = q.shape[-2], k.shape[-2]
+    pairs = queries * keys
+    if named.get("is_causal"):
+        # The mask keeps key <= query, counted from the upper left corner.
+        kept = min(queries, keys)
+        pairs = kept * (kept + 1) // 2 + max(0, queries - keys) * keys
+    rows = int(q.shape[:-2].numel())
+    scores, values = 2 * rows * pairs * q.shape[-1], 2 * rows * pairs * v.shape[-1]
+    if func._overloadpacket.__name__ in SDPA_FORWARD:
+        return _same(scores + values)
+    model = 2 * (scores + values)
+    return Flops(model, model + scores, recomputed=scores)
+
+
+@cache
+def _only_a_view(func: torch._ops.OpOverload) -> bool:
+    returns = func._schema.returns
+    aliases = [value.alias_info for value in returns]
+    return bool(returns) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def dispatched_bytes(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Least bytes that one call moves: each input read once and each output written once; a view moves none."""
+    if _only_a_view(func) or func._overloadpacket.__name__.startswith(("empty", "new_empty")):
+        return 0
+    return sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return int(tensor._values().nbytes + tensor._indices().nbytes) if tensor.layout == torch.sparse_coo else 0
+    # An expanded tensor has more elements than memory.
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -1,0 +1,167 @@
+"""The memory pass: what is alive at a step's peak, by kind and by the module that it belongs to.
+
+Every storage that an operator of the step makes is booked on the scope that runs, and booked off when it dies. The
+bytes are those that tensors ask for; an allocator's rounding and cache are not in them, and are reported beside them on
+a GPU.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
+
+KINDS = ("parameters", "gradients", "optimizer_state", "activations", "other")
+
+
+@dataclass(slots=True)
+class MemoryPeak:
+    """Bytes alive at the peak: in all, by kind, by module; and the phase in which it was reached."""
+
+    peak_bytes: int
+    phase: str
+    by_kind: dict[str, int]
+    by_module: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Storage:
+    nbytes: int
+    module: str
+    kind: str
+
+
+class _Allocations(TorchDispatchMode):
+    def __init__(self, tracker: "MemoryTracker") -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.tracker.book(leaf)
+        return out
+
+
+class MemoryTracker(ScopeTracker):
+    """A scope tracker that logs each storage's birth and death."""
+
+    def __init__(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        super().__init__(model)
+        self._storages: list[_Storage] = []
+        self._alive: dict[int, int] = {}  # storage's address in C++ -> index
+        self._log: list[tuple[int, int]] = []  # (index, +1 or -1)
+        self._phases: list[str] = []
+        self._last_backward = ROOT
+        owner_of_parameter = self._book_parameters()
+        for optimizer in optimizers:
+            for parameter, state in optimizer.state.items():
+                for value in tree_leaves(dict(state)):
+                    if isinstance(value, torch.Tensor):
+                        self.book(value, owner_of_parameter.get(parameter, ROOT), "optimizer_state")
+
+    def _book_parameters(self) -> dict[torch.Tensor, str]:
+        owners: dict[torch.Tensor, str] = {}
+        for module, name in self.names.items():
+            for tensor in module.parameters(recurse=False):
+                owners.setdefault(tensor, name)
+                self.book(tensor, name, "parameters")
+            for tensor in module.buffers(recurse=False):
+                self.book(tensor, name, "other")
+        return owners
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks, op reports, and every storage that is made."""
+        with super().attached(), _Allocations(self):
+            yield
+            self._mark_gradients()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase; when the backward ends, the gradients are known by name."""
+        with super().phase(name):
+            yield
+        if name == BACKWARD:
+            self._mark_gradients()
+
+    def book(self, tensor: torch.Tensor, module: str | None = None, kind: str | None = None) -> None:
+        """Note the storages of ``tensor``, unless they are known already."""
+        for part in _dense_parts(tensor):
+            storage = part.untyped_storage()
+            if storage._cdata in self._alive or storage.nbytes() == 0:
+                continue
+            index = len(self._storages)
+            self._storages.append(_Storage(storage.nbytes(), module or self._owner(), kind or self._kind()))
+            self._alive[storage._cdata] = index
+            self._note(index, +1)
+            weakref.finalize(storage, self._died, storage._cdata, index).atexit = False
+
+    def _died(self, address: int, index: int) -> None:
+        if self._alive.get(address) == index:
+            del self._alive[address]
+        self._note(index, -1)
+
+    def _note(self, index: int, sign: int) -> None:
+        self._log.append((index, sign))
+        self._phases.append(self.stack[0].module if self.stack else "(before)")
+
+    def _owner(self) -> str:
+        node = torch._C._current_autograd_node()
+        if node is None or (self.current is not None and self.current.recompute):
+            return self.current.module if self.current else ROOT
+        if node.name() != "AccumulateGrad":
+            scope = self.owner_of(node._sequence_nr())
+            self._last_backward = scope.module if scope else ROOT
+        return self._last_backward
+
+    def _kind(self) -> str:
+        if torch._C._current_autograd_node() is not None:
+            return "other"
+        phase = self.stack[0].module if self.stack else ""
+        return "other" if phase in (OPTIMIZER, BACKWARD, "") else "activations"
+
+    def _mark_gradients(self) -> None:
+        for module, name in self.names.items():
+            for parameter in module.parameters(recurse=False):
+                for part in _dense_parts(parameter.grad) if parameter.grad is not None else ():
+                    index = self._alive.get(part.untyped_storage()._cdata)
+                    if index is not None:
+                        self._storages[index].kind, self._storages[index].module = "gradients", name
+
+    def peak(self) -> MemoryPeak:
+        """What was alive when the most was."""
+        live = list(accumulate(sign * self._storages[index].nbytes for index, sign in self._log))
+        top = max(range(len(live)), key=live.__getitem__)
+        by_kind, by_module = dict.fromkeys(KINDS, 0), Counter[str]()
+        for index, sign in self._log[: top + 1]:
+            storage = self._storages[index]
+            by_kind[storage.kind] += sign * storage.nbytes
+            by_module[storage.module] += sign * storage.nbytes
+        return MemoryPeak(live[top], self._phases[top], by_kind, by_module)
+
+
+def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._values(), tensor._indices()]
+    return [tensor] if tensor.layout == torch.strided else []
+
+
+def peak_of_step(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], step: Callable[[ScopeTracker], None]
+) -> MemoryPeak:
+    """Peak of one step: ``step(tracker)`` runs it and marks its phases with ``tracker.phase``."""
+    tracker = MemoryTracker(model, optimizers)
+    with tracker.attached():
+        step(tracker)
+    return tracker.peak()

@@ -1,0 +1,140 @@
+"""Which module, and which op inside it, runs now; and later, which of them created a given autograd node.
+
+Autograd numbers the nodes that a thread creates, in order. So it is enough to note the number at which the innermost
+scope changes: the owner of a backward node is the scope that was innermost when its number was handed out. The same
+numbers appear in a profiler trace, and backward hooks, which miss weight gradients and break some models, are not
+needed.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mfu_kernels.cost import OpClass, OpCost, observing
+from torch import nn
+
+ROOT = "(model)"  # own work of the outermost module
+LOSS, OPTIMIZER, DATA, FORWARD, BACKWARD = "(loss)", "(optimizer)", "(data)", "(forward)", "(backward)"
+
+
+@dataclass(slots=True)
+class Scope:
+    """One activation of a module, a phase of the step, or an op; ``shared`` is over how many samples its work counts."""
+
+    index: int
+    module: str
+    op: str | None = None
+    kind: OpClass | None = None
+    impl: str | None = None
+    cost: OpCost | None = None
+    shared: int = 1
+    recompute: bool = False
+
+
+class ScopeTracker:
+    """Follows the innermost scope of ``model`` through forward hooks, op reports and the phases of a step.
+
+    ``with tracker.attached():`` installs the hooks. Subclasses add what happens at ``opened`` and ``closed``.
+    """
+
+    def __init__(self, model: nn.Module, *, with_costs: bool = False) -> None:
+        self.model = model
+        self.names = {module: name or ROOT for name, module in model.named_modules()}
+        self.with_costs = with_costs
+        self.scopes: list[Scope] = []
+        self.stack: list[Scope] = []
+        self._marks: list[int] = []
+        self._owners: list[Scope | None] = []
+
+    @property
+    def current(self) -> Scope | None:
+        """The innermost scope."""
+        return self.stack[-1] if self.stack else None
+
+    def owner_of(self, sequence_number: int) -> Scope | None:
+        """The scope that created the autograd node with this number, None if it was created outside every scope."""
+        place = bisect_right(self._marks, sequence_number) - 1
+        return self._owners[place] if place >= 0 else None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on every module, and op reports, for as long as this context lasts."""
+        with ExitStack() as cleanup:
+            for module in self.names:
+                cleanup.callback(module.register_forward_pre_hook(self._before).remove)
+                # Without always_call a forward that checkpointing cuts short would never close its scope.
+                cleanup.callback(module.register_forward_hook(self._after, always_call=True).remove)
+            cleanup.enter_context(observing(self))
+            yield
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the step, such as ``(loss)``, as a scope."""
+        self._open(name)
+        try:
+            yield
+        finally:
+            self._close()
+
+    def opened(self, scope: Scope) -> None:
+        """``scope`` has become the innermost."""
+
+    def closed(self, scope: Scope) -> None:
+        """``scope`` has ended."""
+
+    def enter_op(self, name: str, kind: OpClass, impl: str, cost: Callable[[], OpCost]) -> None:
+        """An op reports that it begins (mfu_kernels.cost.Observer)."""
+        outer = self.current
+        # An op inside another op is the outer one's implementation; its work is in the outer one's formula.
+        nested = outer is not None and outer.op is not None
+        self._open(
+            outer.module if outer else ROOT,
+            op=outer.op if nested and outer else name,
+            kind=outer.kind if nested and outer else kind,
+            impl=impl,
+            cost=cost() if self.with_costs and not nested else None,
+        )
+
+    def exit_op(self) -> None:
+        """The innermost op has ended."""
+        self._close()
+
+    def enter_shared(self, num_samples: int) -> None:
+        """Work that serves ``num_samples`` samples begins."""
+        outer = self.current
+        self._open(outer.module if outer else ROOT, shared=num_samples)
+
+    def exit_shared(self) -> None:
+        """That work has ended."""
+        self._close()
+
+    def _before(self, module: nn.Module, _args: Any) -> None:
+        self._open(self.names[module])
+
+    def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._close()
+
+    def _open(self, module: str, **details: Any) -> None:
+        outer = self.current
+        recompute = outer.recompute if outer else False
+        if torch._C._current_autograd_node() is not None:  # a forward inside the backward pass: checkpointing
+            recompute = True
+        shared = details.pop("shared", outer.shared if outer else 1)
+        scope = Scope(len(self.scopes), module, shared=shared, recompute=recompute, **details)
+        self.scopes.append(scope)
+        self.stack.append(scope)
+        self._mark(scope)
+        self.opened(scope)
+
+    def _close(self) -> None:
+        scope = self.stack.pop()
+        self._mark(self.current)
+        self.closed(scope)
+
+    def _mark(self, owner: Scope | None) -> None:
+        if torch._C._current_autograd_node() is None:  # recomputed nodes may count in a thread of their own
+            self._marks.append(torch.autograd._get_sequence_nr())
+            self._owners.append(owner)

@@ -1,0 +1,43 @@
+"""The timing pass: whole steps, no hook, no profiler. Only its numbers feed MFU and the gate."""
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+
+def time_steps(
+    step: Callable[[int], None],
+    *,
+    device: torch.device,
+    num_steps: int,
+    warmup: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Milliseconds of ``num_steps`` calls of ``step(index)`` after ``warmup`` calls that are not counted.
+
+    On CUDA the host never waits inside: events are recorded around each step and read when all have run.
+    """
+    for index in range(warmup):
+        step(index)
+    if device.type == "cuda":
+        return _with_events(step, num_steps, progress)
+    timings = []
+    for index in range(num_steps):
+        start = perf_counter()
+        step(index)
+        timings.append(1e3 * (perf_counter() - start))
+        progress(index + 1)
+    return timings
+
+
+def _with_events(step: Callable[[int], None], num_steps: int, progress: Callable[[int], None]) -> list[float]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for index in range(num_steps):
+        step(index)
+        events[index + 1].record()
+        progress(index + 1)
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in zip(events, events[1:], strict=False)]

@@ -1,0 +1,89 @@
+"""The trace pass: torch.profiler over a few steps, with scopes that carry each module's name into the trace.
+
+The profiler slows a step that is bound by its host; so only shares are taken from here, and the distortion is published.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from .scopes import Scope, ScopeTracker
+
+SCOPE_PREFIX = "mfu#"  # in the trace: mfu#<index of the scope>:<module>[/<op>]
+STEP_NAME = "mfu-step"
+
+
+class TraceTracker(ScopeTracker):
+    """A scope tracker that writes each scope into the trace."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._records: list[Any] = []
+
+    def opened(self, scope: Scope) -> None:
+        """Begin the scope's span."""
+        label = f"{scope.module}/{scope.op}" if scope.op else scope.module
+        record = record_function(f"{SCOPE_PREFIX}{scope.index}:{label}")
+        record.__enter__()
+        self._records.append(record)
+
+    def closed(self, scope: Scope) -> None:
+        """End the scope's span."""
+        self._records.pop().__exit__(None, None, None)
+
+
+@dataclass(slots=True)
+class Trace:
+    """Events of a profiled run, as in the Chrome trace format, and the tracker that knows its scopes."""
+
+    events: list[dict[str, Any]]
+    tracker: TraceTracker
+    num_steps: int
+
+
+def trace_steps(
+    model: nn.Module,
+    step: Callable[[ScopeTracker, int], None],
+    *,
+    device: torch.device,
+    num_steps: int,
+    keep: Path | None = None,
+) -> Trace:
+    """Profile ``num_steps`` calls of ``step(tracker, index)``; with ``keep``, leave the gzipped trace at that path.
+
+    A call before them warms the profiler up and is not recorded.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler's own log lines stand in the terminal
+    tracker = TraceTracker(model)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with tracker.attached():
+        step(tracker, 0)
+        synchronize()
+        with profile(activities=activities) as profiler:
+            for index in range(num_steps):
+                with record_function(STEP_NAME):
+                    step(tracker, index)
+            synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+        if keep is not None:
+            packed = path.with_suffix(".json.gz")
+            with path.open("rb") as plain, gzip.open(packed, "wb", compresslevel=6) as stream:
+                shutil.copyfileobj(plain, stream)
+            shutil.move(packed, keep)
+    return Trace(events, tracker, num_steps)

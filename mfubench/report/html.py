@@ -1,0 +1,32 @@
+"""A report as one HTML file that fetches nothing and runs nothing."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mfubench.run import Run
+
+from .comparison import page
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATES = Path(__file__).parent / "templates"
+ROWS = 25
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report of ``runs``; a long table is folded after its first rows."""
+    return _template().render(page=page(runs), shown=ROWS)
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")

@@ -1,0 +1,60 @@
+"""A report as GitHub Markdown."""
+
+import re
+from collections.abc import Sequence
+
+from mfubench.run import Run
+
+from .blocks import Block, Facts, Items, Page, Table
+from .comparison import page
+
+ROWS = 20
+# Markup that GitHub would act on: an underscore inside a word and a bracket that opens no link are left alone.
+SPECIAL = re.compile(r"[\\`*<>|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])")
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report of ``runs``; the first rows of a long table, and how many more there are."""
+    return "\n\n".join(_page(page(runs), level=1)) + "\n"
+
+
+def _page(given: Page, level: int) -> list[str]:
+    lines = [f"{'#' * level} {escape(given.title)}", f"**{escape(given.headline)}**"]
+    if given.warnings:
+        lines.append("\n".join(f"> - **Warning:** {escape(warning)}" for warning in given.warnings))
+    for section in given.sections:
+        lines += [f"{'#' * (level + 1)} {escape(section.title)}", *map(_block, section.blocks)]
+    return [*lines, *(line for part in given.parts for line in _page(part, level + 1))]
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Items(sentences):
+            return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
+        case Facts(pairs):
+            return "\n".join(f"- **{escape(key)}**: {escape(given)}" for key, given in pairs)
+        case Table():
+            return _table(block)
+
+
+def _table(table: Table) -> str:
+    rows = table.rows[:ROWS] if table.rest else table.rows
+    lines = [
+        _row([column.header for column in table.columns]),
+        _row(["---:" if column.numeric else "---" for column in table.columns]),
+        *(_row([escape(cell) for cell in row]) for row in rows),
+    ]
+    if table.total:
+        lines.append(_row([f"**{escape(cell)}**" if cell else "" for cell in table.total]))
+    more = len(table.rows) - len(rows)
+    after = f"\n\n{more} more {table.rest}; report.html lists them all." if more else ""
+    return f"{escape(table.caption)}\n\n" + "\n".join(lines) + after
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """``text`` in one line, with nothing in it that Markdown would act on."""
+    return SPECIAL.sub(lambda found: f"\\{found[0]}", " ".join(text.splitlines()))

@@ -1,0 +1,41 @@
+"""One run in a sentence, and the words in it that other parts of a report use too."""
+
+from mfubench.run import Run
+
+from . import format as fmt
+
+
+def headline(run: Run) -> str:
+    """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
+    work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
+    return (
+        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {device(run)}: {step_time(run, 'ms a step')}, "
+        f"{fmt.number(run.step['samples_per_s'])} samples/s, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
+        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; "
+        f"{fmt.part_of(run.flops['model'], run.flops['padded'])} of the padded FLOPs are useful model FLOPs"
+    )
+
+
+def name(run: Run) -> str:
+    """What tells a run from its neighbours: the title and the axes that may differ."""
+    w = run.workload
+    overrides = f", {fmt.value('overrides', w['overrides'])}" if w["overrides"] else ""
+    return f"{run.title}, impl {w['impl']}, compile {w['compile']}{overrides}"
+
+
+def device(run: Run) -> str:
+    """The device's name, or its kind where it has none."""
+    return str(run.environment.get("device_name") or run.workload["device"])
+
+
+def step_time(run: Run, unit: str = "") -> str:
+    """The median step time with its interval."""
+    time = run.step["time_ms"]
+    return fmt.interval(time["median"], time["ci95_low"], time["ci95_high"], unit)
+
+
+def why_no_mfu(run: Run) -> str:
+    """Why a run has no MFU against a datasheet; nothing where it has one."""
+    if run.mfu is not None:
+        return ""
+    return "no datasheet peak for a CPU" if run.workload["device"] == "cpu" else "no datasheet peak in use"

@@ -1,0 +1,147 @@
+"""The Run document: what one profiled workload left behind, and the only thing that passes between commands.
+
+Times are in ms; FLOPs are per step, a mean over the timed steps; bytes are bytes. ``schema_version`` guards the reader:
+an older document is migrated or refused, never guessed.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA_VERSION = 1
+FLOP_CONVENTION = (
+    "2 per multiply-add, matmul-like work only, true sequence lengths, only the pairs a mask keeps, forward plus "
+    "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
+)
+
+
+@dataclass(slots=True)
+class ModuleRow:
+    """One module's own work, its children's not included, so that the rows of a Run sum to its totals.
+
+    ``name`` is the fully qualified name; work outside the model has a name in parentheses, such as ``(optimizer)``.
+    ``time_ms`` and ``share`` are the trace's shares scaled to the timing pass; ``bytes`` the least that must move;
+    ``memory_bytes`` what was alive at the step's peak and belongs to this module.
+    """
+
+    name: str
+    type: str
+    fwd_model_flops: int
+    bwd_model_flops: int
+    bytes: int
+    time_ms: float
+    share: float
+    verdict: str
+    mfu: float | None
+    memory_bytes: int
+    fwd_time_ms: float = 0.0
+    bwd_time_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class LedgerLine:
+    """One cause of the step's time; the lines of a Run sum to the step time."""
+
+    cause: str
+    ms: float
+    share: float
+    modules: list[str]
+
+
+@dataclass(slots=True)
+class Run:
+    """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are."""
+
+    workload: dict[str, Any]
+    environment: dict[str, Any]
+    peak: dict[str, Any]
+    step: dict[str, Any]
+    flops: dict[str, Any]
+    mfu: float | None
+    hfu: float | None
+    mfu_of_measured_peak: float
+    hfu_of_measured_peak: float
+    modules: list[ModuleRow]
+    ledger: list[LedgerLine]
+    hotspots: list[dict[str, Any]]
+    memory: dict[str, Any]
+    nvml: dict[str, Any]
+    trace: dict[str, Any]
+    impls: dict[str, str]
+    not_measured: list[str]
+    warnings: list[str]
+    parallel: dict[str, Any] | None = None
+    ranks: list[Any] = field(default_factory=list)
+    flop_convention: str = FLOP_CONVENTION
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def title(self) -> str:
+        """Model, size, mode and dtype in a few words."""
+        w = self.workload
+        return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
+
+    def to_json(self) -> str:
+        """The document as JSON, keys in the order of the dataclass, ``schema_version`` first."""
+        document = asdict(self)
+        return json.dumps({"schema_version": document.pop("schema_version"), **document}, indent=1)
+
+    def modules_frame(self) -> "pandas.DataFrame":
+        """The modules as a pandas table, one row each."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.modules])
+
+
+def read_run(path: Path) -> Run:
+    """Read ``path``, a run.json or a folder that holds one.
+
+    Raises:
+        BadInput: it does not exist, is not a Run document, or has a schema version that this release cannot read.
+    """
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text())
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote") from None
+    except ValueError:
+        raise BadInput(f"{file} is not JSON; give a run.json that `mfubench profile --out` wrote") from None
+    return _from_document(document, file)
+
+
+def _from_document(document: Any, file: Path) -> Run:
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(f"{file} has schema_version {version!r}; this release reads {SCHEMA_VERSION}; profile again")
+    known = {f.name for f in fields(Run)}
+    missing = known - document.keys()
+    if missing:
+        raise BadInput(f"{file} lacks {', '.join(sorted(missing))}; it is no whole Run; profile again")
+    values = {key: document[key] for key in known}
+    try:
+        values["modules"] = [ModuleRow(**row) for row in values["modules"]]
+        values["ledger"] = [LedgerLine(**line) for line in values["ledger"]]
+    except TypeError as error:
+        raise BadInput(f"{file} has a row that does not fit: {error}; profile again") from None
+    return Run(**values)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` whole or not at all: a reader never sees half a file, also after an interrupt."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,164 @@
+"""From a WorkloadSpec to a Workload: device and dtype chosen, model built, batches drawn, everything hashed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from mfu_models import ModelSpec, model_spec
+from mfu_models.batch import Batch
+from mfu_models.common.flops import FlopCount
+from torch import nn
+
+from ..data import open_source
+from ..errors import BadInput
+from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
+from .step import make_optimizers
+
+DEFAULT_SIZE = "base"
+DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
+
+
+def prepare(spec: WorkloadSpec) -> Workload:
+    """Build the workload.
+
+    Raises:
+        BadInput: a device that is not there, a model or data source that cannot be had, more memory than there is.
+        mfu_kernels.errors.InvalidArgument: the same, from the packages below.
+    """
+    device = _device(spec.device)
+    dtype = spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    if spec.compile == "cudagraphs" and device.type != "cuda":
+        raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none or model")
+    if ":" in spec.model:
+        from .user import prepare_user
+
+        return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
+    return _prepare_zoo(spec, model_spec(spec.model), device, dtype)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: no CUDA device is visible; use --device cpu, or see `mfubench doctor`")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dtype: str) -> Workload:
+    size = spec.size or DEFAULT_SIZE
+    batch_size = spec.batch_size or DEFAULT_BATCH_SIZE[device.type]
+    synthetic = model.config(size).schema
+    source = open_source(spec.data, synthetic)
+    config = model.config(size, source.schema, spec.overrides)
+    _check_memory(model, config, device, spec.mode)
+    torch.manual_seed(spec.seed)
+    with device:
+        module = model.build(config, spec.impl)  # type: ignore[arg-type]
+    module.train(spec.mode == "train")
+    max_lengths = model.max_lengths(config)
+    batches = source.batches(batch_size, min(spec.steps, NUM_ROTATED), seed=spec.seed, max_lengths=max_lengths)
+
+    def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
+        lengths = batch.lengths()
+        longest = {name: [max(rows)] * len(rows) for name, rows in lengths.items()}
+        exact, padded = model.model_flops(config, lengths), model.model_flops(config, longest)
+        if spec.mode == "infer":
+            return FlopCount(exact.fwd, 0), FlopCount(padded.fwd, 0)
+        return exact, padded
+
+    description = describe(
+        spec, module, device, dtype, size=size, batch_size=batch_size, data=source.description, model_id=repr(config)
+    )
+    lengths = [batch.lengths() for batch in batches]
+    description["data_hash"] = digest(source.fingerprint, asdict(source.schema), spec.seed, batch_size, lengths)
+    return Workload(
+        spec=spec,
+        description=description,
+        device=device,
+        dtype=dtype,
+        module=module,
+        inputs=batches,
+        num_samples=[batch.num_samples for batch in batches],
+        forward=lambda model, batch: model(batch),
+        loss=_click_loss,
+        to_device=mover(device),
+        optimizers=make_optimizers(module) if spec.mode == "train" else [],
+        needed=needed,
+    )
+
+
+def _click_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+
+
+def mover(device: torch.device) -> Callable[[Any], Any]:
+    """What brings a batch to ``device``: nothing on a CPU, where it is already."""
+    if device.type == "cpu":
+        return lambda batch: batch
+    return lambda batch: batch.to(device, non_blocking=True)
+
+
+def describe(
+    spec: WorkloadSpec,
+    module: nn.Module,
+    device: torch.device,
+    dtype: str,
+    *,
+    size: str | None,
+    batch_size: int,
+    data: str,
+    model_id: str,
+) -> dict[str, Any]:
+    """The ``workload`` part of a Run, without its data hash."""
+    tables = [m.weight.numel() for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    num_params = sum(parameter.numel() for parameter in module.parameters())
+    return {
+        "model": spec.model,
+        "size": size,
+        "impl": spec.impl,
+        "compile": spec.compile,
+        "mode": spec.mode,
+        "dtype": dtype,
+        "device": device.type,
+        "batch_size": batch_size,
+        "data": spec.data,
+        "data_description": data,
+        "seed": spec.seed,
+        "steps": spec.steps,
+        "warmup_steps": WARMUP_STEPS,
+        "overrides": dict(spec.overrides),
+        "num_params": num_params,
+        "dense_params": num_params - sum(tables),
+        "model_hash": digest(spec.model, model_id),
+        "data_hash": "",
+    }
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of JSON-ready parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str) -> None:
+    """Refuse what cannot fit before anything is allocated: parameters, and in training gradients and two moments."""
+    with torch.device("meta"):
+        module = model.build(config)
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    wanted = parameters * (4 if mode == "train" else 1)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
+    if free is not None and wanted > free:
+        raise BadInput(
+            f"{model.name} needs {wanted / 1e9:.1f} GB for its parameters"
+            f"{', gradients and optimizer state' if mode == 'train' else ''}; {free / 1e9:.1f} GB are free on "
+            f"{device.type}; choose a smaller --size, or see its FLOPs with `mfubench models`"
+        )
+
+
+def _free_host_memory() -> int | None:
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None  # not Linux: the allocation itself will say

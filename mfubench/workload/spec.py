@@ -1,0 +1,79 @@
+"""What a user asks for, and what it becomes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from mfu_models.common.flops import FlopCount
+    from torch import nn
+
+Mode = Literal["train", "infer"]
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "impl": ("auto", "reference", "triton"),
+    "compile": ("none", "model", "cudagraphs"),
+    "mode": ("train", "infer"),
+    "dtype": ("bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+    "peak": ("datasheet", "measured"),
+}
+NUM_ROTATED = 4  # input sets that a timing pass rotates, so that no step finds its inputs in a cache
+TRACED_STEPS = 2
+WARMUP_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """A workload as asked for; None means the default of the device that it runs on."""
+
+    model: str
+    size: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    impl: str = "auto"
+    compile: str = "none"
+    mode: str = "train"
+    dtype: str | None = None
+    device: str = "auto"
+    peak: str | None = None
+    batch_size: int | None = None
+    steps: int = 20
+    seed: int = 0
+    data: str = "synthetic"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise BadInput(f"--{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
+        for name in ("batch_size", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
+        if self.seed < 0:
+            raise BadInput(f"--seed {self.seed}; allowed: 0 or more")
+
+
+@dataclass(slots=True)
+class Workload:
+    """A workload made real: its module on its device, its input sets there or on the host, its step's parts.
+
+    ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``needed`` gives the
+    closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
+    """
+
+    spec: WorkloadSpec
+    description: dict[str, Any]
+    device: "torch.device"
+    dtype: str
+    module: "nn.Module"
+    inputs: list[Any]
+    num_samples: list[int]
+    forward: Callable[["nn.Module", Any], Any]
+    loss: Callable[[Any, Any], "torch.Tensor"]
+    to_device: Callable[[Any], Any]
+    optimizers: list["torch.optim.Optimizer"]
+    needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
+    warnings: list[str] = field(default_factory=list)

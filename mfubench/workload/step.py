@@ -1,0 +1,60 @@
+"""One step of a workload: data, forward, loss, backward, optimizer; the same code in every pass."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from ..measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
+from .spec import Workload
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+def _unmarked(_name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None) -> None:
+    """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look.
+
+    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
+    """
+    module = module or workload.module
+    train = workload.spec.mode == "train"
+    with torch.set_grad_enabled(train):
+        with phase(DATA):
+            inputs = workload.to_device(workload.inputs[index % len(workload.inputs)])
+        with phase(FORWARD), _autocast(workload):
+            output = workload.forward(module, inputs)
+        if not train:
+            return
+        with phase(LOSS), _autocast(workload):
+            loss = workload.loss(output, inputs)
+        with phase(BACKWARD):
+            loss.backward()  # type: ignore[no-untyped-call]
+        with phase(OPTIMIZER):
+            for optimizer in workload.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+
+def _autocast(workload: Workload) -> AbstractContextManager[None]:
+    """bf16 means autocast over fp32 master weights."""
+    return torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.dtype == "bf16")
+
+
+def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """Fused AdamW for dense parameters, Adagrad for tables with row-sparse gradients, as ranking models train."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    sparse = [parameter for parameter in trained if id(parameter) in tables]
+    dense = [parameter for parameter in trained if id(parameter) not in tables]
+    optimizers: list[torch.optim.Optimizer] = []
+    if dense:
+        optimizers.append(torch.optim.AdamW(dense, lr=1e-3, fused=True))
+    if sparse:
+        torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default, said aloud: else Adagrad warns of it
+        optimizers.append(torch.optim.Adagrad(sparse, lr=1e-2))
+    return optimizers

@@ -1,0 +1,1 @@
+"""Layers and formulas that several models share."""

@@ -1,0 +1,92 @@
+"""What the frozen configs of all models share: synthetic schemas by size, and overriding fields by name."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from mfu_kernels.errors import InvalidArgument
+
+from ..batch import Field, Schema, SequenceField, SequenceKind
+
+C = TypeVar("C")
+NUM_DENSE = 13  # dense features of the public click logs (Criteo) and of DLRMv2's bottom MLP
+SPARSE_VOCAB = 1_000
+
+
+def _schema(num_sparse: int, item_vocab: int, num_clicks: int = 1, num_impressions: int = 1) -> Schema:
+    def sequences(name: str, kind: SequenceKind, count: int) -> tuple[SequenceField, ...]:
+        return tuple(SequenceField(name if count == 1 else f"{name}_{i}", kind) for i in range(count))
+
+    return Schema(
+        source="synthetic",
+        dense=tuple(f"dense_{i}" for i in range(NUM_DENSE)),
+        sparse=tuple(Field(f"sparse_{i}", SPARSE_VOCAB) for i in range(num_sparse)),
+        item=Field("item", item_vocab),
+        sides=(Field("category", 200), Field("action", 16)),
+        sequences=sequences("clicks", "engagement", num_clicks) + sequences("impressions", "exposure", num_impressions),
+        target="is_click",
+    )
+
+
+SYNTHETIC_SCHEMAS: Mapping[str, Schema] = {
+    "tiny": _schema(8, 1_000),
+    "small": _schema(16, 10_000),
+    "base": _schema(32, 20_000),
+    "large": _schema(64, 50_000),
+    "large_plus": _schema(64, 50_000),
+    "xl": _schema(128, 50_000, 2, 2),
+    "xxl": _schema(128, 50_000, 6, 4),
+}
+"""What the synthetic source offers each size: the same for every model, so that models compare on the same data."""
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """A copy of ``config`` with fields replaced; ``a.b`` names a field of a nested config; text is parsed by type.
+
+    Raises:
+        InvalidArgument: a field that does not exist, or a value that is not of the field's type.
+    """
+    for key, value in changes.items():
+        config = _replace_one(config, key, value, key)
+    return config
+
+
+def _replace_one(config: Any, path: str, value: Any, full: str) -> Any:
+    name, _, rest = path.partition(".")
+    hints = get_type_hints(type(config))
+    allowed = [field.name for field in fields(config) if field.name != "schema"]
+    if name not in allowed:
+        raise InvalidArgument(f"{full!r} is not a field of this model's config; allowed: {', '.join(allowed)}")
+    current = getattr(config, name)
+    if rest:
+        if not is_dataclass(current):
+            raise InvalidArgument(f"{full!r}: {name} has no fields of its own")
+        return replace(config, **{name: _replace_one(current, rest, value, full)})
+    if is_dataclass(current):
+        inner = ", ".join(f"{name}.{field.name}" for field in fields(current))
+        raise InvalidArgument(f"{full!r} is a group; set one of its fields: {inner}")
+    return replace(config, **{name: _parse(value, hints[name], full)})
+
+
+def _parse(value: Any, kind: Any, name: str) -> Any:
+    """``value`` as ``kind``: bool, int, float, str, Literal or tuple[int, ...]."""
+    choices = get_args(kind) if "Literal" in str(get_origin(kind)) else ()
+    text = str(value).strip()
+    try:
+        if choices:
+            return dict((str(choice), choice) for choice in choices)[text]
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if get_origin(kind) is tuple:
+            parts = value if isinstance(value, (tuple, list)) else text.strip("()[] ").split(",")
+            return tuple(int(part) for part in parts)
+        return kind(text)
+    except (KeyError, ValueError):
+        allowed = ", ".join(map(str, choices)) if choices else getattr(kind, "__name__", str(kind))
+        raise InvalidArgument(f"{name}={value!r} is not allowed; allowed: {allowed}") from None
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InvalidArgument(message) unless ``condition``: how a config refuses values that make no model."""
+    if not condition:
+        raise InvalidArgument(message)

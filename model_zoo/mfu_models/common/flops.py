@@ -1,0 +1,41 @@
+"""Closed-form model FLOPs: 2 per multiply-add, matmul-like work only, true lengths, only the pairs that a mask keeps."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True, slots=True)
+class FlopCount:
+    """Model FLOPs of one batch, forward and backward."""
+
+    fwd: int
+    bwd: int
+
+    @property
+    def total(self) -> int:
+        """Forward plus backward: a training step, which recomputes nothing here."""
+        return self.fwd + self.bwd
+
+
+def linear(rows: int, in_width: int, out_width: int) -> int:
+    """Forward FLOPs of ``rows`` vectors through one matrix."""
+    return 2 * rows * in_width * out_width
+
+
+def mlp(rows: int, widths: Sequence[int]) -> int:
+    """Forward FLOPs of ``rows`` vectors through the layers ``widths[0] -> widths[1] -> ...``."""
+    return sum(linear(rows, a, b) for a, b in pairwise(widths))
+
+
+def check_lengths(lengths: Mapping[str, Sequence[int]], names: Iterable[str]) -> int:
+    """Number of samples that ``lengths`` describes.
+
+    Raises:
+        ValueError: a sequence is missing, or the sequences disagree about the number of samples.
+    """
+    missing = [name for name in names if name not in lengths]
+    counts = {len(rows) for rows in lengths.values()}
+    if missing or len(counts) != 1:
+        raise ValueError(f"lengths must give one row a sample for each sequence; missing {missing}, rows {counts}")
+    return counts.pop()

@@ -1,0 +1,132 @@
+"""Kunlun (arXiv 2602.10016): a ranker of context tokens X and one event tower S_e for each event type.
+
+For layer l = 0 .. L-1, with every component on:
+
+    X_sum   = WeightGen(X)                                    [B, n_sum, d]
+    H_e     = HSP_e(S_e)                 l even, else reused  [B, n_tok, d]
+    X       = Interaction([X_sum | H_1 | .. | H_E])           [B, n_g, d]
+    S_e     = GDPA_e(S_e, X_sum)         l even               [T_e, d_e]
+    S_e     = LN(S_e + SWA_e(S_e))       l odd
+    score   = MLP([X | H_1 | .. | H_E])
+
+A tower that ends (after L_e <= L layers) is pooled once more, with seeds of its own, so that its last layers reach the
+score; later layers and the head use that H_e. The candidate is part of X. Without computation skip every layer does
+both halves. Not in it, because no source that could be read describes it: the paper's optimiser settings, its loss
+weights over tasks, and its expert-parallel placement.
+"""
+
+import torch
+from mfu_kernels.registry import Impl
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..common.embedding import FieldEmbedding
+from ..common.layers import LayerNorm, Mlp, TokenMix
+from .config import KunlunConfig
+from .flops import DENSE_EXPANSION
+from .towers import EventTower
+
+
+class WeightGen(nn.Module):
+    """X_sum: the tokens of X mixed to n_sum, then an MLP on each; InterFormer's gate where asked for."""
+
+    def __init__(self, config: KunlunConfig, num_tokens: int) -> None:
+        super().__init__()
+        d = config.width
+        self.mix = TokenMix(num_tokens, config.num_summary)
+        self.mlp = Mlp((d, d, d))
+        self.gate = nn.Linear(d, d) if config.summary_gate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n, d] -> [B, n_sum, d]."""
+        summary: Tensor = self.mlp(self.mix(x))
+        return summary if self.gate is None else summary * torch.sigmoid(self.gate(summary))
+
+
+class WukongExpert(nn.Module):
+    """A Wukong block (arXiv 2403.02545) on its share of the tokens: LN([MLP(LN(X (X^T Y))) | W X] + X)."""
+
+    def __init__(self, config: KunlunConfig, num_tokens: int, impl: Impl) -> None:
+        super().__init__()
+        d, rank = config.width, config.fm_rank
+        self.num_fm = num_tokens // 2
+        self.y = nn.Parameter(torch.randn(num_tokens, rank) * num_tokens**-0.5)
+        self.fm_norm = LayerNorm(num_tokens * rank, impl)
+        self.fm_mlp = Mlp((num_tokens * rank, *config.expert_mlp, self.num_fm * d))
+        self.compress = TokenMix(num_tokens, num_tokens - self.num_fm)
+        self.norm = LayerNorm(d, impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, c, d] -> [B, c, d]."""
+        interactions = torch.matmul(x, torch.matmul(x.transpose(1, 2), self.y))
+        fm = self.fm_mlp(self.fm_norm(interactions.flatten(1))).unflatten(-1, (self.num_fm, -1))
+        normed: Tensor = self.norm(torch.cat([fm, self.compress(x)], dim=1), x)
+        return normed
+
+
+class Interaction(nn.Module):
+    """The global interaction: experts that each own a share of the tokens, all of them on every sample."""
+
+    def __init__(self, config: KunlunConfig, impl: Impl) -> None:
+        super().__init__()
+        self.sizes = list(config.expert_tokens)
+        self.experts = nn.ModuleList(WukongExpert(config, size, impl) for size in self.sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_g, d] -> [B, n_g, d]."""
+        shares = x.split(self.sizes, dim=1)
+        return torch.cat([expert(share) for expert, share in zip(self.experts, shares, strict=True)], dim=1)
+
+
+class Kunlun(nn.Module):
+    """The whole model; ``forward(batch)`` gives logits [B]."""
+
+    def __init__(self, config: KunlunConfig, impl: Impl = "auto") -> None:
+        super().__init__()
+        self.config = config
+        d, dense, widest = config.width, len(config.schema.dense), config.num_interaction_tokens
+        self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
+        self.fields = FieldEmbedding(config.schema, d)
+        names = [sequence.name for sequence, _ in config.towers]
+        self.towers = nn.ModuleDict(
+            {name: EventTower(config, tower, impl) for name, (_, tower) in zip(names, config.towers, strict=True)}
+        )
+        tokens = [config.num_context_tokens] + [widest] * (config.num_layers - 1)
+        self.weight_gens = nn.ModuleList(WeightGen(config, count) for count in tokens)
+        self.interactions = nn.ModuleList(Interaction(config, impl) for _ in tokens)
+        self.head = Mlp(((widest + config.num_pooled_tokens) * d, *config.head_mlp, 1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B] of the candidate's label."""
+        x = torch.cat([self.dense(batch.dense).unsqueeze(1), self.fields(batch.sparse)], dim=1)
+        events = {name: tower.embed(batch.sequences[name]) for name, tower in self.towers.items()}
+        angles = {name: tower.angles(batch.sequences[name], batch.times_ms) for name, tower in self.towers.items()}
+        pooled: dict[str, Tensor] = {}
+        for layer, (weight_gen, interaction) in enumerate(zip(self.weight_gens, self.interactions, strict=True)):
+            summary = weight_gen(x)
+            for name, tower in self.towers.items():
+                pool = self._pool_at(tower, layer)
+                if pool is not None:
+                    sequence = batch.sequences[name]
+                    pooled[name] = pool(events[name], sequence.offsets, sequence.max_length, angles[name])
+            x = interaction(torch.cat([summary, *pooled.values()], dim=1))
+            for name, tower in self.towers.items():
+                if layer < len(tower.layers):
+                    sequence = batch.sequences[name]
+                    events[name] = tower.layers[layer](
+                        events[name], summary, sequence.offsets, sequence.max_length, angles[name]
+                    )
+        for name, tower in self.towers.items():
+            if len(tower.layers) == len(self.weight_gens):
+                sequence = batch.sequences[name]
+                pooled[name] = tower.final_pool(events[name], sequence.offsets, sequence.max_length, angles[name])
+        flat = torch.cat([x, *pooled.values()], dim=1).flatten(1)
+        logits: Tensor = self.head(flat).squeeze(-1)
+        return logits
+
+    @staticmethod
+    def _pool_at(tower: EventTower, layer: int) -> nn.Module | None:
+        """What makes H_e before layer ``layer``: that layer's HSP, the last pooling where the tower ends, or nothing."""
+        if layer == len(tower.layers):
+            return tower.final_pool
+        return tower.layers[layer].pool if layer < len(tower.layers) else None

@@ -1,0 +1,169 @@
+"""Kunlun's event towers: generated feed-forward, windowed attention and seed pooling over jagged events."""
+
+import mfu_kernels as ops
+import torch
+from mfu_kernels.cost import once_for_batch
+from mfu_kernels.registry import Impl
+from torch import Tensor, nn
+
+from ..batch import EventSequence
+from ..common.embedding import EventEmbedding
+from ..common.layers import JaggedSelfAttention, LayerNorm, TokenMix
+from .config import KunlunConfig, Tower
+
+
+class GeneratedFfn(nn.Module):
+    """Kunlun's PFFN: a two-layer MLP on every event whose weights K and V are generated from the sample's X_sum.
+
+    K = (M X_sum) W_k and V = (M X_sum) W_v, then the GDPA block: q' = LN(q), o = act(scale q' K^T) V + q',
+    out = q + RMSNorm(o).
+    """
+
+    def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
+        super().__init__()
+        self.mix = TokenMix(config.num_summary, config.kv_width)
+        self.to_kv = nn.Linear(config.width, 2 * tower.width)
+        self.num_heads, self.activation = tower.num_heads, config.activation
+        self.scale = 1.0 if config.gdpa_scale == "one" else 1.0 / tower.max_length
+        self.q_proj = nn.Linear(tower.width, tower.width, bias=False) if config.qo_proj else None
+        self.o_proj = nn.Linear(tower.width, tower.width, bias=False) if config.qo_proj else None
+        self.impl: Impl = impl
+
+    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e]."""
+        k, v = self.to_kv(self.mix(summary)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        scale, activation, impl = self.scale, self.activation, self.impl
+        if self.q_proj is None or self.o_proj is None:
+            heads = x.unflatten(-1, (self.num_heads, -1))
+            block = ops.gdpa_block(
+                heads, k, v, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl
+            )
+            return block.flatten(1)
+        normed = ops.layer_norm(x, impl=impl)
+        q = self.q_proj(normed).unflatten(-1, (self.num_heads, -1))
+        mixed = ops.gdpa(q, k, v, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl)
+        return x + ops.rms_norm(self.o_proj(mixed.flatten(1)) + normed, eps=1e-5, impl=impl)
+
+
+class GeneratedLinear(nn.Module):
+    """InterFormer's PFFN, which GDPA replaces: out = LN(x + x W), W [d_e, d_e] generated from the sample's X_sum."""
+
+    def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
+        super().__init__()
+        self.mix = TokenMix(config.num_summary, tower.width)
+        self.to_weight = nn.Linear(config.width, tower.width)
+        self.norm = LayerNorm(tower.width, impl)
+        self.impl: Impl = impl
+
+    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e]."""
+        weight = self.to_weight(self.mix(summary))
+        mapped = ops.jagged_linear(x, weight * weight.shape[-1] ** -0.5, offsets, max_length=max_length, impl=self.impl)
+        normed: Tensor = self.norm(mapped, x)
+        return normed
+
+
+class SeedPooling(nn.Module):
+    """HSP: seeds attend to a row's events, then SumKronLinear condenses them to tokens. With PMA, the seeds are the tokens.
+
+    H_seed = MHA(LN(E), S, S); H = sum_r Z_r^T H_seed W_r; a tower narrower than the model is widened to it.
+    """
+
+    def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
+        super().__init__()
+        d, tokens, hsp = tower.width, tower.num_tokens, config.pooling == "hsp"
+        num_seeds = tokens * (config.seeds_per_token if hsp else 1)
+        self.seeds = nn.Parameter(torch.randn(num_seeds, d))
+        self.q = nn.Linear(d, d, bias=False)
+        self.kv = nn.Linear(d, 2 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        rank = config.kron_rank
+        self.z = nn.Parameter(torch.randn(rank, num_seeds, tokens) * (rank * num_seeds) ** -0.5) if hsp else None
+        self.w = nn.Parameter(torch.randn(rank, d, d) * d**-0.5) if hsp else None
+        self.widen = nn.Linear(d, config.width, bias=False) if d != config.width else None
+        self.num_heads = tower.num_heads
+        self.impl: Impl = impl
+
+    def _queries(self) -> Tensor:
+        queries: Tensor = self.q(ops.layer_norm(self.seeds, impl=self.impl))
+        return queries.unflatten(-1, (self.num_heads, -1))
+
+    def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None) -> Tensor:
+        """``x`` [T, d_e], ``angles`` [T, d_h/2] or None -> [B, n_tok, d]."""
+        num_samples = offsets.shape[0] - 1
+        queries = once_for_batch(self._queries, num_samples=num_samples)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        if angles is not None:
+            k = ops.rotary_time(k, angles, impl=self.impl)
+        pooled = ops.seed_pooling(queries, k, v, offsets, max_length=max_length, impl=self.impl)
+        tokens: Tensor = self.out(pooled.flatten(2))
+        if self.z is not None and self.w is not None:
+            tokens = ops.sum_kron_linear(tokens, self.z, self.w, impl=self.impl)
+        return tokens if self.widen is None else self.widen(tokens)
+
+
+class TowerLayer(nn.Module):
+    """One layer of a tower: which of GDPA with fresh pooling, and attention, it has is the computation skip."""
+
+    def __init__(self, config: KunlunConfig, tower: Tower, layer: int, impl: Impl) -> None:
+        super().__init__()
+        even = layer % 2 == 0
+        self.pool: SeedPooling | None = None
+        self.ffn: GeneratedFfn | GeneratedLinear | None = None
+        self.attention: JaggedSelfAttention | None = None
+        self.norm: LayerNorm | None = None
+        if even or not config.comp_skip:
+            self.pool = SeedPooling(config, tower, impl)
+            self.ffn = (GeneratedFfn if config.ffn == "gdpa" else GeneratedLinear)(config, tower, impl)
+        if not even or not config.comp_skip:
+            window = tower.window if config.attention == "window" else None
+            self.attention = JaggedSelfAttention(tower.width, tower.num_heads, window=window, impl=impl)
+            self.norm = LayerNorm(tower.width, impl)
+
+    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None) -> Tensor:
+        """The events after this layer, [T, d_e]."""
+        if self.ffn is not None:
+            x = self.ffn(x, summary, offsets, max_length)
+        if self.attention is not None and self.norm is not None:
+            x = self.norm(self.attention(x, offsets, max_length, angles), x)
+        return x
+
+
+class EventTower(nn.Module):
+    """One event type's tower: its embedding, its layers, and the pooling once more where it ends."""
+
+    theta: Tensor
+    phi: Tensor
+
+    def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
+        super().__init__()
+        self.embedding = EventEmbedding(config.schema, tower.width, tower.width)
+        self.project = nn.Linear(self.embedding.width, tower.width)
+        self.layers = nn.ModuleList(TowerLayer(config, tower, layer, impl) for layer in range(tower.num_layers))
+        self.final_pool = SeedPooling(config, tower, impl)
+        self.rote, self.gap = config.rote, config.rote_gap
+        self.scale_ms = 1000.0 * config.rote_scale_s
+        pairs = tower.width // tower.num_heads // 2
+        frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+        self.register_buffer("theta", frequencies, persistent=False)
+        self.register_buffer("phi", frequencies.clone(), persistent=False)
+
+    def embed(self, sequence: EventSequence) -> Tensor:
+        """The events as the tower's first layer reads them, [T, d_e]."""
+        events: Tensor = self.project(self.embedding.of(sequence))
+        return events
+
+    def angles(self, sequence: EventSequence, request_ms: Tensor) -> Tensor | None:
+        """ROTE's rotation of each event, [T, d_h/2]: position and log(1 + gap / scale), or None without ROTE."""
+        if not self.rote:
+            return None
+        offsets, times = sequence.offsets, sequence.times_ms
+        index = torch.arange(times.shape[0], device=times.device)
+        row = torch.searchsorted(offsets, index, right=True) - 1
+        position = index - offsets[row]
+        if self.gap == "request":
+            gap_ms = request_ms[row] - times
+        else:
+            gap_ms = torch.where(position > 0, times - times.roll(1), torch.zeros_like(times))
+        log_gap = torch.log1p(gap_ms.float() / self.scale_ms)
+        return ops.rotary_angles(position, log_gap, self.theta, self.phi)

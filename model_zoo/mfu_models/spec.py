@@ -1,0 +1,52 @@
+"""The contract between a model of the zoo and whatever runs it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mfu_kernels.errors import InvalidArgument
+
+from .batch import Schema
+from .common.config import SYNTHETIC_SCHEMAS, override
+from .common.flops import FlopCount
+
+if TYPE_CHECKING:
+    from mfu_kernels.registry import Impl
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: its sizes, how to configure and build it, and its model FLOPs in closed form.
+
+    ``sizes`` maps a size's name to a function of the schema that gives the frozen config. The module's class is named by text and imported when built, so that listing models and counting
+    their FLOPs needs no torch.
+    """
+
+    name: str
+    summary: str
+    sizes: Mapping[str, Callable[[Schema], Any]]
+    model_flops: Callable[[Any, Mapping[str, Sequence[int]]], FlopCount]
+    max_lengths: Callable[[Any], dict[str, int]]
+    module: str
+
+    def config(self, size: str, schema: Schema | None = None, overrides: Mapping[str, Any] | None = None) -> Any:
+        """The frozen config of ``size`` for ``schema`` (default: the size's synthetic schema), with overrides applied.
+
+        Raises:
+            InvalidArgument: an unknown size or field, or values that make no model.
+        """
+        if size not in self.sizes:
+            raise InvalidArgument(f"{self.name} has no size {size!r}; it has: {', '.join(self.sizes)}")
+        return override(self.sizes[size](schema or SYNTHETIC_SCHEMAS[size]), overrides or {})
+
+    def build(self, config: Any, impl: "Impl" = "auto") -> "nn.Module":
+        """The module, on torch's current default device, with every op's implementation chosen by ``impl``."""
+        module_name, _, class_name = self.module.partition(":")
+        module: nn.Module = getattr(import_module(module_name), class_name)(config, impl)
+        return module
+
+    def full_length_flops(self, config: Any) -> FlopCount:
+        """Model FLOPs of one sample with every sequence at its maximum length."""
+        return self.model_flops(config, {name: [length] for name, length in self.max_lengths(config).items()})

@@ -1,0 +1,14 @@
+"""The baseline: a transformer encoder over one history and the candidate, as BST and SASRec have it."""
+
+from ..spec import ModelSpec
+from .config import SIZES, max_lengths
+from .flops import model_flops
+
+SPEC = ModelSpec(
+    name="transformer",
+    summary="baseline ranker: a transformer over one history and the candidate, context joins at the head",
+    sizes=SIZES,
+    model_flops=model_flops,
+    max_lengths=max_lengths,
+    module="mfu_models.transformer.model:TransformerRanker",
+)

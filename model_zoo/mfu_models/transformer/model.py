@@ -1,0 +1,88 @@
+"""Baseline transformer ranker, as BST (arXiv 1905.06874) and SASRec (arXiv 1808.09781) have it.
+
+    e_t     = [item | sides]                                        [T+1, 2d], history then candidate
+    Z       = e W_in + position                                     [T+1, d]
+    Z'      = LN(Z + MHA(Z));  Z'' = LN(Z' + MLP(Z'))               L times (pre-norm as a switch)
+    score   = MLP([z_candidate | mean(z_history) | context])
+
+Positions count back from the candidate. Not in it: dropout, which costs no matrix work and makes runs differ; BST's
+flattened output, in whose place FuxiCTR's mean over the history stands.
+"""
+
+import mfu_kernels as ops
+import torch
+from mfu_kernels.registry import Impl
+from torch import Tensor, nn
+
+from ..batch import Batch, EventSequence
+from ..common.embedding import EventEmbedding, FieldEmbedding
+from ..common.layers import JaggedSelfAttention, LayerNorm, Mlp
+from .config import TransformerConfig
+from .flops import DENSE_EXPANSION
+
+
+class EncoderLayer(nn.Module):
+    """Attention within the row, then an MLP on every token, each with a residual and a norm."""
+
+    def __init__(self, config: TransformerConfig, impl: Impl) -> None:
+        super().__init__()
+        d = config.width
+        self.attention = JaggedSelfAttention(d, config.num_heads, window=None, causal=config.causal, impl=impl)
+        self.ffn = Mlp((d, config.expansion * d, d))
+        self.attention_norm = LayerNorm(d, impl)
+        self.ffn_norm = LayerNorm(d, impl)
+        self.post_norm = config.norm_order == "post"
+
+    def forward(self, z: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+        """[T, d] -> [T, d]."""
+        if self.post_norm:
+            z = self.attention_norm(self.attention(z, offsets, max_length), z)
+            post: Tensor = self.ffn_norm(self.ffn(z), z)
+            return post
+        z = z + self.attention(self.attention_norm(z), offsets, max_length)
+        pre: Tensor = z + self.ffn(self.ffn_norm(z))
+        return pre
+
+
+class TransformerRanker(nn.Module):
+    """The whole model; ``forward(batch)`` gives logits [B]."""
+
+    def __init__(self, config: TransformerConfig, impl: Impl = "auto") -> None:
+        super().__init__()
+        self.config = config
+        d, schema = config.width, config.schema
+        self.dense = Mlp((len(schema.dense), DENSE_EXPANSION * d, d))
+        self.fields = FieldEmbedding(schema, d)
+        self.events = EventEmbedding(schema, d, d // len(schema.sides))
+        self.project = nn.Linear(self.events.width, d)
+        self.position = nn.Embedding(config.max_length + 1, d)
+        self.layers = nn.ModuleList(EncoderLayer(config, impl) for _ in range(config.num_layers))
+        self.head = Mlp(((2 + config.num_context_tokens) * d, *config.head_mlp, 1))
+        self.impl: Impl = impl
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B] of the candidate's label."""
+        sequence = batch.sequences[self.config.history.name]
+        z, offsets, history_index, last = self._tokens(sequence, batch)
+        for layer in self.layers:
+            z = layer(z, offsets, sequence.max_length + 1)
+        history = ops.jagged_pool(z[history_index], sequence.offsets, max_length=sequence.max_length, impl=self.impl)
+        context = torch.cat([self.dense(batch.dense).unsqueeze(1), self.fields(batch.sparse)], dim=1)
+        logits: Tensor = self.head(torch.cat([z[last], history, context.flatten(1)], dim=-1)).squeeze(-1)
+        return logits
+
+    def _tokens(self, sequence: EventSequence, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens [T+B, d] with the candidate last in each row, their offsets [B+1], and where history [T] and
+        candidates [B] lie among them."""
+        rows = torch.arange(batch.num_samples, device=batch.labels.device)
+        offsets = sequence.offsets + torch.arange(batch.num_samples + 1, device=rows.device)
+        last = offsets[1:] - 1
+        index = torch.arange(sequence.item_ids.shape[0], device=rows.device)
+        place = index + torch.searchsorted(sequence.offsets, index, right=True) - 1
+        order = torch.cat([place, last])
+        items = torch.cat([sequence.item_ids, batch.candidate_items])
+        sides = torch.cat([sequence.side_ids, batch.candidate_sides])
+        recency = (last[torch.searchsorted(offsets, order, right=True) - 1] - order).clamp(max=self.config.max_length)
+        packed = self.project(self.events(items, sides)) + self.position(recency)
+        tokens = torch.empty_like(packed).index_copy(0, order, packed)
+        return tokens, offsets, place, last

@@ -1,0 +1,32 @@
+"""What all tests share: a fixed seed, the real data sets, and skipping what needs a GPU where there is none."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA_SETS = ("kuairand-slice", "ml-latest-small")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with the real data sets: $MFUBENCH_TEST_DATA, by default shared/data beside the repository."""
+    folder = Path(os.environ.get("MFUBENCH_TEST_DATA", BESIDE_THE_REPOSITORY))
+    missing = [name for name in DATA_SETS if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(f"no {' and '.join(missing)} in {folder}; set MFUBENCH_TEST_DATA to a folder that has them")
+    return folder

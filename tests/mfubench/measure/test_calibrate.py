@@ -1,0 +1,139 @@
+"""The measured peak: plausible on a CPU, kept per device and method, and never a reason to fail."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from mfubench.errors import BadInput, UnknownAccelerator
+from mfubench.measure.calibrate import PLANS, Calibration, Plan, calibrate, load_or_calibrate
+from mfubench.measure.peaks import datasheet
+
+CPU = torch.device("cpu")
+TINY = Plan(shapes=((32, 32, 32), (64, 64, 64)), limit_s=1.0, repeats=3, warmup=1, copy_bytes=1 << 20)
+
+
+def kept(cache, **changes) -> Calibration:
+    return load_or_calibrate(CPU, "fp32", cache=cache, plan=TINY, **changes)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "deep" / "calibration.json"
+
+
+def test_the_peak_is_the_best_shape_at_its_median():
+    found = calibrate(CPU, ["fp32", "bf16"], plan=TINY)
+    for dtype in ("fp32", "bf16"):
+        rates = [2 * n**3 / sorted(found.samples[f"{dtype} {n}x{n}x{n}"])[1] / 1e9 for n in (32, 64)]
+        assert found.gemm_tflops[dtype] == pytest.approx(max(rates))
+    copy_ms = sorted(found.samples["copy 1048576 bytes"])[1]
+    assert found.copy_gb_s == pytest.approx(2 * 2**20 / copy_ms / 1e6)
+    assert found.threads == torch.get_num_threads() and found.torch == torch.__version__
+    assert json.loads(json.dumps(asdict(found))) == asdict(found)
+
+
+def test_a_slow_device_skips_the_large_shapes():
+    slow = Plan(shapes=((32, 32, 32), (4096, 4096, 4096)), limit_s=1e-3, repeats=1, warmup=1, copy_bytes=1 << 20)
+    assert set(calibrate(CPU, ["fp32"], plan=slow).samples) == {"fp32 32x32x32", "copy 1048576 bytes"}
+
+
+def test_random_state_and_precision_stay_as_they_were():
+    state, precision = torch.get_rng_state(), torch.backends.cuda.matmul.fp32_precision
+    calibrate(CPU, ["fp32"], plan=TINY)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.backends.cuda.matmul.fp32_precision == precision
+
+
+def test_progress_is_told():
+    messages = []
+    calibrate(CPU, ["fp32"], messages.append, TINY)
+    assert [message.split(" of ")[0] for message in messages] == [
+        "calibrating the fp32 GEMM peak",
+        "calibrating the copy bandwidth",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "fp16", "fp8", "float32"])
+def test_a_dtype_the_cpu_does_not_have_is_refused(dtype, cache):
+    with pytest.raises(BadInput, match="allowed: fp32, bf16"):
+        calibrate(CPU, [dtype])
+    with pytest.raises(BadInput, match="allowed: fp32, bf16"):
+        load_or_calibrate(CPU, dtype, cache=cache)
+
+
+def test_another_kind_of_device_is_refused():
+    with pytest.raises(BadInput, match="meta"):
+        calibrate(torch.device("meta"), ["fp32"])
+
+
+def test_a_kept_calibration_is_read_back(cache):
+    first = kept(cache)
+    assert kept(cache) == first
+    assert kept(cache, refresh=True) != first
+    assert kept(cache) != first
+    assert [path.name for path in cache.parent.iterdir()] == ["calibration.json"]
+
+
+def test_another_dtype_thread_count_or_method_is_another_calibration(cache):
+    first = kept(cache)
+    load_or_calibrate(CPU, "bf16", cache=cache, plan=TINY)
+    other = Plan(((48, 48, 48),), 1.0, 3, 1, 1 << 20)
+    assert load_or_calibrate(CPU, "fp32", cache=cache, plan=other).how != first.how
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert kept(cache).threads == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert len(json.loads(cache.read_text())) == 4
+    assert kept(cache) == first
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "\x00", '{"a": 1}'])
+def test_a_damaged_file_is_measured_anew(cache, damage):
+    cache.parent.mkdir()
+    cache.write_text(damage)
+    assert kept(cache) == kept(cache)
+
+
+@pytest.mark.parametrize(
+    "change", [{"gemm_tflops": {}}, {"gemm_tflops": {"fp32": 0}}, {"copy_gb_s": "fast"}, {"unknown": 1}]
+)
+def test_a_damaged_entry_is_measured_anew(cache, change):
+    first = kept(cache)
+    document = json.loads(cache.read_text())
+    (entry,) = document.values()
+    entry |= change
+    cache.write_text(json.dumps(document))
+    again = kept(cache)
+    assert again.gemm_tflops["fp32"] > 0 and again.samples != first.samples
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        assert kept(file / "calibration.json").gemm_tflops["fp32"] > 0
+    assert file.read_text() == ""
+
+
+def test_the_plans_outgrow_the_caches_and_stay_in_order():
+    assert PLANS["cpu"].copy_bytes >= 256e6 and PLANS["cuda"].copy_bytes >= 2e9
+    for plan in PLANS.values():
+        work = [m * n * k for m, n, k in plan.shapes]
+        assert work == sorted(work)
+
+
+@pytest.mark.gpu
+def test_a_gpu_reaches_most_of_its_datasheet_and_no_more():
+    device = torch.device("cuda")
+    found = calibrate(device, ["fp32", "tf32", "bf16", "fp16"])
+    assert found.gemm_tflops["fp32"] < found.gemm_tflops["bf16"]
+    try:
+        row = datasheet(found.device_name)
+    except UnknownAccelerator as error:
+        pytest.skip(str(error))
+    assert 0.4 * row.bf16 < found.gemm_tflops["bf16"] < 1.1 * row.bf16
+    assert 0.5 * row.bandwidth_gb_s < found.copy_gb_s < row.bandwidth_gb_s
