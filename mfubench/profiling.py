@@ -23,8 +23,8 @@ from .measure.stats import median_ci
 from .measure.timing import time_steps
 from .measure.trace import trace_steps
 from .run import Run
-from .workload import Workload, WorkloadSpec, prepare
-from .workload.spec import TRACED_STEPS, WARMUP_STEPS
+from .workload.prepare import prepare
+from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_step
 
 Progress = Callable[[str, float], None]
@@ -58,7 +58,7 @@ def profile(spec: WorkloadSpec, *, progress: Progress = _silent, trace_path: Pat
         BadInput, mfu_kernels.errors.InvalidArgument: the workload cannot be built, or its step fails.
         ToolBroke: two independent counts of its FLOPs disagree.
     """
-    progress("building the model and its batches", 0.0)
+    progress("building the model and its batches, and a first step", 0.0)
     return profile_workload(prepare(spec), progress=progress, trace_path=trace_path)
 
 
@@ -66,10 +66,9 @@ def profile_workload(workload: Workload, *, progress: Progress = _silent, trace_
     """The same for a workload that is already there."""
     device, spec = workload.device, workload.spec
     sheet, sheet_tflops = _datasheet(workload)
-    progress("calibrating the device's peaks", 0.05)
-    calibration = load_or_calibrate(device, workload.dtype)
-    progress("first step", 0.1)
     _first_step(workload)
+    progress("calibrating the device's peaks", 0.1)
+    calibration = load_or_calibrate(device, workload.dtype)
     timings, nvml = _timing_pass(workload, progress)
     progress("counting FLOPs and bytes", 0.6)
     counts = [_count(workload, index) for index in range(len(workload.inputs))]
@@ -188,9 +187,7 @@ def _mean_count(counts: list[Count], steps: int) -> Count:
     return mean
 
 
-def _assemble(
-    workload: Workload, passes: Passes, memory: Any, device_peak: int | None, trace_path: str | None
-) -> Run:
+def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int | None, trace_path: str | None) -> Run:
     spec, timings = workload.spec, passes.timings_ms
     count = _mean_count(passes.counts, spec.steps)
     median, low, high = median_ci(timings)
@@ -280,7 +277,9 @@ def _coverage(attribution: Attribution, count: Count) -> float:
 def _not_measured(workload: Workload, passes: Passes) -> list[str]:
     missing = []
     if passes.sheet_tflops is None:
-        reason = "no datasheet peak is kept for a CPU" if workload.device.type == "cpu" else "--peak measured was asked for"
+        reason = (
+            "no datasheet peak is kept for a CPU" if workload.device.type == "cpu" else "--peak measured was asked for"
+        )
         missing.append(f"MFU and HFU against a datasheet: {reason}")
     if not passes.nvml.get("available"):
         missing.append(f"power, clocks, temperature (NVML): {passes.nvml.get('reason')}")
@@ -297,17 +296,25 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
     """
     found = []
     if run.mfu is not None and max(run.mfu, run.hfu or 0.0) > 1.0:
-        raise ToolBroke(f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong")
+        raise ToolBroke(
+            f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong"
+        )
     if max(run.mfu_of_measured_peak, run.hfu_of_measured_peak) > 1.0:
         found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
     if run.flops["coverage"] < MIN_COVERAGE:
         names = ", ".join(run.flops["unknown_ops"])
         found.append(f"FLOP coverage {run.flops['coverage']:.0%}: nothing is known of the FLOPs of {names}")
     if run.trace["distortion"] > MAX_DISTORTION:
-        found.append(f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure")
-    low = min((line for line in run.ledger if line.cause.startswith("inefficiency")), key=lambda line: line.ms, default=None)
+        found.append(
+            f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"
+        )
+    low = min(
+        (line for line in run.ledger if line.cause.startswith("inefficiency")), key=lambda line: line.ms, default=None
+    )
     if low is not None and low.share < -0.01:
-        found.append(f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off")
+        found.append(
+            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
+        )
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")

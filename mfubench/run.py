@@ -6,6 +6,7 @@ an older document is migrated or refused, never guessed.
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -111,7 +112,9 @@ def read_run(path: Path) -> Run:
     try:
         document = json.loads(file.read_text())
     except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote") from None
+        raise BadInput(
+            f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote"
+        ) from None
     except ValueError:
         raise BadInput(f"{file} is not JSON; give a run.json that `mfubench profile --out` wrote") from None
     return _from_document(document, file)
@@ -142,6 +145,19 @@ def write_text(path: Path, text: str) -> None:
             stream.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def place_file(source: Path, target: Path) -> None:
+    """Copy ``source`` to ``target`` whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        shutil.copyfile(source, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise

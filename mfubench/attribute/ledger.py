@@ -14,7 +14,17 @@ from ..run import LedgerLine, ModuleRow
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
-ORDER = ("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer")
+ORDER = (
+    "padding",
+    "recompute",
+    "useful",
+    "amortized",
+    "peak_gap",
+    "dtype",
+    "memory_bound",
+    "inefficiency",
+    "optimizer",
+)
 ORDER_OUTSIDE = ("data", "communication", "launch", "host_sync", "idle_other", "not_attributed")
 WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
 WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "launch")

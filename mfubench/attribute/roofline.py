@@ -100,9 +100,7 @@ def verdict(split: Mapping[str, float]) -> str:
 def advice(cause: str) -> str:
     """What would mend a cause, in a few words."""
     family, _, kind = cause.partition(".")
-    return {**_ADVICE, **{f"memory_bound.{k}": text for k, text in _FUSE.items()}}.get(
-        cause, _ADVICE.get(family, "")
-    )
+    return {**_ADVICE, **{f"memory_bound.{k}": text for k, text in _FUSE.items()}}.get(cause, _ADVICE.get(family, ""))
 
 
 _ADVICE: dict[str, Any] = {

@@ -1,12 +1,12 @@
 """Where batches come from: KuaiRand logs, MovieLens folders, or a synthetic log like KuaiRand's.
 
-Importing this package loads neither torch nor pandas; opening a source does.
+Nothing here loads torch or pandas before a source is opened.
 """
 
 from pathlib import Path
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Batch, EventSequence, Field, Schema, SequenceField
+from mfubench.errors import BadInput
 
 from .source import Source
 
@@ -17,7 +17,7 @@ def open_source(text: str, synthetic_schema: Schema) -> Source:
     PATH is a folder or a csv file. ``synthetic_schema`` is what the synthetic source generates; files bring their own.
 
     Raises:
-        InvalidArgument: an unknown kind, a missing or needless PATH, or files that are not such data.
+        BadInput: an unknown kind, a missing or needless PATH, or files that are not such data.
     """
     kind, _, path = text.partition(":")
     if text == "synthetic":
@@ -32,7 +32,7 @@ def open_source(text: str, synthetic_schema: Schema) -> Source:
         from .movielens import read_movielens
 
         return read_movielens(Path(path).expanduser())
-    raise InvalidArgument(f"data source {text!r} is unknown; allowed: synthetic, kuairand:PATH, movielens:PATH")
+    raise BadInput(f"data source {text!r} is unknown; allowed: synthetic, kuairand:PATH, movielens:PATH")
 
 
 __all__ = ["Batch", "EventSequence", "Field", "Schema", "SequenceField", "Source", "open_source"]

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import EventSequence
+from mfubench.errors import BadInput
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -48,13 +48,13 @@ class EventLog:
         """The log of rows that are sorted by (user, time); users are numbered from 0 or 1.
 
         Raises:
-            InvalidArgument: more users, or a longer span, than a 64-bit key can tell apart.
+            BadInput: more users, or a longer span, than a 64-bit key can tell apart.
         """
         first_ms, last_ms = (int(times_ms.min()), int(times_ms.max())) if len(times_ms) else (0, 0)
         span_ms = last_ms - first_ms + 1
         most_users = int(users.max()) + 1 if len(users) else 0
         if most_users * span_ms >= 2**63:
-            raise InvalidArgument(f"{most_users} users over {span_ms} ms are too many for one log; give a part of it")
+            raise BadInput(f"{most_users} users over {span_ms} ms are too many for one log; give a part of it")
         keys = users.astype(np.int64)
         keys *= span_ms
         keys += times_ms

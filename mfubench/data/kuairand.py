@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Field, SequenceField
+from mfubench.errors import BadInput
 
 from .histories import Array, EventLog, rows_where, sort_by_user_and_time
 from .logs import LogSource, log_schema
@@ -60,7 +60,7 @@ def read_kuairand(path: Path) -> LogSource:
     Holds 24 bytes a row, and three times that while it reads (measured: 72).
 
     Raises:
-        InvalidArgument: no such path, no log there, logs of several versions, or a log that cannot be read.
+        BadInput: no such path, no log there, logs of several versions, or a log that cannot be read.
     """
     paths = find_logs(path)
     columns = _read(paths)
@@ -101,15 +101,13 @@ def find_logs(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise InvalidArgument(f"{path}: no such file or folder; give a KuaiRand folder or one of its log files")
+        raise BadInput(f"{path}: no such file or folder; give a KuaiRand folder or one of its log files")
     found = {log.name: log for folder in (path, path / "data") for names in LOG_NAMES for log in folder.glob(names)}
     if not found:
-        raise InvalidArgument(
-            f"{path}: no KuaiRand log in it or in its data folder; looked for {' and '.join(LOG_NAMES)}"
-        )
+        raise BadInput(f"{path}: no KuaiRand log in it or in its data folder; looked for {' and '.join(LOG_NAMES)}")
     versions = {match[1] if (match := re.search("_(pure|1k|27k)", name)) else "slice" for name in found}
     if len(versions) > 1:  # each version numbers users and videos anew, and their rows overlap
-        raise InvalidArgument(f"{path}: logs of several versions ({', '.join(sorted(versions))}); give one file")
+        raise BadInput(f"{path}: logs of several versions ({', '.join(sorted(versions))}); give one file")
     return [found[name] for name in sorted(found)]
 
 

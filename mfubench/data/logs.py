@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Batch, Field, Schema, SequenceField
+from mfubench.errors import BadInput
 
 from .histories import Array, EventLog, Ints
 from .source import check_request
@@ -45,9 +45,9 @@ class LogSource:
     """A log whose ``targets`` rows can each be the impression of a sample, drawn uniformly and with replacement.
 
     A target's label is 1 if its row belongs to the sequence ``positives``; ``shown`` names the sequences that make up
-    all past targets. Hours and weekdays are local: UTC + ``utc_offset_hours``. ``context`` holds the ids,
-    by row, of each context field given to ``log_schema``. Dense features count only what is strictly before the
-    impression; with no past event the rate and the recency are 0.
+    all past targets. Hours and weekdays are local: UTC + ``utc_offset_hours``. ``context`` holds the ids, by row, of
+    each context field given to ``log_schema``. Dense features count only what is strictly before the impression; with
+    no past event the rate and the recency are 0.
     """
 
     schema: Schema
@@ -105,11 +105,11 @@ class LogSource:
         """Two sources over the same log: impressions of the first ``train_share`` of them in time, and the later ones.
 
         Raises:
-            InvalidArgument: a share outside (0, 1), or one that leaves a side empty.
+            BadInput: a share outside (0, 1), or one that leaves a side empty.
         """
         times = self.log.times_ms(self.targets)
         if not 0 < train_share < 1 or (late := times > np.quantile(times, train_share)).all() or not late.any():
-            raise InvalidArgument(f"train_share={train_share} leaves a side empty; allowed: between 0 and 1")
+            raise BadInput(f"train_share={train_share} leaves a side empty; allowed: between 0 and 1")
         return (
             replace(self, targets=self.targets[~late], fingerprint=f"{self.fingerprint}-first-{train_share}"),
             replace(self, targets=self.targets[late], fingerprint=f"{self.fingerprint}-after-{train_share}"),

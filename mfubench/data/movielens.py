@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Field, SequenceField
+from mfubench.errors import BadInput
 
 from .histories import Array, EventLog, rows_where, sort_by_user_and_time
 from .logs import LogSource, log_schema
@@ -37,17 +37,18 @@ def read_movielens(path: Path) -> LogSource:
     """The data set in folder ``path``, or beside the file ``path/ratings.csv``.
 
     Target: a rating of 4 or more. An event's sides are its movie's first genre and what the user did: the rating in
-    half stars, 1 to 10, or 11 for a tag. Sparse context: user, movie, hour and weekday (UTC), genre.
+    half stars, 1 to 10, or 11 for a tag; a movie that movies.csv lacks is of the unknown genre. Sparse context: user,
+    movie, hour and weekday (UTC), genre.
 
     Raises:
-        InvalidArgument: no such folder, one of its three files is missing, or one that cannot be read.
+        BadInput: no such folder, one of its three files is missing, or one that cannot be read.
     """
     folder = path.parent if path.name == FILES[0] else path
     if not path.exists():
-        raise InvalidArgument(f"{path}: no such file or folder; give a MovieLens folder")
+        raise BadInput(f"{path}: no such file or folder; give a MovieLens folder")
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise InvalidArgument(f"{folder}: no {', '.join(missing)}; a MovieLens folder has {', '.join(FILES)}")
+        raise BadInput(f"{folder}: no {', '.join(missing)}; a MovieLens folder has {', '.join(FILES)}")
     columns = sort_by_user_and_time(_read(folder))
     users, movies, genres = (int(columns[name].max()) for name in ("user", "item", "genre"))
     actions = columns["action"]

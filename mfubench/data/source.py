@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Batch, Schema
+from mfubench.errors import BadInput
 
 ACTION_SIDE = "action"  # the side id that says what the user did; a candidate's is always 0, as it would tell the label
 
@@ -30,24 +30,24 @@ class Source(Protocol):
         Each sequence keeps the most recent ``max_lengths[name]`` events strictly before the impression's time.
 
         Raises:
-            InvalidArgument: a size below 1, a negative seed, or lengths that do not name the schema's sequences.
+            BadInput: a size below 1, a negative seed, or lengths that do not name the schema's sequences.
         """
 
 
 def check_request(schema: Schema, batch_size: int, num_batches: int, seed: int, max_lengths: Mapping[str, int]) -> None:
-    """Raise InvalidArgument unless batches can be drawn so (see ``Source.batches``)."""
+    """Raise BadInput unless batches can be drawn so (see ``Source.batches``)."""
     for name, value, least in (("batch_size", batch_size, 1), ("num_batches", num_batches, 1), ("seed", seed, 0)):
         if value < least:
-            raise InvalidArgument(f"{name}={value}; allowed: {least} or more")
+            raise BadInput(f"{name}={value}; allowed: {least} or more")
     expected = {sequence.name for sequence in schema.sequences}
     if expected != set(max_lengths):
-        raise InvalidArgument(
+        raise BadInput(
             f"maximum lengths are given for {_names(max_lengths)}; the {schema.source} sequences, "
             f"each of which needs one, are {_names(expected)}"
         )
     for name, length in max_lengths.items():
         if length < 1:
-            raise InvalidArgument(f"maximum length of {name!r} is {length}; allowed: 1 or more")
+            raise BadInput(f"maximum length of {name!r} is {length}; allowed: 1 or more")
 
 
 def _names(names: "Mapping[str, int] | set[str]") -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mfu_kernels.errors import InvalidArgument
 from mfu_models.batch import Batch, EventSequence, Schema
+from mfubench.errors import BadInput
 
 from .histories import Array, Ints, last_members, make_sequence, rows_where
 from .source import ACTION_SIDE, check_request
@@ -34,20 +34,20 @@ SIDE_SALT, FIELD_SALT = 100, 200  # apart from each other and from the salts of 
 class SyntheticSource:
     """Draws impressions uniformly from the virtual log's rows, and makes only the history that each of them needs.
 
-    An exposure sequence holds every event; the first engagement sequence holds the clicks, each further one a thinner
+    Each exposure sequence holds every event; the first engagement sequence holds the clicks, each further one a thinner
     part of the one before. The side called ``action`` is 1 plus the number of kinds of engagement that an event was,
     and 0 for the candidate. Other sides belong to the item, and so do the sparse fields at odd positions; those at even
     ones belong to the user. Dense features are noise. Impressions of one user share tastes and a number of events, not
     the events themselves.
 
     Raises:
-        InvalidArgument: a field's vocabulary is below 2, so that it holds nothing but the unknown id.
+        BadInput: a field's vocabulary is below 2, so that it holds nothing but the unknown id.
     """
 
     def __init__(self, schema: Schema) -> None:
         for field in (*schema.sparse, schema.item, *schema.sides):
             if field.vocab < 2:
-                raise InvalidArgument(f"field {field.name!r} has a vocabulary of {field.vocab}; allowed: 2 or more")
+                raise BadInput(f"field {field.name!r} has a vocabulary of {field.vocab}; allowed: 2 or more")
         engagements = [sequence.name for sequence in schema.sequences if sequence.kind == "engagement"]
         self.schema = schema
         self.fingerprint = f"synthetic-{VERSION}"
@@ -55,7 +55,9 @@ class SyntheticSource:
             f"synthetic log like KuaiRand-27K: {NUM_USERS:,} users, {user_events().sum():,} events, "
             f"click rate {CLICK_RATE}"
         )
-        self._kinds = {name: kind for kind, name in enumerate(engagements)}
+        # The action that an event needs at least to be in a sequence: 1 for being shown, one more for each engagement.
+        self._least_action = {sequence.name: 1 for sequence in schema.sequences}
+        self._least_action |= {name: 2 + kind for kind, name in enumerate(engagements)}
         self._engagement = calibrate(schema.item.vocab, max(1, len(engagements)))
 
     def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
@@ -87,26 +89,27 @@ class SyntheticSource:
     def _sides(self, items: Array, actions: Array) -> Ints:
         sides = np.empty((len(items), len(self.schema.sides)), dtype=np.int64)
         for j, side in enumerate(self.schema.sides):
-            is_action = side.name == ACTION_SIDE
-            sides[:, j] = (
-                np.minimum(actions, side.vocab - 1) if is_action else _attribute(items, SIDE_SALT + j, side.vocab)
-            )
+            if side.name == ACTION_SIDE:
+                sides[:, j] = np.minimum(actions, side.vocab - 1)
+            else:
+                sides[:, j] = _attribute(items, SIDE_SALT + j, side.vocab)
         return sides
 
     def _histories(
         self, rng: np.random.Generator, users: Ints, positions: Ints, times: Ints, max_lengths: Mapping[str, int]
     ) -> dict[str, EventSequence]:
         """The sequences, made for a few samples at a time."""
+        names = [sequence.name for sequence in self.schema.sequences]
         counts = np.minimum(self._events_needed(users, max_lengths), positions)
         pieces = np.split(np.arange(len(users)), np.flatnonzero(np.diff(np.cumsum(counts) // EVENTS_AT_ONCE)) + 1)
-        parts: dict[str, list[tuple[Array, Array, Array, Ints]]] = {name: [] for name in max_lengths}
+        parts: dict[str, list[tuple[Array, Array, Array, Ints]]] = {name: [] for name in names}
         for piece in pieces:
             ends = np.cumsum(counts[piece])
             items, appeals, event_times = self._events(rng, users[piece], counts[piece], times[piece])
             actions = 1 + np.searchsorted(self._engagement.thresholds, appeals, side="left")
-            for name, length in max_lengths.items():
-                members = rows_where(actions > self._kinds[name] + 1 if name in self._kinds else actions > 0)
-                rows, lengths = last_members(members, ends - counts[piece], ends, length)
+            for name in names:
+                members = rows_where(actions >= self._least_action[name])
+                rows, lengths = last_members(members, ends - counts[piece], ends, max_lengths[name])
                 parts[name].append((items[rows], self._sides(items[rows], actions[rows]), event_times[rows], lengths))
         return {
             name: make_sequence(*(np.concatenate(column) for column in zip(*made, strict=True)))
@@ -117,9 +120,8 @@ class SyntheticSource:
         """How many of each user's latest events hold the wanted number of every sequence's events."""
         needed = np.zeros(len(users))
         for name, length in max_lengths.items():
-            kind = self._kinds.get(name)
-            here = length if kind is None else self._engagement.events_needed(kind, users, length)
-            needed = np.maximum(needed, here)
+            kind = self._least_action[name] - 2
+            needed = np.maximum(needed, length if kind < 0 else self._engagement.events_needed(kind, users, length))
         return np.ceil(needed).astype(np.int64)
 
     def _events(self, rng: np.random.Generator, users: Ints, counts: Ints, times: Ints) -> tuple[Ints, Floats, Ints]:
@@ -134,4 +136,4 @@ class SyntheticSource:
 
 def _attribute(ids: Array, salt: int, vocab: int) -> Ints:
     """A fixed id 1 .. vocab-1 for each of ``ids``."""
-    return 1 + (trait(ids, salt) * np.float32(vocab - 1)).astype(np.int64)
+    return 1 + (trait(ids, salt).astype(np.float64) * (vocab - 1)).astype(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mfu_kernels.errors import InvalidArgument
+from mfubench.errors import BadInput
 
 Array = npt.NDArray[Any]
 CHUNK_ROWS = 1 << 22  # bounds what parsing holds beside the result: about 300 MB for a KuaiRand log
@@ -44,13 +44,13 @@ def read_table(path: Path, columns: Sequence[Column]) -> Iterator[dict[str, Arra
     The separator is a tab if the header holds one, else a comma. Columns that are not asked for are not kept.
 
     Raises:
-        InvalidArgument: no such file, not text, no rows, a missing column, a cell that is not of its column's type and
+        BadInput: no such file, not text, no rows, a missing column, a cell that is not of its column's type and
             range (with its row), or a last line that breaks off.
     """
     header, separator = _inspect(path)
     missing = [column.name for column in columns if column.required and column.name not in header]
     if missing:
-        raise InvalidArgument(f"{path}: missing column(s) {', '.join(missing)}; the header has {', '.join(header)}")
+        raise BadInput(f"{path}: missing column(s) {', '.join(missing)}; the header has {', '.join(header)}")
     present = [column for column in columns if column.name in header]
     try:
         for frame in _chunks(path, separator, {column.name: column.dtype for column in present}):
@@ -59,7 +59,7 @@ def read_table(path: Path, columns: Sequence[Column]) -> Iterator[dict[str, Arra
                 raise ValueError("a value is out of its range")
             yield chunk
     except (ValueError, OverflowError) as error:  # pandas names neither the column nor the row
-        raise InvalidArgument(_explain(path, separator, present) or f"{path}: not a table: {error}") from None
+        raise BadInput(_explain(path, separator, present) or f"{path}: not a table: {error}") from None
 
 
 def _chunks(path: Path, separator: str, dtypes: dict[str, str]) -> Iterator[Any]:
@@ -77,23 +77,23 @@ def _inspect(path: Path) -> tuple[list[str], str]:
             file.seek(max(0, size - PEEK_BYTES))
             tail = file.read().rstrip(b"\r\n")
     except OSError as error:
-        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}; give a readable csv file") from None
+        raise BadInput(f"{path}: cannot be read: {error.strerror}; give a readable csv file") from None
     if not head.strip():
-        raise InvalidArgument(f"{path}: the file is empty; a header and rows are needed")
+        raise BadInput(f"{path}: the file is empty; a header and rows are needed")
     try:
         first = head.splitlines()[0].decode("utf-8-sig")
         last = tail.splitlines()[-1].decode("utf-8", errors="replace")
     except UnicodeDecodeError:
         first = "\0"
     if "\0" in first or b"\0" in head:
-        raise InvalidArgument(f"{path}: not a text file; a plain, uncompressed csv file is needed")
+        raise BadInput(f"{path}: not a text file; a plain, uncompressed csv file is needed")
     separator = "\t" if "\t" in first else ","
     header = next(csv.reader([first], delimiter=separator))
     if size <= PEEK_BYTES and len(tail.splitlines()) < 2:
-        raise InvalidArgument(f"{path}: has a header but no rows")
+        raise BadInput(f"{path}: has a header but no rows")
     fields = len(next(csv.reader([last], delimiter=separator)))
     if fields < len(header):
-        raise InvalidArgument(
+        raise BadInput(
             f"{path}: the last line has {fields} of {len(header)} fields; the file is cut short, get it again"
         )
     return header, separator

@@ -22,13 +22,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return _fixed(value, _decimals(value, digits))
 
 
-def column(values: Sequence[float | None], digits: int = 3, unit: float = 1) -> list[str]:
+def column(values: Sequence[float | None], digits: int = 3, unit: float = 1, least: int = 0) -> list[str]:
     """Numbers that stand below each other, in ``unit``, with the decimals that give the largest ``digits`` digits.
 
-    A value that these decimals would round to nothing keeps one digit of its own: it is small, not absent.
+    There are at least ``least`` decimals. A value that these decimals would round to nothing keeps one digit of its own: it is small, not absent.
     """
     scaled = [None if value is None or not math.isfinite(value) else value / unit for value in values]
-    places = _decimals(max((abs(value) for value in scaled if value is not None), default=0.0), digits)
+    largest = max((abs(value) for value in scaled if value is not None), default=0.0)
+    places = max(least, _decimals(largest, digits))
 
     def cell(value: float | None) -> str:
         if value is None or (value and not round(value, places)):
@@ -45,7 +46,7 @@ def percent(share: float | None, why_not: str = "") -> str:
 
 def percents(shares: Sequence[float | None]) -> list[str]:
     """Shares of 1 as a column of percentages; the header has the sign."""
-    return column(shares, unit=0.01)
+    return column(shares, unit=0.01, least=1)
 
 
 def part_of(part: float, whole: float) -> str:

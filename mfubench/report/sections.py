@@ -10,6 +10,17 @@ from .blocks import Block, Column, Facts, Items, Page, Section, Table
 from .causes import meanings
 from .verdict import headline, step_time, why_no_mfu
 
+FLOPS = {
+    "model": "Model FLOPs a step",
+    "fwd_model": "of these forward",
+    "bwd_model": "of these backward",
+    "closed_form": "Model FLOPs in closed form",
+    "counts_agree": "Count and closed form agree",
+    "padded": "Padded FLOPs a step",
+    "hardware": "Hardware FLOPs a step",
+    "recomputed": "of these recomputed",
+}
+
 
 def run_page(run: Run) -> Page:
     """Everything that a report says about ``run``."""
@@ -46,21 +57,14 @@ def _utilization(run: Run) -> Facts:
 
 
 def _flops(flops: dict[str, Any]) -> Facts:
-    named = {
-        "model": "Model FLOPs a step",
-        "fwd_model": "of these forward",
-        "bwd_model": "of these backward",
-        "padded": "Padded FLOPs a step",
-        "hardware": "Hardware FLOPs a step",
-    }
-    rest = {key: given for key, given in flops.items() if key not in {*named, "coverage", "unknown_ops"}}
+    rest = [key for key in flops if key not in {*FLOPS, "coverage", "unknown_ops"}]
     coverage = (
         f"{fmt.percent(flops['coverage'])} of the device time; unknown ops: {fmt.value('', flops['unknown_ops'])}"
     )
     return Facts(
         [
-            *((words, fmt.flops(flops[key])) for key, words in named.items()),
-            *((fmt.label(key).capitalize(), _flops_or_other(key, given)) for key, given in rest.items()),
+            *((words, _flops_or_other(key, flops[key])) for key, words in FLOPS.items() if key in flops),
+            *((fmt.label(key).capitalize(), _flops_or_other(key, flops[key])) for key in rest),
             ("FLOP coverage", coverage),
         ]
     )

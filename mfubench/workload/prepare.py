@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mfu_models import ModelSpec, model_spec
-from mfu_models.batch import Batch
+from mfu_models.batch import Batch, Schema
 from mfu_models.common.flops import FlopCount
 from torch import nn
 
@@ -16,6 +16,7 @@ from ..data import open_source
 from ..errors import BadInput
 from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from .step import make_optimizers
+from .zoo import num_params
 
 DEFAULT_SIZE = "base"
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
@@ -56,7 +57,7 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
     with device:
         module = model.build(config, spec.impl)  # type: ignore[arg-type]
     module.train(spec.mode == "train")
-    max_lengths = model.max_lengths(config)
+    max_lengths = _all_max_lengths(source.schema, model.max_lengths(config))
     batches = source.batches(batch_size, min(spec.steps, NUM_ROTATED), seed=spec.seed, max_lengths=max_lengths)
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
@@ -88,6 +89,12 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
     )
 
 
+def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
+    """Also for sequences that the model does not read, so that models which read others still share their data."""
+    longest = max(read.values())
+    return {sequence.name: read.get(sequence.name, longest) for sequence in schema.sequences}
+
+
 def _click_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.labels)
 
@@ -111,8 +118,7 @@ def describe(
     model_id: str,
 ) -> dict[str, Any]:
     """The ``workload`` part of a Run, without its data hash."""
-    tables = [m.weight.numel() for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-    num_params = sum(parameter.numel() for parameter in module.parameters())
+    params, dense_params = num_params(module)
     return {
         "model": spec.model,
         "size": size,
@@ -128,8 +134,8 @@ def describe(
         "steps": spec.steps,
         "warmup_steps": WARMUP_STEPS,
         "overrides": dict(spec.overrides),
-        "num_params": num_params,
-        "dense_params": num_params - sum(tables),
+        "num_params": params,
+        "dense_params": dense_params,
         "model_hash": digest(spec.model, model_id),
         "data_hash": "",
     }

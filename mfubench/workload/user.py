@@ -84,7 +84,9 @@ def _build(name: str) -> tuple[nn.Module, Callable[..., Any], Callable[[Any, Any
     for what, value, arity in (("make_batch", make_batch, 2), ("loss", rest[0] if rest else default_loss, 2)):
         if not callable(value):
             raise BadInput(f"{name}: {what} is {_kind(value)}; it must be a function of two arguments")
-        _require_signature(name, value, arity, f"{what}({'batch_size, device' if what == 'make_batch' else 'output, batch'})")
+        _require_signature(
+            name, value, arity, f"{what}({'batch_size, device' if what == 'make_batch' else 'output, batch'})"
+        )
     return module, make_batch, rest[0] if rest else default_loss
 
 
@@ -103,7 +105,9 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     except Exception as error:
         raise BadInput(f"make_batch({batch_size}, {device}) raised {_short(error)}") from error
     if not isinstance(batch, (tuple, Mapping)):
-        raise BadInput(f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed")
+        raise BadInput(
+            f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"
+        )
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
@@ -119,7 +123,9 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     """
     found = [tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.requires_grad]
     if not found:
-        raise BadInput(f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss")
+        raise BadInput(
+            f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
+        )
     return torch.stack([tensor.float().mean() for tensor in found]).sum()
 
 

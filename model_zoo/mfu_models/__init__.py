@@ -19,7 +19,9 @@ def model_spec(name: str) -> ModelSpec:
     """
     if name not in MODELS:
         known = ", ".join(MODELS)
-        raise InvalidArgument(f"unknown model {name!r}; the zoo has: {known}; for your own model give package.module:build")
+        raise InvalidArgument(
+            f"unknown model {name!r}; the zoo has: {known}; for your own model give package.module:build"
+        )
     return MODELS[name]
 
 

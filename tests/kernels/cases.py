@@ -10,6 +10,7 @@ from torch import Tensor
 from mfu_kernels import (
     gdpa,
     gdpa_block,
+    jagged_linear,
     jagged_pool,
     layer_norm,
     rms_norm,
@@ -84,6 +85,7 @@ CASES = [
     Case("layer_norm-plain", layer_norm, oracles.layer_norm, {"x": "T H D"}, jagged=False),
     Case("layer_norm", layer_norm, oracles.layer_norm, _NORM, {"eps": 0.1}, jagged=False),
     Case("rotary_time", rotary_time, oracles.rotary_time, {"x": "T H d", "angles": "T d/2"}, jagged=False),
+    Case("jagged_linear", jagged_linear, oracles.jagged_linear, {"x": "T D", "weight": "B D E"}),
     Case("jagged_pool-mean", jagged_pool, oracles.jagged_pool, {"values": "T D"}, {"mode": "mean"}),
     Case("jagged_pool-sum", jagged_pool, oracles.jagged_pool, {"values": "T D"}, {"mode": "sum"}),
 ]

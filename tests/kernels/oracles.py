@@ -120,6 +120,10 @@ def sum_kron_linear(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
     return torch.stack([sum((z[r].T @ x[b]) @ w[r] for r in range(z.shape[0])) for b in range(x.shape[0])])
 
 
+def jagged_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    return torch.cat([x[row] @ weight[b] for b, row in enumerate(rows(offsets))])
+
+
 def jagged_pool(values: Tensor, offsets: Tensor, mode: str = "mean") -> Tensor:
     sums = [values[row].sum(dim=0) / (max(1, row.stop - row.start) if mode == "mean" else 1) for row in rows(offsets)]
     return torch.stack(sums)

@@ -26,7 +26,9 @@ def random_batch(schema: Schema, lengths: Mapping[str, Sequence[int]], seed: int
 
     def sequence(rows: Sequence[int]) -> EventSequence:
         total = sum(rows)
-        age_ms = torch.cat([torch.randint(1, _DAY_MS, (n,), generator=generator).sort(descending=True)[0] for n in rows])
+        age_ms = torch.cat(
+            [torch.randint(1, _DAY_MS, (n,), generator=generator).sort(descending=True)[0] for n in rows]
+        )
         return EventSequence(
             item_ids=ids(schema.item.vocab, total),
             side_ids=torch.stack([ids(side.vocab, total) for side in schema.sides], dim=1),

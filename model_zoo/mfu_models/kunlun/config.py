@@ -78,7 +78,10 @@ class KunlunConfig:
     @property
     def towers(self) -> tuple[tuple[SequenceField, Tower], ...]:
         """Each sequence of the schema with its tower; without personalisation all share the engagement tower's widths."""
-        own = {"engagement": self.engagement, "exposure": self.exposure if self.event_personalization else self.engagement}
+        own = {
+            "engagement": self.engagement,
+            "exposure": self.exposure if self.event_personalization else self.engagement,
+        }
         return tuple((sequence, own[sequence.kind]) for sequence in self.schema.sequences)
 
     @property
@@ -112,7 +115,11 @@ def _check_tower(name: str, tower: Tower, num_layers: int) -> None:
         need(getattr(tower, field) >= 1, field, "at least 1")
     need(1 <= tower.num_layers <= num_layers, "num_layers", f"1 to num_layers={num_layers}")
     heads = tower.num_heads
-    need(tower.width % (2 * heads) == 0, "width", f"a multiple of {2 * heads} (num_heads={heads}, even head width for ROTE)")
+    need(
+        tower.width % (2 * heads) == 0,
+        "width",
+        f"a multiple of {2 * heads} (num_heads={heads}, even head width for ROTE)",
+    )
 
 
 def max_lengths(config: KunlunConfig) -> dict[str, int]:

@@ -29,8 +29,12 @@ class TransformerConfig:
         heads = self.num_heads
         require(self.width % heads == 0, f"width={self.width}; allowed: a multiple of num_heads={heads}")
         sides = len(self.schema.sides)
-        require(self.width % sides == 0, f"width={self.width}; allowed: a multiple of {sides}, the side ids of an event")
-        require(bool(self.schema.sequences), f"source {self.schema.source} has no event sequence; transformer needs one")
+        require(
+            self.width % sides == 0, f"width={self.width}; allowed: a multiple of {sides}, the side ids of an event"
+        )
+        require(
+            bool(self.schema.sequences), f"source {self.schema.source} has no event sequence; transformer needs one"
+        )
 
     @property
     def history(self) -> SequenceField:
@@ -45,8 +49,8 @@ class TransformerConfig:
 
 
 def max_lengths(config: TransformerConfig) -> dict[str, int]:
-    """The most events that each sequence keeps."""
-    return {sequence.name: config.max_length for sequence in config.schema.sequences}
+    """The most events that its one sequence keeps."""
+    return {config.history.name: config.max_length}
 
 
 # max_length, width, num_layers, num_heads, expansion, head_mlp

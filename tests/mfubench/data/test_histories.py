@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data.histories import EventLog, rows_where, sort_by_user_and_time
+from mfubench.errors import BadInput
 
 # Few users and fewer moments, so that most events share a moment with another.
 EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(1000, 1006), st.booleans()), min_size=1, max_size=40)
@@ -59,5 +59,5 @@ def test_sequences_without_events_are_kept() -> None:
 
 def test_more_users_and_time_than_a_key_can_hold_is_refused() -> None:
     users, times = np.array([0, 2**40]), np.array([0, 2**40])
-    with pytest.raises(InvalidArgument, match="too many for one log"):
+    with pytest.raises(BadInput, match="too many for one log"):
         EventLog.build(users, times, users, users[:, None], {})

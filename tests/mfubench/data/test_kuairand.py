@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data import Batch
 from mfubench.data.kuairand import duration_bucket, find_logs, read_kuairand
 from mfubench.data.logs import LogSource
+from mfubench.errors import BadInput
 
 FULL_HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
@@ -131,7 +131,7 @@ def test_a_log_without_tab_gives_the_unknown_id(tmp_path: Path) -> None:
 def test_a_folder_without_one_log(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     for name in names:
         write(tmp_path / name, line(1, 2, 3))
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises(BadInput, match=said):
         find_logs(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_a_folder_without_one_log(tmp_path: Path, names: tuple[str, ...], said: 
 def test_a_bad_log(tmp_path: Path, old: str, new: str, said: str) -> None:
     log = write(tmp_path / "log.csv", line(1, 2, 3))
     log.write_text(log.read_text().replace(old, new))
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises(BadInput, match=said):
         read_kuairand(log)
 
 
@@ -233,5 +233,5 @@ def test_split_by_time_keeps_the_future_out_of_training(real: LogSource) -> None
     assert before.max() < after.min() and len(before) + len(after) == 41_828
     assert len(before) / 41_828 == pytest.approx(0.8, abs=0.01)
     assert len({real.fingerprint, train.fingerprint, held_out.fingerprint}) == 3
-    with pytest.raises(InvalidArgument, match="train_share=1 leaves a side empty"):
+    with pytest.raises(BadInput, match="train_share=1 leaves a side empty"):
         real.split_by_time(1)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data.logs import LogSource
 from mfubench.data.movielens import read_movielens
+from mfubench.errors import BadInput
 
 LENGTHS = {"liked": 5, "other_ratings": 4, "tags": 3}
 S0 = 1_000_000_000  # Sunday, September 9, 2001, 1:46 UTC
@@ -48,7 +48,7 @@ def test_the_ratings_file_stands_for_its_folder(folder: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(InvalidArgument, match=f"no {name}; a MovieLens folder has ratings.csv, movies.csv, tags.csv"):
+    with pytest.raises(BadInput, match=f"no {name}; a MovieLens folder has ratings.csv, movies.csv, tags.csv"):
         read_movielens(folder)
 
 
@@ -64,12 +64,12 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 )
 def test_a_bad_file(folder: Path, name: str, old: str, new: str, said: str) -> None:
     (folder / name).write_text(FILES[name].replace(old, new))
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises(BadInput, match=said):
         read_movielens(folder)
 
 
 def test_another_csv_file_is_no_folder(folder: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"tags.csv: no ratings.csv, movies.csv, tags.csv"):
+    with pytest.raises(BadInput, match=r"tags.csv: no ratings.csv, movies.csv, tags.csv"):
         read_movielens(folder / "tags.csv")
 
 

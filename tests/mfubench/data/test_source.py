@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data import Field, Schema, SequenceField, open_source
+from mfubench.errors import BadInput
 
 SCHEMA = Schema(
     source="synthetic",
@@ -23,14 +23,14 @@ LENGTHS = {"clicks": 4, "shown": 8}
 
 @pytest.mark.parametrize("text", ["", "criteo", "kuairand", "kuairand:", "synthetic:x", "movielens", "KuaiRand:x"])
 def test_unknown_source_is_named_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(InvalidArgument) as caught:
+    with pytest.raises(BadInput) as caught:
         open_source(text, SCHEMA)
     assert repr(text) in str(caught.value) and "synthetic, kuairand:PATH, movielens:PATH" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["kuairand", "movielens"])
 def test_missing_path(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="no such file or folder; give a"):
+    with pytest.raises(BadInput, match="no such file or folder; give a"):
         open_source(f"{kind}:{tmp_path / 'nowhere'}", SCHEMA)
 
 
@@ -48,7 +48,7 @@ def test_missing_path(kind: str, tmp_path: Path) -> None:
 )
 def test_bad_request(changed: dict[str, object], said: str) -> None:
     request: dict[str, object] = {"batch_size": 2, "num_batches": 1, "seed": 0, "max_lengths": LENGTHS}
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises(BadInput, match=said):
         open_source("synthetic", SCHEMA).batches(**(request | changed))  # type: ignore[arg-type]
 
 

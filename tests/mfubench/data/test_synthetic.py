@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data import Field, Schema, SequenceField
 from mfubench.data.synthetic import SyntheticSource
 from mfubench.data.synthetic_log import SPAN_MS, START_MS, draw_gaps_ms, draw_items, user_events
+from mfubench.errors import BadInput
 
 LENGTHS = {"clicks": 64, "long_views": 48, "shown": 128}
 
@@ -152,16 +152,18 @@ def test_what_a_seed_gives_changes_only_with_the_version(source: SyntheticSource
     assert sums == [99, 16_300, 12_217, 32_685]
     shown = batch.sequences["shown"]
     means = [shown.item_ids.double().mean().item(), shown.times_ms.double().mean().item() - START_MS]
-    assert means == pytest.approx([], rel=1e-6)  # the last digit of exp() may differ between processors
+    assert means == pytest.approx(
+        [12_997.699433, 1_328_079_423.28], rel=1e-6
+    )  # exp() differs in last digits by processor
 
 
 def test_a_large_batch_takes_about_a_second() -> None:
     large = SyntheticSource(schema(1_000_000))
-    started = time.perf_counter()
+    started = time.process_time()
     large.batches(1_024, 1, seed=0, max_lengths={"clicks": 1_024, "long_views": 1, "shown": 1_024})
-    assert time.perf_counter() - started < 4  # 0.5 s alone on one core; the rest is for a busy machine
+    assert time.process_time() - started < 4  # 0.5 s on one core of an idle machine
 
 
 def test_a_schema_without_ids_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="field 'item' has a vocabulary of 1; allowed: 2 or more"):
+    with pytest.raises(BadInput, match="field 'item' has a vocabulary of 1; allowed: 2 or more"):
         SyntheticSource(schema(item_vocab=1))

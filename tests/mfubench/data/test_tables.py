@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfu_kernels.errors import InvalidArgument
 from mfubench.data import tables
 from mfubench.data.tables import Column, digest, read_table
+from mfubench.errors import BadInput
 
 COLUMNS = (
     Column("user", "int64", least=0),
@@ -81,13 +81,13 @@ def test_an_optional_column_is_read_where_there_is_one(tmp_path: Path) -> None:
 )
 def test_bad_file(tmp_path: Path, content: str | bytes, said: str) -> None:
     path = write(tmp_path, content)
-    with pytest.raises(InvalidArgument, match=said) as caught:
+    with pytest.raises(BadInput, match=said) as caught:
         read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="cannot be read: Is a directory"):
+    with pytest.raises(BadInput, match="cannot be read: Is a directory"):
         read(tmp_path)
 
 
@@ -96,14 +96,14 @@ def test_the_row_of_a_fault_counts_earlier_chunks(tmp_path: Path, monkeypatch: p
     rows = [f"x,{i},1,2,A" for i in range(8)]
     text = "unused,user,flag,stars,name\n" + "\n".join(rows) + "\n"
     assert read(write(tmp_path, text))["user"] == list(range(8))
-    with pytest.raises(InvalidArgument, match="column user holds seven in row 8 "):
+    with pytest.raises(BadInput, match="column user holds seven in row 8 "):
         read(write(tmp_path, text.replace("x,7,", "x,seven,")))
 
 
 def test_a_long_file_is_checked_at_both_ends(tmp_path: Path) -> None:
     text = GOOD + "z,1,1,1,C\n" * 20_000
     assert len(read(write(tmp_path, text))["user"]) == 20_002
-    with pytest.raises(InvalidArgument, match="the last line has 4 of 5 fields"):
+    with pytest.raises(BadInput, match="the last line has 4 of 5 fields"):
         read(write(tmp_path, text[:-3]))
 
 

@@ -1,0 +1,75 @@
+"""The application, and how its errors end: one line on stderr and the exit code that the contract names.
+
+0 fine, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 4 no comparable baseline, 5 the tool or benchmark broke,
+130 interrupted. A traceback shows with ``--debug`` only.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from ..errors import MfubenchError
+from .doctor import doctor
+from .models import models
+from .options import DEBUG_FLAG
+from .profile import profile
+from .report import report
+
+app = typer.Typer(
+    name="mfubench",
+    help="How much of a GPU does a recommendation model use, where is the rest lost, and what gets it back?",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for command in (profile, report, models, doctor):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _show_own_warnings_only()
+    try:
+        code = app(given or ["--help"], standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if DEBUG_FLAG in given:
+            raise
+        code = _end(error)
+    if code == 130:
+        print("mfubench: interrupted; nothing was left half written", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: Exception) -> int:
+    """Print what went wrong in one line and give the exit code."""
+    shown = getattr(error, "format_message", None)  # the usage errors of Typer's own parser
+    if shown is not None:
+        return _say(shown(), 2)
+    if isinstance(error, MfubenchError):
+        return _say(str(error), error.exit_code)
+    if _is_invalid_argument(error):
+        return _say(str(error), 2)
+    return _say(f"{type(error).__name__}: {error}; this is a defect of mfubench: `{DEBUG_FLAG}` shows where", 5)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"mfubench: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _is_invalid_argument(error: Exception) -> bool:
+    """Whether the packages below raised it for bad input; they are not imported to find out, since they import torch."""
+    errors: Any = sys.modules.get("mfu_kernels.errors")
+    return errors is not None and isinstance(error, errors.InvalidArgument)
+
+
+def _show_own_warnings_only() -> None:
+    """Warnings of mfubench are news for the user, one line each; those of libraries are not."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"mfubench\.")
+    warnings.showwarning = lambda message, *_: print(f"mfubench: warning: {message}", file=sys.stderr)

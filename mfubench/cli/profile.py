@@ -1,0 +1,97 @@
+"""``mfubench profile``."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import BadInput
+from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
+from .progress import stages
+
+TRACE_NAME = "trace.json.gz"
+
+
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model of the zoo (see `mfubench models`), or package.module:build."),
+    ],
+    size: Annotated[
+        str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... [default: base]")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the model's config.")
+    ] = None,
+    impl: Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")] = "auto",
+    compile_: Annotated[
+        str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")
+    ] = "none",
+    mode: Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")] = "train",
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16 (autocast) or fp32. [default: bf16 on CUDA, fp32 on a CPU]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    peak: Annotated[
+        str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step. [default: 1024 on CUDA, 32 on a CPU]")] = None,
+    steps: Annotated[int, typer.Option(help="Timed steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    data: Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")] = "synthetic",
+    out: Out = None,
+    trace: Annotated[bool, typer.Option("--trace", help=f"Keep the Chrome trace as DIR/{TRACE_NAME}.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Run a model, and say how much of the device it uses and which modules lose the rest.
+
+    Examples:
+
+    mfubench profile kunlun --size small
+
+    mfubench profile transformer --data kuairand:PATH --mode infer --out out/transformer
+
+    mfubench profile kunlun --size base --set comp_skip=false --set engagement.window=100 --json
+
+    mfubench profile my_package.my_module:build --batch-size 256
+    """
+    from ..workload.spec import WorkloadSpec
+
+    if trace and out is None:
+        raise BadInput("--trace needs --out DIR, the folder that the trace goes to")
+    spec = WorkloadSpec(
+        model=model, size=size, overrides=_overrides(set_ or []), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        device=device, peak=peak, batch_size=batch_size, steps=steps, seed=seed, data=data,
+    )  # fmt: skip
+    writable_folder(out)
+    from ..profiling import profile as profile_workload
+    from ..report import write_reports
+    from ..report.terminal import print_runs, stdout_console
+    from ..run import place_file, write_text
+
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
+        trace_path = Path(scratch) / TRACE_NAME if trace else None
+        run = profile_workload(spec, progress=progress, trace_path=trace_path)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            if trace_path is not None:
+                run.trace["path"] = TRACE_NAME
+                place_file(trace_path, out / TRACE_NAME)
+            write_text(out / "run.json", run.to_json())
+            write_reports([run], out)
+    if json:
+        sys.stdout.write(run.to_json() + "\n")
+    else:
+        print_runs([run], stdout_console(), full=verbose)
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise BadInput(f"--set {pair!r} has no '='; give KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,45 @@
+"""Progress of long work on stderr: a bar on a terminal, a line a stage elsewhere, nothing with --quiet."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Callable[[str, float], None]]:
+    """A function ``(stage in words, share done)`` to report progress with."""
+    if quiet:
+        yield lambda stage, done: None
+    elif sys.stderr.isatty():
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from ..report.terminal import stderr_console
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=stderr_console(), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda stage, done: bar.update(task, description=stage, completed=done)
+    else:
+        yield _LinePerStage(verbose)
+
+
+class _LinePerStage:
+    """Prints a stage when it begins; what precedes the first measurement, and single steps, only if ``verbose``.
+
+    So bad input, which shows before anything is measured, gets one line and no more.
+    """
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.last = ""
+
+    def __call__(self, stage: str, done: float) -> None:
+        words = "".join(letter for letter in stage if not letter.isdigit())
+        if self.verbose or (words != self.last and done > 0):
+            print(f"mfubench: {done:4.0%} {stage}", file=sys.stderr, flush=True)
+        self.last = words

@@ -1,0 +1,53 @@
+"""What this machine can measure, as ``mfubench doctor`` tells it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .errors import BadInput
+from .measure.calibrate import load_or_calibrate
+from .measure.environment import device_uuid, environment
+from .measure.nvml import NvmlSampler
+from .measure.peaks import datasheet
+
+NVML_WINDOW_S = 0.3
+
+
+def examine(*, refresh: bool, progress: Callable[[str, float], None]) -> dict[str, dict[str, Any]]:
+    """Environment, peaks and counters of the device that ``--device auto`` means; ``refresh`` measures peaks anew."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peaks: dict[str, Any] = {"datasheet": _datasheet(device)}
+    dtypes = ("bf16", "fp32") if device.type == "cuda" else ("fp32", "bf16")
+    for place, dtype in enumerate(dtypes):
+        progress(f"calibrating {dtype}", place / len(dtypes))
+        calibration = load_or_calibrate(device, dtype, refresh=refresh)
+        peaks[f"measured_{dtype}_tflops"] = calibration.gemm_tflops[dtype]
+        if place == 0:
+            peaks |= {"copy_gb_s": calibration.copy_gb_s, "measured_date": calibration.date, "how": calibration.how}
+    return {"environment": environment(device), "peaks": peaks, "counters": _counters(device)}
+
+
+def _datasheet(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "none is kept for a CPU: MFU is against the measured peak only"
+    try:
+        sheet = datasheet(torch.cuda.get_device_name(device))
+    except BadInput as error:
+        return str(error)
+    return f"{sheet.product}: {sheet.bf16} bf16 TFLOP/s, {sheet.bandwidth_gb_s} GB/s ({sheet.source})"
+
+
+def _counters(device: torch.device) -> dict[str, Any]:
+    import time
+
+    with NvmlSampler(device_uuid(device)) as sampler:
+        if device.type == "cuda":
+            time.sleep(NVML_WINDOW_S)
+    summary = sampler.summary()
+    if not summary["available"]:
+        return {"NVML": f"not available: {summary['reason']}"}
+    return {
+        name: f"not available: {seen['unavailable']}" if "unavailable" in seen else f"{seen['mean']:.4g} {seen['unit']}"
+        for name, seen in summary["counters"].items()
+    }

@@ -1,0 +1,37 @@
+"""What the zoo holds, as ``mfubench models`` lists it."""
+
+from typing import Any
+
+import torch
+from mfu_models import MODELS, ModelSpec
+from torch import nn
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Each model's name, summary and sizes; FLOPs are model FLOPs of one sample at every sequence's full length."""
+    return [
+        {"name": spec.name, "summary": spec.summary, "sizes": {size: _size(spec, size) for size in spec.sizes}}
+        for spec in MODELS.values()
+    ]
+
+
+def _size(spec: ModelSpec, size: str) -> dict[str, Any]:
+    config = spec.config(size)
+    flops = spec.full_length_flops(config)
+    with torch.device("meta"):  # the largest have billions of parameters: count them without allocating
+        module = spec.build(config)
+    params, dense = num_params(module)
+    return {
+        "fwd_gflops_per_sample": flops.fwd / 1e9,
+        "train_gflops_per_sample": flops.total / 1e9,
+        "params": params,
+        "dense_params": dense,
+        "sequences": spec.max_lengths(config),
+    }
+
+
+def num_params(module: nn.Module) -> tuple[int, int]:
+    """All parameters of ``module``, and those outside embedding tables."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    tables = (m.weight.numel() for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+    return total, total - sum(tables)
