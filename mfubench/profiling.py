@@ -64,7 +64,7 @@ def profile(spec: WorkloadSpec, *, progress: Progress = _silent, trace_path: Pat
 
 def profile_workload(workload: Workload, *, progress: Progress = _silent, trace_path: Path | None = None) -> Run:
     """The same for a workload that is already there."""
-    device, spec = workload.device, workload.spec
+    device = workload.device
     sheet, sheet_tflops = _datasheet(workload)
     _first_step(workload)
     progress("calibrating the device's peaks", 0.1)
@@ -165,7 +165,7 @@ def _ceilings(
 ) -> Ceilings:
     measured = calibration.gemm_tflops[workload.dtype]
     seen = {DTYPE_NAMES.get(name) for count in counts for work in count.work.values() for name in work.dtypes}
-    others = {
+    others: dict[str, float] = {
         name: load_or_calibrate(workload.device, name).gemm_tflops[name]
         for name in ("fp32", "bf16", "fp16")
         if name in seen and name != workload.dtype

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mfu_kernels.cost import OpClass
-
-from ..measure.classify import op_class
-from ..measure.count import WorkKey
-from ..measure.scopes import BACKWARD, FORWARD, Scope
-from ..measure.trace import SCOPE_PREFIX, STEP_NAME, Trace
+from mfubench.measure.classify import op_class
+from mfubench.measure.count import WorkKey
+from mfubench.measure.scopes import BACKWARD, FORWARD, Scope
+from mfubench.measure.trace import SCOPE_PREFIX, STEP_NAME, Trace
 
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")

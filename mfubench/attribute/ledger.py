@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ..measure.count import Count, Work, WorkKey, by_module
-from ..measure.memory import MemoryPeak
-from ..measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
-from ..run import LedgerLine, ModuleRow
+from mfubench.measure.count import Count, Work, WorkKey, by_module
+from mfubench.measure.memory import MemoryPeak
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+from mfubench.run import LedgerLine, ModuleRow
+
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
@@ -103,7 +104,7 @@ def module_rows(
     nothing = {"fwd": Work(), "bwd": Work()}
     rows = []
     for name in {*slices.times, *work, *(module for module, size in memory.by_module.items() if size)}:
-        own, times, split = work.get(name, nothing), slices.times.get(name, _split()), slices.causes.get(name, {})
+        own, times, split = work.get(name, nothing), slices.times[name], slices.causes[name]
         time_ms, useful = sum(times.values()), own["fwd"].model + own["bwd"].model
         rows.append(
             ModuleRow(

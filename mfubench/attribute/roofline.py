@@ -3,11 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mfu_kernels.cost import OpClass
-
-from ..measure.count import Work
+from mfubench.measure.count import Work
 
 Split = defaultdict[str, float]  # milliseconds by cause
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -43,10 +41,10 @@ class Ceilings:
 
 
 def causes(time_ms: float, work: Work, kind: OpClass, ceilings: Ceilings) -> Split:
-    """Split ``time_ms`` of one group of operators into causes that add up to it, in the order of the ledger.
+    """Split ``time_ms`` of one group of operators into causes that add up to it, in the ledger's order.
 
-    A negative ``inefficiency`` means a group that is faster than its floor: a wrong formula or an old calibration. It is
-    left as it is. ``amortized`` is negative: model FLOPs that were executed once for the whole batch.
+    A negative ``inefficiency`` means a group that is faster than its floor: a wrong formula or an old calibration. It
+    is left as it is. ``amortized`` is negative: model FLOPs that were executed once for the whole batch.
     """
     split: Split = defaultdict(float)
     if not work.hardware and not work.model:
@@ -100,10 +98,12 @@ def verdict(split: Mapping[str, float]) -> str:
 def advice(cause: str) -> str:
     """What would mend a cause, in a few words."""
     family, _, kind = cause.partition(".")
-    return {**_ADVICE, **{f"memory_bound.{k}": text for k, text in _FUSE.items()}}.get(cause, _ADVICE.get(family, ""))
+    if family == "memory_bound" and kind in _FUSE:
+        return _FUSE[kind]
+    return _ADVICE.get(family, "")
 
 
-_ADVICE: dict[str, Any] = {
+_ADVICE: dict[str, str] = {
     "padding": "jagged or windowed kernels that skip padded and masked work; bucket batches by length",
     "recompute": "keep more activations if memory allows",
     "dtype": "run this product in the run's own dtype",

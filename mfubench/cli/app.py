@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from ..errors import MfubenchError
+from mfubench.errors import MfubenchError
+
 from .doctor import doctor
 from .models import models
 from .options import DEBUG_FLAG
@@ -54,7 +55,7 @@ def _end(error: Exception) -> int:
         return _say(str(error), error.exit_code)
     if _is_invalid_argument(error):
         return _say(str(error), 2)
-    return _say(f"{type(error).__name__}: {error}; this is a defect of mfubench: `{DEBUG_FLAG}` shows where", 5)
+    return _say(f"{type(error).__name__}: {error}; a defect of mfubench, see `{DEBUG_FLAG}`", 5)
 
 
 def _say(message: str, code: int) -> int:

@@ -26,7 +26,8 @@ def doctor(
 
     mfubench doctor --calibrate
     """
-    from ..doctor import examine
+    from mfubench.doctor import examine
+
     from .progress import stages
 
     with stages(quiet=quiet, verbose=verbose) as progress:
@@ -36,8 +37,8 @@ def doctor(
         return
     from rich.table import Table
 
-    from ..report.format import label, value
-    from ..report.terminal import stdout_console
+    from mfubench.report.format import label, value
+    from mfubench.report.terminal import stdout_console
 
     console = stdout_console()
     for title, facts in found.items():

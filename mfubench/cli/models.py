@@ -15,7 +15,7 @@ def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, d
 
     mfubench models --json
     """
-    from ..workload.zoo import list_models
+    from mfubench.workload.zoo import list_models
 
     listed = list_models()
     if json:
@@ -23,8 +23,8 @@ def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, d
         return
     from rich.table import Table
 
-    from ..report.format import number
-    from ..report.terminal import stdout_console
+    from mfubench.report.format import number
+    from mfubench.report.terminal import stdout_console
 
     console = stdout_console()
     for model in listed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from mfubench.errors import BadInput
 
 DEBUG_FLAG = "--debug"
 

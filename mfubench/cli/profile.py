@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from mfubench.errors import BadInput
+
 from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
 from .progress import stages
 
@@ -60,7 +61,7 @@ def profile(
 
     mfubench profile my_package.my_module:build --batch-size 256
     """
-    from ..workload.spec import WorkloadSpec
+    from mfubench.workload.spec import WorkloadSpec
 
     if trace and out is None:
         raise BadInput("--trace needs --out DIR, the folder that the trace goes to")
@@ -69,10 +70,10 @@ def profile(
         device=device, peak=peak, batch_size=batch_size, steps=steps, seed=seed, data=data,
     )  # fmt: skip
     writable_folder(out)
-    from ..profiling import profile as profile_workload
-    from ..report import write_reports
-    from ..report.terminal import print_runs, stdout_console
-    from ..run import place_file, write_text
+    from mfubench.profiling import profile as profile_workload
+    from mfubench.report import write_reports
+    from mfubench.report.terminal import print_runs, stdout_console
+    from mfubench.run import place_file, write_text
 
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
         trace_path = Path(scratch) / TRACE_NAME if trace else None

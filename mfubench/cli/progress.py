@@ -13,7 +13,7 @@ def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Callable[[str, flo
     elif sys.stderr.isatty():
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from ..report.terminal import stderr_console
+        from mfubench.report.terminal import stderr_console
 
         columns = (
             TextColumn("{task.description}"),

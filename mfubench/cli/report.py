@@ -26,9 +26,9 @@ def report(
 
     mfubench report out/transformer out/kunlun --out out/both
     """
-    from ..report import write_reports
-    from ..report.terminal import print_runs, stdout_console
-    from ..run import read_run
+    from mfubench.report import write_reports
+    from mfubench.report.terminal import print_runs, stdout_console
+    from mfubench.run import read_run
 
     documents = [read_run(path) for path in runs]
     writable_folder(out)

@@ -211,7 +211,7 @@ def _event_seconds(call: Callable[[], object], device: "torch.device", repeats: 
     import torch
 
     with torch.cuda.device(device):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         events[0].record()
         for event in events[1:]:
             call()

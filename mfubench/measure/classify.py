@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+
 from mfu_kernels.cost import OpClass
 
 _BY_NAME: dict[OpClass, tuple[str, ...]] = {
@@ -98,7 +99,7 @@ def op_class(name: str) -> OpClass:
 
 @cache
 def may_hide_flops(name: str) -> bool:
-    """Whether an operator without a FLOP formula could do matmul-like work: foreign namespaces, and a list of torch's."""
+    """Whether an operator without a FLOP formula could do matmul-like work: foreign ones, and a list of torch's."""
     namespace, _, base = name.rpartition("::")
     if namespace not in ("", "aten", "prim", "prims", "profiler"):
         return True

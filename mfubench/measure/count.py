@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from mfu_kernels.cost import OpClass, PassCost
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mfu_kernels.cost import OpClass, PassCost
+
 from .classify import may_hide_flops, op_class
-from .scopes import ROOT, Scope, ScopeTracker
 from .flops import dispatched_bytes, dispatched_flops
+from .scopes import ROOT, Scope, ScopeTracker
 
 
 class WorkKey(NamedTuple):

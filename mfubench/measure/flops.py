@@ -27,7 +27,7 @@ SDPA_BACKWARD = (
 
 
 class Flops(NamedTuple):
-    """``model``: what the mathematics needs; ``hardware``: executed; ``recomputed``: the part of it that repeats work."""
+    """``model``: what the mathematics needs; ``hardware``: executed; ``recomputed``: of that, repeated work."""
 
     model: int
     hardware: int

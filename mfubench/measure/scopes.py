@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mfu_kernels.cost import OpClass, OpCost, observing
 from torch import nn
+
+from mfu_kernels.cost import OpClass, OpCost, observing
 
 ROOT = "(model)"  # own work of the outermost module
 LOSS, OPTIMIZER, DATA, FORWARD, BACKWARD = "(loss)", "(optimizer)", "(data)", "(forward)", "(backward)"
@@ -22,7 +23,7 @@ LOSS, OPTIMIZER, DATA, FORWARD, BACKWARD = "(loss)", "(optimizer)", "(data)", "(
 
 @dataclass(slots=True)
 class Scope:
-    """One activation of a module, a phase of the step, or an op; ``shared`` is over how many samples its work counts."""
+    """One activation of a module, a phase of the step, or an op; its work counts for ``shared`` samples."""
 
     index: int
     module: str
@@ -136,5 +137,5 @@ class ScopeTracker:
 
     def _mark(self, owner: Scope | None) -> None:
         if torch._C._current_autograd_node() is None:  # recomputed nodes may count in a thread of their own
-            self._marks.append(torch.autograd._get_sequence_nr())
+            self._marks.append(torch._C._autograd._get_sequence_nr())
             self._owners.append(owner)

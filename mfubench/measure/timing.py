@@ -1,6 +1,7 @@
 """The timing pass: whole steps, no hook, no profiler. Only its numbers feed MFU and the gate."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from time import perf_counter
 
 import torch
@@ -40,4 +41,4 @@ def _with_events(step: Callable[[int], None], num_steps: int, progress: Callable
         events[index + 1].record()
         progress(index + 1)
     torch.cuda.synchronize()
-    return [before.elapsed_time(after) for before, after in zip(events, events[1:], strict=False)]
+    return [before.elapsed_time(after) for before, after in pairwise(events)]

@@ -1,6 +1,6 @@
 """The trace pass: torch.profiler over a few steps, with scopes that carry each module's name into the trace.
 
-The profiler slows a step that is bound by its host; so only shares are taken from here, and the distortion is published.
+The profiler slows a step that its host bounds; so only shares are taken from here, and the distortion is published.
 """
 
 import gzip

@@ -25,7 +25,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def column(values: Sequence[float | None], digits: int = 3, unit: float = 1, least: int = 0) -> list[str]:
     """Numbers that stand below each other, in ``unit``, with the decimals that give the largest ``digits`` digits.
 
-    There are at least ``least`` decimals. A value that these decimals would round to nothing keeps one digit of its own: it is small, not absent.
+    They have at least ``least`` decimals. A value that these would round to nothing keeps one digit of its own: it is
+    small, not absent.
     """
     scaled = [None if value is None or not math.isfinite(value) else value / unit for value in values]
     largest = max((abs(value) for value in scaled if value is not None), default=0.0)

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
+
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.flops import FlopCount
-from torch import nn
+from mfubench.data import open_source
+from mfubench.errors import BadInput
 
-from ..data import open_source
-from ..errors import BadInput
 from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from .step import make_optimizers
 from .zoo import num_params

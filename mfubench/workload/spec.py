@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import BadInput
+from mfubench.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
-    from mfu_models.common.flops import FlopCount
     from torch import nn
+
+    from mfu_models.common.flops import FlopCount
 
 Mode = Literal["train", "infer"]
 CHOICES: Mapping[str, tuple[str, ...]] = {

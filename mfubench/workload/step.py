@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from ..measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
+
 from .spec import Workload
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -33,7 +34,7 @@ def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module
         with phase(LOSS), _autocast(workload):
             loss = workload.loss(output, inputs)
         with phase(BACKWARD):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         with phase(OPTIMIZER):
             for optimizer in workload.optimizers:
                 optimizer.step()

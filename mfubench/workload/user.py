@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import BadInput
+from mfubench.errors import BadInput
+
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
@@ -21,7 +22,7 @@ SIGNATURE = "build() must return (module, make_batch) or (module, make_batch, lo
 
 
 def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_size: int) -> Workload:
-    """The workload of ``spec.model``, a ``package.module:function`` that is imported with the working directory on path.
+    """The workload of ``spec.model``, ``package.module:function``, imported with the working directory on the path.
 
     Raises:
         BadInput: it does not import, has another signature, raises, or gives what is no model or no batch.

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from mfu_models import MODELS, ModelSpec
 from torch import nn
+
+from mfu_models import MODELS, ModelSpec
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Batch:
     """B impressions: each has one candidate item, the user's histories strictly before it, and a 0/1 label.
 
     ``dense`` float32 [B, num_dense], ``sparse`` int64 [B, num_sparse] in the schema's order, ``candidate_items`` int64
-    [B], ``candidate_sides`` int64 [B, num_sides], ``times_ms`` int64 [B], ``labels`` float32 [B], ``sequences`` by name.
+    [B], ``candidate_sides`` int64 [B, num_sides], ``times_ms`` int64 [B], ``labels`` float32 [B].
     """
 
     dense: "Tensor"

@@ -12,16 +12,18 @@ from .common.config import SYNTHETIC_SCHEMAS, override
 from .common.flops import FlopCount
 
 if TYPE_CHECKING:
-    from mfu_kernels.registry import Impl
     from torch import nn
+
+    from mfu_kernels.registry import Impl
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model: its sizes, how to configure and build it, and its model FLOPs in closed form.
 
-    ``sizes`` maps a size's name to a function of the schema that gives the frozen config. The module's class is named by text and imported when built, so that listing models and counting
-    their FLOPs needs no torch.
+    ``sizes`` maps a size's name to a function of the schema that gives the frozen config; ``max_lengths`` names the
+    sequences that the model reads, with the most events of each. ``module`` is ``package.module:Class``, imported when
+    it is built.
     """
 
     name: str

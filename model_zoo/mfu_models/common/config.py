@@ -5,8 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mfu_kernels.errors import InvalidArgument
-
-from ..batch import Field, Schema, SequenceField, SequenceKind
+from mfu_models.batch import Field, Schema, SequenceField, SequenceKind
 
 C = TypeVar("C")
 NUM_DENSE = 13  # dense features of the public click logs (Criteo) and of DLRMv2's bottom MLP

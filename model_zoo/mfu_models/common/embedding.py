@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..batch import EventSequence, Schema
+from mfu_models.batch import EventSequence, Schema
 
 
 def _table(vocab: int, width: int) -> nn.Embedding:

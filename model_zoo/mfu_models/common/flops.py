@@ -1,4 +1,4 @@
-"""Closed-form model FLOPs: 2 per multiply-add, matmul-like work only, true lengths, only the pairs that a mask keeps."""
+"""Closed-form model FLOPs: 2 per multiply-add, matmul-like work only, true lengths, only pairs that a mask keeps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import mfu_kernels as ops
 import torch
-from mfu_kernels.registry import Impl
 from torch import Tensor, nn
+
+import mfu_kernels as ops
+from mfu_kernels.registry import Impl
 
 
 class Mlp(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..batch import Batch, EventSequence, Schema
+from mfu_models.batch import Batch, EventSequence, Schema
 
 _DAY_MS = 86_400_000
 

@@ -1,6 +1,7 @@
 """Kunlun (arXiv 2602.10016): global interaction over context and event towers, built to use the GPU."""
 
-from ..spec import ModelSpec
+from mfu_models.spec import ModelSpec
+
 from .config import SIZES, max_lengths
 from .flops import model_flops
 

@@ -11,9 +11,8 @@ from functools import partial
 from typing import Literal
 
 from mfu_kernels.activations import ACTIVATIONS
-
-from ..batch import Schema, SequenceField
-from ..common.config import require
+from mfu_models.batch import Schema, SequenceField
+from mfu_models.common.config import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class KunlunConfig:
 
     @property
     def towers(self) -> tuple[tuple[SequenceField, Tower], ...]:
-        """Each sequence of the schema with its tower; without personalisation all share the engagement tower's widths."""
+        """Each sequence with its tower; without personalisation all have the engagement tower's widths."""
         own = {
             "engagement": self.engagement,
             "exposure": self.exposure if self.event_personalization else self.engagement,
@@ -101,7 +100,7 @@ class KunlunConfig:
 
     @property
     def expert_tokens(self) -> tuple[int, ...]:
-        """How many tokens each interaction expert gets (features are partitioned, every expert runs on every sample)."""
+        """Tokens of each interaction expert: features are partitioned, and every expert runs on every sample."""
         experts = self.num_experts if self.interaction_experts else 1
         small, larger = divmod(self.num_interaction_tokens, experts)
         return tuple(small + (i < larger) for i in range(experts))
@@ -152,7 +151,7 @@ _SIZES = {
 
 
 def _config(size: str, schema: Schema) -> KunlunConfig:
-    return KunlunConfig(schema, *_SIZES[size])  # type: ignore[arg-type]
+    return KunlunConfig(schema, *_SIZES[size])
 
 
 SIZES: Mapping[str, Callable[[Schema], KunlunConfig]] = {size: partial(_config, size) for size in _SIZES}

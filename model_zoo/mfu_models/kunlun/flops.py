@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
 
-from ..common.flops import FlopCount, check_lengths, linear, mlp
 from .config import KunlunConfig, Tower
 
 DENSE_EXPANSION = 2  # hidden width of the dense features' MLP, in widths

@@ -15,13 +15,16 @@ both halves. Not in it, because no source that could be read describes it: the p
 weights over tasks, and its expert-parallel placement.
 """
 
+from typing import cast
+
 import torch
-from mfu_kernels.registry import Impl
 from torch import Tensor, nn
 
-from ..batch import Batch
-from ..common.embedding import FieldEmbedding
-from ..common.layers import LayerNorm, Mlp, TokenMix
+from mfu_kernels.registry import Impl
+from mfu_models.batch import Batch
+from mfu_models.common.embedding import FieldEmbedding
+from mfu_models.common.layers import LayerNorm, Mlp, TokenMix
+
 from .config import KunlunConfig
 from .flops import DENSE_EXPANSION
 from .towers import EventTower
@@ -87,9 +90,8 @@ class Kunlun(nn.Module):
         d, dense, widest = config.width, len(config.schema.dense), config.num_interaction_tokens
         self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(config.schema, d)
-        names = [sequence.name for sequence, _ in config.towers]
         self.towers = nn.ModuleDict(
-            {name: EventTower(config, tower, impl) for name, (_, tower) in zip(names, config.towers, strict=True)}
+            {sequence.name: EventTower(config, tower, impl) for sequence, tower in config.towers}
         )
         tokens = [config.num_context_tokens] + [widest] * (config.num_layers - 1)
         self.weight_gens = nn.ModuleList(WeightGen(config, count) for count in tokens)
@@ -99,34 +101,17 @@ class Kunlun(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B] of the candidate's label."""
         x = torch.cat([self.dense(batch.dense).unsqueeze(1), self.fields(batch.sparse)], dim=1)
-        events = {name: tower.embed(batch.sequences[name]) for name, tower in self.towers.items()}
-        angles = {name: tower.angles(batch.sequences[name], batch.times_ms) for name, tower in self.towers.items()}
-        pooled: dict[str, Tensor] = {}
+        towers = {name: cast(EventTower, tower) for name, tower in self.towers.items()}
+        states = [tower(batch.sequences[name], batch.times_ms) for name, tower in towers.items()]
         for layer, (weight_gen, interaction) in enumerate(zip(self.weight_gens, self.interactions, strict=True)):
             summary = weight_gen(x)
-            for name, tower in self.towers.items():
-                pool = self._pool_at(tower, layer)
-                if pool is not None:
-                    sequence = batch.sequences[name]
-                    pooled[name] = pool(events[name], sequence.offsets, sequence.max_length, angles[name])
-            x = interaction(torch.cat([summary, *pooled.values()], dim=1))
-            for name, tower in self.towers.items():
-                if layer < len(tower.layers):
-                    sequence = batch.sequences[name]
-                    events[name] = tower.layers[layer](
-                        events[name], summary, sequence.offsets, sequence.max_length, angles[name]
-                    )
-        for name, tower in self.towers.items():
-            if len(tower.layers) == len(self.weight_gens):
-                sequence = batch.sequences[name]
-                pooled[name] = tower.final_pool(events[name], sequence.offsets, sequence.max_length, angles[name])
-        flat = torch.cat([x, *pooled.values()], dim=1).flatten(1)
+            for tower, state in zip(towers.values(), states, strict=True):
+                tower.pool(state, layer)
+            x = interaction(torch.cat([summary, *(state.pooled for state in states)], dim=1))
+            for tower, state in zip(towers.values(), states, strict=True):
+                tower.advance(state, layer, summary)
+        for tower, state in zip(towers.values(), states, strict=True):
+            tower.pool(state, len(self.weight_gens))
+        flat = torch.cat([x, *(state.pooled for state in states)], dim=1).flatten(1)
         logits: Tensor = self.head(flat).squeeze(-1)
         return logits
-
-    @staticmethod
-    def _pool_at(tower: EventTower, layer: int) -> nn.Module | None:
-        """What makes H_e before layer ``layer``: that layer's HSP, the last pooling where the tower ends, or nothing."""
-        if layer == len(tower.layers):
-            return tower.final_pool
-        return tower.layers[layer].pool if layer < len(tower.layers) else None

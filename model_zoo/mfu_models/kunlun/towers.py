@@ -1,14 +1,18 @@
 """Kunlun's event towers: generated feed-forward, windowed attention and seed pooling over jagged events."""
 
-import mfu_kernels as ops
+from dataclasses import dataclass
+from typing import cast
+
 import torch
-from mfu_kernels.cost import once_for_batch
-from mfu_kernels.registry import Impl
 from torch import Tensor, nn
 
-from ..batch import EventSequence
-from ..common.embedding import EventEmbedding
-from ..common.layers import JaggedSelfAttention, LayerNorm, TokenMix
+import mfu_kernels as ops
+from mfu_kernels.cost import once_for_batch
+from mfu_kernels.registry import Impl
+from mfu_models.batch import EventSequence
+from mfu_models.common.embedding import EventEmbedding
+from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, TokenMix
+
 from .config import KunlunConfig, Tower
 
 
@@ -64,7 +68,7 @@ class GeneratedLinear(nn.Module):
 
 
 class SeedPooling(nn.Module):
-    """HSP: seeds attend to a row's events, then SumKronLinear condenses them to tokens. With PMA, the seeds are the tokens.
+    """HSP: seeds attend to a row's events, then SumKronLinear condenses them; with PMA the seeds are the tokens.
 
     H_seed = MHA(LN(E), S, S); H = sum_r Z_r^T H_seed W_r; a tower narrower than the model is widened to it.
     """
@@ -85,8 +89,9 @@ class SeedPooling(nn.Module):
         self.impl: Impl = impl
 
     def _queries(self) -> Tensor:
-        queries: Tensor = self.q(ops.layer_norm(self.seeds, impl=self.impl))
-        return queries.unflatten(-1, (self.num_heads, -1))
+        projected: Tensor = self.q(ops.layer_norm(self.seeds, impl=self.impl))
+        queries: Tensor = projected.unflatten(-1, (self.num_heads, -1))
+        return queries
 
     def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None) -> Tensor:
         """``x`` [T, d_e], ``angles`` [T, d_h/2] or None -> [B, n_tok, d]."""
@@ -129,6 +134,17 @@ class TowerLayer(nn.Module):
         return x
 
 
+@dataclass(slots=True)
+class TowerState:
+    """A tower's way through the layers: events ``x`` [T, d_e], their rows and rotations, and H_e [B, n_tok, d]."""
+
+    x: Tensor
+    pooled: Tensor
+    offsets: Tensor
+    max_length: int
+    angles: Tensor | None
+
+
 class EventTower(nn.Module):
     """One event type's tower: its embedding, its layers, and the pooling once more where it ends."""
 
@@ -148,15 +164,28 @@ class EventTower(nn.Module):
         self.register_buffer("theta", frequencies, persistent=False)
         self.register_buffer("phi", frequencies.clone(), persistent=False)
 
-    def embed(self, sequence: EventSequence) -> Tensor:
-        """The events as the tower's first layer reads them, [T, d_e]."""
-        events: Tensor = self.project(self.embedding.of(sequence))
-        return events
+    def forward(self, sequence: EventSequence, request_ms: Tensor) -> TowerState:
+        """The state before the first layer; H_e is empty until the first pooling. ``request_ms`` int64 [B]."""
+        x = self.project(self.embedding.of(sequence))
+        angles = self._angles(sequence, request_ms) if self.rote else None
+        return TowerState(x, x.new_empty(0), sequence.offsets, sequence.max_length, angles)
 
-    def angles(self, sequence: EventSequence, request_ms: Tensor) -> Tensor | None:
-        """ROTE's rotation of each event, [T, d_h/2]: position and log(1 + gap / scale), or None without ROTE."""
-        if not self.rote:
-            return None
+    def pool(self, state: TowerState, layer: int) -> None:
+        """Renew H_e before ``layer``: by that layer's own pooling, once more where the tower ends, or not at all."""
+        if layer < len(self.layers):
+            pooling = cast(TowerLayer, self.layers[layer]).pool
+        else:
+            pooling = self.final_pool if layer == len(self.layers) else None
+        if pooling is not None:
+            state.pooled = pooling(state.x, state.offsets, state.max_length, state.angles)
+
+    def advance(self, state: TowerState, layer: int, summary: Tensor) -> None:
+        """Take the events through ``layer``, if the tower is that deep. ``summary`` [B, n_sum, d]."""
+        if layer < len(self.layers):
+            state.x = self.layers[layer](state.x, summary, state.offsets, state.max_length, state.angles)
+
+    def _angles(self, sequence: EventSequence, request_ms: Tensor) -> Tensor:
+        """ROTE's rotation of each event, [T, d_h/2], from its position and log(1 + gap / scale)."""
         offsets, times = sequence.offsets, sequence.times_ms
         index = torch.arange(times.shape[0], device=times.device)
         row = torch.searchsorted(offsets, index, right=True) - 1

@@ -1,6 +1,7 @@
 """The baseline: a transformer encoder over one history and the candidate, as BST and SASRec have it."""
 
-from ..spec import ModelSpec
+from mfu_models.spec import ModelSpec
+
 from .config import SIZES, max_lengths
 from .flops import model_flops
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ..batch import Schema, SequenceField
-from ..common.config import require
+from mfu_models.batch import Schema, SequenceField
+from mfu_models.common.config import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ _SIZES = {
 
 
 def _config(size: str, schema: Schema) -> TransformerConfig:
-    return TransformerConfig(schema, *_SIZES[size])  # type: ignore[arg-type]
+    return TransformerConfig(schema, *_SIZES[size])
 
 
 SIZES: Mapping[str, Callable[[Schema], TransformerConfig]] = {size: partial(_config, size) for size in _SIZES}

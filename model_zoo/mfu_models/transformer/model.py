@@ -9,14 +9,15 @@ Positions count back from the candidate. Not in it: dropout, which costs no matr
 flattened output, in whose place FuxiCTR's mean over the history stands.
 """
 
-import mfu_kernels as ops
 import torch
-from mfu_kernels.registry import Impl
 from torch import Tensor, nn
 
-from ..batch import Batch, EventSequence
-from ..common.embedding import EventEmbedding, FieldEmbedding
-from ..common.layers import JaggedSelfAttention, LayerNorm, Mlp
+import mfu_kernels as ops
+from mfu_kernels.registry import Impl
+from mfu_models.batch import Batch, EventSequence
+from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
+from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp
+
 from .config import TransformerConfig
 from .flops import DENSE_EXPANSION
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfubench.data.histories import EventLog, rows_where, sort_by_user_and_time
@@ -22,6 +22,7 @@ def build(events: list[tuple[int, int, bool]]) -> tuple[EventLog, list[tuple[int
     return log, list(zip(*(columns[name].tolist() for name in ("user", "time_ms", "engaged", "item")), strict=True))
 
 
+@settings(deadline=None)
 @given(events=EVENTS, max_length=st.integers(1, 6))
 def test_history_equals_a_scan_of_the_log(events: list[tuple[int, int, bool]], max_length: int) -> None:
     log, rows = build(events)
@@ -41,6 +42,7 @@ def test_history_equals_a_scan_of_the_log(events: list[tuple[int, int, bool]], m
         assert sequence.max_length == max(sequence.lengths())
 
 
+@settings(deadline=None)
 @given(events=EVENTS)
 def test_users_and_times_come_back_from_the_keys(events: list[tuple[int, int, bool]]) -> None:
     log, rows = build(events)

@@ -1,0 +1,197 @@
+"""Terminal, Markdown and HTML say the same."""
+
+import html as escapes
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from mfubench.report import html, markdown, terminal, write_reports
+from mfubench.report.format import GROUP
+from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run
+
+HEADLINE = (
+    "kunlun small, train, fp32 on AMD EPYC 9654 96-Core Processor: 12.34 ms a step [12.11, 12.61], 2604 samples/s, "
+    "MFU n/a (no datasheet peak for a CPU), 41.0 % of the measured GEMM peak; 92.0 % of the padded FLOPs are useful "
+    "model FLOPs"
+)
+
+
+def on_terminal(runs, width=160, full=True) -> str:
+    stream = io.StringIO()
+    terminal.print_runs(runs, Console(file=stream, width=width, emoji=False), full=full)
+    return stream.getvalue()
+
+
+def plain(text: str) -> str:
+    """``text`` without markup and line breaks, so that outputs compare."""
+    text = escapes.unescape(re.sub(r"<[^>]*>", "", text))
+    return " ".join(text.replace(GROUP, "").replace("\\", "").split())
+
+
+OUTPUTS = {"terminal": on_terminal, "markdown": markdown.render, "html": html.render}
+
+
+@pytest.fixture(params=OUTPUTS)
+def render(request):
+    return lambda *runs: plain(OUTPUTS[request.param](runs))
+
+
+def test_the_verdict_is_one_sentence(render):
+    assert HEADLINE in render(a_run())
+
+
+def test_every_cause_of_the_ledger_is_there_with_its_total(render):
+    run = a_run()
+    text = render(run)
+    assert all(line.cause in text for line in run.ledger)
+    assert f"{STEP_MS}" in text and "-0.004" in text
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "The inefficiency of reduction is below zero",
+        "aten::_cdist_forward",
+        "99.1 % of the device time",
+        "run gdpa with impl=triton",
+        "700 MiB, reached in backward",
+        "no NVIDIA driver on this machine",
+        "there is no GPU on this machine",
+        "7d793037a076",
+        "2.13.0+cpu",
+        "2 per multiply-add",
+        "1.37 times the timed step",
+        "2026-02-03",
+    ],
+)
+def test_facts_are_in_every_output(render, fact):
+    assert fact in render(a_run())
+
+
+def test_a_gpu_run_has_its_peaks_and_counters(render):
+    text = render(a_gpu_run())
+    assert "MFU 33.2 %" in text and "989 TFLOP/s, dense (NVIDIA H100 datasheet, SXM)" in text
+    assert "no datasheet peak" not in text
+    assert "1755" in text and "n/a (not supported by this driver)" in text
+
+
+def test_counters_may_have_a_key_of_their_own(render):
+    nvml = a_gpu_run().nvml
+    counters = {name: found for name, found in nvml.items() if name != "available"}
+    energy = {"value": 71.52, "unit": "J", "window_s": 1.5}
+    run = a_gpu_run()
+    run.nvml = {"available": True, "window_s": 1.5, "counters": counters, "energy": energy}
+    text = render(run)
+    assert "1755" in text and "n/a (not supported by this driver)" in text and "71.5 J" in text
+
+
+def test_a_device_without_a_datasheet_peak_says_so(render):
+    assert "MFU n/a (no datasheet peak in use)" in render(a_gpu_run(mfu=None, hfu=None))
+
+
+def test_runs_of_different_dtype_do_not_compare(render):
+    text = render(a_run(), a_run(workload={"dtype": "bf16"}))
+    assert "2 runs that do not compare: dtype differs" in text
+    assert "dtype differs (run 1 fp32, run 2 bf16)" in text
+    assert "device differs" not in text
+
+
+def test_runs_that_compare_name_the_shortest(render):
+    faster = a_run(step={"time_ms": {"median": 9.5, "ci95_low": 9.4, "ci95_high": 9.61}})
+    faster.workload["overrides"] = {"ffn": "gdpa"}
+    text = render(a_run(), faster)
+    assert "2 runs that compare (device, dtype, mode and data agree)" in text
+    assert "the shortest median step is run 2's" in text and "9.500 ms [9.400, 9.610]" in text
+    assert "workload: overrides" in text and "ffn=gdpa" in text
+
+
+def test_equal_runs_differ_in_nothing(render):
+    assert "Nothing in workload, environment and peak." in render(a_run(), a_run())
+
+
+def test_a_run_of_ones_own_module_and_a_run_without_rows(render):
+    own = a_run(modules=[], ledger=[], hotspots=[], impls={}, not_measured=[])
+    own.workload |= {"model": "my_package.my_module:build", "size": None}
+    assert "my_package.my_module:build, train, fp32 on" in render(own)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_terminal_cuts_nothing(width, full):
+    run = a_run()
+    name = run.modules[0].name
+    text = on_terminal([run, a_gpu_run()], width, full)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert plain(HEADLINE) in plain(text)
+    if width >= 80:
+        assert all(verdict in text for verdict in ("compute-bound", "memory-bound", "launch-bound", "padding-bound"))
+        column = "".join(line.split(" ms ")[0][: line.find("  ", 2)].strip() for line in text.splitlines())
+        assert name in column
+
+
+def test_a_terminal_is_brief_unless_asked():
+    brief = on_terminal([a_run()], full=False)
+    assert "MFU loss ledger" in brief and "Modules" in brief and "22 more modules" in brief
+    assert "Environment" not in brief and "forward ms" not in brief
+
+
+def test_a_name_on_a_terminal_is_no_markup():
+    name = "[bold]x[/bold] :smile:"
+    assert name in on_terminal([a_run(modules=[a_module(name)])])
+
+
+def test_a_console_that_is_no_terminal_is_wide_and_not_live(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for build in (terminal.stdout_console, terminal.stderr_console):
+        build.cache_clear()
+        console = build()
+        assert console.width >= 160 and not console.is_interactive
+        assert build() is console
+        build.cache_clear()
+    assert terminal.stderr_console().stderr and not terminal.stdout_console().stderr
+
+
+def test_markdown_escapes_what_it_would_act_on():
+    run = a_run(modules=[a_module("a|b<c>*d*__e__`f`"), a_module("two\nlines"), a_module("[x](http://y)")])
+    text = markdown.render([run])
+    assert r"| a\|b\<c\>\*d\*\_\_e\_\_\`f\` |" in text
+    assert "| two lines |" in text and r"[x\](http://y)" in text
+    assert "not_attributed" in text
+
+
+def test_markdown_tables_are_even():
+    rows: list[int] = []
+    for line in [*markdown.render([a_run(), a_gpu_run()]).splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append(len(re.findall(r"(?<!\\)\|", line)))
+        else:
+            assert len(set(rows)) <= 1
+            rows = []
+
+
+def test_markdown_says_how_many_rows_it_leaves_out():
+    assert "12 more modules; report.html lists them all." in markdown.render([a_run()])
+
+
+def test_reports_are_written_whole(tmp_path):
+    write_reports([a_run()], tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["report.html", "report.md"]
+    assert (tmp_path / "new" / "folder" / "report.md").read_text() == markdown.render([a_run()])
+
+
+def test_a_report_needs_neither_torch_nor_pandas():
+    code = (
+        "import sys, mfubench.report.html, mfubench.report.markdown; from mfubench.report import terminal; "
+        "terminal.stdout_console(); print({'torch', 'pandas', 'numpy', 'jinja2'} & sys.modules.keys())"
+    )
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=where)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,133 @@
+import json
+import os
+from dataclasses import fields
+
+import pytest
+
+from mfubench.errors import BadInput
+from mfubench.run import SCHEMA_VERSION, ModuleRow, Run, read_run, write_text
+from tests.mfubench.report.factory import a_gpu_run, a_run
+
+
+@pytest.fixture
+def document() -> dict:
+    return json.loads(a_run().to_json())
+
+
+def written(folder, content) -> "os.PathLike[str]":
+    path = folder / "run.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("run", [a_run(), a_gpu_run()], ids=["on_a_cpu", "with_a_datasheet"])
+def test_a_run_comes_back_as_it_went(tmp_path, run):
+    path = written(tmp_path, run.to_json())
+    assert read_run(path) == run
+    assert read_run(tmp_path) == run
+
+
+def test_the_schema_version_comes_first(document):
+    assert next(iter(document)) == "schema_version" and document["schema_version"] == SCHEMA_VERSION
+    assert document.keys() == {field.name for field in fields(Run)}
+
+
+def test_a_key_that_is_not_known_is_passed_over(tmp_path, document):
+    assert read_run(written(tmp_path, document | {"new_key": 1})) == a_run()
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
+def test_another_schema_version_is_refused(tmp_path, document, version):
+    path = written(tmp_path, document | {"schema_version": version})
+    with pytest.raises(BadInput, match=f"schema_version {version!r}; this release reads {SCHEMA_VERSION}"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}"])
+def test_json_that_is_no_run_is_refused(tmp_path, content):
+    with pytest.raises(BadInput, match="schema_version None"):
+        read_run(written(tmp_path, content))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"cannot read .*nowhere.*mfubench profile --out"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"cannot read .*run\.json"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00"])
+def test_what_is_not_json_is_refused(tmp_path, content):
+    with pytest.raises(BadInput, match="is not JSON"):
+        read_run(written(tmp_path, content))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="is not JSON"):
+        read_run(tmp_path)
+
+
+def test_missing_keys_are_named(tmp_path, document):
+    del document["ledger"], document["mfu"]
+    with pytest.raises(BadInput, match="lacks ledger, mfu"):
+        read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("part", ["modules", "ledger"])
+@pytest.mark.parametrize("row", [{"name": "a"}, {"surprise": 1}, 7])
+def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
+    document[part] = [row]
+    with pytest.raises(BadInput, match="a row that does not fit"):
+        read_run(written(tmp_path, document))
+
+
+def test_an_error_is_one_line(tmp_path):
+    with pytest.raises(BadInput) as caught:
+        read_run(tmp_path / "two\nlines")
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_the_title_leaves_out_what_a_run_has_not():
+    assert a_run().title == "kunlun small train fp32"
+    assert a_run(workload={"size": None}).title == "kunlun train fp32"
+
+
+def test_modules_as_a_table():
+    run = a_run()
+    frame = run.modules_frame()
+    assert list(frame.columns) == [field.name for field in fields(ModuleRow)]
+    assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.modules))
+
+
+def test_text_is_written_and_readable_by_others(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    write_text(path, "new é\n")
+    assert path.read_text(encoding="utf-8") == "new é\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("broken", ["os.replace", "os.chmod", "os.fdopen"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail(*args, **kwargs):
+        if isinstance(args[0], int):
+            os.close(args[0])
+        raise error
+
+    monkeypatch.setattr(f"mfubench.run.{broken}", fail)
+    with pytest.raises(type(error)):
+        write_text(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_cannot_be_encoded_leaves_nothing(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "\ud800")
+    assert list(tmp_path.iterdir()) == []
