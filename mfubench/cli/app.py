@@ -64,7 +64,7 @@ def _say(message: str, code: int) -> int:
 
 
 def _is_invalid_argument(error: Exception) -> bool:
-    """Whether the packages below raised it for bad input; they are not imported to find out, since they import torch."""
+    """Whether the packages below raised it for bad input; importing them to find out would import torch."""
     errors: Any = sys.modules.get("mfu_kernels.errors")
     return errors is not None and isinstance(error, errors.InvalidArgument)
 
