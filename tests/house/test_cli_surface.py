@@ -1,0 +1,31 @@
+"""Every option that the command line exposes stands here; adding one is a visible act."""
+
+from typer.main import get_command
+
+from mfubench.cli import app
+
+EVERYWHERE = {"--json", "--quiet", "--verbose", "--debug"}
+FROZEN = {
+    "profile": EVERYWHERE
+    | {"model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"}
+    | {"--steps", "--seed", "--data", "--out", "--trace"},
+    "report": EVERYWHERE | {"runs", "--out"},
+    "models": EVERYWHERE,
+    "doctor": EVERYWHERE | {"--calibrate"},
+}
+
+
+def test_commands_and_options_are_frozen() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    seen = {
+        name: {parameter.opts[0] for parameter in command.params if parameter.name != "help"}
+        for name, command in commands.items()
+    }
+    assert seen == FROZEN
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"mfubench {name}" in (command.help or ""), f"`mfubench {name} --help` shows no example"
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"

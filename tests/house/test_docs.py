@@ -1,0 +1,47 @@
+"""What the documents name exists, and what they print is what runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import DOCS, ROOT, named
+
+FOLDERS = "mfubench|kernels|model_zoo|reports|tests"
+PATH_IN_DOC = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)|\.ci/\w+)`")
+MADE_BY_A_RUN = {"run.json", "report.md", "report.html", "trace.json.gz"}
+IN_AN_OP_OR_MODEL = {
+    "config.py",
+    "model.py",
+    "flops.py",
+    "op.py",
+    "reference.py",
+    "cost.py",
+    "kernel.py",
+    "__init__.py",
+}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=named)
+def test_named_files_exist(path: Path) -> None:
+    mentioned = set(PATH_IN_DOC.findall(path.read_text())) - MADE_BY_A_RUN - IN_AN_OP_OR_MODEL
+    missing = [name for name in mentioned if not (ROOT / name).exists() and not (path.parent / name).exists()]
+    assert not missing
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r"^python3 -m venv .*$", readme, flags=re.MULTILINE)
+    assert len(commands) == 2, "the README has two commands: the main job, and the tests"
+    assert commands[1] in ci.splitlines()
+
+
+def test_readme_examples_name_commands_and_options_that_exist() -> None:
+    from tests.house.test_cli_surface import FROZEN
+
+    examples = re.findall(r"\bmfubench ((?:[a-z]+)(?: [^\n`#&]+)?)", (ROOT / "README.md").read_text())
+    for example in examples:
+        command, *words = example.split()
+        if command in FROZEN:
+            assert {word for word in words if word.startswith("--")} <= FROZEN[command], example
+    assert {example.split()[0] for example in examples} >= set(FROZEN)

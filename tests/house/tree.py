@@ -1,0 +1,37 @@
+"""The tree that the rules of the house are about."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {  # import name -> folder; imports point down this list only
+    "mfubench": ROOT / "mfubench",
+    "mfu_models": ROOT / "model_zoo" / "mfu_models",
+    "mfu_kernels": ROOT / "kernels" / "mfu_kernels",
+}
+CODE = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+DOCS = sorted(
+    [*ROOT.glob("*.md"), *(doc for folder in ("kernels", "model_zoo") for doc in (ROOT / folder).glob("*.md"))]
+)
+assert CODE and TESTS and DOCS, "nothing found: the rules would pass by testing nothing"
+
+
+def named(path: Path) -> str:
+    """The path as messages show it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def package_of(path: Path) -> str:
+    """The package that a file of code belongs to."""
+    return next(name for name, folder in PACKAGES.items() if path.is_relative_to(folder))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every absolute module name that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
