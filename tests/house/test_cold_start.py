@@ -30,6 +30,6 @@ def test_imports_without_triton(packages: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from mfubench.cli import app; app(['--help'], standalone_mode=False); print('\\n', *sys.modules)"
+    code = "import sys; from mfubench.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
     loaded = set(_run(code).splitlines()[-1].split())
     assert not loaded.intersection(HEAVY)

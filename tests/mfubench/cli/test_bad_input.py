@@ -1,0 +1,172 @@
+"""Bad input gets one line on stderr and exit code 2, and leaves nothing behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mfubench.cli import main
+
+Invoke = Callable[..., tuple[int, str, str]]
+COLUMNS = "user_id video_id date hourmin time_ms is_click is_follow is_comment is_forward long_view duration_ms"
+HEADER = ",".join([*COLUMNS.split(), "is_profile_enter"])
+
+
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *mentioned: str) -> None:
+    """One line, exit code 2, nothing on stdout, and the line names what was given or is allowed."""
+    code, out, err = result
+    lines = err.splitlines()
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert lines[0].startswith("mfubench: error: ")
+    for words in mentioned:
+        assert words in lines[0]
+
+
+PROFILE = {
+    "unknown model": (["nope"], ["nope", "transformer", "kunlun"]),
+    "unknown size": (["kunlun", "--size", "huge"], ["huge", "tiny", "xxl"]),
+    "unknown impl": (["kunlun", "--impl", "cuda"], ["cuda", "reference", "triton"]),
+    "unknown mode": (["kunlun", "--mode", "test"], ["test", "train", "infer"]),
+    "unknown dtype": (["kunlun", "--dtype", "fp8"], ["fp8", "bf16", "fp32"]),
+    "unknown device": (["kunlun", "--device", "tpu"], ["tpu", "cpu", "cuda"]),
+    "unknown compile": (["kunlun", "--compile", "all"], ["all", "cudagraphs"]),
+    "unknown peak": (["kunlun", "--peak", "best"], ["best", "datasheet", "measured"]),
+    "no datasheet for a CPU": (["kunlun", "--size", "tiny", "--device", "cpu", "--peak", "datasheet"], ["measured"]),
+    "cudagraphs on a CPU": (["kunlun", "--device", "cpu", "--compile", "cudagraphs"], ["CUDA"]),
+    "no such kernel": (["transformer", "--size", "tiny", "--device", "cpu", "--impl", "triton"], ["triton"]),
+    "batch of 0": (["kunlun", "--batch-size", "0"], ["--batch-size 0", "1 or more"]),
+    "0 steps": (["kunlun", "--steps", "0"], ["--steps 0", "1 or more"]),
+    "negative seed": (["kunlun", "--seed", "-1"], ["--seed -1"]),
+    "steps that are no number": (["kunlun", "--steps", "many"], ["--steps"]),
+    "no model": ([], ["MODEL"]),
+    "unknown option": (["kunlun", "--fast"], ["--fast"]),
+    "override without a value": (["kunlun", "--set", "comp_skip"], ["KEY=VALUE"]),
+    "override of no field": (["kunlun", "--size", "tiny", "--set", "depth=3"], ["depth", "num_layers"]),
+    "override of another type": (["kunlun", "--size", "tiny", "--set", "comp_skip=maybe"], ["maybe"]),
+    "override that makes no model": (
+        ["kunlun", "--size", "tiny", "--set", "engagement.window=0"],
+        ["engagement.window"],
+    ),
+    "more than the machine holds": (["kunlun", "--size", "xxl", "--device", "cpu"], ["GB"]),
+    "unknown data": (["kunlun", "--data", "criteo:x"], ["criteo", "kuairand", "movielens"]),
+    "trace without a folder": (["kunlun", "--trace"], ["--out"]),
+    "no such module": (["no_such_package:build"], ["no_such_package"]),
+    "module without a function": (["json:"], ["package.module:build"]),
+    "no such function": (["json:nope"], ["nope"]),
+}
+
+
+@pytest.mark.parametrize("case", PROFILE)
+def test_profile_refuses(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    arguments, mentioned = PROFILE[case]
+    out = [] if case == "trace without a folder" else ["--out", str(tmp_path / "out")]
+    refused(invoke("profile", *arguments, *out), *mentioned)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_where_none_is(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(invoke("profile", "kunlun", "--size", "tiny", "--device", "cuda"), "no CUDA device")
+
+
+DATA = {
+    "missing": (None, ["no such"]),
+    "empty": ("", ["empty"]),
+    "header only": (f"{HEADER}\n", []),
+    "other columns": ("a,b,c\n1,2,3\n", ["user_id"]),
+    "truncated": (f"{HEADER}\n1,2,20220410,1700,1649581149287,1,0,0,0,1,45916,0\n1,3,2022", []),
+    "words for numbers": (f"{HEADER}\n1,2,20220410,1700,soon,1,0,0,0,1,45916,0\n", ["time_ms", "soon"]),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_kuairand_file_refused(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    text, mentioned = DATA[case]
+    file = tmp_path / "log_standard_pure.csv"
+    if text is not None:
+        file.write_text(text)
+    refused(invoke("profile", "kunlun", "--size", "tiny", "--data", f"kuairand:{file}"), file.name, *mentioned)
+
+
+def test_movielens_folder_without_ratings_refused(invoke: Invoke, tmp_path: Path) -> None:
+    refused(invoke("profile", "kunlun", "--size", "tiny", "--data", f"movielens:{tmp_path}"), "ratings.csv")
+
+
+USER_MODULES = {
+    "raises at import": ("raise OSError('no disk')\ndef build(): ...", ["no disk"]),
+    "takes an argument": ("def build(size): ...", ["build()"]),
+    "raises": ("def build():\n    raise KeyError('vocab')", ["vocab"]),
+    "returns no tuple": ("def build():\n    return 3", ["make_batch"]),
+    "returns no module": ("def build():\n    return 3, lambda b, d: ()", ["(module, make_batch)"]),
+    "make_batch of one argument": ("def build():\n    return nn.Linear(2, 1), lambda b: ()", ["batch_size, device"]),
+    "make_batch raises": ("def build():\n    return nn.Linear(2, 1), lambda b, d: 1 / 0", ["ZeroDivisionError"]),
+    "batch of a wrong kind": ("def build():\n    return nn.Linear(2, 1), lambda b, d: torch.ones(b, 2)", ["tuple"]),
+    "forward fails": ("def build():\n    return nn.Linear(2, 1), lambda b, d: (torch.ones(b, 3),)", ["step failed"]),
+    "nothing to differentiate": ("def build():\n    return nn.Identity(), lambda b, d: (torch.ones(b, 3),)", ["infer"]),
+}
+
+
+@pytest.mark.parametrize("case", USER_MODULES)
+def test_users_model_refused(case: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, mentioned = USER_MODULES[case]
+    name = f"user_{abs(hash(case))}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\nfrom torch import nn\n{text}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    refused(invoke("profile", f"{name}:build", "--device", "cpu", "--out", "out"), *mentioned)
+    assert not (tmp_path / "out").exists()
+
+
+def test_zoo_options_refused_for_a_users_model(invoke: Invoke) -> None:
+    refused(invoke("profile", "json:loads", "--size", "tiny"), "--size")
+
+
+def test_output_folder_that_cannot_be_written(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(invoke("profile", "kunlun", "--size", "tiny", "--out", str(tmp_path / "file" / "out")), "--out", "a file")
+    refused(invoke("profile", "kunlun", "--size", "tiny", "--out", "/proc/mfubench"), "--out", "/proc")
+
+
+RUNS = {"missing": None, "no JSON": "{", "another document": "[]", "another schema": '{"schema_version": 99}'}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_report_refuses(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    text = RUNS[case]
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    refused(invoke("report", str(tmp_path), "--out", str(tmp_path / "out")), "run.json")
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_where(invoke: Invoke) -> None:
+    code, _, err = invoke("profile", "nope", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_own_defects_are_told_apart(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 5 and still one line: the input was fine, the tool is not."""
+
+    def broken(*_args: object, **_options: object) -> None:
+        raise AssertionError("planted")
+
+    monkeypatch.setattr("mfubench.workload.zoo.list_models", broken)
+    code, out, err = invoke("models")
+    assert (code, out, len(err.splitlines())) == (5, "", 1)
+    assert "planted" in err
