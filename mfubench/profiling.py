@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mfu_kernels.errors import InvalidArgument
+
 from .attribute.join import Attribution, attribute
 from .attribute.ledger import hotspots, ledger_lines, module_rows, slice_step
 from .attribute.roofline import DTYPE_NAMES, Ceilings
-from .errors import BadInput, ToolBroke
-from .measure.calibrate import Calibration, load_or_calibrate
+from .errors import BadInput, MfubenchError, ToolBroke
+from .measure.calibrate import DTYPES, Calibration, load_or_calibrate
 from .measure.count import Count, count_step
 from .measure.environment import device_uuid, environment
 from .measure.memory import peak_of_step
@@ -114,7 +116,11 @@ def _first_step(workload: Workload) -> None:
             torch.cuda.reset_peak_memory_stats(workload.device)
     except torch.OutOfMemoryError as error:
         raise BadInput(f"the step ran out of memory: {error}; use a smaller --batch-size or --size") from error
-    except RuntimeError as error:
+    except (MfubenchError, InvalidArgument):
+        raise
+    except Exception as error:
+        if workload.needed is not None and not isinstance(error, RuntimeError):
+            raise  # a model of the zoo with inputs of ours: a defect, not bad input
         raise BadInput(f"the model's step failed: {type(error).__name__}: {error}") from error
 
 
@@ -140,6 +146,9 @@ def _compiled(workload: Workload) -> nn.Module:
     kind = workload.spec.compile
     if kind == "none":
         return workload.module
+    for module in workload.module.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:  # sparse gradients stay eager
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     compiled: nn.Module = torch.compile(  # type: ignore[assignment]
         workload.module, mode="reduce-overhead" if kind == "cudagraphs" else None, dynamic=True
     )
@@ -167,7 +176,7 @@ def _ceilings(
     seen = {DTYPE_NAMES.get(name) for count in counts for work in count.work.values() for name in work.dtypes}
     others: dict[str, float] = {
         name: load_or_calibrate(workload.device, name).gemm_tflops[name]
-        for name in ("fp32", "bf16", "fp16")
+        for name in DTYPES[workload.device.type]
         if name in seen and name != workload.dtype
     }
     return Ceilings(sheet_tflops or measured, measured, calibration.copy_gb_s, {workload.dtype: measured, **others})
@@ -269,8 +278,8 @@ def _padded(workload: Workload, count: Count) -> int:
 
 def _coverage(attribution: Attribution, count: Count) -> float:
     """Share of device time in operators whose FLOPs are known, or known to be none."""
-    total = sum(attribution.by_operator.values())
-    unknown = sum(time for (_, name), time in attribution.by_operator.items() if name in count.unknown_ops)
+    total = sum(attribution.by_operators.values())
+    unknown = sum(time for names, time in attribution.by_operators.items() if not count.unknown_ops.isdisjoint(names))
     return 1.0 - unknown / total if total else 1.0
 
 

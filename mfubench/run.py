@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,38 @@ def read_run(path: Path) -> Run:
     return _from_document(document, file)
 
 
+_NUMBER = (int, float)
+_MAYBE = (int, float, type(None))
+# What readers take for granted inside a Run, by dotted path.
+_EXPECTED: Mapping[str, Any] = {
+    **dict.fromkeys(("environment", "impls", "memory.by_kind"), dict),
+    **dict.fromkeys(("step.timings_ms", "flops.unknown_ops", "modules", "ledger", "hotspots", "warnings"), list),
+    **dict.fromkeys(("not_measured", "ranks"), list),
+    **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
+    **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
+    **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
+    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _NUMBER),
+    **dict.fromkeys((f"trace.{key}" for key in ("steps", "distortion", "attributed_share")), _NUMBER),
+    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s"), _NUMBER),
+    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _NUMBER),
+    **dict.fromkeys(("mfu", "hfu", "peak.datasheet_tflops", "memory.device_peak_bytes"), _MAYBE),
+    **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), (str, type(None))),
+    "nvml.available": bool,
+}
+
+
+def _check(document: Any, file: Path) -> None:
+    """Refuse a document whose inside is not a Run's, so that no reader stumbles over it."""
+    for path, kind in _EXPECTED.items():
+        *outer, last = path.split(".")
+        inside = document
+        for key in outer:
+            inside = inside.get(key) if isinstance(inside, dict) else None
+        if not isinstance(inside, dict) or last not in inside or not isinstance(inside[last], kind):
+            given = repr(inside[last])[:40] if isinstance(inside, dict) and last in inside else "missing"
+            raise BadInput(f"{file}: {path} is {given}; it is no whole Run; profile again")
+
+
 def _from_document(document: Any, file: Path) -> Run:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
@@ -128,6 +161,7 @@ def _from_document(document: Any, file: Path) -> Run:
     missing = known - document.keys()
     if missing:
         raise BadInput(f"{file} lacks {', '.join(sorted(missing))}; it is no whole Run; profile again")
+    _check(document, file)
     values = {key: document[key] for key in known}
     try:
         values["modules"] = [ModuleRow(**row) for row in values["modules"]]

@@ -4,8 +4,9 @@ Host spans nest. Walking a thread's spans in order, each gets its self time (its
 inherits its owner: the innermost scope, or inside the backward pass the scope that created the autograd node that runs.
 On a CPU an operator's self time is device time. On a GPU the device time is the kernel's, which belongs to the host
 span that launched it.
-The gap before a node of the backward pass belongs to the node that waits. Formats: the Chrome trace event format, as
-torch.profiler writes it.
+The gap before a node of the backward pass, or before the model's forward begins, belongs to what waits there; the
+loss's first gradient, which is made before any node runs, belongs to the loss. Formats: the Chrome trace event format,
+as torch.profiler writes it.
 """
 
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from typing import Any
 from mfu_kernels.cost import OpClass
 from mfubench.measure.classify import op_class
 from mfubench.measure.count import WorkKey
-from mfubench.measure.scopes import BACKWARD, FORWARD, Scope
+from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
 from mfubench.measure.trace import SCOPE_PREFIX, STEP_NAME, Trace
 
 ENGINE = "autograd::engine::evaluate_function: "
@@ -39,10 +40,15 @@ class Span:
     correlation: int | None
     scope: Scope | None = None
     direction: str = "fwd"
-    operator: str = ""  # outermost operator inside the owner, which is what a dispatched call is named after
+    operators: tuple[str, ...] = ()  # inside the owner, outermost first
     in_step: bool = False
     reached: float = 0.0  # where its last child ended
-    waited: float = 0.0  # gap before an autograd node, which belongs to the node and not to the engine
+    waited: float = 0.0  # gap before it that belongs to it and not to its parent
+
+    @property
+    def operator(self) -> str:
+        """The outermost operator inside the owner: what its work is classed by."""
+        return self.operators[0] if self.operators else ""
 
 
 @dataclass(slots=True)
@@ -50,12 +56,13 @@ class Attribution:
     """Microseconds of all traced steps.
 
     ``busy`` is device time by key, ``host`` the time a module's scope or node spent between operators (device idle on
-    a CPU), ``by_operator`` device time by (module, operator), ``span`` the traced steps' length, ``idle`` the device's.
+    a CPU), ``by_operators`` device time by the operators that it was spent in, outermost first, ``span`` the traced
+    steps' length, ``idle`` the device's.
     """
 
     busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
     host: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    by_operator: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    by_operators: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
     span: float = 0.0
     idle: float = 0.0
 
@@ -101,6 +108,7 @@ def _walk_thread(
     open_spans: list[Span] = []
     done: list[Span] = []
     last_backward: Scope | None = None
+    last_loss: Scope | None = None
     for event in events:
         args = event.get("args", {})
         span = Span(
@@ -117,26 +125,35 @@ def _walk_thread(
         parent = open_spans[-1] if open_spans else None
         if parent is not None:
             parent.self_time -= max(0.0, min(span.end, parent.end) - span.start)
-            if span.name.startswith(ENGINE):
+            if span.name.startswith(ENGINE) or _is_phase(parent):
                 span.waited = max(0.0, span.start - parent.reached)
                 parent.self_time -= span.waited
             parent.reached = span.end
             span.scope, span.direction = parent.scope, parent.direction
-            span.operator = parent.operator
+            span.operators = parent.operators
         if span.name.startswith(SCOPE_PREFIX):
             span.scope = scopes[int(span.name[len(SCOPE_PREFIX) :].partition(":")[0])]
-            span.operator = ""
+            span.operators = ()
+            last_loss = span.scope if span.scope.module == LOSS else last_loss
         elif span.name.startswith(ENGINE):
-            span.direction, span.operator = "bwd", ""
+            span.direction, span.operators = "bwd", ()
             number = args.get("Sequence number", -1)
             # A node without a number accumulates the gradient that the node before it made.
             span.scope = owner_of(number) if number is not None and number >= 0 else last_backward
             last_backward = span.scope
-        elif "::" in span.name and not span.operator and span.category == "cpu_op":
-            span.operator = span.name
+        elif "::" in span.name and span.category == "cpu_op":
+            span.operators = (*span.operators, span.name)
+            if parent is not None and _is_phase(parent, BACKWARD):
+                span.scope, span.direction = last_loss, "bwd"
         open_spans.append(span)
         done.append(span)
     yield from done
+
+
+def _is_phase(span: Span, *names: str) -> bool:
+    """Whether the span is a phase that owns nothing itself."""
+    scope = span.scope
+    return span.name.startswith(SCOPE_PREFIX) and scope is not None and scope.module in (names or (FORWARD, BACKWARD))
 
 
 def _key(span: Span) -> WorkKey:
@@ -154,7 +171,7 @@ def _on_cpu(spans: list[Span], result: Attribution) -> None:
         between = span.waited
         if span.operator and span.category == "cpu_op":
             result.busy[key] += span.self_time
-            result.by_operator[key.module, span.operator] += span.self_time
+            result.by_operators[span.operators] += span.self_time
         else:
             between += span.self_time
         result.host[key.module, key.direction] += between
@@ -186,5 +203,5 @@ def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution
         frontier = max(frontier, end)
         key = _key(launch)
         result.busy[key] += exclusive
-        result.by_operator[key.module, launch.operator or event["name"]] += exclusive
+        result.by_operators[launch.operators or (event["name"],)] += exclusive
     result.span = sum(result.busy.values()) + result.idle

@@ -57,13 +57,14 @@ def causes(time_ms: float, work: Work, kind: OpClass, ceilings: Ceilings) -> Spl
     useful = min(work.model, executed)
     if useful < work.model:
         split["amortized"] = -ceilings.flop_ms(work.model - useful, ceilings.in_use_tflops)
-    hardware = max(work.hardware, 1)
+    hardware = work.hardware or 1
+    useful_share = useful / hardware if work.hardware else 1.0
     split["padding"] = time_ms * (executed - useful) / hardware
     split["recompute"] = time_ms * work.recomputed / hardware
     at_peak = ceilings.flop_ms(useful, ceilings.in_use_tflops)
     at_measured = ceilings.flop_ms(useful, ceilings.measured_tflops)
     at_own = ceilings.flop_ms(useful, ceilings.own_tflops(work))
-    useful_ms, useful_byte_ms = time_ms * useful / hardware, ceilings.byte_ms(work.bytes * useful / hardware)
+    useful_ms, useful_byte_ms = time_ms * useful_share, ceilings.byte_ms(work.bytes * useful_share)
     split["peak_gap"] = at_measured - at_peak
     split["dtype"] = at_own - at_measured
     split[f"memory_bound.{kind}"] = max(0.0, useful_byte_ms - at_own)

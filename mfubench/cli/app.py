@@ -5,6 +5,7 @@
 """
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except Exception as error:
         if DEBUG_FLAG in given:
-            raise
+            traceback.print_exception(error)
         code = _end(error)
     if code == 130:
         print("mfubench: interrupted; nothing was left half written", file=sys.stderr)
@@ -55,6 +56,8 @@ def _end(error: Exception) -> int:
         return _say(str(error), error.exit_code)
     if _is_invalid_argument(error):
         return _say(str(error), 2)
+    if isinstance(error, OSError):  # a full disk and the like
+        return _say(f"{error}; see `{DEBUG_FLAG}`", 5)
     return _say(f"{type(error).__name__}: {error}; a defect of mfubench, see `{DEBUG_FLAG}`", 5)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,8 @@ def profile(
 
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
         trace_path = Path(scratch) / TRACE_NAME if trace else None
-        run = profile_workload(spec, progress=progress, trace_path=trace_path)
+        with redirect_stdout(sys.stderr):  # what a user's own model prints is no part of the result
+            run = profile_workload(spec, progress=progress, trace_path=trace_path)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             if trace_path is not None:

@@ -1,5 +1,6 @@
 """Class of an operator by its name: which lines of the ledger its time belongs to, and whether its FLOPs are known."""
 
+import re
 from functools import cache
 
 import torch
@@ -77,9 +78,14 @@ _BY_NAME: dict[OpClass, tuple[str, ...]] = {
 }
 _CLASS = {name: kind for kind, names in _BY_NAME.items() for name in names}
 _ATTENTION_MARKS = ("_attention", "flash_", "sdpa")
-# Operators of torch that do matmul-like work for which no formula exists: their presence lowers FLOP coverage.
-_UNCOUNTED_PREFIXES = ("linalg_", "_linalg_", "mkldnn_rnn", "_cudnn_rnn", "_thnn_", "cholesky", "_trilinear", "fft_")
-_HARMLESS_LINALG = ("linalg_vector_norm", "linalg_norm", "linalg_cross", "linalg_diagonal")
+# Names of torch's operators that do matmul-like work: without a formula, their presence lowers FLOP coverage.
+_MATMUL_LIKE = re.compile(
+    r"mm(_|$)|matmul|(^|_)linear(_|$)|attention|conv(?!ert)|rnn|lstm|gru|^_?linalg_|cholesky|(?<!re)solve|^_fft_"
+    r"|^_trilinear$|^_transformer_encoder|semi_structured|_int[48]pack|geqrf|ormqr|householder"
+)
+_HARMLESS = re.compile(
+    r"^_?linalg_(vector_norm|norm|cross|diagonal|check_errors|_powsum)$|reorder|_flatten_weight$|_prepack$|^resolve_"
+)
 
 
 @cache
@@ -103,4 +109,4 @@ def may_hide_flops(name: str) -> bool:
     namespace, _, base = name.rpartition("::")
     if namespace not in ("", "aten", "prim", "prims", "profiler"):
         return True
-    return base.startswith(_UNCOUNTED_PREFIXES) and base not in _HARMLESS_LINALG
+    return bool(_MATMUL_LIKE.search(base)) and not _HARMLESS.search(base)

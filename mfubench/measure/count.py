@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_kernels.cost import OpClass, PassCost
 
 from .classify import may_hide_flops, op_class
 from .flops import dispatched_bytes, dispatched_flops
+from .operators import OperatorMode, operator_name
 from .scopes import ROOT, Scope, ScopeTracker
 
 
@@ -73,52 +73,42 @@ class Count:
         return total
 
 
-class _Counter(TorchDispatchMode):
-    """Books every dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
-
-    def __init__(self, tracker: "CountTracker") -> None:
-        super().__init__()
-        self.tracker = tracker
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.tracker.book(func, args, kwargs, out)
-        return out
-
-
 class CountTracker(ScopeTracker):
     """A scope tracker that keeps a Count."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, with_costs=True)
         self.count = Count()
-        self._last_backward: Scope | None = None
         self._counted_backward: set[int] = set()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks, op reports, and every dispatched operator."""
-        with super().attached(), _Counter(self):
+        with super().attached(), OperatorMode(self.book):
             yield
 
     def opened(self, scope: Scope) -> None:
-        """Book an op's forward by its formula when it begins."""
+        """Book an op's forward by its formula when it begins; one that is repeated needs nothing that is useful."""
         if scope.op is not None and scope.impl is not None and scope.cost is not None:
             self.count.impls[scope.op] = scope.impl
-            if not scope.recompute:
-                self._book_formula(scope, "fwd", scope.cost.fwd)
+            cost = scope.cost.fwd
+            if scope.recompute:
+                repeated = PassCost(hardware=cost.hardware, bytes=cost.bytes, recomputed=cost.hardware)
+                self._book_formula(scope, "bwd", repeated)
+            else:
+                self._book_formula(scope, "fwd", cost)
 
-    def book(self, func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        """Book one dispatched operator."""
+    def book(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
         scope, direction, recompute = self._responsible()
         flops = dispatched_flops(func, args, kwargs, out)
-        name = f"{func.namespace}::{func._overloadpacket.__name__}"
+        name = operator_name(func)
         in_op = scope is not None and scope.op is not None
+        in_kernel = in_op and scope is not None and scope.impl != "reference"  # whose formula has all that it executes
         if flops is None and not in_op and may_hide_flops(name):
             self.count.unknown_ops.add(name)
         work = Work()
-        if flops is not None:
+        if flops is not None and not in_kernel:
             work.hardware = flops.hardware
             work.recomputed = flops.hardware if recompute else flops.recomputed
             work.dtypes[_operand_dtype(args)] = flops.hardware
@@ -136,10 +126,7 @@ class CountTracker(ScopeTracker):
             return self.current, "fwd", False
         if self.current is not None and self.current.recompute:
             return self.current, "bwd", True
-        if node.name() == "AccumulateGrad":  # runs right after the node that made the gradient
-            return self._last_backward, "bwd", False
-        scope = self.owner_of(node._sequence_nr())
-        self._last_backward = scope
+        scope = self.owner_of_node(node)
         if scope is not None and scope.cost is not None and scope.index not in self._counted_backward:
             self._counted_backward.add(scope.index)
             self._book_formula(scope, "bwd", scope.cost.bwd)

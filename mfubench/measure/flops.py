@@ -34,16 +34,14 @@ class Flops(NamedTuple):
     recomputed: int = 0
 
 
-def dispatched_flops(
-    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any
-) -> Flops | None:
+def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
     """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices)."""
-    packet = func._overloadpacket
+    packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
     name = packet.__name__
     if name in SDPA_FORWARD or name in SDPA_BACKWARD:
         return _attention(func, args, kwargs)
-    if name in _VECTOR:
-        return _same(2 * _VECTOR[name](args))
+    if name in _MULTIPLY_ADDS:
+        return _same(2 * _MULTIPLY_ADDS[name](args))
     if packet in flop_registry:
         return _same(int(flop_registry[packet](*args, **kwargs, out_val=out)))
     return None
@@ -53,14 +51,21 @@ def _same(flops: int) -> Flops:
     return Flops(flops, flops)
 
 
-# Multiply-adds of matrix-vector and vector products, which torch's registry leaves out.
-_VECTOR = {
+# Multiply-adds of what torch's registry leaves out.
+_MULTIPLY_ADDS = {
     "mv": lambda a: a[0].numel(),
     "addmv": lambda a: a[1].numel(),
     "dot": lambda a: a[0].numel(),
     "vdot": lambda a: a[0].numel(),
     "addbmm": lambda a: a[1].numel() * a[2].shape[-1],
+    "_native_multi_head_attention": lambda a: _whole_attention(*a[:4]),
 }
+
+
+def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, width: int) -> int:
+    """nn.MultiheadAttention outside training, one operator: projections in and out, scores, weighted sum."""
+    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    return batch * width * ((2 * queries + keys + value.shape[1]) * width + 2 * queries * keys)
 
 
 def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
@@ -81,15 +86,20 @@ def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[st
 
 
 @cache
-def _only_a_view(func: torch._ops.OpOverload) -> bool:
+def _moves_nothing(func: Any) -> bool:
+    """Whether a call only looks at its input's memory, or makes memory without writing it."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    if func._overloadpacket.__name__.startswith(("empty", "new_empty")):
+        return True
     returns = func._schema.returns
     aliases = [value.alias_info for value in returns]
     return bool(returns) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
-def dispatched_bytes(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
     """Least bytes that one call moves: each input read once and each output written once; a view moves none."""
-    if _only_a_view(func) or func._overloadpacket.__name__.startswith(("empty", "new_empty")):
+    if _moves_nothing(func):
         return 0
     return sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
 

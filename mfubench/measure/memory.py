@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .operators import OperatorMode
 from .scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
 
+BEFORE = "(before)"  # the step, when only parameters and optimizer state are there
 KINDS = ("parameters", "gradients", "optimizer_state", "activations", "other")
 
 
@@ -40,19 +41,6 @@ class _Storage:
     kind: str
 
 
-class _Allocations(TorchDispatchMode):
-    def __init__(self, tracker: "MemoryTracker") -> None:
-        super().__init__()
-        self.tracker = tracker
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.tracker.book(leaf)
-        return out
-
-
 class MemoryTracker(ScopeTracker):
     """A scope tracker that logs each storage's birth and death."""
 
@@ -62,7 +50,6 @@ class MemoryTracker(ScopeTracker):
         self._alive: dict[int, int] = {}  # storage's address in C++ -> index
         self._log: list[tuple[int, int]] = []  # (index, +1 or -1)
         self._phases: list[str] = []
-        self._last_backward = ROOT
         owner_of_parameter = self._book_parameters()
         for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
@@ -83,7 +70,7 @@ class MemoryTracker(ScopeTracker):
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks, op reports, and every storage that is made."""
-        with super().attached(), _Allocations(self):
+        with super().attached(), OperatorMode(self._made):
             yield
             self._mark_gradients()
 
@@ -94,6 +81,13 @@ class MemoryTracker(ScopeTracker):
             yield
         if name == BACKWARD:
             self._mark_gradients()
+
+    def _made(self, _func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Book what an operator made; what only looks at an input's storage, such as a view, is no new memory."""
+        given = {part.untyped_storage()._cdata for tensor in _tensors((args, kwargs)) for part in _dense_parts(tensor)}
+        for tensor in _tensors(out):
+            if not all(part.untyped_storage()._cdata in given for part in _dense_parts(tensor)):
+                self.book(tensor)
 
     def book(self, tensor: torch.Tensor, module: str | None = None, kind: str | None = None) -> None:
         """Note the storages of ``tensor``, unless they are known already."""
@@ -114,16 +108,14 @@ class MemoryTracker(ScopeTracker):
 
     def _note(self, index: int, sign: int) -> None:
         self._log.append((index, sign))
-        self._phases.append(self.stack[0].module if self.stack else "(before)")
+        self._phases.append(self.stack[0].module if self.stack else BEFORE)
 
     def _owner(self) -> str:
         node = torch._C._current_autograd_node()
         if node is None or (self.current is not None and self.current.recompute):
             return self.current.module if self.current else ROOT
-        if node.name() != "AccumulateGrad":
-            scope = self.owner_of(node._sequence_nr())
-            self._last_backward = scope.module if scope else ROOT
-        return self._last_backward
+        scope = self.owner_of_node(node)
+        return scope.module if scope else ROOT
 
     def _kind(self) -> str:
         if torch._C._current_autograd_node() is not None:
@@ -141,14 +133,20 @@ class MemoryTracker(ScopeTracker):
 
     def peak(self) -> MemoryPeak:
         """What was alive when the most was."""
-        live = list(accumulate(sign * self._storages[index].nbytes for index, sign in self._log))
-        top = max(range(len(live)), key=live.__getitem__)
         by_kind, by_module = dict.fromkeys(KINDS, 0), Counter[str]()
+        live = list(accumulate(sign * self._storages[index].nbytes for index, sign in self._log))
+        if not live:
+            return MemoryPeak(0, BEFORE, by_kind, by_module)
+        top = max(range(len(live)), key=live.__getitem__)
         for index, sign in self._log[: top + 1]:
             storage = self._storages[index]
             by_kind[storage.kind] += sign * storage.nbytes
             by_module[storage.module] += sign * storage.nbytes
         return MemoryPeak(live[top], self._phases[top], by_kind, by_module)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:

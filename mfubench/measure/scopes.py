@@ -6,6 +6,7 @@ numbers appear in a profiler trace, and backward hooks, which miss weight gradie
 needed.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,6 +48,9 @@ class ScopeTracker:
         self.with_costs = with_costs
         self.scopes: list[Scope] = []
         self.stack: list[Scope] = []
+        self._ops_inside = 0
+        self._last_owner: Scope | None = None
+        self._thread = threading.get_ident()
         self._marks: list[int] = []
         self._owners: list[Scope | None] = []
 
@@ -59,6 +63,15 @@ class ScopeTracker:
         """The scope that created the autograd node with this number, None if it was created outside every scope."""
         place = bisect_right(self._marks, sequence_number) - 1
         return self._owners[place] if place >= 0 else None
+
+    def owner_of_node(self, node: Any) -> Scope | None:
+        """The scope that created ``node``; one that accumulates a gradient belongs to the node that made it, just before.
+
+        To be asked in the order in which nodes run.
+        """
+        if not node.name().endswith("AccumulateGrad"):
+            self._last_owner = self.owner_of(node._sequence_nr())
+        return self._last_owner
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -89,19 +102,18 @@ class ScopeTracker:
     def enter_op(self, name: str, kind: OpClass, impl: str, cost: Callable[[], OpCost]) -> None:
         """An op reports that it begins (mfu_kernels.cost.Observer)."""
         outer = self.current
-        # An op inside another op is the outer one's implementation; its work is in the outer one's formula.
-        nested = outer is not None and outer.op is not None
-        self._open(
-            outer.module if outer else ROOT,
-            op=outer.op if nested and outer else name,
-            kind=outer.kind if nested and outer else kind,
-            impl=impl,
-            cost=cost() if self.with_costs and not nested else None,
-        )
+        if outer is not None and outer.op is not None:
+            self._ops_inside += 1  # the outer op's implementation: its work is in the outer one's formula
+            return
+        module = outer.module if outer else ROOT
+        self._open(module, op=name, kind=kind, impl=impl, cost=cost() if self.with_costs else None)
 
     def exit_op(self) -> None:
         """The innermost op has ended."""
-        self._close()
+        if self._ops_inside:
+            self._ops_inside -= 1
+        else:
+            self._close()
 
     def enter_shared(self, num_samples: int) -> None:
         """Work that serves ``num_samples`` samples begins."""
@@ -136,6 +148,7 @@ class ScopeTracker:
         self.closed(scope)
 
     def _mark(self, owner: Scope | None) -> None:
-        if torch._C._current_autograd_node() is None:  # recomputed nodes may count in a thread of their own
+        # Each thread numbers its nodes anew. On a GPU, what checkpointing repeats runs in the backward's own thread.
+        if threading.get_ident() == self._thread:
             self._marks.append(torch._C._autograd._get_sequence_nr())
             self._owners.append(owner)

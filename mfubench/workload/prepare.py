@@ -59,7 +59,10 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
         module = model.build(config, spec.impl)  # type: ignore[arg-type]
     module.train(spec.mode == "train")
     max_lengths = _all_max_lengths(source.schema, model.max_lengths(config))
-    batches = source.batches(batch_size, min(spec.steps, NUM_ROTATED), seed=spec.seed, max_lengths=max_lengths)
+    try:
+        batches = source.batches(batch_size, min(spec.steps, NUM_ROTATED), seed=spec.seed, max_lengths=max_lengths)
+    except MemoryError as error:
+        raise BadInput(f"--batch-size {batch_size}: {error}; use a smaller one") from error
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
         lengths = batch.lengths()
@@ -149,8 +152,11 @@ def digest(*parts: Any) -> str:
 
 def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str) -> None:
     """Refuse what cannot fit before anything is allocated: parameters, and in training gradients and two moments."""
-    with torch.device("meta"):
-        module = model.build(config)
+    try:
+        with torch.device("meta"):
+            module = model.build(config)
+    except (RuntimeError, ArithmeticError) as error:
+        raise BadInput(f"{model.name} cannot be built with such a config: {error}; choose smaller values") from error
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     wanted = parameters * (4 if mode == "train" else 1)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()

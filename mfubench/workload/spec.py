@@ -24,6 +24,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 NUM_ROTATED = 4  # input sets that a timing pass rotates, so that no step finds its inputs in a cache
 TRACED_STEPS = 2
 WARMUP_STEPS = 3
+MAX_SEED = 2**63  # torch's
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class WorkloadSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
-        if self.seed < 0:
-            raise BadInput(f"--seed {self.seed}; allowed: 0 or more")
+        if not 0 <= self.seed < MAX_SEED:
+            raise BadInput(f"--seed {self.seed}; allowed: 0 or more, below 2**63")
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module
 
     ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
     """
-    module = module or workload.module
+    module = workload.module if module is None else module
     train = workload.spec.mode == "train"
     with torch.set_grad_enabled(train):
         with phase(DATA):

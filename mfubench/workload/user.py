@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mfubench.errors import BadInput
@@ -30,6 +31,8 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     _refuse_zoo_options(spec)
     torch.manual_seed(spec.seed)
     module, make_batch, loss = _build(spec.model)
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = module.to(device)
     module.train(spec.mode == "train")
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
@@ -69,7 +72,7 @@ def _build(name: str) -> tuple[nn.Module, Callable[..., Any], Callable[[Any, Any
         sys.path.insert(0, str(Path.cwd()))
     try:
         imported = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"cannot import {module_name}: {_short(error)}; it is looked for from {Path.cwd()}") from error
     function = getattr(imported, attribute, None)
     if not callable(function):

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/startup.py [PAIRS]
 
-Prints the median ratio of wall times with its bootstrap interval, for `mfubench --help` against an empty Typer app with
-as many commands, and for `mfubench profile transformer --size tiny` against `python -c "import torch"`. The first profile
-on a machine also calibrates its peaks, which later ones find in the cache; one run before the pairs does that.
+Prints the median ratio of wall times with its bootstrap interval, for `mfubench --help` against an empty Typer app
+with as many commands, and for `mfubench profile transformer --size tiny` against `python -c "import torch"`. The first
+profile on a machine also calibrates its peaks, which later ones find in the cache; one run before the pairs does that.
 """
 
 import os

@@ -42,29 +42,41 @@ SYNTHETIC_SCHEMAS: Mapping[str, Schema] = {
 def override(config: C, changes: Mapping[str, Any]) -> C:
     """A copy of ``config`` with fields replaced; ``a.b`` names a field of a nested config; text is parsed by type.
 
+    All changes take effect together, so their order does not matter.
+
     Raises:
-        InvalidArgument: a field that does not exist, or a value that is not of the field's type.
+        InvalidArgument: a field that does not exist, a value that is not of the field's type, or no valid config.
     """
-    for key, value in changes.items():
-        config = _replace_one(config, key, value, key)
-    return config
+    changed: C = _override(config, changes, "")
+    return changed
 
 
-def _replace_one(config: Any, path: str, value: Any, full: str) -> Any:
-    name, _, rest = path.partition(".")
+def _override(config: Any, changes: Mapping[str, Any], prefix: str) -> Any:
     hints = get_type_hints(type(config))
     allowed = [field.name for field in fields(config) if field.name != "schema"]
-    if name not in allowed:
-        raise InvalidArgument(f"{full!r} is not a field of this model's config; allowed: {', '.join(allowed)}")
-    current = getattr(config, name)
-    if rest:
-        if not is_dataclass(current):
+    new: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        full = prefix + path
+        name, _, rest = path.partition(".")
+        if name not in allowed:
+            raise InvalidArgument(f"{full!r} is not a field of this model's config; allowed: {', '.join(allowed)}")
+        current = getattr(config, name)
+        if rest and not is_dataclass(current):
             raise InvalidArgument(f"{full!r}: {name} has no fields of its own")
-        return replace(config, **{name: _replace_one(current, rest, value, full)})
-    if is_dataclass(current):
-        inner = ", ".join(f"{name}.{field.name}" for field in fields(current))
-        raise InvalidArgument(f"{full!r} is a group; set one of its fields: {inner}")
-    return replace(config, **{name: _parse(value, hints[name], full)})
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        elif is_dataclass(current):
+            inner = ", ".join(f"{full}.{field.name}" for field in fields(current))
+            raise InvalidArgument(f"{full!r} is a group; set one of its fields: {inner}")
+        else:
+            new[name] = _parse(value, hints[name], full)
+    for name, inner_changes in nested.items():
+        new[name] = _override(getattr(config, name), inner_changes, f"{prefix}{name}.")
+    return replace(config, **new)
+
+
+_ALLOWED = {bool: "true, false", int: "a whole number", float: "a number"}
 
 
 def _parse(value: Any, kind: Any, name: str) -> Any:
@@ -78,10 +90,10 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if get_origin(kind) is tuple:
             parts = value if isinstance(value, (tuple, list)) else text.strip("()[] ").split(",")
-            return tuple(int(part) for part in parts)
+            return tuple(int(str(part)) for part in parts)
         return kind(text)
     except (KeyError, ValueError):
-        allowed = ", ".join(map(str, choices)) if choices else getattr(kind, "__name__", str(kind))
+        allowed = ", ".join(map(str, choices)) or _ALLOWED.get(kind, "whole numbers, separated by commas")
         raise InvalidArgument(f"{name}={value!r} is not allowed; allowed: {allowed}") from None
 
 
@@ -89,3 +101,17 @@ def require(condition: bool, message: str) -> None:
     """Raise InvalidArgument(message) unless ``condition``: how a config refuses values that make no model."""
     if not condition:
         raise InvalidArgument(message)
+
+
+def require_sizes(config: Any, *names: str) -> None:
+    """Each of these fields of ``config``, a number or a tuple of widths, is at least 1.
+
+    Raises:
+        InvalidArgument: one is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, tuple):
+            require(min(value, default=1) >= 1, f"{name}={value}; allowed: widths of at least 1")
+        else:
+            require(value >= 1, f"{name}={value}; allowed: at least 1")

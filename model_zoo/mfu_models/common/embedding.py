@@ -1,29 +1,42 @@
 """Embedding tables: of the context fields, and of events and the candidate."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from mfu_models.batch import EventSequence, Schema
+from mfu_models.batch import EventSequence, Field, Schema
 
 
-def _table(vocab: int, width: int) -> nn.Embedding:
-    """A table with row-sparse gradients, as production tables have: a step touches only the rows of its batch."""
-    table = nn.Embedding(vocab, width, sparse=True)
-    if table.weight.device.type != "meta":
-        nn.init.normal_(table.weight, std=width**-0.5)
-    return table
+class FusedTable(nn.Embedding):
+    """The tables of several fields as one, so that one look-up serves all: ids [N, F] -> [N, F, width].
+
+    Gradients are row-sparse, as in production: a step touches only the rows of its batch. Each column's ids must lie in
+    its own field's vocabulary; the next field's rows begin behind it.
+    """
+
+    first_rows: Tensor
+
+    def __init__(self, fields: Sequence[Field], width: int) -> None:
+        super().__init__(sum(field.vocab for field in fields), width, sparse=True)
+        first_rows = torch.tensor([0, *(field.vocab for field in fields[:-1])]).cumsum(0)
+        self.register_buffer("first_rows", first_rows, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Rows of unit length on average, so that a field's token is as large as any other."""
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``ids`` int64 [N, F] -> [N, F, width]."""
+        rows: Tensor = super().forward(ids + self.first_rows)
+        return rows
 
 
-class FieldEmbedding(nn.Module):
+class FieldEmbedding(FusedTable):
     """Each sparse field becomes one token: ids [B, F] -> [B, F, d]."""
 
     def __init__(self, schema: Schema, width: int) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(_table(field.vocab, width) for field in schema.sparse)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """``ids`` int64 [B, F] -> [B, F, d]."""
-        return torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], dim=1)
+        super().__init__(schema.sparse, width)
 
 
 class EventEmbedding(nn.Module):
@@ -31,14 +44,13 @@ class EventEmbedding(nn.Module):
 
     def __init__(self, schema: Schema, item_width: int, side_width: int) -> None:
         super().__init__()
-        self.item = _table(schema.item.vocab, item_width)
-        self.sides = nn.ModuleList(_table(side.vocab, side_width) for side in schema.sides)
+        self.item = FusedTable([schema.item], item_width)
+        self.sides = FusedTable(schema.sides, side_width)
         self.width = item_width + side_width * len(schema.sides)
 
     def forward(self, item_ids: Tensor, side_ids: Tensor) -> Tensor:
         """``item_ids`` [T] and ``side_ids`` [T, num_sides] -> [T, e]."""
-        parts = [self.item(item_ids)] + [table(side_ids[:, i]) for i, table in enumerate(self.sides)]
-        return torch.cat(parts, dim=-1)
+        return torch.cat([self.item(item_ids.unsqueeze(1)).flatten(1), self.sides(side_ids).flatten(1)], dim=-1)
 
     def of(self, sequence: EventSequence) -> Tensor:
         """Every event of ``sequence``."""

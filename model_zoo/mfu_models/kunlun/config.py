@@ -12,7 +12,7 @@ from typing import Literal
 
 from mfu_kernels.activations import ACTIVATIONS
 from mfu_models.batch import Schema, SequenceField
-from mfu_models.common.config import require
+from mfu_models.common.config import require, require_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class KunlunConfig:
     rote_scale_s: float = 86_400.0
 
     def __post_init__(self) -> None:
-        require(self.num_layers >= 1, f"num_layers={self.num_layers}; allowed: at least 1")
-        require(self.num_summary >= 1, f"num_summary={self.num_summary}; allowed: at least 1")
-        require(self.kron_rank >= 1, f"kron_rank={self.kron_rank}; allowed: at least 1")
-        require(self.seeds_per_token >= 2, f"seeds_per_token={self.seeds_per_token}; HSP needs more seeds than tokens")
+        require_sizes(self, "width", "num_layers", "num_summary", "kv_width", "fm_rank", "kron_rank")
+        require_sizes(self, "expert_mlp", "head_mlp")
+        seeds = self.seeds_per_token
+        require(seeds >= 2, f"seeds_per_token={seeds}; allowed: at least 2, as HSP needs more seeds than tokens")
         require(self.activation in ACTIVATIONS, f"activation={self.activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         require(self.rote_scale_s > 0, f"rote_scale_s={self.rote_scale_s}; allowed: more than 0 seconds")
         require(bool(self.schema.sequences), f"source {self.schema.source} has no event sequence; kunlun needs one")

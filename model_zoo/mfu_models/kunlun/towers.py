@@ -50,12 +50,15 @@ class GeneratedFfn(nn.Module):
 
 
 class GeneratedLinear(nn.Module):
-    """InterFormer's PFFN, which GDPA replaces: out = LN(x + x W), W [d_e, d_e] generated from the sample's X_sum."""
+    """InterFormer's PFFN, which GDPA replaces: out = LN(x + x W), W [d_e, d_e] generated from the sample's X_sum.
+
+    W has no bias: one would add the same vector to every row of W, which events that a LayerNorm has centred cancel.
+    """
 
     def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
         super().__init__()
         self.mix = TokenMix(config.num_summary, tower.width)
-        self.to_weight = nn.Linear(config.width, tower.width)
+        self.to_weight = nn.Linear(config.width, tower.width, bias=False)
         self.norm = LayerNorm(tower.width, impl)
         self.impl: Impl = impl
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from mfu_models.batch import Schema, SequenceField
-from mfu_models.common.config import require
+from mfu_models.common.config import require, require_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class TransformerConfig:
     causal: bool = False  # BST attends both ways, SASRec only back
 
     def __post_init__(self) -> None:
-        for field in ("max_length", "width", "num_layers", "num_heads", "expansion"):
-            require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}; allowed: at least 1")
+        require_sizes(self, "max_length", "width", "num_layers", "num_heads", "expansion", "head_mlp")
         heads = self.num_heads
         require(self.width % heads == 0, f"width={self.width}; allowed: a multiple of num_heads={heads}")
         sides = len(self.schema.sides)
+        require(sides > 0, f"source {self.schema.source} has no side ids; transformer needs one")
         require(
             self.width % sides == 0, f"width={self.width}; allowed: a multiple of {sides}, the side ids of an event"
         )

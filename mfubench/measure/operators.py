@@ -1,0 +1,48 @@
+"""Sees every operator that a backend runs, whatever wraps it: what the count and the memory pass look through.
+
+Two things hide operators from a plain dispatch mode. A tensor subclass, such as a jagged nested tensor, arrives as one
+call on the wrapper; handing it back lets the operators on its parts come by in turn. Under ``torch.inference_mode``,
+composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OperatorMode(TorchDispatchMode):
+    """Calls ``seen(func, args, kwargs, out)`` after each operator."""
+
+    supports_higher_order_operators = True  # else a model with flex_attention could not run under it
+
+    def __init__(self, seen: Callable[[Any, Any, dict[str, Any], Any], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):
+            return NotImplemented
+        if _composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self.seen(func, args, kwargs, out)
+        return out
+
+
+@cache
+def _composite(func: Any) -> bool:
+    return isinstance(func, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+
+
+def operator_name(func: Any) -> str:
+    """``namespace::name`` of an operator, without its overload."""
+    if isinstance(func, torch._ops.OpOverload):
+        return f"{func.namespace}::{func._overloadpacket.__name__}"
+    return f"higher_order::{func.name()}"

@@ -1,0 +1,324 @@
+"""Who spent the traced time: on traces written by hand, to the microsecond, and on real ones of a CPU."""
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mfubench.attribute.join import ENGINE as NODE
+from mfubench.attribute.join import NOBODYS, UNOWNED, Attribution, attribute
+from mfubench.measure.count import WorkKey
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, Scope, ScopeTracker
+from mfubench.measure.trace import STEP_NAME, Trace, trace_steps
+from mfubench.workload.spec import Workload
+from mfubench.workload.step import run_step
+
+CPU = torch.device("cpu")
+HOST, ENGINE = 1, 2  # threads
+
+
+class Known:
+    """Stands in for a tracker: scopes by index, owners of autograd nodes by number."""
+
+    def __init__(self, *scopes: Scope, owners: Mapping[int, int]) -> None:
+        self.scopes, self.owners = list(scopes), owners
+
+    def owner_of(self, number: int) -> Scope | None:
+        return self.scopes[self.owners[number]] if number in self.owners else None
+
+
+def span(name: str, start: float, duration: float, category: str = "cpu_op", thread: int = HOST, **args: Any) -> dict:
+    where = {"ph": "X", "cat": category, "pid": 1, "tid": thread}
+    return where | {"name": name, "ts": start, "dur": duration, "args": args}
+
+
+def scope(index: int, label: str, start: float, duration: float) -> dict:
+    return span(f"mfu#{index}:{label}", start, duration, "user_annotation")
+
+
+def node(name: str, start: float, duration: float, number: int | None, thread: int = HOST) -> dict:
+    args = {} if number is None else {"Sequence number": number}
+    return span(f"{NODE}{name}", start, duration, thread=thread, **args)
+
+
+def launch(correlation: int, start: float, thread: int = HOST, name: str = "cudaLaunchKernel") -> dict:
+    return span(name, start, 1, "cuda_runtime", thread, correlation=correlation)
+
+
+def kernel(correlation: int, start: float, duration: float, category: str = "kernel") -> dict:
+    return span(f"kernel_{correlation}", start, duration, category, thread=7, correlation=correlation)
+
+
+def joined(events: list[dict], tracker: Known, device: str) -> Attribution:
+    """The attribution of a trace by hand; the order of its events must not matter."""
+    found = attribute(Trace(events[::-1], tracker, 1), device)  # type: ignore[arg-type]
+    assert found == attribute(Trace(events, tracker, 1), device)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture
+def on_a_cpu() -> Attribution:
+    tracker = Known(Scope(0, FORWARD), Scope(1, ROOT), Scope(2, "a"), Scope(3, LOSS), Scope(4, BACKWARD), owners={9: 2})
+    events = [
+        *(span(STEP_NAME, 0, 100, "user_annotation"), scope(0, FORWARD, 10, 50), scope(1, ROOT, 14, 40)),
+        *(span("aten::linear", 16, 10), span("aten::addmm", 18, 6)),
+        *(scope(2, "a", 30, 20), span("aten::relu", 32, 10)),
+        *(scope(3, LOSS, 60, 2), scope(4, BACKWARD, 62, 30), span("aten::ones_like", 64, 2)),
+        *(node("AddmmBackward0", 70, 10, 9), span("AddmmBackward0", 71, 8), span("aten::mm", 72, 6)),
+        *(node("torch::autograd::AccumulateGrad", 84, 4, None), span("aten::add_", 85, 2)),
+        span("aten::relu", 150, 40),  # after the step
+    ]
+    return joined(events, tracker, "cpu")
+
+
+def test_self_times_on_a_cpu(on_a_cpu: Attribution) -> None:
+    """An operator has its own time; the rest is its owner's, or nobody's."""
+    assert on_a_cpu.busy == {
+        WorkKey(ROOT, "fwd", "gemm"): 10,
+        WorkKey("a", "fwd", "elementwise"): 10,
+        WorkKey(LOSS, "bwd", "copy"): 2,  # its first gradient
+        WorkKey("a", "bwd", "gemm"): 6,
+        WorkKey("a", "bwd", "elementwise"): 2,
+    }
+    assert on_a_cpu.host == {
+        (UNOWNED, "fwd"): 18,
+        (FORWARD, "fwd"): 6,
+        (ROOT, "fwd"): 10 + 4,  # 4 before it began
+        ("a", "fwd"): 10,
+        (LOSS, "fwd"): 2,
+        (LOSS, "bwd"): 2,
+        ("a", "bwd"): 4 + 4 + 4 + 2,  # each node's own time, and the gap before it
+        (BACKWARD, "fwd"): 4,
+    }
+
+
+def test_the_parts_add_up_on_a_cpu(on_a_cpu: Attribution) -> None:
+    assert sum(on_a_cpu.busy.values()) + sum(on_a_cpu.host.values()) == on_a_cpu.span == 100
+    assert on_a_cpu.idle == sum(on_a_cpu.host.values()) == 70
+    assert on_a_cpu.attributed_share() == pytest.approx(1 - (18 + 6 + 4) / 100)
+
+
+def test_time_is_kept_by_the_operators_that_it_was_spent_in(on_a_cpu: Attribution) -> None:
+    """FLOP coverage looks for an unknown operator at any depth: the outermost may be a composite one."""
+    assert on_a_cpu.by_operators == {
+        ("aten::linear",): 4,
+        ("aten::linear", "aten::addmm"): 6,
+        ("aten::relu",): 10,
+        ("aten::ones_like",): 2,
+        ("aten::mm",): 6,
+        ("aten::add_",): 2,
+    }
+
+
+def test_a_gradient_is_accumulated_for_the_node_before() -> None:
+    """Such a node has no number: two modules' nodes, each followed by one, must not be mixed up."""
+    events = [
+        *(span(STEP_NAME, 0, 40, "user_annotation"), node("A", 0, 10, 1), node("Accumulate", 10, 10, None)),
+        *(node("B", 20, 10, 2), node("Accumulate", 30, 10, None)),
+    ]
+    found = joined(events, Known(Scope(0, "a"), Scope(1, "b"), owners={1: 0, 2: 1}), "cpu")
+    assert found.host == {("a", "bwd"): 20, ("b", "bwd"): 20, (UNOWNED, "fwd"): 0}
+
+
+GPU_SCOPES = (
+    *(Scope(0, DATA), Scope(1, FORWARD), Scope(2, ROOT), Scope(3, "a"), Scope(4, "b", op="gdpa", kind="attention")),
+    *(Scope(5, LOSS), Scope(6, BACKWARD), Scope(7, OPTIMIZER)),
+)
+
+
+@pytest.fixture
+def on_a_gpu() -> Attribution:
+    """A step whose backward runs in a thread of its own, with kernels that overlap, and gaps between them."""
+    tracker = Known(*GPU_SCOPES, owners={20: 3, 21: 4, 30: 5})
+    host = [
+        *(span(STEP_NAME, 0, 200, "user_annotation"), scope(0, DATA, 1, 8)),
+        *(span("aten::copy_", 2, 5), launch(1, 3, name="cudaMemcpyAsync")),
+        *(scope(1, FORWARD, 10, 60), scope(2, ROOT, 12, 55)),
+        *(scope(3, "a", 14, 30), span("aten::linear", 15, 14), span("aten::addmm", 16, 12), launch(2, 18)),
+        *(scope(4, "b/gdpa", 46, 18), launch(3, 48)),  # a kernel that no operator launches
+        *(scope(5, LOSS, 72, 10), span("aten::mean", 73, 8), launch(4, 74), scope(6, BACKWARD, 84, 100)),
+        *(scope(7, OPTIMIZER, 186, 10), span("aten::_fused_adamw_", 187, 8), launch(9, 188)),
+        launch(99, 250),  # after the step
+    ]
+    engine = [
+        *(node("MeanBackward0", 90, 8, 30, ENGINE), span("aten::div", 91, 4, thread=ENGINE)),
+        *(launch(5, 92, ENGINE), node("GdpaBackward", 100, 10, 21, ENGINE), launch(6, 101, ENGINE)),
+        *(node("AddmmBackward0", 112, 20, 20, ENGINE), span("aten::mm", 114, 9, thread=ENGINE)),
+        *(launch(7, 115, ENGINE), node("torch::autograd::AccumulateGrad", 134, 6, None, ENGINE)),
+        *(span("aten::add_", 135, 4, thread=ENGINE), launch(8, 136, ENGINE)),
+    ]
+    device = [
+        *(kernel(1, 10, 5, "gpu_memcpy"), kernel(2, 20, 10), kernel(3, 55, 20), kernel(4, 75, 5)),
+        *(kernel(5, 92, 4), kernel(6, 104, 16), kernel(7, 116, 14), kernel(8, 125, 3), kernel(9, 196, 12)),
+        *(kernel(99, 260, 50), kernel(77, 300, 10)),  # launched after the step, and by nobody that is known
+        span("gpu annotation", 0, 500, "gpu_user_annotation", thread=7),
+    ]
+    return joined([*host, *engine, *device], tracker, "cuda")
+
+
+def test_a_kernel_belongs_to_what_launched_it(on_a_gpu: Attribution) -> None:
+    assert on_a_gpu.busy == {
+        WorkKey(DATA, "fwd", "copy"): 5,
+        WorkKey("a", "fwd", "gemm"): 10,
+        WorkKey("b", "fwd", "attention"): 20,
+        WorkKey(LOSS, "fwd", "reduction"): 5,
+        WorkKey(LOSS, "bwd", "elementwise"): 4,
+        WorkKey("b", "bwd", "attention"): 16,
+        WorkKey("a", "bwd", "gemm"): 10,  # 14, of which it shares 4 with the kernel before
+        WorkKey("a", "bwd", "elementwise"): 0,  # ran while the one before still did
+        WorkKey(OPTIMIZER, "fwd", "other"): 12,
+    }
+    assert on_a_gpu.by_operators[("aten::linear", "aten::addmm")] == 10
+    assert on_a_gpu.by_operators[("kernel_3",)] == 20  # no operator: named after the kernel
+
+
+def test_idle_time_belongs_to_the_kernel_that_was_waited_for(on_a_gpu: Attribution) -> None:
+    assert on_a_gpu.host == {
+        ("a", "fwd"): 5,
+        ("b", "fwd"): 25,
+        (LOSS, "bwd"): 12,
+        ("b", "bwd"): 8,
+        (OPTIMIZER, "fwd"): 66,
+    }
+    assert on_a_gpu.idle == 116
+
+
+def test_busy_and_idle_add_up_on_a_gpu(on_a_gpu: Attribution) -> None:
+    """From the first kernel's start to the last one's end; time that two kernels share is counted once."""
+    assert sum(on_a_gpu.busy.values()) == 82
+    assert on_a_gpu.span == 82 + 116 == 208 - 10
+    assert on_a_gpu.attributed_share() == 1.0
+
+
+def test_a_kernel_outside_every_scope_is_nobodys() -> None:
+    events = [span(STEP_NAME, 0, 50, "user_annotation"), span("aten::mul", 5, 9), launch(1, 6), kernel(1, 10, 30)]
+    found = joined(events, Known(owners={}), "cuda")
+    assert found.busy == {WorkKey(UNOWNED, "fwd", "elementwise"): 30} and found.attributed_share() == 0.0
+
+
+def test_all_kernels_of_a_graph_belong_to_its_launch() -> None:
+    events = [
+        *(span(STEP_NAME, 0, 50, "user_annotation"), scope(0, ROOT, 1, 9), launch(1, 2, name="cudaGraphLaunch")),
+        *(kernel(1, 10, 5), kernel(1, 15, 5), kernel(1, 22, 8)),
+    ]
+    found = joined(events, Known(Scope(0, ROOT), owners={}), "cuda")
+    assert sum(found.busy.values()) == 18 and found.host == {(ROOT, "fwd"): 2} and found.idle == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_empty_trace_is_no_division_by_zero(device: str) -> None:
+    found = joined([], Known(owners={}), device)
+    assert found.span == found.idle == 0 and found.attributed_share() == 0.0
+
+
+# Real traces. The machine may interrupt a step anywhere, which is no defect: what is claimed of times must hold in one
+# of a few traces.
+TRIES = 4
+
+
+def traced(workload: Workload, num_steps: int = 2) -> Attribution:
+    """The attribution of a few steps of ``workload`` that has run before."""
+    run_step(workload, 0)
+
+    def step(tracker: ScopeTracker, index: int) -> None:
+        run_step(workload, index, phase=tracker.phase)
+
+    return attribute(trace_steps(workload.module, step, device=CPU, num_steps=num_steps), "cpu")
+
+
+def traced_model(model: nn.Module, x: Tensor) -> Attribution:
+    """The same for a module with the sum of its output as loss."""
+
+    def step(tracker: ScopeTracker, index: int) -> None:
+        with tracker.phase(FORWARD):
+            output = model(x)
+        with tracker.phase(LOSS):
+            loss = output.sum()
+        with tracker.phase(BACKWARD):
+            loss.backward()
+
+    return attribute(trace_steps(model, step, device=CPU, num_steps=2), "cpu")
+
+
+def by_module(found: Attribution, direction: str) -> dict[str, float]:
+    """Busy microseconds of one direction by module."""
+    times: dict[str, float] = defaultdict(float)
+    for key, time in found.busy.items():
+        if key.direction == direction:
+            times[key.module] += time
+    return times
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("model", ["transformer", "kunlun"])
+def test_nearly_all_the_time_of_a_model_has_an_owner(
+    zoo: Callable[..., Workload], model: str, size: str, mode: str
+) -> None:
+    """At least 98 %, and almost nothing of the work itself is without one."""
+    workload = zoo(model, size=size, mode=mode, batch_size={"tiny": 64, "small": 16}[size])
+    shares = []
+    for _ in range(TRIES):
+        found = traced(workload)
+        assert sum(found.busy.values()) + sum(found.host.values()) == pytest.approx(found.span, rel=0.01)
+        shares.append(found.attributed_share())
+        if shares[-1] >= 0.98:
+            break
+    assert max(shares) >= 0.98, shares
+    nobodys = sum(time for key, time in found.busy.items() if key.module in NOBODYS)
+    assert nobodys < 0.005 * sum(found.busy.values())
+    names = {key.module for key in found.busy}
+    assert names <= {*dict(workload.module.named_modules()), ROOT, LOSS, OPTIMIZER, DATA, *NOBODYS}
+    assert any(key.kind == "attention" and key.direction == "fwd" for key in found.busy)
+    assert (mode == "train") == any(key.kind == "attention" and key.direction == "bwd" for key in found.busy)
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_heavy_module_has_most_of_the_time(direction: str) -> None:
+    heavy = nn.Sequential(nn.Linear(16, 1024), nn.GELU(), nn.Linear(1024, 16))
+    model, x = nn.Sequential(nn.Linear(16, 16), heavy, nn.Linear(16, 16)), torch.randn(512, 16)
+    shares = []
+    for _ in range(TRIES):
+        times = by_module(traced_model(model, x), direction)
+        assert set(times) >= {"0", "1.0", "1.1", "1.2", "2"}
+        shares.append(sum(time for name, time in times.items() if name.startswith("1.")) / sum(times.values()))
+    assert max(shares) > 0.8, shares
+
+
+class Repeats(nn.Module):
+    """Its block's forward is made again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        return out
+
+
+def test_a_repeated_forward_is_backward_time_of_its_module() -> None:
+    model, x = Repeats(), torch.randn(256, 64)
+    slower = []
+    for _ in range(TRIES):
+        found = traced_model(model, x)
+        assert {"block.0", "block.1", "block.2"} <= by_module(found, "fwd").keys() & by_module(found, "bwd").keys()
+        tanh = [found.busy[WorkKey("block.1", direction, "elementwise")] for direction in ("fwd", "bwd")]
+        slower.append(tanh[1] / tanh[0])
+    assert max(slower) > 1.0, slower  # a tanh again, and its gradient
+
+
+def test_a_kept_trace_is_whole_and_gzipped(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json.gz"
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    trace = trace_steps(model, lambda tracker, index: model(x), device=CPU, num_steps=3, keep=path)
+    kept = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert kept == trace.events and list(tmp_path.iterdir()) == [path]
+    assert sum(event.get("name") == STEP_NAME for event in kept) == 3

@@ -1,0 +1,189 @@
+"""The ledger, the module table and the hotspots of a step: they add up to its time, and name who is responsible."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mfubench.attribute.join import UNOWNED, Attribution
+from mfubench.attribute.ledger import (
+    NUM_HOTSPOTS,
+    NUM_TOP_MODULES,
+    ORDER,
+    ORDER_OUTSIDE,
+    WINNABLE,
+    hotspots,
+    ledger_lines,
+    module_rows,
+    slice_step,
+)
+from mfubench.attribute.roofline import Ceilings
+from mfubench.measure.count import Count, Work, WorkKey
+from mfubench.measure.memory import MemoryPeak
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+
+CEILINGS = Ceilings(1.0, 0.5, 100.0, {"fp32": 0.5})
+GFLOP, MB = 10**9, 10**6
+STEP_MS = 50.0
+MEMORY = MemoryPeak(350, FORWARD, {"parameters": 350}, Counter({"a": 100, "silent": 250, "b": 0}))
+MODEL = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.GELU(), "silent": nn.LayerNorm(1), "idle": nn.ReLU()})
+
+# The trace saw 200 ms in two steps, twice as long as the timing pass: 4 us in it are 1 us of the step's 50 ms.
+BUSY = {
+    WorkKey("a", "fwd", "gemm"): 40_000.0,
+    WorkKey("a", "bwd", "gemm"): 60_000.0,
+    WorkKey("b", "fwd", "elementwise"): 20_000.0,
+    WorkKey(OPTIMIZER, "fwd", "other"): 24_000.0,
+    WorkKey(DATA, "fwd", "copy"): 4_000.0,
+    WorkKey(UNOWNED, "fwd", "copy"): 4_000.0,
+}
+HOST = {
+    ("a", "fwd"): 20_000.0,
+    ("b", "fwd"): 12_000.0,
+    (OPTIMIZER, "fwd"): 4_000.0,
+    (FORWARD, "fwd"): 4_000.0,
+    (UNOWNED, "fwd"): 4_000.0,
+}
+WORK = {
+    WorkKey("a", "fwd", "gemm"): Work(model=3 * GFLOP, hardware=4 * GFLOP, bytes=10 * MB),
+    WorkKey("a", "bwd", "gemm"): Work(model=6 * GFLOP, hardware=6 * GFLOP, bytes=20 * MB),
+    WorkKey("b", "fwd", "elementwise"): Work(bytes=100 * MB),
+    WorkKey("b", "fwd", "gemm"): Work(model=GFLOP // 2, hardware=GFLOP // 2),  # fused: no time of its own
+    WorkKey("b", "bwd", "copy"): Work(bytes=50 * MB),  # neither time nor model FLOPs
+    WorkKey(OPTIMIZER, "fwd", "other"): Work(bytes=40 * MB),
+}
+
+
+@pytest.fixture
+def attribution() -> Attribution:
+    found = Attribution(span=200_000.0)
+    found.busy.update(BUSY)
+    found.host.update(HOST)
+    return found
+
+
+@pytest.fixture
+def count() -> Count:
+    found = Count()
+    found.work.update(WORK)
+    return found
+
+
+def test_the_lines_sum_to_the_step(attribution: Attribution, count: Count) -> None:
+    lines = ledger_lines(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
+    assert sum(line.ms for line in lines) == pytest.approx(STEP_MS)
+    assert sum(line.share for line in lines) == pytest.approx(1.0)
+    assert all(line.share == pytest.approx(line.ms / STEP_MS) for line in lines)
+
+
+def test_each_line_by_hand(attribution: Attribution, count: Count) -> None:
+    """a: 10 ms forward, of which a quarter is padding, and 15 ms backward; b: 5 ms and a product that left no time."""
+    lines = ledger_lines(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
+    assert {line.cause: line.ms for line in lines} == pytest.approx(
+        {
+            "padding": 2.5,
+            "useful": 3.0 + 6.0 + 0.5,
+            "peak_gap": 3.0 + 6.0 + 0.5,
+            "memory_bound.elementwise": 1.0,
+            "inefficiency.gemm": (7.5 - 6.0) + (15.0 - 12.0) + (0.0 - 1.0),
+            "inefficiency.elementwise": 5.0 - 1.0,
+            "optimizer": 6.0 + 1.0,
+            "data": 1.0,
+            "launch": 5.0 + 3.0 + 1.0,
+            "not_attributed": 1.0 + 1.0 + 1.0,  # its busy time, its gaps, and what the trace leaves
+        }
+    )
+
+
+def test_the_lines_stand_in_order_and_name_their_modules(attribution: Attribution, count: Count) -> None:
+    lines = ledger_lines(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
+    families = [line.cause.partition(".")[0] for line in lines]
+    order = [*ORDER, *ORDER_OUTSIDE]
+    assert families == sorted(families, key=order.index)
+    holders = {line.cause: line.modules for line in lines}
+    assert holders["useful"] == ["a", "b"] and holders["launch"] == ["a", "b", FORWARD]
+    assert holders["optimizer"] == [OPTIMIZER] and holders["not_attributed"] == []
+
+
+def test_a_line_names_no_more_than_its_largest_modules(attribution: Attribution) -> None:
+    attribution.host.update({(f"m{index}", "fwd"): 100.0 * (9 - index) for index in range(9)})
+    attribution.host.update({("a", "fwd"): 0.0, ("b", "fwd"): 0.0, (FORWARD, "fwd"): 0.0})
+    lines = ledger_lines(slice_step(attribution, Count(), CEILINGS, STEP_MS), STEP_MS)
+    (launch,) = (line for line in lines if line.cause == "launch")
+    assert launch.modules == ["m0", "m1", "m2"] and len(launch.modules) == NUM_TOP_MODULES
+
+
+def test_rows_are_own_work_and_sum_to_the_totals(attribution: Attribution, count: Count) -> None:
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS)
+    total = count.total()
+    assert sum(row.fwd_model_flops + row.bwd_model_flops for row in rows) == total.model
+    assert sum(row.bytes for row in rows) == total.bytes
+    assert sum(row.memory_bytes for row in rows) == MEMORY.peak_bytes
+    traced_ms = (sum(BUSY.values()) + sum(HOST.values())) / 4000
+    assert sum(row.time_ms for row in rows) == pytest.approx(traced_ms)
+    assert sum(row.share for row in rows) == pytest.approx(traced_ms / STEP_MS)
+    assert [row.time_ms for row in rows] == sorted((row.time_ms for row in rows), reverse=True)
+
+
+def test_a_row_by_hand(attribution: Attribution, count: Count) -> None:
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = {row.name: row for row in module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS)}
+    a = rows["a"]
+    assert (a.type, a.fwd_model_flops, a.bwd_model_flops, a.bytes) == ("Linear", 3 * GFLOP, 6 * GFLOP, 30 * MB)
+    assert (a.time_ms, a.fwd_time_ms, a.bwd_time_ms) == pytest.approx((30.0, 15.0, 15.0))
+    assert a.mfu == pytest.approx(9.0 / 30.0) and a.memory_bytes == 100 and a.verdict == "compute-bound"
+    assert rows["silent"].memory_bytes == 250 and rows["silent"].verdict == "idle" and rows["silent"].mfu is None
+    assert rows[OPTIMIZER].type == "phase" and rows[OPTIMIZER].verdict == "optimizer"
+    assert "idle" not in rows and ROOT not in rows
+
+
+def test_hotspots_are_ranked_by_what_could_be_won(attribution: Attribution, count: Count) -> None:
+    spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
+    ranked = [(spot["module"], spot["cause"], spot["won_ms"]) for spot in spots]
+    assert [name for name, *_ in ranked[:2]] == ["a", "a"] and ranked[0][1:] == ("launch", pytest.approx(5.0))
+    assert [won for *_, won in ranked] == sorted((won for *_, won in ranked), reverse=True)
+    assert all(won > 0 and cause.partition(".")[0] in WINNABLE for _, cause, won in ranked)
+    assert not {name for name, *_ in ranked} & {OPTIMIZER, DATA, UNOWNED, FORWARD, BACKWARD}
+    assert all(spot["advice"] and spot["share"] == pytest.approx(spot["won_ms"] / STEP_MS) for spot in spots)
+    assert spots[0]["time_ms"] == pytest.approx(30.0)
+
+
+def test_there_are_only_so_many_hotspots(attribution: Attribution) -> None:
+    attribution.host.update({(f"m{index}", "fwd"): 100.0 for index in range(50)})
+    assert len(hotspots(slice_step(attribution, Count(), CEILINGS, STEP_MS), STEP_MS)) == NUM_HOTSPOTS
+
+
+def test_an_empty_trace_leaves_the_step_unattributed() -> None:
+    (line,) = ledger_lines(slice_step(Attribution(), Count(), CEILINGS, STEP_MS), STEP_MS)
+    assert (line.cause, line.ms, line.share, line.modules) == ("not_attributed", STEP_MS, 1.0, [])
+
+
+keys = st.builds(
+    WorkKey,
+    st.sampled_from(["a", "b", "a.c", ROOT, OPTIMIZER, DATA, FORWARD, UNOWNED]),
+    st.sampled_from(["fwd", "bwd"]),
+    st.sampled_from(["gemm", "norm", "copy"]),
+)
+sizes = st.integers(0, 10**11)
+
+
+@settings(deadline=None, database=None)
+@given(
+    busy=st.dictionaries(keys, st.floats(0, 1e6), max_size=8),
+    work=st.dictionaries(keys, st.builds(Work, model=sizes, hardware=sizes, bytes=sizes), max_size=8),
+    gaps=st.dictionaries(st.tuples(st.sampled_from(["a", "b", UNOWNED]), st.just("fwd")), st.floats(0, 1e6)),
+    step_ms=st.floats(0.01, 1e4),
+)
+def test_any_ledger_sums_to_its_step(
+    busy: dict[WorkKey, float], work: dict[WorkKey, Work], gaps: dict[tuple[str, str], float], step_ms: float
+) -> None:
+    found, count = Attribution(span=sum(busy.values()) + sum(gaps.values())), Count()
+    found.busy.update(busy)
+    found.host.update(gaps)
+    count.work.update(work)
+    lines = ledger_lines(slice_step(found, count, CEILINGS, step_ms), step_ms)
+    largest = max([step_ms, *(abs(line.ms) for line in lines)])
+    assert sum(line.ms for line in lines) == pytest.approx(step_ms, abs=1e-9 * largest * max(len(lines), 1))

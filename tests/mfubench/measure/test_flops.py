@@ -1,0 +1,272 @@
+"""FLOPs and bytes of single operators against numbers by hand, and which operators may hide FLOPs."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mfubench.measure.classify import may_hide_flops, op_class
+from mfubench.measure.flops import Flops, dispatched_bytes, dispatched_flops
+from mfubench.measure.operators import OperatorMode, operator_name
+
+Run = Callable[[], object]
+B, H, S, D = 2, 3, 8, 4  # of attention
+UNIT = 2 * B * H * S * S * D  # one of its matrix products
+
+
+def calls(run: Run) -> list[tuple[str, Flops | None, int]]:
+    """Name, FLOPs and bytes of every operator that ``run`` dispatches."""
+    seen: list[tuple[str, Flops | None, int]] = []
+
+    def see(func: object, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
+        name = operator_name(func)
+        seen.append((name, dispatched_flops(func, args, kwargs, out), dispatched_bytes(func, args, kwargs, out)))
+
+    with OperatorMode(see):
+        run()
+    return seen
+
+
+def flops(run: Run) -> Flops:
+    """All FLOPs of ``run``."""
+    found = [counted for _, counted, _ in calls(run) if counted is not None]
+    return Flops(*(sum(parts) for parts in zip(*found, strict=True))) if found else Flops(0, 0)
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def heads(length: int = S, width: int = D) -> Tensor:
+    return torch.randn(B, H, length, width, requires_grad=True)
+
+
+# What runs, and how many multiply-adds it needs.
+PRODUCTS: dict[str, tuple[Run, int]] = {
+    "mm": (lambda: rand(3, 4) @ rand(4, 5), 60),
+    "addmm": (lambda: torch.addmm(rand(5), rand(3, 4), rand(4, 5)), 60),
+    "linear of three dimensions": (lambda: F.linear(rand(2, 3, 4), rand(5, 4), rand(5)), 120),
+    "bmm": (lambda: torch.bmm(rand(2, 3, 4), rand(2, 4, 5)), 120),
+    "baddbmm": (lambda: torch.baddbmm(rand(2, 3, 5), rand(2, 3, 4), rand(2, 4, 5)), 120),
+    "addbmm": (lambda: torch.addbmm(rand(3, 5), rand(2, 3, 4), rand(2, 4, 5)), 120),
+    "einsum": (lambda: torch.einsum("ij,kj->ik", rand(3, 4), rand(5, 4)), 60),
+    "mv": (lambda: torch.mv(rand(3, 4), rand(4)), 12),
+    "addmv": (lambda: torch.addmv(rand(3), rand(3, 4), rand(4)), 12),
+    "dot": (lambda: torch.dot(rand(4), rand(4)), 4),
+    "vdot": (lambda: torch.vdot(rand(4), rand(4)), 4),
+    "conv1d": (lambda: F.conv1d(rand(2, 3, 10), rand(5, 3, 4)), 2 * 5 * 7 * 3 * 4),
+    "conv2d": (lambda: F.conv2d(rand(2, 3, 6, 6), rand(5, 3, 3, 3), padding=1), 2 * 5 * 36 * 3 * 9),
+    "elementwise": (lambda: rand(3, 4) * rand(3, 4), 0),
+    "outer product": (lambda: torch.einsum("bi,bj->bij", rand(3, 4), rand(3, 5)), 0),
+    "softmax and norm": (lambda: F.layer_norm(rand(3, 4).softmax(-1), (4,)), 0),
+    "embedding": (lambda: F.embedding_bag(torch.zeros(3, 2, dtype=torch.long), rand(9, 4)), 0),
+}
+
+
+@pytest.mark.parametrize(("run", "multiply_adds"), PRODUCTS.values(), ids=PRODUCTS.keys())
+def test_two_flops_a_multiply_add(run: Run, multiply_adds: int) -> None:
+    assert flops(run) == Flops(2 * multiply_adds, 2 * multiply_adds, 0)
+
+
+def test_backward_of_a_product_is_two_and_of_a_convolution_too() -> None:
+    a, b = rand(3, 4).requires_grad_(), rand(4, 5).requires_grad_()
+    assert flops(lambda: (a @ b).sum().backward()).model == 3 * 2 * 60
+    weight, image = rand(5, 3, 3, 3).requires_grad_(), rand(2, 3, 6, 6).requires_grad_()
+    once = flops(lambda: F.conv2d(image, weight)).model
+    assert flops(lambda: F.conv2d(image, weight).sum().backward()).model == 3 * once == 6 * 2 * 5 * 16 * 3 * 9
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "causal", "pairs"),
+    [
+        (8, 8, False, 64),
+        (8, 8, True, 36),  # 1 + 2 + .. + 8
+        (8, 5, False, 40),
+        (8, 5, True, 1 + 2 + 3 + 4 + 5 + 3 * 5),  # aligned at the upper left corner: the last rows see all five
+        (5, 8, True, 1 + 2 + 3 + 4 + 5),
+    ],
+)
+def test_attention_counts_the_pairs_that_its_mask_keeps(queries: int, keys: int, causal: bool, pairs: int) -> None:
+    """torch's own counter never discounts a causal mask; the model does not need what the mask drops."""
+    product = 2 * B * H * pairs * D
+    q, k, v = heads(queries), heads(keys), heads(keys)
+
+    def attention() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert flops(attention) == Flops(2 * product, 2 * product, 0)
+        trained = flops(lambda: attention().sum().backward())
+    # Four products backward, and a fifth that makes the scores again: useful only to the hardware.
+    assert trained == Flops(6 * product, 7 * product, product)
+
+
+def test_attention_with_values_of_another_width() -> None:
+    q, k, v = heads(), heads(), heads(width=2 * D)
+    assert flops(lambda: F.scaled_dot_product_attention(q, k, v)).model == UNIT + 2 * UNIT
+
+
+def test_model_flops_do_not_depend_on_the_attention_backend() -> None:
+    """A raw total is 6 products for one backend and 7 for the other: neither is MFU's numerator alone."""
+    q, k, v = heads(), heads(), heads()
+    counted = {}
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(backend):
+            counted[backend] = flops(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
+    assert {found.model for found in counted.values()} == {6 * UNIT}
+    assert [found.hardware for found in counted.values()] == [6 * UNIT, 7 * UNIT]
+
+
+def a_stack() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6, 16), nn.ReLU(), nn.Linear(16, 2))
+    return model, rand(5, 3, 8)
+
+
+def test_agrees_with_torchs_counter_where_there_is_no_attention() -> None:
+    """An oracle that shares no code with the counts of vectors and attention."""
+    model, x = a_stack()
+    with FlopCounterMode(display=False) as oracle:
+        model(x).sum().backward()
+    assert flops(lambda: model(x).sum().backward()) == Flops(*(2 * [oracle.get_total_flops()]))
+
+
+def test_inference_mode_hides_nothing() -> None:
+    """There, composite operators arrive whole: linear has no formula, and used to count as none."""
+    model, x = a_stack()
+    attention = heads()
+    with torch.no_grad():
+        expected = flops(lambda: model(x)), flops(lambda: F.scaled_dot_product_attention(*[attention] * 3))
+    with torch.inference_mode():
+        assert (flops(lambda: model(x)), flops(lambda: F.scaled_dot_product_attention(*[attention] * 3))) == expected
+    assert expected[0].model > 0 and expected[1].model == 2 * UNIT
+
+
+@pytest.mark.parametrize("keys", [6, 9], ids=["self_attention", "cross_attention"])
+def test_the_fast_path_of_multihead_attention_counts_like_the_slow_one(keys: int) -> None:
+    """Outside training torch runs it as one operator that its registry does not know."""
+    attention = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    query = rand(2, 6, 16)
+    context = query if keys == 6 else rand(2, keys, 16)
+    counted = {}
+    for fast in (True, False):
+        torch.backends.mha.set_fastpath_enabled(fast)
+        try:
+            with torch.no_grad():
+                counted[fast] = flops(lambda: attention(query, context, context, need_weights=False))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    by_hand = 2 * 2 * 16 * ((2 * 6 + 2 * keys) * 16 + 2 * 6 * keys)
+    assert counted == {True: Flops(by_hand, by_hand), False: Flops(by_hand, by_hand)}
+
+
+def test_a_tensor_subclass_hides_nothing() -> None:
+    """A nested tensor arrives as one call on the wrapper; its true lengths are in the operators on its parts."""
+    rows = [rand(length, 4) for length in (1, 5, 2)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    assert flops(lambda: F.linear(nested, rand(3, 4))).model == 2 * 8 * 4 * 3
+
+
+@torch.library.custom_op("mfubench_test::unknown", mutates_args=())
+def unknown(x: Tensor) -> Tensor:
+    return x @ x
+
+
+def test_no_formula_is_none_and_not_zero() -> None:
+    found = {name: counted for name, counted, _ in calls(lambda: unknown(rand(3, 3)).relu())}
+    assert found["mfubench_test::unknown"] is None and found["aten::relu"] is None
+
+
+# What runs, on which tensors, and the bytes of each operator.
+BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]]] = {
+    "each operand once": (torch.add, (torch.ones(3, 4), torch.ones(4)), {"add": 4 * (12 + 4 + 12)}),
+    "half the width": (torch.exp, (torch.ones(3, 4, dtype=torch.bfloat16),), {"exp": 2 * 24}),
+    "views": (lambda x: x.t()[1:].unsqueeze(0), (torch.ones(3, 4),), {"t": 0, "slice": 0, "unsqueeze": 0}),
+    "an expanded input": (torch.exp, (torch.ones(4).expand(3, 4),), {"exp": 4 * (4 + 12)}),
+    "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
+    "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
+    "a list": (lambda x, y: torch.cat([x, y]), (torch.ones(3), torch.ones(2)), {"cat": 4 * 10}),
+    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 36 + 4 * 8}),
+}
+
+
+@pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
+def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
+    assert {name.removeprefix("aten::"): moved for name, _, moved in calls(lambda: function(*inputs))} == expected
+
+
+def test_a_sparse_gradient_counts_what_it_holds() -> None:
+    table = nn.Embedding(1000, 4, sparse=True)
+    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 7]]), rand(2, 4), (1000, 4), check_invariants=False)
+    held = 2 * 8 + 2 * 4 * 4
+    with torch.no_grad():
+        (moved,) = (size for name, _, size in calls(lambda: table.weight.add_(gradient)) if name == "aten::add_")
+    assert moved == 2 * 4000 * 4 + held  # the dense table stands twice: as input and as output
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aten::_grouped_mm", "aten::_int_mm", "aten::_scaled_mm_v2", "aten::_addmm_activation", "aten::_foreach_mm"),
+        *("aten::mkldnn_rnn_layer", "aten::_thnn_fused_gru_cell", "aten::_transformer_encoder_layer_fwd"),
+        *("aten::_linalg_solve_ex", "aten::cholesky_solve", "aten::triangular_solve", "aten::_trilinear"),
+        *("aten::slow_conv_transpose2d", "aten::mkldnn_linear", "aten::_weight_int4pack_mm", "aten::_fft_r2c"),
+        *("torchvision::roi_align", "mylib::attention", "higher_order::flex_attention"),
+    ],
+)
+def test_what_may_hide_flops_is_suspected(name: str) -> None:
+    """Nothing that multiplies matrices may pass as an operator of no FLOPs: coverage would stay at 100 %."""
+    assert may_hide_flops(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aten::add", "aten::embedding_bag", "aten::_softmax", "aten::native_layer_norm", "aten::_fused_adamw_"),
+        *("aten::resolve_conj", "aten::_convert_indices_from_coo_to_csr", "aten::linalg_vector_norm", "aten::lgamma"),
+        *("aten::_linalg_check_errors", "aten::upsample_linear1d", "aten::upsample_trilinear3d", "aten::logcumsumexp"),
+        *("aten::_foreach_add_", "aten::index_put_", "prim::device", "aten::_prelu_kernel", "aten::cummax"),
+    ],
+)
+def test_what_multiplies_no_matrices_is_not_suspected(name: str) -> None:
+    assert not may_hide_flops(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "aten::addmm": "gemm",
+        "convolution_backward": "gemm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+        "aten::_native_multi_head_attention": "attention",
+        "aten::native_layer_norm_backward": "norm",
+        "aten::gelu": "elementwise",
+        "aten::add_": "elementwise",
+        "aten::_softmax": "reduction",
+        "aten::embedding_dense_backward": "embedding",
+        "aten::copy_": "copy",
+        "aten::bucketize": "other",
+        "mylib::gelu": "other",
+        "torch::autograd::AccumulateGrad": "other",
+        "": "other",
+    }.items(),
+)
+def test_class_of_an_operator(name: str, kind: str) -> None:
+    assert op_class(name) == kind
+
+
+def test_the_name_of_an_operator() -> None:
+    assert operator_name(torch.ops.aten.add.Tensor) == "aten::add"
+    assert operator_name(torch.ops.higher_order.cond) == "higher_order::cond"
+
+
+def test_a_higher_order_operator_runs_and_is_named() -> None:
+    """flex_attention is one; a mode that does not take them makes such a model impossible to count."""
+    x = rand(3)
+    seen: list[str] = []
+    with OperatorMode(lambda func, *_: seen.append(operator_name(func))):
+        out = torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.cos, (x,))
+    assert "higher_order::cond" in seen and torch.equal(out, x.sin())

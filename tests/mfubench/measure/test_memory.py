@@ -1,0 +1,186 @@
+"""The memory pass: what is alive at the peak, to the byte, by kind and by the module that it belongs to."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mfubench.measure.memory import KINDS, MemoryPeak, peak_of_step
+from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
+from mfubench.workload.step import make_optimizers, run_step
+
+BIG = 1 << 20  # elements; dwarfs everything else
+FLOAT = 4
+
+
+def peak(
+    model: nn.Module, *inputs: Tensor, optimizers: Sequence[torch.optim.Optimizer] = (), train: bool = True
+) -> MemoryPeak:
+    """Peak of one step with the sum of the output as loss."""
+
+    def step(tracker: ScopeTracker) -> None:
+        with torch.set_grad_enabled(train):
+            with tracker.phase(FORWARD):
+                output = model(*inputs)
+            if not train:
+                return
+            with tracker.phase(LOSS):
+                loss = output.sum()
+            with tracker.phase(BACKWARD):
+                loss.backward()
+            with tracker.phase(OPTIMIZER):
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+    return peak_of_step(model, list(optimizers), step)
+
+
+def trained(model: nn.Module, *inputs: Tensor) -> list[torch.optim.Optimizer]:
+    """Its optimizers, after a step that made their state."""
+    optimizers = make_optimizers(model)
+    model(*inputs).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return optimizers
+
+
+def mlp(width: int = 64) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
+
+
+class Planted(nn.Module):
+    """Makes a big tensor of its own, which the backward pass needs, or not."""
+
+    def __init__(self, kept: bool = True) -> None:
+        super().__init__()
+        self.scale, self.kept = nn.Parameter(torch.ones(1)), kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        big = x.new_zeros(BIG) if self.kept else x.new_zeros(2 * BIG)[:1].clone()
+        return x + (big * self.scale).sum()
+
+
+def test_kinds_and_modules_add_up_to_the_peak() -> None:
+    """A part that is missing, or counted twice, would show here."""
+    model, x = mlp(), torch.randn(16, 8)
+    found = peak(model, x, optimizers=trained(model, x))
+    assert tuple(found.by_kind) == KINDS and found.peak_bytes > 0
+    assert sum(found.by_kind.values()) == sum(found.by_module.values()) == found.peak_bytes
+    assert all(size >= 0 for size in (*found.by_kind.values(), *found.by_module.values()))
+
+
+def test_parameters_gradients_and_state_to_the_byte() -> None:
+    """With one sample the peak lies in the optimizer, where all gradients are alive and no activation is."""
+    model, x = mlp(), torch.randn(1, 8)
+    found = peak(model, x, optimizers=trained(model, x))
+    parameters = FLOAT * (8 * 64 + 64 + 64 * 8 + 8)
+    assert found.by_kind["parameters"] == found.by_kind["gradients"] == parameters
+    assert found.by_kind["optimizer_state"] == 2 * parameters + 4 * FLOAT  # two moments, and each tensor's step count
+    first = FLOAT * (8 * 64 + 64)
+    assert 4 * first <= found.by_module["0"] <= 4 * first + 2 * FLOAT + FLOAT * 64
+
+
+def test_a_big_activation_stands_under_its_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Planted(), nn.Linear(4, 4))
+    found = peak(model, torch.randn(2, 4))
+    # The big tensor and its product with the scale, of which the second is gone when the gradients come.
+    assert found.by_module["1"] >= FLOAT * 2 * BIG > 0.99 * found.peak_bytes
+    assert found.by_kind["activations"] >= FLOAT * BIG
+    assert max(found.by_module["0"], found.by_module["2"]) < FLOAT * 1000
+
+
+def test_what_is_freed_is_taken_off() -> None:
+    """Three big tensors, of which one lives at a time."""
+    model = nn.Sequential(*(Planted(kept=False) for _ in range(3)))
+    found = peak(model, torch.randn(2, 4))
+    assert FLOAT * 2 * BIG <= found.peak_bytes < FLOAT * 2 * BIG + 10_000
+
+
+def test_inference_keeps_no_activations() -> None:
+    """Each layer's output dies when the next one's is there; training keeps them all."""
+    model, x = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(8))), torch.randn(512, 256)
+    layer = FLOAT * 512 * 256
+    assert peak(model, x, train=False).by_kind["activations"] == 2 * layer
+    assert peak(model, x).by_kind["activations"] >= 7 * layer
+    assert peak(model, x, train=False).by_kind["gradients"] == 0
+
+
+def test_checkpointing_shows_in_the_peak() -> None:
+    """What it saves is the reason to use it; what it repeats belongs to the block."""
+    x = torch.randn(512, 8)
+
+    class Block(nn.Module):
+        def __init__(self, repeat: bool) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(mlp() for _ in range(6)))
+            self.repeat = repeat
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False) if self.repeat else layer(x)
+            return x
+
+    plain, repeated = peak(Block(False), x), peak(Block(True), x)
+    assert repeated.by_kind["activations"] < plain.by_kind["activations"]
+    assert repeated.peak_bytes < 0.8 * plain.peak_bytes
+    assert all(name == ROOT or name.startswith(("layers", "(")) for name in repeated.by_module)
+
+
+def test_sparse_gradients_count_what_they_hold() -> None:
+    """A table of a million rows whose batch touches a few makes a gradient of a few rows."""
+    model = nn.EmbeddingBag(1_000_000, 4, sparse=True, mode="sum")
+    ids = torch.arange(64).view(16, 4)
+    found = peak(model, ids, optimizers=trained(model, ids))
+    table = FLOAT * 4_000_000
+    assert found.by_kind["parameters"] == table and found.by_kind["optimizer_state"] == table + FLOAT
+    assert 0 < found.by_kind["gradients"] <= 64 * (8 + 4 * FLOAT)
+    assert found.peak_bytes < 2 * table + 100_000
+
+
+@pytest.mark.parametrize("look", [lambda x: x[:, :4], lambda x: x.unflatten(1, (2, -1)).sum(1)], ids=["slice", "view"])
+def test_a_look_at_the_batch_makes_no_memory(look: Callable[[Tensor], Tensor]) -> None:
+    """The batch was there before the step; a view of it is no activation of the module that looks."""
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return look(x)
+
+    found = peak(Looks(), torch.randn(1000, 8), train=False)
+    assert found.peak_bytes <= FLOAT * 4000 and sum(found.by_module.values()) == found.peak_bytes
+
+
+def test_a_shared_parameter_is_there_once() -> None:
+    layer = nn.Linear(32, 32)
+    assert peak(nn.Sequential(layer, layer), torch.randn(1, 32), train=False).by_kind["parameters"] == FLOAT * 1056
+
+
+def test_buffers_are_other() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(1000, affine=False, track_running_stats=True)).eval()
+    found = peak(model, torch.zeros(1, 1000), train=False)
+    assert found.by_kind["other"] == 2 * FLOAT * 1000 + 8 and found.by_kind["parameters"] == 0
+
+
+def test_the_phase_of_the_peak_is_named() -> None:
+    model, x = mlp(), torch.randn(1, 8)
+    assert peak(model, x, optimizers=trained(model, x)).phase in (BACKWARD, OPTIMIZER)
+    assert peak(Planted(), x, train=False).phase == FORWARD
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_a_model_of_the_zoo_adds_up(zoo: Callable[..., object], mode: str) -> None:
+    workload = zoo("kunlun", mode=mode)
+    run_step(workload, 0)
+
+    def step(tracker: ScopeTracker) -> None:
+        run_step(workload, 0, phase=tracker.phase)
+
+    found = peak_of_step(workload.module, workload.optimizers, step)
+    parameters = sum(parameter.nbytes for parameter in workload.module.parameters())
+    assert found.by_kind["parameters"] == parameters and sum(found.by_module.values()) == found.peak_bytes
+    assert (found.by_kind["optimizer_state"] > parameters) == (mode == "train")
+    modules = dict(workload.module.named_modules())
+    assert all(name in modules or name.startswith("(") for name in found.by_module)

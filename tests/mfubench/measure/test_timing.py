@@ -1,0 +1,110 @@
+"""The timing pass: whole steps in turn over the input sets, warm-up left out, and nobody looking."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mfu_kernels.cost import current_observer
+from mfubench.measure.timing import time_steps
+from mfubench.workload.step import run_step
+
+CPU = torch.device("cpu")
+
+
+def lookers(model: nn.Module) -> list[str]:
+    """Everything that could be watching a step and so change its time."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found = [f"{name} of {kind}" for name, kind in ((h, m) for m in model.modules() for h in hooks if getattr(m, h))]
+    if torch.autograd._profiler_enabled():
+        found.append("a profiler")
+    if current_observer() is not None:
+        found.append("an observer of ops")
+    if torch._C._len_torch_dispatch_stack():
+        found.append("a dispatch mode")
+    return found
+
+
+def test_every_step_is_timed_in_turn_after_the_warmup() -> None:
+    """The index is what rotates the input sets; a step that always gets 0 would time a warm cache."""
+    ran: list[int] = []
+    told: list[int] = []
+    timings = time_steps(ran.append, device=CPU, num_steps=5, warmup=2, progress=told.append)
+    assert ran == [0, 1, 0, 1, 2, 3, 4] and told == [1, 2, 3, 4, 5] and len(timings) == 5
+
+
+def test_the_warmup_is_not_in_the_timings() -> None:
+    durations_s = iter((0.05, 0.05, 0.004, 0.004))
+    timings = time_steps(lambda index: time.sleep(next(durations_s)), device=CPU, num_steps=2, warmup=2)
+    assert all(4.0 <= milliseconds < 50.0 for milliseconds in timings)
+
+
+def test_a_step_sees_its_own_input_set(zoo: Any) -> None:
+    workload = zoo(steps=6)
+    assert len(workload.inputs) == 4
+    seen: list[int] = []
+
+    def forward(module: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(next(place for place, known in enumerate(workload.inputs) if known is batch))
+        return module(batch)
+
+    workload.forward = forward
+    time_steps(lambda index: run_step(workload, index), device=CPU, num_steps=6, warmup=0)
+    assert seen == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_nobody_looks_at_a_timed_step(zoo: Any, mode: str) -> None:
+    """A hook or a profiler would make a step that its host bounds look slower than it is."""
+    workload = zoo("kunlun", mode=mode)
+    seen: list[str] = []
+    loss_of = workload.loss
+
+    def forward(module: nn.Module, batch: Any) -> torch.Tensor:
+        seen.extend(lookers(module))
+        assert torch.is_grad_enabled() == (mode == "train")
+        return module(batch)
+
+    def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.extend(lookers(workload.module))
+        return loss_of(output, batch)
+
+    workload.forward, workload.loss = forward, loss
+    timings = time_steps(lambda index: run_step(workload, index), device=CPU, num_steps=2, warmup=1)
+    assert seen == [] and len(timings) == 2 and min(timings) > 0
+
+
+def test_a_step_trains(zoo: Any) -> None:
+    """Every parameter that the batch reaches moves, and no gradient is left for the next step."""
+    workload = zoo("kunlun")
+    before = {name: parameter.detach().clone() for name, parameter in workload.module.named_parameters()}
+    run_step(workload, 0)
+    moved = [name for name, parameter in workload.module.named_parameters() if not torch.equal(parameter, before[name])]
+    assert moved == list(before) and all(parameter.grad is None for parameter in workload.module.parameters())
+
+
+def test_a_step_of_inference_changes_nothing(zoo: Any) -> None:
+    workload = zoo(mode="infer")
+    before = {name: parameter.detach().clone() for name, parameter in workload.module.named_parameters()}
+    run_step(workload, 0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in workload.module.named_parameters())
+    assert workload.optimizers == []
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_host_does_not_wait_between_steps() -> None:
+    """Events are read when all steps have run; a synchronisation would add the launch gaps to each step."""
+    x = torch.randn(256, 256, device="cuda")
+    torch.cuda.synchronize()
+
+    def step(index: int) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            torch.mm(x, x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    timings = time_steps(step, device=x.device, num_steps=5, warmup=2)
+    assert len(timings) == 5 and min(timings) > 0

@@ -1,0 +1,153 @@
+"""A whole profile: every key that others rely on, and the sums that must hold."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mfu_models.common.flops import FlopCount
+from mfubench.errors import BadInput, ToolBroke
+from mfubench.measure.calibrate import Calibration
+from mfubench.profiling import profile, profile_workload
+from mfubench.run import Run
+from mfubench.workload.spec import Workload, WorkloadSpec
+
+pytestmark = pytest.mark.usefixtures("fixed_calibration")
+ZooWorkload = Callable[..., Workload]
+
+KEYS = {
+    "": {
+        "schema_version",
+        "workload",
+        "environment",
+        "peak",
+        "step",
+        "flop_convention",
+        "flops",
+        "mfu",
+        "hfu",
+        "modules",
+    }
+    | {"mfu_of_measured_peak", "hfu_of_measured_peak", "ledger", "hotspots", "memory", "nvml", "parallel", "ranks"}
+    | {"not_measured", "warnings"},
+    "workload": {"model", "size", "impl", "compile", "mode", "dtype", "batch_size", "data", "seed", "model_hash"}
+    | {"data_hash"},
+    "peak": {"dtype", "datasheet_tflops", "source", "measured_tflops", "bandwidth_gb_s"},
+    "step": {"time_ms", "samples_per_s", "timings_ms"},
+    "flops": {"model", "padded", "hardware", "coverage"},
+}
+MODULE_KEYS = {"name", "type", "fwd_model_flops", "bwd_model_flops", "bytes", "time_ms", "share", "verdict", "mfu"}
+
+
+@pytest.fixture(scope="module", params=[(m, mode) for m in ("transformer", "kunlun") for mode in ("train", "infer")])
+def run(request: pytest.FixtureRequest) -> Run:
+    """A profile of each model in each mode, run once."""
+    model, mode = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        fixed = Calibration("a CPU", {"fp32": 1.0}, 100.0, {}, "2026-01-01T00:00:00+00:00", "", 1, "by hand")
+        patch.setattr("mfubench.profiling.load_or_calibrate", lambda *args, **options: fixed)
+        return profile(WorkloadSpec(model, size="tiny", mode=mode, device="cpu", steps=6, batch_size=8))
+
+
+def test_document_has_every_key(run: Run) -> None:
+    document = json.loads(run.to_json())
+    for part, keys in KEYS.items():
+        assert keys <= (document[part] if part else document).keys()
+    assert {"median", "ci95_low", "ci95_high"} == document["step"]["time_ms"].keys()
+    assert MODULE_KEYS | {"memory_bytes"} <= document["modules"][0].keys()
+    assert {"cause", "ms", "share", "modules"} == document["ledger"][0].keys()
+
+
+def test_ledger_adds_up_to_the_step(run: Run) -> None:
+    step_ms = run.step["time_ms"]["median"]
+    assert sum(line.ms for line in run.ledger) == pytest.approx(step_ms, rel=1e-3)
+    assert sum(line.share for line in run.ledger) == pytest.approx(1.0, rel=1e-3)
+    rest = next((line.share for line in run.ledger if line.cause == "not_attributed"), 0.0)
+    assert abs(rest) < 0.02
+
+
+def test_modules_add_up_to_the_totals(run: Run) -> None:
+    assert sum(row.fwd_model_flops for row in run.modules) == run.flops["fwd_model"]
+    assert sum(row.bwd_model_flops for row in run.modules) == run.flops["bwd_model"]
+    assert run.flops["fwd_model"] + run.flops["bwd_model"] == run.flops["model"]
+    assert sum(row.time_ms for row in run.modules) == pytest.approx(run.step["time_ms"]["median"], rel=0.02)
+    assert sum(row.memory_bytes for row in run.modules) == run.memory["peak_bytes"]
+
+
+def test_a_cpu_has_no_datasheet(run: Run) -> None:
+    assert run.mfu is None and run.hfu is None
+    assert run.mfu_of_measured_peak > 0 and run.hfu_of_measured_peak > 0
+    flops_per_s = run.flops["model"] * len(run.step["timings_ms"]) / (sum(run.step["timings_ms"]) / 1e3)
+    assert run.mfu_of_measured_peak == pytest.approx(flops_per_s / 1e12)
+    assert any("datasheet" in line for line in run.not_measured)
+    assert not run.nvml["available"] and run.nvml["reason"]
+
+
+def test_every_operator_is_known(run: Run) -> None:
+    assert run.flops["coverage"] == 1.0
+    assert run.flops["unknown_ops"] == []
+    assert run.flops["counts_agree"]
+    assert set(run.impls.values()) == {"reference"}
+
+
+def test_two_counts_that_disagree_are_no_result(zoo: ZooWorkload) -> None:
+    workload = zoo()
+    workload.needed = lambda batch: (FlopCount(1, 2), FlopCount(1, 2))
+    with pytest.raises(ToolBroke, match="disagree"):
+        profile_workload(workload)
+
+
+def test_more_than_the_datasheet_is_no_result(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peak that a run exceeds is wrong, or the FLOPs are; neither is reported."""
+    monkeypatch.setattr("mfubench.profiling._datasheet", lambda workload: (None, 1e-9))
+    with pytest.raises(ToolBroke, match="datasheet peak"):
+        profile_workload(zoo())
+
+
+class Branches(nn.Module):
+    """Routes rows by their data, and returns a dict of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.twin = self.a
+
+    def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        left = x[:, 0] > 0
+        return {"parts": [self.a(x[left]), self.twin(self.b(x[~left]))]}
+
+
+def test_a_model_that_nobody_here_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = "nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)"
+    build = f"def build():\n    return {encoder}, lambda b, d: (torch.randn(b, 5, 16),)\n"
+    (tmp_path / "foreign.py").write_text(f"import torch\nfrom torch import nn\n{build}")
+    monkeypatch.chdir(tmp_path)
+    for mode in ("train", "infer"):
+        run = profile(WorkloadSpec("foreign:build", mode=mode, device="cpu", steps=2, batch_size=3))
+        assert run.flops["coverage"] == 1.0
+        products = 3 * 5 * 2 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 3 * 4 * 5 * 5 * 16
+        assert run.flops["fwd_model"] == products
+        assert "layers.0.linear1" in {row.name for row in run.modules}
+
+
+def test_modules_under_two_names_are_counted_once_and_told(zoo: ZooWorkload) -> None:
+    workload = zoo()
+    workload.module = Branches()
+    workload.inputs = [torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])]
+    workload.forward = lambda model, x: model(x)
+    workload.loss = lambda output, x: sum(part.sum() for part in output["parts"])  # type: ignore[return-value]
+    workload.optimizers, workload.needed, workload.num_samples = [], None, [2]
+    run = profile_workload(workload)
+    assert any("two names" in warning and "a = twin" in warning for warning in run.warnings)
+    assert run.flops["fwd_model"] == 3 * 2 * 16
+
+
+def test_a_step_that_fails_is_bad_input(zoo: ZooWorkload) -> None:
+    workload = zoo()
+    workload.module = nn.Linear(3, 1)
+    workload.needed = None
+    with pytest.raises(BadInput, match="step failed"):
+        profile_workload(workload)

@@ -1,0 +1,252 @@
+"""From what a user asks for to a workload: defaults, hashes, sources, and what is refused before anything is allocated."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mfu_kernels.errors import InvalidArgument
+from mfubench.errors import BadInput
+from mfubench.workload import prepare as prepare_module
+from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, prepare
+from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
+from mfubench.workload.step import make_optimizers, run_step
+from mfubench.workload.zoo import list_models
+
+Zoo = Callable[..., Workload]
+DATA = {"kuairand": "kuairand-slice", "movielens": "ml-latest-small"}
+
+
+@pytest.fixture(params=["synthetic", "kuairand", "movielens"])
+def source(request: pytest.FixtureRequest) -> str:
+    """Each data source as the command line names it; the real ones where they are."""
+    if request.param == "synthetic":
+        return "synthetic"
+    folder: Path = request.getfixturevalue("test_data")
+    return f"{request.param}:{folder / DATA[request.param]}"
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def hashes(workload: Workload) -> tuple[str, str]:
+    return workload.description["model_hash"], workload.description["data_hash"]
+
+
+# What a spec refuses by itself.
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_that_there_is_not_is_named_with_what_there_is(name: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        WorkloadSpec("transformer", **{name: "sideways"})  # type: ignore[arg-type]
+    assert str(caught.value) == f"--{name} 'sideways' is unknown; allowed: {', '.join(CHOICES[name])}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 0}, "--batch-size 0; allowed: 1 or more"),
+        ({"batch_size": -3}, "--batch-size -3; allowed: 1 or more"),
+        ({"steps": 0}, "--steps 0; allowed: 1 or more"),
+        ({"seed": -1}, "--seed -1; allowed: 0 or more, below 2[*][*]63"),
+        ({"seed": 2**63}, "--seed 9223372036854775808; allowed"),
+    ],
+)
+def test_numbers_out_of_range(change: dict[str, int], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        WorkloadSpec("transformer", **change)  # type: ignore[arg-type]
+
+
+# Defaults.
+
+
+def test_defaults_on_a_cpu(no_cuda: None) -> None:
+    workload = prepare(WorkloadSpec("transformer", steps=1))
+    told = workload.description
+    assert (told["size"], told["batch_size"], told["dtype"]) == (DEFAULT_SIZE, DEFAULT_BATCH_SIZE["cpu"], "fp32")
+    assert (told["device"], told["mode"], told["impl"], told["compile"]) == ("cpu", "train", "auto", "none")
+    assert (told["data"], told["seed"], told["overrides"]) == ("synthetic", 0, {})
+    assert workload.device.type == "cpu" and workload.num_samples == [32]
+
+
+@pytest.mark.gpu
+def test_defaults_on_a_gpu() -> None:
+    told = prepare(WorkloadSpec("transformer", size="tiny", steps=1)).description
+    assert (told["device"], told["dtype"], told["batch_size"]) == ("cuda", "bf16", DEFAULT_BATCH_SIZE["cuda"])
+
+
+def test_what_is_asked_for_wins(zoo: Zoo) -> None:
+    workload = zoo(dtype="bf16", batch_size=3, mode="infer", overrides={"num_layers": "2"})
+    told = workload.description
+    assert (told["dtype"], told["batch_size"], told["mode"]) == ("bf16", 3, "infer")
+    assert told["overrides"] == {"num_layers": "2"} and len(workload.module.layers) == 2
+    assert not workload.module.training and workload.optimizers == []
+
+
+@pytest.mark.parametrize(("steps", "sets"), [(1, 1), (NUM_ROTATED + 3, NUM_ROTATED)])
+def test_there_are_input_sets_to_rotate_and_no_more_than_steps(zoo: Zoo, steps: int, sets: int) -> None:
+    inputs = zoo(steps=steps).inputs
+    assert len(inputs) == sets
+    assert len({tuple(batch.candidate_items.tolist()) for batch in inputs}) == sets
+
+
+# Hashes.
+
+
+def test_models_share_their_data(zoo: Zoo, source: str) -> None:
+    """Two runs compare when their data hashes agree, and these two models read other sequences of it."""
+    transformer, kunlun = (zoo(model, data=source) for model in ("transformer", "kunlun"))
+    assert hashes(transformer)[1] == hashes(kunlun)[1] and hashes(transformer)[0] != hashes(kunlun)[0]
+    for one, other in zip(transformer.inputs, kunlun.inputs, strict=True):
+        assert torch.equal(one.labels, other.labels) and torch.equal(one.candidate_items, other.candidate_items)
+
+
+def test_the_same_request_has_the_same_hashes(zoo: Zoo, source: str) -> None:
+    assert hashes(zoo(data=source)) == hashes(zoo(data=source))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"size": "small"}, {"steps": 2}])
+def test_other_data_has_another_hash(zoo: Zoo, change: dict[str, Any]) -> None:
+    assert hashes(zoo(**change))[1] != hashes(zoo())[1]
+
+
+def test_every_source_has_another_hash(zoo: Zoo, test_data: Path) -> None:
+    sources = ["synthetic", *(f"{kind}:{test_data / folder}" for kind, folder in DATA.items())]
+    assert len({hashes(zoo(data=data))[1] for data in sources}) == 3
+
+
+def test_another_config_is_another_model_on_the_same_data(zoo: Zoo) -> None:
+    plain, changed = zoo("kunlun"), zoo("kunlun", overrides={"comp_skip": "false"})
+    assert hashes(plain)[0] != hashes(changed)[0] and hashes(plain)[1] == hashes(changed)[1]
+
+
+@pytest.mark.parametrize("change", [{"mode": "infer"}, {"dtype": "bf16"}, {"impl": "reference"}])
+def test_how_a_model_runs_is_in_neither_hash(zoo: Zoo, change: dict[str, str]) -> None:
+    assert hashes(zoo(**change)) == hashes(zoo())
+
+
+def test_a_seed_makes_the_same_weights(zoo: Zoo) -> None:
+    one, same, other = (zoo(seed=seed).module.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_digest_is_of_all_its_parts() -> None:
+    assert digest("a", "b") != digest("ab") != digest("ba") and digest({"x": 1, "y": 2}) == digest({"y": 2, "x": 1})
+    assert len(digest("a")) == 16
+
+
+# Every source runs, and its FLOPs are those of its lengths.
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("model", ["transformer", "kunlun"])
+def test_every_source_runs(zoo: Zoo, source: str, model: str, mode: str) -> None:
+    workload = zoo(model, data=source, mode=mode)
+    run_step(workload, 0)
+    assert workload.needed is not None
+    exact, padded = workload.needed(workload.inputs[0])
+    assert 0 < exact.fwd <= padded.fwd and exact.bwd <= padded.bwd
+    assert (exact.bwd > 0) == (mode == "train")
+    longest = {name: [max(rows)] * len(rows) for name, rows in workload.inputs[0].lengths().items()}
+    assert (exact == padded) == (longest == workload.inputs[0].lengths())
+
+
+def test_rows_keep_to_the_maximum_lengths(zoo: Zoo) -> None:
+    lengths = zoo("kunlun", overrides={"engagement.max_length": "3", "exposure.max_length": "5"}).inputs[0].lengths()
+    assert max(lengths["clicks"]) <= 3 and max(lengths["impressions"]) <= 5
+
+
+def test_tables_train_sparsely_and_the_rest_with_adamw(zoo: Zoo) -> None:
+    workload = zoo()
+    adamw, adagrad = workload.optimizers
+    assert isinstance(adamw, torch.optim.AdamW) and isinstance(adagrad, torch.optim.Adagrad)
+    tables = {m.weight for m in workload.module.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    assert tables and set(adagrad.param_groups[0]["params"]) == tables
+    every = {*adamw.param_groups[0]["params"], *adagrad.param_groups[0]["params"]}
+    assert every == set(workload.module.parameters())
+
+
+def test_frozen_parameters_have_no_optimizer() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    (only,) = make_optimizers(model)
+    assert only.param_groups[0]["params"] == [model.bias]
+    assert make_optimizers(model.requires_grad_(False)) == []
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"model": "nonesuch"}, InvalidArgument, "unknown model 'nonesuch'; the zoo has: transformer, kunlun"),
+        ({"size": "huge"}, InvalidArgument, "transformer has no size 'huge'; it has: tiny, small"),
+        ({"overrides": {"depth": "2"}}, InvalidArgument, "'depth' is not a field.*; allowed: max_length"),
+        ({"overrides": {"num_layers": "two"}}, InvalidArgument, "num_layers='two' is not allowed; allowed: int"),
+        ({"overrides": {"width": "33"}}, InvalidArgument, "width=33; allowed: a multiple of"),
+        ({"data": "criteo:x"}, BadInput, "data source 'criteo:x' is unknown; allowed: synthetic"),
+        ({"data": "kuairand:/nowhere"}, BadInput, "/nowhere: no such file or folder"),
+        ({"compile": "cudagraphs"}, BadInput, "needs a CUDA device"),
+        (
+            {"overrides": {"width": str(2 * 10**12)}},
+            BadInput,
+            "transformer cannot be built with such a config: .*large",
+        ),
+        ({"batch_size": 10**13}, BadInput, "--batch-size 10000000000000: .*; use a smaller one"),
+    ],
+)
+def test_bad_input(zoo: Zoo, changes: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said) as caught:
+        zoo(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_implementation_that_an_op_does_not_have(zoo: Zoo) -> None:
+    workload = zoo(impl="triton")
+    with pytest.raises(InvalidArgument, match="has no impl='triton' yet"):
+        run_step(workload, 0)
+
+
+def test_a_gpu_that_is_not_there(no_cuda: None) -> None:
+    with pytest.raises(BadInput, match="--device cuda: no CUDA device is visible; use --device cpu"):
+        prepare(WorkloadSpec("transformer", device="cuda"))
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_what_cannot_fit_is_refused_before_it_is_allocated(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The largest Kunlun on a machine with room for one byte less than it needs; only meta tensors are made."""
+    (listed,) = (model for model in list_models() if model["name"] == "kunlun")
+    needed = 4 * listed["sizes"]["xxl"]["params"] * (4 if mode == "train" else 1)
+    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: needed - 1)
+    made: list[str] = []
+    monkeypatch.setattr(prepare_module, "make_optimizers", lambda module: made.append("optimizers"))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: made.append("weights"))
+    with pytest.raises(BadInput, match=f"kunlun needs {needed / 1e9:.1f} GB .* choose a smaller --size"):
+        zoo("kunlun", size="xxl", mode=mode)
+    assert made == []
+
+
+def test_a_host_that_does_not_tell_its_memory_is_not_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: None)
+    assert zoo().inputs
+
+
+def test_the_zoo_lists_full_lengths() -> None:
+    listed = {model["name"]: model for model in list_models()}
+    assert listed.keys() == {"transformer", "kunlun"}
+    for model in listed.values():
+        for facts in model["sizes"].values():
+            assert 0 < facts["fwd_gflops_per_sample"] < facts["train_gflops_per_sample"]
+            assert 0 < facts["dense_params"] < facts["params"] and min(facts["sequences"].values()) > 0
+        ladder = [facts["train_gflops_per_sample"] for facts in model["sizes"].values()]
+        assert ladder == sorted(ladder)

@@ -1,0 +1,75 @@
+"""The user's own model as a workload; what is refused is in ../cli/test_bad_input.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mfubench.errors import BadInput
+from mfubench.workload.prepare import prepare
+from mfubench.workload.spec import Workload, WorkloadSpec
+from mfubench.workload.step import run_step
+from mfubench.workload.user import default_loss
+
+MODULES = {
+    "positional": "return nn.Linear(3, 2), lambda b, d: (torch.randn(b, 3, device=d),)",
+    "keywords": "return nn.Linear(3, 2), lambda b, d: {'input': torch.randn(b, 3, device=d)}",
+    "own_loss": "return nn.Linear(3, 2), lambda b, d: (torch.randn(b, 3),), lambda out, batch: out.square().sum()",
+}
+
+
+def users_model(body: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
+    """The workload of a module that is written to ``folder``, the working directory."""
+    (folder / f"{name}.py").write_text(f"import torch\nfrom torch import nn\ndef build():\n    {body}\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    return prepare(WorkloadSpec(f"{name}:build", device="cpu", batch_size=5, steps=2))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_batches_and_losses(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = users_model(MODULES[kind], f"mine_{kind}", tmp_path, monkeypatch)
+    before = workload.module.weight.clone()
+    run_step(workload, 0)
+    assert not torch.equal(before, workload.module.weight)
+    assert workload.num_samples == [5, 5]
+    assert workload.needed is None
+    assert workload.description["size"] is None
+
+
+@dataclass
+class Output:
+    score: torch.Tensor
+    names: list[str]
+
+
+def test_default_loss_finds_tensors_anywhere() -> None:
+    """The sum of the means of every floating-point tensor that a gradient can flow from."""
+    x = torch.tensor([1.0, 3.0], requires_grad=True)
+    ids = torch.tensor([7, 9])
+    outputs = [x, (x, ids), {"a": x, "b": {"c": ids}}, [x], Output(x, ["a"]), {"out": Output(x, [])}]
+    assert [default_loss(output, None).item() for output in outputs] == [2.0] * len(outputs)
+    assert default_loss({"a": x, "b": [x, 2 * x]}, None).item() == 8.0
+
+
+@pytest.mark.parametrize("output", [None, 3, torch.tensor([1, 2]), torch.tensor([1.0]), {"a": []}])
+def test_nothing_to_differentiate_is_said(output: object) -> None:
+    with pytest.raises(BadInput, match="--mode infer"):
+        default_loss(output, None)
+
+
+def test_frozen_parameters_are_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "m = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)); m[0].requires_grad_(False); return m, "
+    workload = users_model(body + "lambda b, d: (torch.randn(b, 3),)", "mine_frozen", tmp_path, monkeypatch)
+    trained = {id(p) for optimizer in workload.optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(parameter) for parameter in workload.module[1].parameters()}  # type: ignore[index]
+
+
+def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "return nn.Embedding(9, 2, sparse=True), lambda b, d: (torch.randint(9, (b,)),)"
+    workload = users_model(body, "mine_sparse", tmp_path, monkeypatch)
+    assert isinstance(workload.module, nn.Embedding)
+    assert [type(optimizer).__name__ for optimizer in workload.optimizers] == ["Adagrad"]
+    run_step(workload, 0)
