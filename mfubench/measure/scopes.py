@@ -65,9 +65,9 @@ class ScopeTracker:
         return self._owners[place] if place >= 0 else None
 
     def owner_of_node(self, node: Any) -> Scope | None:
-        """The scope that created ``node``; one that accumulates a gradient belongs to the node that made it, just before.
+        """The scope that created ``node``, to be asked in the order in which nodes run.
 
-        To be asked in the order in which nodes run.
+        A node that accumulates a gradient runs right after the one that made it, and belongs to the same scope.
         """
         if not node.name().endswith("AccumulateGrad"):
             self._last_owner = self.owner_of(node._sequence_nr())

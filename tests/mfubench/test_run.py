@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from mfubench.errors import BadInput
+from mfubench.run import _EXPECTED as EXPECTED_INSIDE
 from mfubench.run import SCHEMA_VERSION, ModuleRow, Run, read_run, write_text
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
@@ -79,6 +80,22 @@ def test_missing_keys_are_named(tmp_path, document):
 def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
     document[part] = [row]
     with pytest.raises(BadInput, match="a row that does not fit"):
+        read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("path", EXPECTED_INSIDE)
+@pytest.mark.parametrize("damage", ["missing", "another kind"])
+def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, document, path, damage):
+    """A reader that stumbled over it would look like a defect of the tool."""
+    *outer, last = path.split(".")
+    inside = document
+    for key in outer:
+        inside = inside[key]
+    if damage == "missing":
+        del inside[last]
+    else:
+        inside[last] = {} if not isinstance(inside[last], dict) else "words"
+    with pytest.raises(BadInput, match=f"{path.split('.')[0]}.*; profile again"):
         read_run(written(tmp_path, document))
 
 

@@ -53,6 +53,7 @@ KUNLUN = KunlunConfig(
 TRANSFORMER = TransformerConfig(
     schema_with(CLICKS, VIEWS), max_length=6, width=24, num_layers=2, num_heads=4, expansion=3, head_mlp=(9, 8)
 )
+BASES: Mapping[str, Any] = {"kunlun": KUNLUN, "transformer": TRANSFORMER}  # a new model of the zoo enters here
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "kunlun": {
         "ffn": "pffn",
@@ -82,7 +83,7 @@ BATCHES = (
 
 def name_of(config: Any) -> str:
     """The model that ``config`` is of."""
-    return {KunlunConfig: "kunlun", TransformerConfig: "transformer"}[type(config)]
+    return next(name for name, base in BASES.items() if type(base) is type(config))
 
 
 def spec_of(config: Any) -> ModelSpec:
@@ -114,11 +115,11 @@ def settings(*bases: Any, activations: bool = False) -> list[Any]:
             changes += [{"activation": activation} for activation in ACTIVATIONS]
         for change in changes:
             label = "+".join(f"{key}={value}" for key, value in change.items()) or "default"
-            found[replace(base, **change)] = f"{name}-{label}"
+            found[replace(base, **change)] = f"{name}-d{base.width}-{label}"
     return [pytest.param(config, id=label) for config, label in found.items()]
 
 
-in_every_setting = pytest.mark.parametrize("config", settings(KUNLUN, TRANSFORMER))
+in_every_setting = pytest.mark.parametrize("config", settings(*BASES.values()))
 
 
 def built(config: Any) -> nn.Module:

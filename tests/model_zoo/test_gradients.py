@@ -8,7 +8,7 @@ import torch
 
 from mfu_models import MODELS
 from mfu_models.common.random_batch import random_batch
-from tests.model_zoo.settings import KUNLUN, TRANSFORMER, bce, lengths_of, settings, spec_of
+from tests.model_zoo.settings import BASES, bce, lengths_of, settings, spec_of
 
 WITHOUT_EVENTS = ((0, 5), (9, 0), (32, 32), (3, 7), (0, 0))  # in some rows, of either sequence
 NO_NOISE = 1e-12  # fp64 rounding leaves less than this of a gradient that cancels out
@@ -39,20 +39,20 @@ def tiny(name: str) -> Any:
     return MODELS[name].config("tiny", overrides={"num_experts": 2} if name == "kunlun" else {})
 
 
-@pytest.mark.parametrize("config", settings(KUNLUN, TRANSFORMER, *map(tiny, MODELS), activations=True))
+@pytest.mark.parametrize("config", settings(*BASES.values(), *map(tiny, BASES), activations=True))
 def test_every_parameter_is_trained_in_every_setting(config: Any) -> None:
     """A switch cuts a parameter off from the score, or rows without events poison its gradient."""
     assert_all_trained(gradients(config, WITHOUT_EVENTS))
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BASES)
 def test_every_parameter_is_trained_at_larger_sizes(name: str, size: str) -> None:
     """Towers of another depth end where nothing reads them."""
     assert_all_trained(gradients(MODELS[name].config(size), WITHOUT_EVENTS))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BASES)
 def test_gradients_are_finite_without_any_events(name: str) -> None:
     """A softmax or a mean over nothing makes NaN, from which training never recovers."""
     grads = gradients(tiny(name), ((0, 0), (0, 0)))

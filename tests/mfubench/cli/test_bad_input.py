@@ -62,6 +62,9 @@ PROFILE = {
         ["kunlun", "--size", "tiny", "--set", "engagement.window=0"],
         ["engagement.window"],
     ),
+    "a width of no number": (["transformer", "--size", "tiny", "--set", f"width={2 * 10**12}"], ["smaller values"]),
+    "a batch beyond all memory": (["transformer", "--size", "tiny", "--batch-size", str(10**13)], ["--batch-size"]),
+    "a seed beyond torch's": (["kunlun", "--seed", str(2**63)], ["--seed", "2**63"]),
     "more than the machine holds": (["kunlun", "--size", "xxl", "--device", "cpu"], ["GB"]),
     "unknown data": (["kunlun", "--data", "criteo:x"], ["criteo", "kuairand", "movielens"]),
     "trace without a folder": (["kunlun", "--trace"], ["--out"]),
@@ -72,7 +75,8 @@ PROFILE = {
 
 
 @pytest.mark.parametrize("case", PROFILE)
-def test_profile_refuses(case: str, invoke: Invoke, tmp_path: Path) -> None:
+def test_profile_refuses(case: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.workload.prepare._free_host_memory", lambda: 8 * 10**9)  # on any machine
     arguments, mentioned = PROFILE[case]
     out = [] if case == "trace without a folder" else ["--out", str(tmp_path / "out")]
     refused(invoke("profile", *arguments, *out), *mentioned)
@@ -117,6 +121,16 @@ USER_MODULES = {
     "make_batch raises": ("def build():\n    return nn.Linear(2, 1), lambda b, d: 1 / 0", ["ZeroDivisionError"]),
     "batch of a wrong kind": ("def build():\n    return nn.Linear(2, 1), lambda b, d: torch.ones(b, 2)", ["tuple"]),
     "forward fails": ("def build():\n    return nn.Linear(2, 1), lambda b, d: (torch.ones(b, 3),)", ["step failed"]),
+    "forward wants another batch": (
+        "def build():\n    return nn.Linear(2, 1), lambda b, d: {'rows': torch.ones(b, 2)}",
+        ["step failed", "TypeError", "rows"],
+    ),
+    "loss is no tensor": (
+        "def build():\n    return nn.Linear(2, 1), lambda b, d: (torch.ones(b, 2),), lambda out, batch: 3.0",
+        ["step failed", "float"],
+    ),
+    "shapes not known yet": ("def build():\n    return nn.LazyLinear(1), lambda b, d: (torch.ones(b, 2),)", ["lazy"]),
+    "leaves at import": ("raise SystemExit('a script')\ndef build(): ...", ["cannot import", "a script"]),
     "nothing to differentiate": ("def build():\n    return nn.Identity(), lambda b, d: (torch.ones(b, 3),)", ["infer"]),
 }
 
@@ -158,6 +172,18 @@ def test_debug_shows_where(invoke: Invoke) -> None:
     code, _, err = invoke("profile", "nope", "--debug")
     assert code == 2
     assert "Traceback" in err
+
+
+def test_a_full_disk_is_no_defect(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it bad input: exit code 5, and the system's own words."""
+
+    def full() -> None:
+        raise OSError(28, "No space left on device", "run.json")
+
+    monkeypatch.setattr("mfubench.workload.zoo.list_models", full)
+    code, out, err = invoke("models")
+    assert (code, out, len(err.splitlines())) == (5, "", 1)
+    assert "No space left on device: 'run.json'" in err and "defect" not in err
 
 
 def test_own_defects_are_told_apart(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,25 @@ def test_profile_prints_one_document_and_progress_apart(
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_users_model_prints_is_no_part_of_the_result(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fixed_calibration: Calibration,
+) -> None:
+    """stdout holds one document, whatever the model says while it is built and run."""
+    lines = ("import torch", "def build():", "    print('building')")
+    (tmp_path / "talkative.py").write_text(
+        "\n".join((*lines, "    return torch.nn.Linear(3, 1), lambda b, d: (print('batch') or torch.ones(b, 3),)"))
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run("profile", "talkative:build", "--device", "cpu", "--steps", "2", "--json", "--quiet")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["workload"]["model"] == "talkative:build"
+    assert err.splitlines() == ["building", "batch", "batch"]
+
+
 def test_profile_table_names_every_cause(capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration) -> None:
     run("profile", "kunlun", *TINY, "--quiet")
     out = capsys.readouterr().out

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from mfu_kernels.cost import current_observer
+from mfubench.measure.calibrate import Calibration
 from mfubench.measure.timing import time_steps
+from mfubench.profiling import profile_workload
+from mfubench.workload.spec import WARMUP_STEPS
 from mfubench.workload.step import run_step
 
 CPU = torch.device("cpu")
@@ -36,9 +39,9 @@ def test_every_step_is_timed_in_turn_after_the_warmup() -> None:
 
 
 def test_the_warmup_is_not_in_the_timings() -> None:
-    durations_s = iter((0.05, 0.05, 0.004, 0.004))
-    timings = time_steps(lambda index: time.sleep(next(durations_s)), device=CPU, num_steps=2, warmup=2)
-    assert all(4.0 <= milliseconds < 50.0 for milliseconds in timings)
+    durations_s = iter((0.3, 0.004, 0.004))
+    timings = time_steps(lambda index: time.sleep(next(durations_s)), device=CPU, num_steps=2, warmup=1)
+    assert all(4.0 <= milliseconds < 300.0 for milliseconds in timings)
 
 
 def test_a_step_sees_its_own_input_set(zoo: Any) -> None:
@@ -74,6 +77,31 @@ def test_nobody_looks_at_a_timed_step(zoo: Any, mode: str) -> None:
     workload.forward, workload.loss = forward, loss
     timings = time_steps(lambda index: run_step(workload, index), device=CPU, num_steps=2, warmup=1)
     assert seen == [] and len(timings) == 2 and min(timings) > 0
+
+
+def test_a_profile_times_with_nobody_looking(
+    zoo: Any, fixed_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other passes look, and must not while the timing pass runs; it runs every step that was asked for."""
+    workload = zoo(steps=3)
+    timing, seen = [False], []
+
+    def timed(*args: Any, **options: Any) -> list[float]:
+        timing[0] = True
+        try:
+            return time_steps(*args, **options)
+        finally:
+            timing[0] = False
+
+    def forward(module: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append((timing[0], bool(lookers(module))))
+        return module(batch)
+
+    monkeypatch.setattr("mfubench.profiling.time_steps", timed)
+    workload.forward = forward
+    run = profile_workload(workload)
+    assert seen.count((True, False)) == WARMUP_STEPS + 3 and (True, True) not in seen
+    assert (False, True) in seen and len(run.step["timings_ms"]) == 3
 
 
 def test_a_step_trains(zoo: Any) -> None:

@@ -1,0 +1,200 @@
+"""Models that nobody here wrote, through a whole profile: their FLOPs by hand, and what is not known is named."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mfubench.measure.calibrate import Calibration
+from mfubench.profiling import profile_workload
+from mfubench.run import Run
+from mfubench.workload.spec import Workload
+from mfubench.workload.step import make_optimizers
+from mfubench.workload.user import default_loss
+
+B, D, H = 6, 8, 16  # samples, width in, width inside
+PRODUCT = 2 * B * D * H
+
+
+class Through(nn.Module):
+    """Two layers, between which ``inside`` does something unusual."""
+
+    def __init__(self, inside: Callable[[Tensor], Any] = torch.relu) -> None:
+        super().__init__()
+        self.first, self.last, self.inside = nn.Linear(D, H), nn.Linear(H, D), inside
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.inside(self.first(x)))
+
+
+class InferenceMode(Through):
+    """Decorated, as a model that is served often is."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+class Repeated(nn.Module):
+    """Checkpointed in training, both ways that torch has."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.enter, self.inner, self.reentrant = nn.Linear(D, D), Through(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        out: Tensor = checkpoint(self.inner, x, use_reentrant=self.reentrant) if self.training else self.inner(x)
+        return out
+
+
+class Nested(nn.Module):
+    """Rows of 1, 2, .. events as a jagged nested tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(D, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [row.expand(length + 1, D) for length, row in enumerate(x)]
+        return self.map(torch.nested.nested_tensor(rows, layout=torch.jagged)).values()
+
+
+class Product(torch.autograd.Function):
+    """A product with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight.t(), x.t() @ grad
+
+
+class Handmade(Through):
+    """Its second product is an autograd function's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(self.first(x), self.last.weight.t())
+
+
+class Bag(nn.Module):
+    """A sparse table under a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.EmbeddingBag(50, H, sparse=True, mode="sum"), nn.Linear(H, D)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"scores": [self.last(self.table(x.abs().long()))], "count": 3}
+
+
+class Looks(nn.Module):
+    """Makes nothing at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 1:].t()
+
+
+def solve(x: Tensor) -> Tensor:
+    return torch.linalg.solve(H * torch.eye(H), x.t()).t()
+
+
+# Model, and model FLOPs forward and backward: the first layer's input needs no gradient.
+KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "plain": (Through, 2 * PRODUCT, 3 * PRODUCT),
+    "repeated by reentrance": (lambda: Repeated(True), 2 * PRODUCT + PRODUCT // 2, 4 * PRODUCT + PRODUCT // 2),
+    "repeated with early stop": (lambda: Repeated(False), 2 * PRODUCT + PRODUCT // 2, 4 * PRODUCT + PRODUCT // 2),
+    "jagged nested tensor": (Nested, 21 * 2 * D * H, 21 * 2 * D * H),
+    "autograd function": (Handmade, 2 * PRODUCT, 3 * PRODUCT),
+    "sparse table": (Bag, PRODUCT, 2 * PRODUCT),
+    "half precision": (lambda: Through().half(), 2 * PRODUCT, 3 * PRODUCT),
+    "double precision": (lambda: Through().double(), 2 * PRODUCT, 3 * PRODUCT),
+    "frozen": (lambda: nn.Sequential(Through().requires_grad_(False), nn.Linear(D, H)), 3 * PRODUCT, PRODUCT),
+    "inference mode": (InferenceMode, 2 * PRODUCT, 0),
+    "no parameter and no memory": (Looks, 0, 0),
+}
+
+
+@pytest.fixture
+def profiled(zoo: Callable[..., Workload], fixed_calibration: Calibration) -> Callable[..., Run]:
+    """Profiles a module as a user's own is."""
+
+    def run(module: nn.Module, mode: str = "train") -> Run:
+        workload = zoo(mode=mode, steps=2)
+        dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+        workload.module, workload.needed = module.train(mode == "train"), None
+        workload.inputs, workload.num_samples = [torch.randn(B, D, dtype=dtype) for _ in range(2)], [B, B]
+        workload.forward, workload.loss = lambda model, x: model(x), default_loss
+        workload.optimizers = make_optimizers(module) if mode == "train" else []
+        return profile_workload(workload)
+
+    return run
+
+
+def adds_up(run: Run) -> bool:
+    """Whether the ledger and the rows sum to the totals."""
+    rows = run.modules
+    return (
+        sum(line.ms for line in run.ledger) == pytest.approx(run.step["time_ms"]["median"], rel=1e-3)
+        and sum(row.fwd_model_flops + row.bwd_model_flops for row in rows) == run.flops["model"]
+        and sum(row.memory_bytes for row in rows) == run.memory["peak_bytes"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for name in KNOWN for mode in ("train", "infer") if KNOWN[name][2] or mode == "infer"],
+)
+def test_flops_of_any_model(name: str, mode: str, profiled: Callable[..., Run]) -> None:
+    """Whatever wraps a product, it is counted once, and the books balance."""
+    build, fwd, bwd = KNOWN[name]
+    run = profiled(build(), mode)
+    assert (run.flops["fwd_model"], run.flops["bwd_model"]) == (fwd, bwd if mode == "train" else 0)
+    assert run.flops["coverage"] == 1.0 and adds_up(run)
+    repeated = mode == "train" and name.startswith("repeated")
+    assert (run.flops["recomputed"] > 0) == repeated
+    assert run.flops["hardware"] - run.flops["recomputed"] == run.flops["model"]
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_an_operator_without_a_formula_lowers_coverage(mode: str, profiled: Callable[..., Run]) -> None:
+    """Its time counts wherever it is, also inside the composite operator that the model calls."""
+    run = profiled(Through(solve), mode)
+    assert "aten::_linalg_solve_ex" in run.flops["unknown_ops"]
+    assert 0.0 < run.flops["coverage"] < 0.95 and adds_up(run)
+    assert any("nothing is known of the FLOPs of" in warning for warning in run.warnings)
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_attention_of_torch_counts_in_both_modes(mode: str, profiled: Callable[..., Run]) -> None:
+    """Outside training, torch runs the whole attention as one operator."""
+    layer = nn.TransformerEncoderLayer(D, 2, H, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Unflatten(1, (1, D)), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    run = profiled(model, mode)
+    one = 4 * 2 * B * D * D + 2 * 2 * B * D + 2 * PRODUCT
+    assert run.flops["fwd_model"] == 2 * one and run.flops["coverage"] == 1.0 and adds_up(run)
+    if mode == "train":
+        assert run.flops["bwd_model"] == 4 * one - 3 * 2 * B * D * D
+
+
+def test_a_lower_precision_has_a_line_of_its_own(profiled: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of this model's FLOPs are done in bf16, whose peak is lower here than the run's."""
+    slow = Calibration("a CPU", {"fp32": 1.0, "bf16": 0.25}, 100.0, {}, "", "", 1, "by hand")
+    monkeypatch.setattr("mfubench.profiling.load_or_calibrate", lambda *args, **options: slow)
+
+    class Mixed(Through):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = self.first(x)
+            return self.last(hidden.float())
+
+    run = profiled(Mixed(), "infer")
+    (line,) = (line for line in run.ledger if line.cause == "dtype")
+    assert line.modules == ["first"] and line.ms == pytest.approx(PRODUCT / 1e9 * (4 - 1))
