@@ -126,6 +126,8 @@ def test_interrupt_leaves_nothing_half_written(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        # A job that a shell put in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
