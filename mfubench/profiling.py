@@ -202,7 +202,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
     median, low, high = median_ci(timings)
     total_s = sum(timings) / 1e3
     total = count.total()
-    executed_samples = sum(workload.num_samples[i % len(workload.inputs)] for i in range(spec.steps))
+    requests = sum(workload.num_samples[i % len(workload.inputs)] for i in range(spec.steps))
     padded = _padded(workload, count)
 
     def utilisation(flops: float, tflops: float | None) -> float | None:
@@ -225,11 +225,15 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
         },
         step={
             "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
-            "samples_per_s": executed_samples / total_s,
+            "samples_per_s": requests / total_s,
+            "requests_per_s": requests / total_s,
+            "candidates_per_s": requests * workload.num_candidates / total_s,
             "timings_ms": timings,
         },
         flops={
             "model": total.model,
+            "per_request": total.model * spec.steps / requests,
+            "per_candidate": total.model * spec.steps / (requests * workload.num_candidates),
             "padded": padded,
             "hardware": total.hardware,
             "coverage": _coverage(passes.attribution, count),

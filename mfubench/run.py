@@ -1,7 +1,9 @@
 """The Run document: what one profiled workload left behind, and the only thing that passes between commands.
 
-Times are in ms; FLOPs are per step, a mean over the timed steps; bytes are bytes. ``schema_version`` guards the reader:
-an older document is migrated or refused, never guessed.
+Times are in ms; FLOPs are per step, a mean over the timed steps; bytes are bytes. A sample is a request: its candidates
+are scored together, and ``samples_per_s`` counts requests as ``requests_per_s`` does, also for a model that sees each
+candidate as an impression of its own; ``candidates_per_s`` counts those. ``schema_version`` guards the reader: an older
+document is migrated or refused, never guessed.
 """
 
 import json

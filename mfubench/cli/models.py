@@ -2,12 +2,25 @@
 
 import json as json_module
 import sys
+from typing import Annotated
+
+import typer
+
+from mfubench.errors import BadInput
 
 from .options import Debug, Json, Quiet, Verbose
 
 
-def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False) -> None:
-    """List the zoo: sizes, parameters and model FLOPs of a sample with every sequence at its full length.
+def models(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, as model_zoo/README.md has it.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """List the zoo: what each model is, its sizes, sequences, parameters and model FLOPs of a sample.
 
     Examples:
 
@@ -15,36 +28,22 @@ def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, d
 
     mfubench models --json
     """
+    if markdown and json:
+        raise BadInput("--markdown and --json are two outputs; give one of them")
     from mfubench.workload.zoo import list_models
 
     listed = list_models()
     if json:
         sys.stdout.write(json_module.dumps(listed, indent=1) + "\n")
         return
-    from rich.table import Table
+    from mfubench.report.models import models_page
 
-    from mfubench.report.format import number
-    from mfubench.report.terminal import stdout_console
+    page = models_page(listed)
+    if markdown:
+        from mfubench.report.markdown import render_page
 
-    console = stdout_console()
-    for model in listed:
-        table = Table(title=f"{model['name']}: {model['summary']}", title_justify="left", title_style="bold")
-        for header in (
-            "size",
-            "forward GFLOP/sample",
-            "training GFLOP/sample",
-            "dense params M",
-            "all params M",
-            "sequences",
-        ):
-            table.add_column(header, justify="left" if header in ("size", "sequences") else "right", overflow="fold")
-        for size, facts in model["sizes"].items():
-            table.add_row(
-                size,
-                number(facts["fwd_gflops_per_sample"], 4),
-                number(facts["train_gflops_per_sample"], 4),
-                number(facts["dense_params"] / 1e6, 4),
-                number(facts["params"] / 1e6, 4),
-                ", ".join(f"{name} {length}" for name, length in facts["sequences"].items()),
-            )
-        console.print(table)
+        sys.stdout.write(render_page(page, level=2))
+    else:
+        from mfubench.report.terminal import print_page, stdout_console
+
+        print_page(page, stdout_console(), full=True)

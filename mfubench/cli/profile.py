@@ -39,7 +39,13 @@ def profile(
     peak: Annotated[
         str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step. [default: 1024 on CUDA, 32 on a CPU]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Candidates a request. [default: the size's where a model scores whole requests, else 1]"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Timed steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     data: Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")] = "synthetic",
@@ -68,7 +74,7 @@ def profile(
         raise BadInput("--trace needs --out DIR, the folder that the trace goes to")
     spec = WorkloadSpec(
         model=model, size=size, overrides=_overrides(set_ or []), impl=impl, compile=compile_, mode=mode, dtype=dtype,
-        device=device, peak=peak, batch_size=batch_size, steps=steps, seed=seed, data=data,
+        device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
     )  # fmt: skip
     writable_folder(out)
     from mfubench.profiling import profile as profile_workload

@@ -71,6 +71,12 @@ class EventLog:
         times: Ints = self.keys[rows] % self.span_ms + self.first_ms
         return times
 
+    def user_begins(self) -> Ints:
+        """The first row of each user 0, 1, .., and at last the number of rows: int64 [users + 1]."""
+        users = np.arange(self.keys[-1] // self.span_ms + 2)
+        begins: Ints = np.searchsorted(self.keys, users * self.span_ms)
+        return begins
+
     def before(self, rows: Array) -> tuple[Ints, Ints]:
         """For each row, the range [first, end) of its user's events strictly before it in time.
 
@@ -91,6 +97,30 @@ class EventLog:
         """The last ``max_length`` events of sequence ``name`` in each range of rows."""
         rows, lengths = last_members(self.members[name], first, end, max_length)
         return make_sequence(self.items[rows], self.sides[rows], self.times_ms(rows), lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Runs of successive places that do not cross from one group to the next, numbered group by group.
+
+    ``ends`` [G] counts the windows up to each group's last; a window's number plus ``shifts`` [G] is its first place.
+    """
+
+    ends: Ints
+    shifts: Ints
+
+    @staticmethod
+    def of(begins: Ints, size: int) -> "Windows":
+        """The windows of ``size`` places in groups that lie between successive ``begins`` [G+1]."""
+        counts = np.maximum(np.diff(begins) - (size - 1), 0)
+        ends = np.cumsum(counts)
+        return Windows(ends, begins[:-1] - (ends - counts))
+
+    def draw(self, rng: np.random.Generator, count: int) -> Ints:
+        """First places of ``count`` windows, drawn uniformly and with replacement."""
+        numbers = rng.integers(self.ends[-1], size=count)
+        places: Ints = numbers + self.shifts[np.searchsorted(self.ends, numbers, side="right")]
+        return places
 
 
 def _member_ranges(members: Array, first: Ints, end: Ints) -> tuple[Ints, Ints]:

@@ -10,7 +10,7 @@ import torch
 from mfu_models.batch import Batch, Field, Schema, SequenceField
 from mfubench.errors import BadInput
 
-from .histories import Array, EventLog, Ints
+from .histories import Array, EventLog, Ints, Windows
 from .source import check_request
 
 HOUR_MS = 3_600_000
@@ -42,12 +42,14 @@ def log_schema(
 
 @dataclass(frozen=True, slots=True)
 class LogSource:
-    """A log whose ``targets`` rows can each be the impression of a sample, drawn uniformly and with replacement.
+    """A log whose ``targets`` rows, ascending, are impressions; requests are drawn uniformly and with replacement.
 
-    A target's label is 1 if its row belongs to the sequence ``positives``; ``shown`` names the sequences that make up
-    all past targets. Hours and weekdays are local: UTC + ``utc_offset_hours``. ``context`` holds the ids, by row, of
-    each context field given to ``log_schema``. Dense features count only what is strictly before the impression; with
-    no past event the rate and the recency are 0.
+    A request is a target and the next ones of the same user, as many as it has candidates. It is made at its first
+    candidate's time, and all that is known of the user and the moment is known at that time: dense features count only
+    what is strictly before it, and with no past event the rate and the recency are 0. A target's label is 1 if its row
+    belongs to the sequence ``positives``; ``shown`` names the sequences that make up all past targets. Hours and
+    weekdays are local: UTC + ``utc_offset_hours``. ``context`` holds the ids, by row, of each context field given to
+    ``log_schema``.
     """
 
     schema: Schema
@@ -60,32 +62,65 @@ class LogSource:
     utc_offset_hours: int
     context: tuple[Array, ...] = ()
 
-    def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        num_batches: int,
+        *,
+        seed: int,
+        max_lengths: Mapping[str, int],
+        num_candidates: int = 1,
+    ) -> list[Batch]:
         """See ``Source.batches``."""
-        check_request(self.schema, batch_size, num_batches, seed, max_lengths)
+        check_request(self.schema, batch_size, num_batches, seed, max_lengths, num_candidates)
+        windows = self._windows(num_candidates)
         generators = (np.random.default_rng([seed, i]) for i in range(num_batches))
-        draws = (generator.integers(len(self.targets), size=batch_size) for generator in generators)
-        return [self.batch(self.targets[draw], max_lengths) for draw in draws]
+        starts = (windows.draw(generator, batch_size) for generator in generators)
+        places = (np.add.outer(start, np.arange(num_candidates)).ravel() for start in starts)
+        return [self.batch(self.targets[place], max_lengths, num_candidates) for place in places]
 
-    def batch(self, rows: Array, max_lengths: Mapping[str, int]) -> Batch:
-        """The batch whose impressions are these rows of the log."""
+    def _windows(self, size: int) -> Windows:
+        """The runs of ``size`` successive targets that are one user's.
+
+        Raises:
+            BadInput: no user has so many targets.
+        """
+        begins = np.searchsorted(self.targets, self.log.user_begins().astype(self.targets.dtype))
+        windows = Windows.of(begins, size)
+        if not windows.ends[-1]:
+            most = int(np.diff(begins).max())
+            raise BadInput(f"num_candidates={size}; allowed: 1 to {most}, the most impressions of one user here")
+        return windows
+
+    def batch(self, rows: Array, max_lengths: Mapping[str, int], num_candidates: int = 1) -> Batch:
+        """The batch whose impressions are these rows of the log, each ``num_candidates`` in succession one request.
+
+        A request's rows must be of one user, in the order of the log.
+        """
         rows = rows.astype(np.int64)
-        first, end = self.log.before(rows)
-        times = self.log.times_ms(rows)
+        requests = rows[::num_candidates]
+        first, end = self.log.before(requests)
+        times = self.log.times_ms(requests)
         candidate_sides = np.stack([self.log.sides[rows, 0], np.zeros_like(rows)], axis=1).astype(np.int64)
         items = self.log.items[rows].astype(np.int64)
         return Batch(
-            dense=torch.from_numpy(self._dense(times, first, end)),
-            sparse=torch.from_numpy(self._sparse(rows, times)),
+            dense=torch.from_numpy(self._dense(times, first, end).repeat(num_candidates, axis=0)),
+            sparse=torch.from_numpy(self._sparse(rows, requests.repeat(num_candidates))),
             candidate_items=torch.from_numpy(items),
             candidate_sides=torch.from_numpy(candidate_sides),
             times_ms=torch.from_numpy(times),
-            labels=torch.from_numpy(self.log.count(self.positives, rows, rows + 1).astype(np.float32)),
+            labels=torch.from_numpy(self.labels(rows)),
             sequences={
                 sequence.name: self.log.history(sequence.name, first, end, max_lengths[sequence.name])
                 for sequence in self.schema.sequences
             },
+            num_candidates=num_candidates,
         )
+
+    def labels(self, rows: Array) -> npt.NDArray[np.float32]:
+        """The label of each of these rows: float32."""
+        rows = rows.astype(np.int64)
+        return self.log.count(self.positives, rows, rows + 1).astype(np.float32)
 
     def _dense(self, times: Ints, first: Ints, end: Ints) -> npt.NDArray[np.float32]:
         past = {sequence.name: self.log.count(sequence.name, first, end) for sequence in self.schema.sequences}
@@ -95,11 +130,12 @@ class LogSource:
         columns = [*(np.log1p(count) for count in past.values()), rate, np.log1p(elapsed_ms / 1000)]
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def _sparse(self, rows: Ints, times: Ints) -> Ints:
-        local = times + self.utc_offset_hours * HOUR_MS
+    def _sparse(self, rows: Ints, requests: Ints) -> Ints:
+        """Item and side of each of ``rows``; user, moment and context of ``requests``, the first row of its request."""
+        local = self.log.times_ms(requests) + self.utc_offset_hours * HOUR_MS
         hour, weekday = local // HOUR_MS % 24 + 1, (local // DAY_MS + THURSDAY) % 7 + 1
-        known = [self.log.users(rows), self.log.items[rows], hour, weekday, self.log.sides[rows, 0]]
-        return np.stack([*known, *(column[rows] for column in self.context)], axis=1).astype(np.int64)
+        known = [self.log.users(requests), self.log.items[rows], hour, weekday, self.log.sides[rows, 0]]
+        return np.stack([*known, *(column[requests] for column in self.context)], axis=1).astype(np.int64)
 
     def split_by_time(self, train_share: float) -> "tuple[LogSource, LogSource]":
         """Two sources over the same log: impressions of the first ``train_share`` of them in time, and the later ones.

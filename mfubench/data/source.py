@@ -24,19 +24,32 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Equal for equal data: the files' content digest, or the version of what is synthesised."""
 
-    def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        num_batches: int,
+        *,
+        seed: int,
+        max_lengths: Mapping[str, int],
+        num_candidates: int = 1,
+    ) -> list[Batch]:
         """``num_batches`` batches on the CPU, the same for the same seed; batch i does not depend on ``num_batches``.
 
-        Each sequence keeps the most recent ``max_lengths[name]`` events strictly before the impression's time.
+        A batch has ``batch_size`` requests of ``num_candidates`` each. Each sequence keeps the most recent
+        ``max_lengths[name]`` events strictly before the request's time, which is its first candidate's.
 
         Raises:
-            BadInput: a size below 1, a negative seed, or lengths that do not name the schema's sequences.
+            BadInput: a size below 1, a negative seed, lengths that do not name the schema's sequences, or more
+                candidates than any user has impressions.
         """
 
 
-def check_request(schema: Schema, batch_size: int, num_batches: int, seed: int, max_lengths: Mapping[str, int]) -> None:
+def check_request(
+    schema: Schema, batch_size: int, num_batches: int, seed: int, max_lengths: Mapping[str, int], num_candidates: int
+) -> None:
     """Raise BadInput unless batches can be drawn so (see ``Source.batches``)."""
-    for name, value, least in (("batch_size", batch_size, 1), ("num_batches", num_batches, 1), ("seed", seed, 0)):
+    sizes = (("batch_size", batch_size), ("num_batches", num_batches), ("num_candidates", num_candidates))
+    for name, value, least in (*((name, value, 1) for name, value in sizes), ("seed", seed, 0)):
         if value < least:
             raise BadInput(f"{name}={value}; allowed: {least} or more")
     expected = {sequence.name for sequence in schema.sequences}

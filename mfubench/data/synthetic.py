@@ -32,13 +32,13 @@ SIDE_SALT, FIELD_SALT = 100, 200  # apart from each other and from the salts of 
 
 
 class SyntheticSource:
-    """Draws impressions uniformly from the virtual log's rows, and makes only the history that each of them needs.
+    """Draws requests uniformly from the virtual log's rows, and makes only the history that each of them needs.
 
     Each exposure sequence holds every event; the first engagement sequence holds the clicks, each further one a thinner
     part of the one before. The side called ``action`` is 1 plus the number of kinds of engagement that an event was,
     and 0 for the candidate. Other sides belong to the item, and so do the sparse fields at odd positions; those at even
-    ones belong to the user. Dense features are noise. Impressions of one user share tastes and a number of events, not
-    the events themselves.
+    ones belong to the user. Dense features are noise. Requests of one user share tastes and a number of events, not the
+    events themselves; all candidates of a request are drawn at the same moment.
 
     Raises:
         BadInput: a field's vocabulary is below 2, so that it holds nothing but the unknown id.
@@ -60,24 +60,35 @@ class SyntheticSource:
         self._least_action |= {name: 2 + kind for kind, name in enumerate(engagements)}
         self._engagement = calibrate(schema.item.vocab, max(1, len(engagements)))
 
-    def batches(self, batch_size: int, num_batches: int, *, seed: int, max_lengths: Mapping[str, int]) -> list[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        num_batches: int,
+        *,
+        seed: int,
+        max_lengths: Mapping[str, int],
+        num_candidates: int = 1,
+    ) -> list[Batch]:
         """See ``Source.batches``."""
-        check_request(self.schema, batch_size, num_batches, seed, max_lengths)
-        return [self._batch(np.random.default_rng([seed, i]), batch_size, max_lengths) for i in range(num_batches)]
+        check_request(self.schema, batch_size, num_batches, seed, max_lengths, num_candidates)
+        generators = (np.random.default_rng([seed, i]) for i in range(num_batches))
+        return [self._batch(generator, batch_size, max_lengths, num_candidates) for generator in generators]
 
-    def _batch(self, rng: np.random.Generator, size: int, max_lengths: Mapping[str, int]) -> Batch:
+    def _batch(self, rng: np.random.Generator, size: int, max_lengths: Mapping[str, int], num_candidates: int) -> Batch:
         users, positions = draw_impressions(rng, size)
-        items = draw_items(rng, size, self.schema.item.vocab)
-        clicked = draw_appeal(rng, users, items) + user_bias(users) > self._engagement.thresholds[0]
+        viewers = users.repeat(num_candidates)
+        items = draw_items(rng, len(viewers), self.schema.item.vocab)
+        clicked = draw_appeal(rng, viewers, items) + user_bias(viewers) > self._engagement.thresholds[0]
         times = (START_MS + (positions + rng.random(size)) * (SPAN_MS / user_events()[users])).astype(np.int64)
         return Batch(
-            dense=torch.from_numpy(rng.standard_normal((size, len(self.schema.dense)), dtype=np.float32)),
-            sparse=torch.from_numpy(self._sparse(users, items)),
+            dense=torch.from_numpy(rng.standard_normal((len(viewers), len(self.schema.dense)), dtype=np.float32)),
+            sparse=torch.from_numpy(self._sparse(viewers, items)),
             candidate_items=torch.from_numpy(items),
             candidate_sides=torch.from_numpy(self._sides(items, np.zeros_like(items))),
             times_ms=torch.from_numpy(times),
             labels=torch.from_numpy(clicked.astype(np.float32)),
             sequences=self._histories(rng, users, positions, times, max_lengths),
+            num_candidates=num_candidates,
         )
 
     def _sparse(self, users: Ints, items: Ints) -> Ints:

@@ -15,7 +15,12 @@ SPECIAL = re.compile(r"[\\`*<>|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])")
 
 def render(runs: Sequence[Run]) -> str:
     """The report of ``runs``; the first rows of a long table, and how many more there are."""
-    return "\n\n".join(_page(page(runs), level=1)) + "\n"
+    return render_page(page(runs))
+
+
+def render_page(given: Page, level: int = 1) -> str:
+    """Any page, its title a heading of ``level``."""
+    return "\n\n".join(_page(given, level)) + "\n"
 
 
 def _page(given: Page, level: int) -> list[str]:

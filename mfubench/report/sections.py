@@ -8,7 +8,7 @@ from mfubench.run import Run
 from . import format as fmt
 from .blocks import Block, Column, Facts, Items, Page, Section, Table
 from .causes import meanings
-from .verdict import headline, step_time, why_no_mfu
+from .verdict import headline, of_requests, step_time, throughput, why_no_mfu
 
 FLOPS = {
     "model": "Model FLOPs a step",
@@ -21,12 +21,14 @@ FLOPS = {
     "recomputed": "of these recomputed",
 }
 
+PER_REQUEST = {"per_request": "Model FLOPs a request", "per_candidate": "Model FLOPs a candidate"}
+
 
 def run_page(run: Run) -> Page:
     """Everything that a report says about ``run``."""
     impls = Facts(sorted(run.impls.items())) if run.impls else Items(["No op of ours."])
     sections = [
-        Section("MFU and HFU", [_utilization(run), _flops(run.flops), _peaks(run)]),
+        Section("MFU and HFU", [_utilization(run), _flops(run), _peaks(run)]),
         Section("MFU loss ledger", [_ledger(run)], brief=True),
         Section("Hotspots", [_hotspots(run.hotspots)]),
         Section("Modules", [_modules(run)], brief=True),
@@ -51,19 +53,21 @@ def _utilization(run: Run) -> Facts:
             ("MFU of the measured GEMM peak", fmt.percent(run.mfu_of_measured_peak)),
             ("HFU of the measured GEMM peak", fmt.percent(run.hfu_of_measured_peak)),
             ("Step time", f"{step_time(run, 'ms')}, median and 95 % interval of {len(run.step['timings_ms'])} steps"),
-            ("Throughput", f"{fmt.number(run.step['samples_per_s'])} samples/s"),
+            ("Throughput", throughput(run)),
         ]
     )
 
 
-def _flops(flops: dict[str, Any]) -> Facts:
-    rest = [key for key in flops if key not in {*FLOPS, "coverage", "unknown_ops"}]
+def _flops(run: Run) -> Facts:
+    flops = run.flops
+    known = FLOPS | (PER_REQUEST if of_requests(run) else {})
+    rest = [key for key in flops if key not in {*FLOPS, *PER_REQUEST, "coverage", "unknown_ops"}]
     coverage = (
         f"{fmt.percent(flops['coverage'])} of the device time; unknown ops: {fmt.value('', flops['unknown_ops'])}"
     )
     return Facts(
         [
-            *((words, _flops_or_other(key, flops[key])) for key, words in FLOPS.items() if key in flops),
+            *((words, _flops_or_other(key, flops[key])) for key, words in known.items() if key in flops),
             *((fmt.label(key).capitalize(), _flops_or_other(key, flops[key])) for key in rest),
             ("FLOP coverage", coverage),
         ]

@@ -29,7 +29,7 @@ def print_runs(runs: Sequence[Run], console: "Console", *, full: bool = False) -
 
     The widest tables leave columns out unless ``full`` is asked for and the console is wide.
     """
-    _print_page(page(runs), console, full)
+    print_page(page(runs), console, full=full)
 
 
 @cache
@@ -59,7 +59,8 @@ def _console(stderr: bool) -> "Console":
     return Console(stderr=stderr, force_interactive=live, width=width, height=height, highlight=False, emoji=False)
 
 
-def _print_page(given: Page, console: "Console", full: bool) -> None:
+def print_page(given: Page, console: "Console", *, full: bool = False) -> None:
+    """Print any page; without ``full`` only its brief sections."""
     console.print(_text(given.title, "bold underline"))
     console.print(_text(given.headline))
     for warning in given.warnings:
@@ -72,7 +73,7 @@ def _print_page(given: Page, console: "Console", full: bool) -> None:
                 console.print(_block(block, full and console.width >= WIDE))
     for part in given.parts:
         console.print()
-        _print_page(part, console, full)
+        print_page(part, console, full=full)
 
 
 def _block(block: Block, wide: bool) -> "RenderableType":

@@ -10,7 +10,7 @@ def headline(run: Run) -> str:
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {device(run)}: {step_time(run, 'ms a step')}, "
-        f"{fmt.number(run.step['samples_per_s'])} samples/s, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
+        f"{throughput(run)}, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
         f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; "
         f"{fmt.part_of(run.flops['model'], run.flops['padded'])} of the padded FLOPs are useful model FLOPs"
     )
@@ -32,6 +32,20 @@ def step_time(run: Run, unit: str = "") -> str:
     """The median step time with its interval."""
     time = run.step["time_ms"]
     return fmt.interval(time["median"], time["ci95_low"], time["ci95_high"], unit)
+
+
+def of_requests(run: Run) -> bool:
+    """Whether requests and candidates are two things in this run, so that both must be told."""
+    return bool(run.workload.get("request_level")) or run.workload.get("num_candidates", 1) > 1
+
+
+def throughput(run: Run) -> str:
+    """Samples a second; requests and candidates where those differ."""
+    if not of_requests(run):
+        return f"{fmt.number(run.step['samples_per_s'])} samples/s"
+    each = fmt.count(run.workload["num_candidates"])
+    requests, candidates = (fmt.number(run.step[f"{what}_per_s"]) for what in ("requests", "candidates"))
+    return f"{requests} requests/s of {each} candidates, {candidates} candidates/s"
 
 
 def why_no_mfu(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.flops import FlopCount
+from mfu_models.output import TrainingOutput
 from mfubench.data import open_source
 from mfubench.errors import BadInput
 
@@ -52,15 +53,19 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
     batch_size = spec.batch_size or DEFAULT_BATCH_SIZE[device.type]
     synthetic = model.config(size).schema
     source = open_source(spec.data, synthetic)
-    config = model.config(size, source.schema, spec.overrides)
+    config = model.config(size, source.schema, _overrides(spec, model))
+    num_candidates = config.num_candidates if model.request_level else spec.candidates or 1
     _check_memory(model, config, device, spec.mode)
     torch.manual_seed(spec.seed)
     with device:
         module = model.build(config, spec.impl)  # type: ignore[arg-type]
     module.train(spec.mode == "train")
     max_lengths = _all_max_lengths(source.schema, model.max_lengths(config))
+    num_sets = min(spec.steps, NUM_ROTATED)
     try:
-        batches = source.batches(batch_size, min(spec.steps, NUM_ROTATED), seed=spec.seed, max_lengths=max_lengths)
+        requests = source.batches(
+            batch_size, num_sets, seed=spec.seed, max_lengths=max_lengths, num_candidates=num_candidates
+        )
     except MemoryError as error:
         raise BadInput(f"--batch-size {batch_size}: {error}; use a smaller one") from error
 
@@ -69,28 +74,40 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
         longest = {name: [max(rows)] * len(rows) for name, rows in lengths.items()}
         exact, padded = model.model_flops(config, lengths), model.model_flops(config, longest)
         if spec.mode == "infer":
-            return FlopCount(exact.fwd, 0), FlopCount(padded.fwd, 0)
+            return exact.inference, padded.inference
         return exact, padded
 
     description = describe(
         spec, module, device, dtype, size=size, batch_size=batch_size, data=source.description, model_id=repr(config)
     )
-    lengths = [batch.lengths() for batch in batches]
-    description["data_hash"] = digest(source.fingerprint, asdict(source.schema), spec.seed, batch_size, lengths)
+    description |= {"num_candidates": num_candidates, "request_level": model.request_level}
+    lengths = [batch.lengths() for batch in requests]
+    shape = [batch_size, *([num_candidates] if num_candidates > 1 else [])]  # a request of one is an impression
+    description["data_hash"] = digest(source.fingerprint, asdict(source.schema), spec.seed, *shape, lengths)
     return Workload(
         spec=spec,
         description=description,
         device=device,
         dtype=dtype,
         module=module,
-        inputs=batches,
-        num_samples=[batch.num_samples for batch in batches],
+        inputs=requests if model.request_level else [batch.per_impression() for batch in requests],
+        num_samples=[batch.num_requests for batch in requests],
         forward=lambda model, batch: model(batch),
         loss=_click_loss,
         to_device=mover(device),
         optimizers=make_optimizers(module) if spec.mode == "train" else [],
+        num_candidates=num_candidates,
         needed=needed,
     )
+
+
+def _overrides(spec: WorkloadSpec, model: ModelSpec) -> Mapping[str, Any]:
+    """The overrides of the model's config; the number of candidates is part of it where the model sees requests."""
+    if spec.candidates is None or not model.request_level:
+        return spec.overrides
+    if "num_candidates" in spec.overrides:
+        raise BadInput(f"--candidates {spec.candidates} and --set num_candidates say the same; give one of them")
+    return {**spec.overrides, "num_candidates": spec.candidates}
 
 
 def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
@@ -99,8 +116,10 @@ def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
     return {sequence.name: read.get(sequence.name, longest) for sequence in schema.sequences}
 
 
-def _click_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Tensor:
+    if isinstance(output, TrainingOutput):
+        return _click_loss(output.logits, batch) + output.auxiliary_loss
+    return nn.functional.binary_cross_entropy_with_logits(output.float(), batch.labels)
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:
@@ -132,6 +151,8 @@ def describe(
         "dtype": dtype,
         "device": device.type,
         "batch_size": batch_size,
+        "num_candidates": 1,
+        "request_level": False,
         "data": spec.data,
         "data_description": data,
         "seed": spec.seed,

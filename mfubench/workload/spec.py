@@ -29,7 +29,11 @@ MAX_SEED = 2**63  # torch's
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSpec:
-    """A workload as asked for; None means the default of the device that it runs on."""
+    """A workload as asked for; None means the default of the device that it runs on.
+
+    ``batch_size`` counts requests, and ``candidates`` the candidates of each: by default those of the size's config for
+    a model that scores whole requests, and 1 for the others.
+    """
 
     model: str
     size: str | None = None
@@ -41,6 +45,7 @@ class WorkloadSpec:
     device: str = "auto"
     peak: str | None = None
     batch_size: int | None = None
+    candidates: int | None = None
     steps: int = 20
     seed: int = 0
     data: str = "synthetic"
@@ -50,7 +55,7 @@ class WorkloadSpec:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise BadInput(f"--{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
-        for name in ("batch_size", "steps"):
+        for name in ("batch_size", "candidates", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
@@ -62,7 +67,8 @@ class WorkloadSpec:
 class Workload:
     """A workload made real: its module on its device, its input sets there or on the host, its step's parts.
 
-    ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``needed`` gives the
+    ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``num_samples`` counts
+    the requests of each input, each of ``num_candidates``, also where the model sees impressions. ``needed`` gives the
     closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
     """
 
@@ -77,5 +83,6 @@ class Workload:
     loss: Callable[[Any, Any], "torch.Tensor"]
     to_device: Callable[[Any], Any]
     optimizers: list["torch.optim.Optimizer"]
+    num_candidates: int = 1
     needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
     warnings: list[str] = field(default_factory=list)

@@ -58,7 +58,12 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
 
 
 def _refuse_zoo_options(spec: WorkloadSpec) -> None:
-    given = {"--size": spec.size, "--set": spec.overrides, "--data": spec.data if spec.data != "synthetic" else None}
+    given = {
+        "--size": spec.size,
+        "--set": spec.overrides,
+        "--candidates": spec.candidates,
+        "--data": spec.data if spec.data != "synthetic" else None,
+    }
     wrong = [option for option, value in given.items() if value]
     if wrong:
         raise BadInput(f"{', '.join(wrong)} belongs to the zoo's models; {spec.model} makes its own model and batches")

@@ -9,9 +9,17 @@ from mfu_models import MODELS, ModelSpec
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Each model's name, summary and sizes; FLOPs are model FLOPs of one sample at every sequence's full length."""
+    """Each model's name, summary and sizes; FLOPs are model FLOPs of one sample at every sequence's full length.
+
+    A sample of a request-level model is a request of ``num_candidates``; of the others, one candidate.
+    """
     return [
-        {"name": spec.name, "summary": spec.summary, "sizes": {size: _size(spec, size) for size in spec.sizes}}
+        {
+            "name": spec.name,
+            "summary": spec.summary,
+            "request_level": spec.request_level,
+            "sizes": {size: _size(spec, size) for size in spec.sizes},
+        }
         for spec in MODELS.values()
     ]
 
@@ -22,9 +30,13 @@ def _size(spec: ModelSpec, size: str) -> dict[str, Any]:
     with torch.device("meta"):  # the largest have billions of parameters: count them without allocating
         module = spec.build(config)
     params, dense = num_params(module)
+    candidates = config.num_candidates if spec.request_level else 1
     return {
         "fwd_gflops_per_sample": flops.fwd / 1e9,
         "train_gflops_per_sample": flops.total / 1e9,
+        "num_candidates": candidates,
+        "fwd_gflops_per_candidate": flops.fwd / 1e9 / candidates,
+        "train_gflops_per_candidate": flops.total / 1e9 / candidates,
         "params": params,
         "dense_params": dense,
         "sequences": spec.max_lengths(config),

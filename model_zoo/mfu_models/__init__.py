@@ -4,11 +4,22 @@ from collections.abc import Mapping
 
 from mfu_kernels.errors import InvalidArgument
 
+from .amortized_history import SPEC as AMORTIZED_HISTORY
+from .din import SPEC as DIN
+from .dlrm import SPEC as DLRM
+from .hstu import SPEC as HSTU
+from .interformer import SPEC as INTERFORMER
 from .kunlun import SPEC as KUNLUN
+from .ligr import SPEC as LIGR
+from .sdim import SPEC as SDIM
 from .spec import ModelSpec
 from .transformer import SPEC as TRANSFORMER
+from .wukong import SPEC as WUKONG
 
-MODELS: Mapping[str, ModelSpec] = {spec.name: spec for spec in (TRANSFORMER, KUNLUN)}
+MODELS: Mapping[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (TRANSFORMER, DLRM, DIN, WUKONG, INTERFORMER, HSTU, LIGR, AMORTIZED_HISTORY, SDIM, KUNLUN)
+}
 
 
 def model_spec(name: str) -> ModelSpec:

@@ -1,7 +1,7 @@
 """The input of every model of the zoo: a batch of impressions with jagged event histories, and its schema."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # a schema is read where torch is not wanted, such as the command line's help
@@ -58,13 +58,26 @@ class EventSequence:
         """Length of each sample's sequence (waits for the device)."""
         return [int(n) for n in self.offsets.diff().tolist()]
 
+    def repeat(self, times: int) -> "EventSequence":
+        """Each row ``times`` times in succession: B rows become B * times."""
+        import torch
+
+        lengths = self.offsets.diff().repeat_interleave(times)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        begins = (self.offsets[:-1].repeat_interleave(times) - offsets[:-1]).repeat_interleave(lengths)
+        index = torch.arange(begins.shape[0], device=begins.device) + begins
+        return EventSequence(self.item_ids[index], self.side_ids[index], self.times_ms[index], offsets, self.max_length)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B impressions: each has one candidate item, the user's histories strictly before it, and a 0/1 label.
+    """B requests of m ``num_candidates`` each: a candidate has features and a 0/1 label, a request its histories.
 
-    ``dense`` float32 [B, num_dense], ``sparse`` int64 [B, num_sparse] in the schema's order, ``candidate_items`` int64
-    [B], ``candidate_sides`` int64 [B, num_sides], ``times_ms`` int64 [B], ``labels`` float32 [B].
+    With one candidate a request, a request is an impression. Histories lie strictly before the request's time. What
+    belongs to candidates has B*m rows, the candidates of one request in succession.
+
+    ``dense`` float32 [B*m, num_dense], ``sparse`` int64 [B*m, num_sparse] in the schema's order, ``candidate_items``
+    int64 [B*m], ``candidate_sides`` int64 [B*m, num_sides], ``times_ms`` int64 [B], ``labels`` float32 [B*m].
     """
 
     dense: "Tensor"
@@ -74,11 +87,25 @@ class Batch:
     times_ms: "Tensor"
     labels: "Tensor"
     sequences: Mapping[str, EventSequence]
+    num_candidates: int = 1
 
     @property
-    def num_samples(self) -> int:
+    def num_requests(self) -> int:
         """B."""
+        return int(self.times_ms.shape[0])
+
+    @property
+    def num_impressions(self) -> int:
+        """B*m."""
         return int(self.labels.shape[0])
+
+    def per_impression(self) -> "Batch":
+        """The same impressions as requests of one candidate each: every history is repeated for each candidate."""
+        times = self.num_candidates
+        if times == 1:
+            return self
+        repeated = {name: sequence.repeat(times) for name, sequence in self.sequences.items()}
+        return replace(self, times_ms=self.times_ms.repeat_interleave(times), sequences=repeated, num_candidates=1)
 
     def lengths(self) -> dict[str, list[int]]:
         """Each sequence's B lengths."""

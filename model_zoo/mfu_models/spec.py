@@ -1,7 +1,7 @@
 """The contract between a model of the zoo and whatever runs it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,11 @@ class ModelSpec:
 
     ``sizes`` maps a size's name to a function of the schema that gives the frozen config; ``max_lengths`` names the
     sequences that the model reads, with the most events of each. ``module`` is ``package.module:Class``, imported when
-    it is built.
+    it is built. ``schemas`` are synthetic schemas of the model's own, where its paper's inputs differ from the others'.
+
+    A ``request_level`` model scores all candidates of a request in one pass: its config has a ``num_candidates`` m, its
+    forward takes B requests of m candidates and gives B*m logits, and its FLOPs are a request's. The others see
+    impressions: a batch of requests is turned into ``Batch.per_impression()`` for them.
     """
 
     name: str
@@ -32,6 +36,8 @@ class ModelSpec:
     model_flops: Callable[[Any, Mapping[str, Sequence[int]]], FlopCount]
     max_lengths: Callable[[Any], dict[str, int]]
     module: str
+    schemas: Mapping[str, Schema] = field(default_factory=lambda: SYNTHETIC_SCHEMAS)
+    request_level: bool = False
 
     def config(self, size: str, schema: Schema | None = None, overrides: Mapping[str, Any] | None = None) -> Any:
         """The frozen config of ``size`` for ``schema`` (default: the size's synthetic schema), with overrides applied.
@@ -41,7 +47,7 @@ class ModelSpec:
         """
         if size not in self.sizes:
             raise InvalidArgument(f"{self.name} has no size {size!r}; it has: {', '.join(self.sizes)}")
-        return override(self.sizes[size](schema or SYNTHETIC_SCHEMAS[size]), overrides or {})
+        return override(self.sizes[size](schema or self.schemas[size]), overrides or {})
 
     def build(self, config: Any, impl: "Impl" = "auto") -> "nn.Module":
         """The module, on torch's current default device, with every op's implementation chosen by ``impl``."""
@@ -50,5 +56,5 @@ class ModelSpec:
         return module
 
     def full_length_flops(self, config: Any) -> FlopCount:
-        """Model FLOPs of one sample with every sequence at its maximum length."""
+        """Model FLOPs of one sample (a request, if request-level) with every sequence at its full length."""
         return self.model_flops(config, {name: [length] for name, length in self.max_lengths(config).items()})

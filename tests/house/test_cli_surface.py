@@ -8,9 +8,9 @@ EVERYWHERE = {"--json", "--quiet", "--verbose", "--debug"}
 FROZEN = {
     "profile": EVERYWHERE
     | {"model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"}
-    | {"--steps", "--seed", "--data", "--out", "--trace"},
+    | {"--steps", "--seed", "--data", "--out", "--trace", "--candidates"},
     "report": EVERYWHERE | {"runs", "--out"},
-    "models": EVERYWHERE,
+    "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
 }
 

@@ -8,27 +8,36 @@ import torch
 from torch import Tensor
 
 from mfu_kernels import (
+    cross_attention,
     gdpa,
     gdpa_block,
+    hash_pool,
+    hstu_attention,
+    jagged_gru,
     jagged_linear,
     jagged_pool,
+    jagged_softmax,
     layer_norm,
     rms_norm,
     rotary_time,
     seed_pooling,
     sum_kron_linear,
+    weighted_pool,
     window_attention,
 )
 from mfu_kernels.cost import OpCost, observing
 from tests.kernels import oracles
 
-SIZES = {"H": 2, "d": 4, "d/2": 2, "n_kv": 3, "S": 5, "R": 2, "M": 3, "D": 6, "E": 5}
+SIZES = {"H": 2, "d": 4, "d_v": 3, "d/2": 2, "n_kv": 3, "S": 5, "R": 2, "M": 3, "D": 6, "E": 5, "3d": 12}
 LENGTHS = ([3, 5, 2], [0, 4, 0, 6, 1, 0], [0, 0], [1])
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call of ``function`` with tensors of ``shapes``, such as ``"T H d"``, and other ``options``."""
+    """A call of ``function`` with tensors of ``shapes``, such as ``"T H d"``, and other ``options``.
+
+    ``constants`` are tensors that have no gradient.
+    """
 
     name: str
     function: Callable[..., Tensor]
@@ -36,6 +45,7 @@ class Case:
     shapes: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
     jagged: bool = True
+    constants: tuple[str, ...] = ()
 
     def offsets(self, lengths: Sequence[int], dtype: torch.dtype = torch.int64) -> dict[str, Tensor]:
         """The argument ``offsets``, where the op has it."""
@@ -46,12 +56,12 @@ class Case:
         return {"max_length": max_length} if self.jagged else {}
 
     def tensors(self, lengths: Sequence[int], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """Random leaves that need gradients."""
+        """Random leaves that need gradients, but for the constants."""
         sizes = SIZES | {"T": sum(lengths), "B": len(lengths)}
         generator = torch.Generator().manual_seed(7)
         shapes = {name: [sizes[letter] for letter in dims.split()] for name, dims in self.shapes.items()}
         return {
-            name: torch.randn(shape, dtype=dtype, generator=generator).requires_grad_()
+            name: torch.randn(shape, dtype=dtype, generator=generator).requires_grad_(name not in self.constants)
             for name, shape in shapes.items()
         }
 
@@ -65,9 +75,14 @@ class Case:
 _GDPA = {"q": "T H d", "k": "B n_kv H d", "v": "B n_kv H d"}
 _BLOCK = {"x": "T H d", "k": "B n_kv H d", "v": "B n_kv H d"}
 _QKV = {"q": "T H d", "k": "T H d", "v": "T H d"}
+_HSTU = {"q": "T H d", "k": "T H d", "v": "T H d_v"}
+_CROSS = {"q": "B M H d", "k": "T H d", "v": "T H d"}
+_CROSS_OWN = _CROSS | {"own_k": "B M H d", "own_v": "B M H d"}
 _SEEDS = {"seeds": "S H d", "k": "T H d", "v": "T H d"}
 _ROTATED = _QKV | {"angles": "T d/2"}
 _KRON = {"x": "B S D", "z": "R S M", "w": "R D E"}
+_GRU = {"gates": "T 3d", "weight": "d 3d"}
+_HASH = {"values": "T D", "hashes": "T d", "query_hashes": "B d"}
 _NORM = {"x": "T D", "weight": "D", "bias": "D", "residual": "T D"}
 
 GDPA_CASES = [Case(f"gdpa-{name}", gdpa, oracles.gdpa, _GDPA, {"activation": name}) for name in oracles.ACTIVATIONS]
@@ -78,6 +93,16 @@ CASES = [
     Case("window_attention-2", window_attention, oracles.window_attention, _QKV, {"window": 2}),
     Case("window_attention-causal", window_attention, oracles.window_attention, _QKV, {"window": 1, "causal": True}),
     Case("window_attention-all", window_attention, oracles.window_attention, _ROTATED, {"window": None, "scale": 0.7}),
+    Case("hstu_attention", hstu_attention, oracles.hstu_attention, _HSTU, {"norm_length": 9}),
+    Case(
+        "hstu_attention-semi_local",
+        hstu_attention,
+        oracles.hstu_attention,
+        _HSTU | {"bias": "H S"},
+        {"norm_length": 9, "window": 1, "first_keys": 2, "num_candidates": 2, "alpha": 0.7},
+    ),
+    Case("cross_attention", cross_attention, oracles.cross_attention, _CROSS),
+    Case("cross_attention-own", cross_attention, oracles.cross_attention, _CROSS_OWN, {"scale": 0.3}),
     Case("seed_pooling", seed_pooling, oracles.seed_pooling, _SEEDS),
     Case("sum_kron_linear", sum_kron_linear, oracles.sum_kron_linear, _KRON, jagged=False),
     Case("rms_norm-plain", rms_norm, oracles.rms_norm, {"x": "T H D"}, jagged=False),
@@ -88,6 +113,11 @@ CASES = [
     Case("jagged_linear", jagged_linear, oracles.jagged_linear, {"x": "T D", "weight": "B D E"}),
     Case("jagged_pool-mean", jagged_pool, oracles.jagged_pool, {"values": "T D"}, {"mode": "mean"}),
     Case("jagged_pool-sum", jagged_pool, oracles.jagged_pool, {"values": "T D"}, {"mode": "sum"}),
+    Case("jagged_softmax", jagged_softmax, oracles.jagged_softmax, {"scores": "T"}),
+    Case("jagged_gru-plain", jagged_gru, oracles.jagged_gru, _GRU),
+    Case("jagged_gru", jagged_gru, oracles.jagged_gru, _GRU | {"attention": "T"}),
+    Case("weighted_pool", weighted_pool, oracles.weighted_pool, {"values": "T D", "weights": "T"}),
+    Case("hash_pool", hash_pool, oracles.hash_pool, _HASH, {"bits": 2}, constants=("hashes", "query_hashes")),
 ]
 ONE_CASE_AN_OP = list({case.function.__name__: case for case in CASES}.values())
 

@@ -106,6 +106,60 @@ def window_attention(
     return out
 
 
+def hstu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_length: int,
+    alpha: float | None = None,
+    window: int | None = None,
+    first_keys: int = 0,
+    num_candidates: int = 1,
+) -> Tensor:
+    alpha = 1 / math.sqrt(q.shape[-1]) if alpha is None else alpha
+    done = []
+    for row in rows(offsets):
+        history = range(row.start, max(row.start, row.stop - num_candidates))
+        for i in range(row.start, row.stop):
+            here = min(i, history.stop)  # where a candidate stands: just behind the history
+            near = [j for j in history if j < here and (window is None or here - j <= window)]
+            first = [j for j in history[:first_keys] if j < here and j not in near]
+            kept = [*first, *near, i]
+            scores = alpha * torch.bmm(q[i, :, None], k[kept].permute(1, 2, 0))
+            if bias is not None:
+                away = [here - j for j in (*first, *near)] + [0]
+                scores = scores + bias[:, None, [min(n, bias.shape[1] - 1) for n in away]]
+            done.append(torch.bmm(ACTIVATIONS["silu"](scores) / norm_length, v[kept].transpose(0, 1))[:, 0])
+    return torch.stack(done) if done else torch.zeros_like(v)
+
+
+def cross_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    own_k: Tensor | None = None,
+    own_v: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    done = []
+    for b, row in enumerate(rows(offsets)):
+        for m in range(q.shape[1]):
+            keys, values = k[row], v[row]
+            if own_k is not None and own_v is not None:
+                keys, values = torch.cat([keys, own_k[b, m, None]]), torch.cat([values, own_v[b, m, None]])
+            if len(keys):
+                weights = softmax(scale * torch.bmm(q[b, m, :, None], keys.permute(1, 2, 0)))
+                done.append(torch.bmm(weights, values.transpose(0, 1))[:, 0])
+            else:
+                done.append(torch.zeros_like(q[b, m]))
+    return torch.stack(done).reshape(q.shape)
+
+
 def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None = None) -> Tensor:
     scale = 1 / math.sqrt(seeds.shape[-1]) if scale is None else scale
     out = seeds.new_zeros(offsets.numel() - 1, *seeds.shape)
@@ -127,3 +181,37 @@ def jagged_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 def jagged_pool(values: Tensor, offsets: Tensor, mode: str = "mean") -> Tensor:
     sums = [values[row].sum(dim=0) / (max(1, row.stop - row.start) if mode == "mean" else 1) for row in rows(offsets)]
     return torch.stack(sums)
+
+
+def jagged_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
+    return torch.cat([scores[:0], *(softmax(scores[row]) for row in rows(offsets) if row.stop > row.start)])
+
+
+def jagged_gru(gates: Tensor, weight: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
+    width = weight.shape[0]
+    states = [gates[:0, :width]]
+    for row in rows(offsets):
+        state = gates.new_zeros(1, width)
+        for t in range(row.start, row.stop):
+            mapped = state @ weight
+            update, reset = (1 / (1 + torch.exp(-gates[t] - mapped))).split(width, dim=1)[:2]
+            proposed = torch.tanh(gates[t, 2 * width :] + reset * mapped[:, 2 * width :])
+            update = update if attention is None else update * attention[t]
+            state = (1 - update) * state + update * proposed
+            states.append(state)
+    return torch.cat(states)
+
+
+def weighted_pool(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    return torch.cat([weights[row][None] @ values[row] for row in rows(offsets)])
+
+
+def hash_pool(values: Tensor, hashes: Tensor, query_hashes: Tensor, offsets: Tensor, bits: int) -> Tensor:
+    buckets, wanted = (hashes >= 0).tolist(), (query_hashes >= 0).tolist()
+    groups = [slice(i, i + bits) for i in range(0, hashes.shape[1], bits)]
+    out = values.new_zeros(offsets.numel() - 1, len(groups), values.shape[1])
+    for b, row in enumerate(rows(offsets)):
+        for g, own in enumerate(groups):
+            hits = [t for t in range(row.start, row.stop) if buckets[t][own] == wanted[b][own]]
+            out[b, g] = values[hits].sum(dim=0)
+    return out

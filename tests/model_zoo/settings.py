@@ -15,6 +15,7 @@ from mfu_models import MODELS, ModelSpec
 from mfu_models.batch import Batch, EventSequence, Field, Schema, SequenceField
 from mfu_models.common.random_batch import random_batch
 from mfu_models.kunlun.config import KunlunConfig, Tower
+from mfu_models.output import TrainingOutput
 from mfu_models.transformer.config import TransformerConfig
 
 CLICKS, VIEWS = SequenceField("clicks", "engagement"), SequenceField("views", "exposure")
@@ -53,9 +54,10 @@ KUNLUN = KunlunConfig(
 TRANSFORMER = TransformerConfig(
     schema_with(CLICKS, VIEWS), max_length=6, width=24, num_layers=2, num_heads=4, expansion=3, head_mlp=(9, 8)
 )
-BASES: Mapping[str, Any] = {"kunlun": KUNLUN, "transformer": TRANSFORMER}  # a new model of the zoo enters here
+BASES: Mapping[str, Any] = {"kunlun": KUNLUN, "transformer": TRANSFORMER}
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "kunlun": {
+        "towers": False,
         "ffn": "pffn",
         "pooling": "pma",
         "attention": "full",
@@ -148,8 +150,9 @@ def batch_of(config: Any, samples: Sequence[Sequence[int]], seed: int = 0) -> Ba
 
 
 def take(batch: Batch, samples: Sequence[int]) -> Batch:
-    """The batch of these ``samples`` of ``batch``, in this order."""
-    picked = list(samples)
+    """The batch of these samples (requests, with all their candidates) of ``batch``, in this order."""
+    picked, m = list(samples), batch.num_candidates
+    candidates = [b * m + i for b in picked for i in range(m)]
 
     def rows(sequence: EventSequence) -> EventSequence:
         bounds = sequence.offsets.tolist()
@@ -158,13 +161,20 @@ def take(batch: Batch, samples: Sequence[int]) -> Batch:
         events = (sequence.item_ids[index], sequence.side_ids[index], sequence.times_ms[index])
         return EventSequence(*events, torch.tensor([0, *lengths]).cumsum(0), max(lengths))
 
-    tensors = (batch.dense, batch.sparse, batch.candidate_items, batch.candidate_sides, batch.times_ms, batch.labels)
     return Batch(
-        *(tensor[picked] for tensor in tensors),
+        dense=batch.dense[candidates],
+        sparse=batch.sparse[candidates],
+        candidate_items=batch.candidate_items[candidates],
+        candidate_sides=batch.candidate_sides[candidates],
+        times_ms=batch.times_ms[picked],
+        labels=batch.labels[candidates],
         sequences={name: rows(sequence) for name, sequence in batch.sequences.items()},
+        num_candidates=m,
     )
 
 
-def bce(logits: Tensor, batch: Batch) -> Tensor:
+def bce(output: Tensor | TrainingOutput, batch: Batch) -> Tensor:
     """The loss that the zoo's models train on."""
-    return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
+    if isinstance(output, TrainingOutput):
+        return bce(output.logits, batch) + output.auxiliary_loss
+    return nn.functional.binary_cross_entropy_with_logits(output, batch.labels.to(output.dtype))

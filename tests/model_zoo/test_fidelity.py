@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mfu_models.batch import Field
 from mfu_models.common.embedding import FieldEmbedding
-from tests.model_zoo.loops import matmuls_as_loops
+from tests.model_zoo.loops import ops_as_loops
 from tests.model_zoo.settings import KUNLUN, TRANSFORMER, batch_of, built, in_every_setting, name_of, take
 from tests.model_zoo.watching import SAMPLES, assert_close, assert_differ, change, scores
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_fp64")
 def test_a_sample_scores_the_same_alone_in_loops_as_in_the_batch(config: Any) -> None:
     """Padding, or another sample of the batch, leaks into a score; or an op's mask is not what its loop says."""
     model, batch = built(config), batch_of(config, SAMPLES)
-    with matmuls_as_loops():
+    with ops_as_loops():
         alone = torch.cat([scores(model, take(batch, [i])) for i in range(len(SAMPLES))])
     assert_close(scores(model, batch), alone)
     assert_differ(alone.max(), alone.min())

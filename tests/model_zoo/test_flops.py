@@ -25,7 +25,7 @@ from mfu_models.transformer.config import TransformerConfig
 from mfubench.measure.count import Count, by_module, count_step
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
-from tests.model_zoo.loops import matmuls_as_loops
+from tests.model_zoo.loops import ops_as_loops
 from tests.model_zoo.settings import (
     BASES,
     BATCHES,
@@ -62,7 +62,7 @@ ATTENTIONS = [
 def flops_of_one(config: Any, sample: tuple[int, ...]) -> FlopCount:
     """What FlopCounterMode sees when one sample runs alone through loops."""
     batch, model = batch_of(config, [sample]), built(config)
-    with matmuls_as_loops():
+    with ops_as_loops():
         with FlopCounterMode(display=False) as fwd:
             loss = bce(model(batch), batch)
         with FlopCounterMode(display=False) as bwd:
@@ -320,7 +320,7 @@ def test_switches_save_what_the_paper_says(size: str, switch: str, percent: floa
 def test_sum_kron_linear_has_few_parameters(config: KunlunConfig) -> None:
     """k (S T + D²) parameters, not (S D) (T D): the point of SumKronLinear."""
     model = spec_of(config).build(config)
-    for sequence, tower in config.towers:
+    for sequence, tower in config.sequence_towers:
         pools = [m for m in model.get_submodule(f"towers.{sequence.name}").modules() if isinstance(m, SeedPooling)]
         assert len(pools) == (tower.num_layers + 1) // 2 + 1
         for pool in pools:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfu_models.batch import Batch
 from mfu_models.kunlun.config import KunlunConfig
-from mfu_models.kunlun.model import Interaction, WeightGen, WukongExpert
+from mfu_models.kunlun.model import Interaction, WeightGen
 from mfu_models.kunlun.towers import SeedPooling, TowerLayer
 from tests.kernels import oracles
 from tests.kernels.cases import offsets_of
@@ -38,7 +38,7 @@ def test_each_layer_and_the_head_read_the_pooling_that_is_theirs(comp_skip: bool
     read = [
         [
             f"towers.{sequence.name}.{pooling_read_by(config, tower.num_layers, layer)}"
-            for sequence, tower in config.towers
+            for sequence, tower in config.sequence_towers
         ]
         for layer in range(config.num_layers + 1)
     ]
@@ -61,7 +61,7 @@ def test_the_parts_follow_each_other_as_in_the_equations(comp_skip: bool) -> Non
     calls = watch(built(config), batch_of(config, SAMPLES))
     for layer in range(1, config.num_layers):
         assert calls[f"weight_gens.{layer}"][0][0][0] is calls[f"interactions.{layer - 1}"][0][1]
-    for sequence, tower in config.towers:
+    for sequence, tower in config.sequence_towers:
         prefix = f"towers.{sequence.name}"
         events = calls[f"{prefix}.project"][0][1]
         for layer in range(tower.num_layers):
@@ -77,7 +77,7 @@ def test_the_parts_follow_each_other_as_in_the_equations(comp_skip: bool) -> Non
 def test_comp_skip_alternates_generated_feed_forward_and_attention(comp_skip: bool) -> None:
     """Even layers would attend, or odd ones feed forward: the work that the switch saves."""
     model = built(replace(KUNLUN, comp_skip=comp_skip))
-    for sequence, tower in KUNLUN.towers:
+    for sequence, tower in KUNLUN.sequence_towers:
         for i in range(tower.num_layers):
             layer = model.get_submodule(f"towers.{sequence.name}.layers.{i}")
             assert isinstance(layer, TowerLayer)
@@ -230,7 +230,7 @@ def test_pooling_attends_from_seeds_and_condenses_them(pooling: str, name: str) 
     """HSP would lack its norm, its rotation, SumKronLinear or the widening; PMA would have more than queries."""
     config = replace(KUNLUN, pooling=pooling)
     pool = built(config).get_submodule(f"towers.{name}.layers.0.pool")
-    tower = {field.name: tower for field, tower in config.towers}[name]
+    tower = {field.name: tower for field, tower in config.sequence_towers}[name]
     d, heads, tokens = tower.width, tower.num_heads, tower.num_tokens
     x, offsets, angles = torch.randn(5, d), offsets_of([2, 0, 3]), torch.rand(5, d // heads // 2)
     queries = (oracles.layer_norm(pool.seeds) @ pool.q.weight.T).reshape(-1, heads, d // heads)
@@ -262,7 +262,7 @@ def test_the_summary_mixes_tokens_then_features(gate: bool) -> None:
 
 def test_an_expert_is_a_wukong_block() -> None:
     """Factorisation machine, its norm, its MLP, the linear compression, residual or norm would be missing."""
-    expert = WukongExpert(KUNLUN, 5, "reference")
+    expert, _ = Interaction(KUNLUN, "reference").experts
     x = torch.randn(2, 5, KUNLUN.width)
     hidden = oracles.layer_norm((x @ (x.transpose(1, 2) @ expert.y)).flatten(1))
     for i, layer in enumerate(expert.fm_mlp.layers):
@@ -321,7 +321,7 @@ def test_events_are_rotated_by_position_and_log_gap_wherever_they_are_compared(g
     config = replace(KUNLUN, rote_gap=gap, rote_scale_s=3600.0)
     batch = batch_of(config, SAMPLES)
     calls = watch(built(config), batch)
-    for field, tower in config.towers:
+    for field, tower in config.sequence_towers:
         times, pairs = batch.sequences[field.name].times_ms, tower.width // tower.num_heads // 2
         theta = 10_000 ** (-torch.arange(pairs) / pairs)
         expected = []

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_fp64")
 def encoded(config: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Tokens of history and of candidates after the last encoder layer, by sample as in the batch."""
     ((_, tokens),) = watch(built(config), batch)[f"layers.{config.num_layers - 1}"]
-    candidate = batch.sequences["views"].offsets[1:] + torch.arange(batch.num_samples)
+    candidate = batch.sequences["views"].offsets[1:] + torch.arange(batch.num_requests)
     is_history = torch.ones(len(tokens), dtype=torch.bool)
     is_history[candidate] = False
     return tokens[is_history], tokens[candidate]

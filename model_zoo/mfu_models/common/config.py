@@ -12,7 +12,9 @@ NUM_DENSE = 13  # dense features of the public click logs (Criteo) and of DLRMv2
 SPARSE_VOCAB = 1_000
 
 
-def _schema(num_sparse: int, item_vocab: int, num_clicks: int = 1, num_impressions: int = 1) -> Schema:
+def synthetic_schema(num_sparse: int, item_vocab: int, num_clicks: int = 1, num_impressions: int = 1) -> Schema:
+    """What the synthetic source offers, with this many sparse fields and sequences of clicks and of impressions."""
+
     def sequences(name: str, kind: SequenceKind, count: int) -> tuple[SequenceField, ...]:
         return tuple(SequenceField(name if count == 1 else f"{name}_{i}", kind) for i in range(count))
 
@@ -28,13 +30,13 @@ def _schema(num_sparse: int, item_vocab: int, num_clicks: int = 1, num_impressio
 
 
 SYNTHETIC_SCHEMAS: Mapping[str, Schema] = {
-    "tiny": _schema(8, 1_000),
-    "small": _schema(16, 10_000),
-    "base": _schema(32, 20_000),
-    "large": _schema(64, 50_000),
-    "large_plus": _schema(64, 50_000),
-    "xl": _schema(128, 50_000, 2, 2),
-    "xxl": _schema(128, 50_000, 6, 4),
+    "tiny": synthetic_schema(8, 1_000),
+    "small": synthetic_schema(16, 10_000),
+    "base": synthetic_schema(32, 20_000),
+    "large": synthetic_schema(64, 50_000),
+    "large_plus": synthetic_schema(64, 50_000),
+    "xl": synthetic_schema(128, 50_000, 2, 2),
+    "xxl": synthetic_schema(128, 50_000, 6, 4),
 }
 """What the synthetic source offers each size: the same for every model, so that models compare on the same data."""
 

@@ -56,3 +56,10 @@ class EventEmbedding(nn.Module):
         """Every event of ``sequence``."""
         embedded: Tensor = self(sequence.item_ids, sequence.side_ids)
         return embedded
+
+
+def event_embedding(schema: Schema, width: int) -> EventEmbedding:
+    """An event's ids side by side, ``width`` wide together: the sides share one half, the item has the other."""
+    sides = len(schema.sides)
+    side_width = width // (2 * sides) if sides else 0
+    return EventEmbedding(schema, width - sides * side_width, side_width)

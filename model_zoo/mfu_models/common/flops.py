@@ -7,15 +7,21 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class FlopCount:
-    """Model FLOPs of one batch, forward and backward."""
+    """Model FLOPs of one batch in training, forward and backward; ``training_only`` of ``fwd`` inference leaves out."""
 
     fwd: int
     bwd: int
+    training_only: int = 0
 
     @property
     def total(self) -> int:
         """Forward plus backward: a training step, which recomputes nothing here."""
         return self.fwd + self.bwd
+
+    @property
+    def inference(self) -> "FlopCount":
+        """What the same batch needs outside training."""
+        return FlopCount(self.fwd - self.training_only, 0)
 
 
 def linear(rows: int, in_width: int, out_width: int) -> int:

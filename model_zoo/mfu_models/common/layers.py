@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import mfu_kernels as ops
+from mfu_kernels.cost import once_for_batch
 from mfu_kernels.registry import Impl
 
 
@@ -39,15 +40,61 @@ class TokenMix(nn.Module):
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, of x or of x + residual."""
 
-    def __init__(self, width: int, impl: Impl) -> None:
+    def __init__(self, width: int, impl: Impl, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
         self.impl: Impl = impl
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., d] -> [..., d]."""
-        return ops.layer_norm(x, self.weight, self.bias, residual=residual, impl=self.impl)
+        return ops.layer_norm(x, self.weight, self.bias, residual=residual, eps=self.eps, impl=self.impl)
+
+
+class CrossLayer(nn.Module):
+    """DCNv2's low-rank cross, x_{l+1} = x_0 * (U V x_l + b) + x_l: each raises the polynomial degree in x_0 by one."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.v = nn.Linear(width, rank, bias=False)
+        self.u = nn.Linear(rank, width)
+
+    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
+        """[B, D] and [B, D] -> [B, D]."""
+        crossed: Tensor = x0 * self.u(self.v(x)) + x
+        return crossed
+
+
+class SeedAttention(nn.Module):
+    """Learned seeds attend to each jagged row: MHA(LN(E), S, S), the pooling by attention of Set Transformer (PMA).
+
+    The projections carry no bias, as in `JaggedSelfAttention`.
+    """
+
+    def __init__(self, num_seeds: int, width: int, num_heads: int, impl: Impl) -> None:
+        super().__init__()
+        self.seeds = nn.Parameter(torch.randn(num_seeds, width))
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.num_heads = num_heads
+        self.impl: Impl = impl
+
+    def _queries(self) -> Tensor:
+        projected: Tensor = self.q(ops.layer_norm(self.seeds, impl=self.impl))
+        queries: Tensor = projected.unflatten(-1, (self.num_heads, -1))
+        return queries
+
+    def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None = None) -> Tensor:
+        """``x`` [T, d], ``angles`` [T, d_h/2] that rotate the keys, or None -> [B, num_seeds, d]."""
+        queries = once_for_batch(self._queries, num_samples=offsets.shape[0] - 1)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        if angles is not None:
+            k = ops.rotary_time(k, angles, impl=self.impl)
+        pooled = ops.seed_pooling(queries, k, v, offsets, max_length=max_length, impl=self.impl)
+        tokens: Tensor = self.out(pooled.flatten(2))
+        return tokens
 
 
 class JaggedSelfAttention(nn.Module):

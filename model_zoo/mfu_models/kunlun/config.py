@@ -13,6 +13,7 @@ from typing import Literal
 from mfu_kernels.activations import ACTIVATIONS
 from mfu_models.batch import Schema, SequenceField
 from mfu_models.common.config import require, require_sizes
+from mfu_models.common.wukong import BlockShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class KunlunConfig:
     seeds_per_token: int = 4
     kron_rank: int = 8
     # The components, each a step of the road.
+    towers: bool = True  # False: a sample's sequences merged into one, as in InterFormer: none is left to personalise
     ffn: Literal["pffn", "gdpa"] = "gdpa"
     pooling: Literal["pma", "hsp"] = "hsp"
     attention: Literal["full", "window"] = "window"
@@ -75,13 +77,18 @@ class KunlunConfig:
         require(1 <= experts <= tokens // 2, f"num_experts={experts}; allowed: 1 to {tokens // 2}, half the tokens")
 
     @property
-    def towers(self) -> tuple[tuple[SequenceField, Tower], ...]:
-        """Each sequence with its tower; without personalisation all have the engagement tower's widths."""
-        own = {
-            "engagement": self.engagement,
-            "exposure": self.exposure if self.event_personalization else self.engagement,
-        }
+    def sequence_towers(self) -> tuple[tuple[SequenceField, Tower], ...]:
+        """Each sequence with its tower; without personalisation, or merged, all have the engagement tower's widths."""
+        personal = self.event_personalization and self.towers
+        own = {"engagement": self.engagement, "exposure": self.exposure if personal else self.engagement}
         return tuple((sequence, own[sequence.kind]) for sequence in self.schema.sequences)
+
+    @property
+    def event_towers(self) -> tuple[tuple[tuple[str, ...], Tower], ...]:
+        """The towers there are, each after the names of the sequences that run through it: one name, or all merged."""
+        if self.towers:
+            return tuple(((sequence.name,), tower) for sequence, tower in self.sequence_towers)
+        return ((tuple(sequence.name for sequence in self.schema.sequences), self.engagement),)
 
     @property
     def num_context_tokens(self) -> int:
@@ -91,7 +98,7 @@ class KunlunConfig:
     @property
     def num_pooled_tokens(self) -> int:
         """Tokens of all towers' H together."""
-        return sum(tower.num_tokens for _, tower in self.towers)
+        return sum(tower.num_tokens for _, tower in self.event_towers)
 
     @property
     def num_interaction_tokens(self) -> int:
@@ -104,6 +111,14 @@ class KunlunConfig:
         experts = self.num_experts if self.interaction_experts else 1
         small, larger = divmod(self.num_interaction_tokens, experts)
         return tuple(small + (i < larger) for i in range(experts))
+
+    @property
+    def expert_blocks(self) -> tuple[BlockShape, ...]:
+        """Each expert's Wukong block, with as many tokens out as in, half of them from its FMB, and Y fixed."""
+        return tuple(
+            BlockShape(count, self.width, count // 2, count - count // 2, self.fm_rank, self.expert_mlp)
+            for count in self.expert_tokens
+        )
 
 
 def _check_tower(name: str, tower: Tower, num_layers: int) -> None:
@@ -123,7 +138,7 @@ def _check_tower(name: str, tower: Tower, num_layers: int) -> None:
 
 def max_lengths(config: KunlunConfig) -> dict[str, int]:
     """The most events that each sequence keeps."""
-    return {sequence.name: tower.max_length for sequence, tower in config.towers}
+    return {sequence.name: tower.max_length for sequence, tower in config.sequence_towers}
 
 
 # width, num_layers, num_summary, kv_width, num_experts, fm_rank, expert_mlp, head_mlp, engagement tower, exposure tower

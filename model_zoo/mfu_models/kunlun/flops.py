@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
 from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.merging import merged_lengths
 
 from .config import KunlunConfig, Tower
 
@@ -13,19 +14,19 @@ DENSE_EXPANSION = 2  # hidden width of the dense features' MLP, in widths
 
 def components(config: KunlunConfig, lengths: Mapping[str, Sequence[int]]) -> Counter[str]:
     """Forward model FLOPs of a batch by component, for ``lengths`` by sequence name (one row a sample)."""
-    num_samples = check_lengths(lengths, (sequence.name for sequence, _ in config.towers))
+    num_samples = check_lengths(lengths, (sequence.name for sequence in config.schema.sequences))
     d = config.width
     work: Counter[str] = Counter()
     work["dense"] = num_samples * mlp(1, (len(config.schema.dense), DENSE_EXPANSION * d, d))
     tokens = config.num_context_tokens
     for _ in range(config.num_layers):
         work["weight_gen"] += num_samples * _weight_gen(config, tokens)
-        work["interaction"] += num_samples * sum(_expert(config, count) for count in config.expert_tokens)
+        work["interaction"] += num_samples * sum(sum(block.flops().values()) for block in config.expert_blocks)
         tokens = config.num_interaction_tokens
     head_in = (tokens + config.num_pooled_tokens) * d
     work["head"] = num_samples * mlp(1, (head_in, *config.head_mlp, 1))
-    for sequence, tower in config.towers:
-        work.update(_tower(config, tower, lengths[sequence.name]))
+    for names, tower in config.event_towers:
+        work.update(_tower(config, tower, [lengths[name] for name in names]))
     return work
 
 
@@ -44,18 +45,15 @@ def _weight_gen(config: KunlunConfig, tokens: int) -> int:
     return 2 * tokens * summary * d + mlp(summary, (d, d, d)) + gate
 
 
-def _expert(config: KunlunConfig, tokens: int) -> int:
-    """Wukong block on ``tokens`` tokens: X (X^T Y), its MLP, and the linear compression."""
-    d, rank, out = config.width, config.fm_rank, tokens // 2
-    fm = 4 * tokens * d * rank
-    return fm + mlp(1, (tokens * rank, *config.expert_mlp, out * d)) + 2 * (tokens - out) * tokens * d
-
-
-def _tower(config: KunlunConfig, tower: Tower, rows: Sequence[int]) -> Counter[str]:
+def _tower(config: KunlunConfig, tower: Tower, sequences: Sequence[Sequence[int]]) -> Counter[str]:
+    rows = merged_lengths(sequences)
     d, events, num_samples = tower.width, sum(rows), len(rows)
     pairs = sum(kept_pairs(n, tower.window if config.attention == "window" else None, causal=False) for n in rows)
     work: Counter[str] = Counter()
-    work["event_proj"] = linear(events, (1 + len(config.schema.sides)) * d, d)
+    work["event_proj"] = linear(sum(map(sum, sequences)), (1 + len(config.schema.sides)) * d, d)
+    if not config.towers:
+        joined = len(sequences) * d
+        work["merge"] = mlp(events, (joined, joined, d))
     for layer in range(tower.num_layers):
         even = layer % 2 == 0
         if even or not config.comp_skip:

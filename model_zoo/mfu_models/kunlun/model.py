@@ -11,8 +11,9 @@ For layer l = 0 .. L-1, with every component on:
 
 A tower that ends (after L_e <= L layers) is pooled once more, with seeds of its own, so that its last layers reach the
 score; later layers and the head use that H_e. The candidate is part of X. Without computation skip every layer does
-both halves. Not in it, because no source that could be read describes it: the paper's optimiser settings, its loss
-weights over tasks, and its expert-parallel placement.
+both halves. Without towers the sequences of a sample are merged into one, S = MaskNet([S_1 | .. | S_k]) aligned on
+their most recent events, which runs through one tower of the engagement widths. Not in it, because no source that could
+be read describes it: the paper's optimiser settings, its loss weights over tasks, and its expert-parallel placement.
 """
 
 from typing import cast
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.embedding import FieldEmbedding
-from mfu_models.common.layers import LayerNorm, Mlp, TokenMix
+from mfu_models.common.layers import Mlp, TokenMix
+from mfu_models.common.wukong import WukongBlock
 
 from .config import KunlunConfig
 from .flops import DENSE_EXPANSION
@@ -46,34 +48,13 @@ class WeightGen(nn.Module):
         return summary if self.gate is None else summary * torch.sigmoid(self.gate(summary))
 
 
-class WukongExpert(nn.Module):
-    """A Wukong block (arXiv 2403.02545) on its share of the tokens: LN([MLP(LN(X (X^T Y))) | W X] + X)."""
-
-    def __init__(self, config: KunlunConfig, num_tokens: int, impl: Impl) -> None:
-        super().__init__()
-        d, rank = config.width, config.fm_rank
-        self.num_fm = num_tokens // 2
-        self.y = nn.Parameter(torch.randn(num_tokens, rank) * num_tokens**-0.5)
-        self.fm_norm = LayerNorm(num_tokens * rank, impl)
-        self.fm_mlp = Mlp((num_tokens * rank, *config.expert_mlp, self.num_fm * d))
-        self.compress = TokenMix(num_tokens, num_tokens - self.num_fm)
-        self.norm = LayerNorm(d, impl)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, c, d] -> [B, c, d]."""
-        interactions = torch.matmul(x, torch.matmul(x.transpose(1, 2), self.y))
-        fm = self.fm_mlp(self.fm_norm(interactions.flatten(1))).unflatten(-1, (self.num_fm, -1))
-        normed: Tensor = self.norm(torch.cat([fm, self.compress(x)], dim=1), x)
-        return normed
-
-
 class Interaction(nn.Module):
-    """The global interaction: experts that each own a share of the tokens, all of them on every sample."""
+    """The global interaction: Wukong experts that each own a share of the tokens, all of them on every sample."""
 
     def __init__(self, config: KunlunConfig, impl: Impl) -> None:
         super().__init__()
         self.sizes = list(config.expert_tokens)
-        self.experts = nn.ModuleList(WukongExpert(config, size, impl) for size in self.sizes)
+        self.experts = nn.ModuleList(WukongBlock(shape, impl) for shape in config.expert_blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_g, d] -> [B, n_g, d]."""
@@ -91,7 +72,7 @@ class Kunlun(nn.Module):
         self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(config.schema, d)
         self.towers = nn.ModuleDict(
-            {sequence.name: EventTower(config, tower, impl) for sequence, tower in config.towers}
+            {"+".join(names): EventTower(config, tower, len(names), impl) for names, tower in config.event_towers}
         )
         tokens = [config.num_context_tokens] + [widest] * (config.num_layers - 1)
         self.weight_gens = nn.ModuleList(WeightGen(config, count) for count in tokens)
@@ -101,16 +82,18 @@ class Kunlun(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B] of the candidate's label."""
         x = torch.cat([self.dense(batch.dense).unsqueeze(1), self.fields(batch.sparse)], dim=1)
-        towers = {name: cast(EventTower, tower) for name, tower in self.towers.items()}
-        states = [tower(batch.sequences[name], batch.times_ms) for name, tower in towers.items()]
+        towers = [cast(EventTower, tower) for tower in self.towers.values()]
+        states = []
+        for tower, (names, _) in zip(towers, self.config.event_towers, strict=True):
+            states.append(tower([batch.sequences[name] for name in names], batch.times_ms))
         for layer, (weight_gen, interaction) in enumerate(zip(self.weight_gens, self.interactions, strict=True)):
             summary = weight_gen(x)
-            for tower, state in zip(towers.values(), states, strict=True):
+            for tower, state in zip(towers, states, strict=True):
                 tower.pool(state, layer)
             x = interaction(torch.cat([summary, *(state.pooled for state in states)], dim=1))
-            for tower, state in zip(towers.values(), states, strict=True):
+            for tower, state in zip(towers, states, strict=True):
                 tower.advance(state, layer, summary)
-        for tower, state in zip(towers.values(), states, strict=True):
+        for tower, state in zip(towers, states, strict=True):
             tower.pool(state, len(self.weight_gens))
         flat = torch.cat([x, *(state.pooled for state in states)], dim=1).flatten(1)
         logits: Tensor = self.head(flat).squeeze(-1)

@@ -1,5 +1,6 @@
 """Kunlun's event towers: generated feed-forward, windowed attention and seed pooling over jagged events."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import mfu_kernels as ops
-from mfu_kernels.cost import once_for_batch
 from mfu_kernels.registry import Impl
 from mfu_models.batch import EventSequence
 from mfu_models.common.embedding import EventEmbedding
-from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, TokenMix
+from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, SeedAttention, TokenMix
+from mfu_models.common.merging import Alignment, MaskNet
 
 from .config import KunlunConfig, Tower
 
@@ -70,41 +71,24 @@ class GeneratedLinear(nn.Module):
         return normed
 
 
-class SeedPooling(nn.Module):
+class SeedPooling(SeedAttention):
     """HSP: seeds attend to a row's events, then SumKronLinear condenses them; with PMA the seeds are the tokens.
 
     H_seed = MHA(LN(E), S, S); H = sum_r Z_r^T H_seed W_r; a tower narrower than the model is widened to it.
     """
 
     def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
-        super().__init__()
         d, tokens, hsp = tower.width, tower.num_tokens, config.pooling == "hsp"
         num_seeds = tokens * (config.seeds_per_token if hsp else 1)
-        self.seeds = nn.Parameter(torch.randn(num_seeds, d))
-        self.q = nn.Linear(d, d, bias=False)
-        self.kv = nn.Linear(d, 2 * d, bias=False)
-        self.out = nn.Linear(d, d, bias=False)
+        super().__init__(num_seeds, d, tower.num_heads, impl)
         rank = config.kron_rank
         self.z = nn.Parameter(torch.randn(rank, num_seeds, tokens) * (rank * num_seeds) ** -0.5) if hsp else None
         self.w = nn.Parameter(torch.randn(rank, d, d) * d**-0.5) if hsp else None
         self.widen = nn.Linear(d, config.width, bias=False) if d != config.width else None
-        self.num_heads = tower.num_heads
-        self.impl: Impl = impl
 
-    def _queries(self) -> Tensor:
-        projected: Tensor = self.q(ops.layer_norm(self.seeds, impl=self.impl))
-        queries: Tensor = projected.unflatten(-1, (self.num_heads, -1))
-        return queries
-
-    def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None = None) -> Tensor:
         """``x`` [T, d_e], ``angles`` [T, d_h/2] or None -> [B, n_tok, d]."""
-        num_samples = offsets.shape[0] - 1
-        queries = once_for_batch(self._queries, num_samples=num_samples)
-        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
-        if angles is not None:
-            k = ops.rotary_time(k, angles, impl=self.impl)
-        pooled = ops.seed_pooling(queries, k, v, offsets, max_length=max_length, impl=self.impl)
-        tokens: Tensor = self.out(pooled.flatten(2))
+        tokens = super().forward(x, offsets, max_length, angles)
         if self.z is not None and self.w is not None:
             tokens = ops.sum_kron_linear(tokens, self.z, self.w, impl=self.impl)
         return tokens if self.widen is None else self.widen(tokens)
@@ -149,15 +133,16 @@ class TowerState:
 
 
 class EventTower(nn.Module):
-    """One event type's tower: its embedding, its layers, and the pooling once more where it ends."""
+    """One event type's tower, or that of all merged: embedding, layers, and the pooling once more where it ends."""
 
     theta: Tensor
     phi: Tensor
 
-    def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
+    def __init__(self, config: KunlunConfig, tower: Tower, num_sequences: int, impl: Impl) -> None:
         super().__init__()
         self.embedding = EventEmbedding(config.schema, tower.width, tower.width)
         self.project = nn.Linear(self.embedding.width, tower.width)
+        self.merge = None if config.towers else MaskNet(num_sequences * tower.width, tower.width)
         self.layers = nn.ModuleList(TowerLayer(config, tower, layer, impl) for layer in range(tower.num_layers))
         self.final_pool = SeedPooling(config, tower, impl)
         self.rote, self.gap = config.rote, config.rote_gap
@@ -167,11 +152,19 @@ class EventTower(nn.Module):
         self.register_buffer("theta", frequencies, persistent=False)
         self.register_buffer("phi", frequencies.clone(), persistent=False)
 
-    def forward(self, sequence: EventSequence, request_ms: Tensor) -> TowerState:
+    def forward(self, sequences: Sequence[EventSequence], request_ms: Tensor) -> TowerState:
         """The state before the first layer; H_e is empty until the first pooling. ``request_ms`` int64 [B]."""
-        x = self.project(self.embedding.of(sequence))
-        angles = self._angles(sequence, request_ms) if self.rote else None
-        return TowerState(x, x.new_empty(0), sequence.offsets, sequence.max_length, angles)
+        parts = [self.project(self.embedding.of(sequence)) for sequence in sequences]
+        rows: EventSequence | Alignment
+        if self.merge is None:
+            (rows,), (x,) = sequences, parts
+            times_ms = rows.times_ms
+        else:
+            rows = Alignment.of(sequences)
+            x = self.merge(rows.join(parts))
+            times_ms = rows.latest([sequence.times_ms for sequence in sequences])
+        angles = self._angles(rows.offsets, times_ms, request_ms) if self.rote else None
+        return TowerState(x, x.new_empty(0), rows.offsets, rows.max_length, angles)
 
     def pool(self, state: TowerState, layer: int) -> None:
         """Renew H_e before ``layer``: by that layer's own pooling, once more where the tower ends, or not at all."""
@@ -187,9 +180,8 @@ class EventTower(nn.Module):
         if layer < len(self.layers):
             state.x = self.layers[layer](state.x, summary, state.offsets, state.max_length, state.angles)
 
-    def _angles(self, sequence: EventSequence, request_ms: Tensor) -> Tensor:
+    def _angles(self, offsets: Tensor, times: Tensor, request_ms: Tensor) -> Tensor:
         """ROTE's rotation of each event, [T, d_h/2], from its position and log(1 + gap / scale)."""
-        offsets, times = sequence.offsets, sequence.times_ms
         index = torch.arange(times.shape[0], device=times.device)
         row = torch.searchsorted(offsets, index, right=True) - 1
         position = index - offsets[row]

@@ -75,8 +75,8 @@ class TransformerRanker(nn.Module):
     def _tokens(self, sequence: EventSequence, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens [T+B, d] with the candidate last in each row, their offsets [B+1], and where history [T] and
         candidates [B] lie among them."""
-        rows = torch.arange(batch.num_samples, device=batch.labels.device)
-        offsets = sequence.offsets + torch.arange(batch.num_samples + 1, device=rows.device)
+        rows = torch.arange(batch.num_impressions, device=batch.labels.device)
+        offsets = sequence.offsets + torch.arange(batch.num_impressions + 1, device=rows.device)
         last = offsets[1:] - 1
         index = torch.arange(sequence.item_ids.shape[0], device=rows.device)
         place = index + torch.searchsorted(sequence.offsets, index, right=True) - 1

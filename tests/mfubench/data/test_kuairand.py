@@ -187,7 +187,7 @@ def test_real_histories_equal_a_scan_of_the_file(real: LogSource, slice_path: Pa
     raw = raw.sort_values(["user", "time_ms"], kind="stable")
     batch = real.batches(150, 1, seed=3, max_lengths=LENGTHS)[0]
     clashes = 0
-    for i in range(batch.num_samples):
+    for i in range(batch.num_requests):
         user, item, time = batch.sparse[i, 0].item(), batch.candidate_items[i].item(), batch.times_ms[i].item()
         own = raw[raw.user == user]
         assert batch.labels[i].item() in own[(own.item == item) & (own.time_ms == time)].is_click.tolist()

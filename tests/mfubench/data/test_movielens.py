@@ -91,7 +91,7 @@ def test_real_histories_equal_a_scan_of_the_files(real: LogSource, real_path: Pa
     both = both.sort_values(["user", "timestamp"], kind="stable")
     assert len(real.targets) == len(ratings) and len(real.log.members["tags"]) == len(tags)
     batch = real.batches(100, 1, seed=1, max_lengths=LENGTHS)[0]
-    for i in range(batch.num_samples):
+    for i in range(batch.num_requests):
         own = both[both.user == batch.sparse[i, 0].item()]
         past = own[own.timestamp * 1000 < batch.times_ms[i].item()]
         kinds = {"liked": past.rating >= 4, "other_ratings": past.rating < 4, "tags": past.rating.isna()}

@@ -67,7 +67,7 @@ def test_sequences_are_of_one_history(source: SyntheticSource) -> None:
     """Long views are clicks, clicks were shown: where the windows overlap, one contains the other."""
     batch = source.batches(200, 1, seed=2, max_lengths=LENGTHS)[0]
     shown, clicks, long_views = (batch.sequences[name] for name in ("shown", "clicks", "long_views"))
-    for i in range(batch.num_samples):
+    for i in range(batch.num_requests):
         (s0, s1), (c0, c1), (v0, v1) = (q.offsets[i : i + 2].tolist() for q in (shown, clicks, long_views))
         clicked = shown.side_ids[s0:s1, 1] >= 2
         recent = clicks.times_ms[c0:c1][-int(clicked.sum()) or c1 :]
@@ -82,7 +82,7 @@ def test_sequences_are_of_one_history(source: SyntheticSource) -> None:
 def test_times_ascend_to_the_impression_and_span_the_log(source: SyntheticSource) -> None:
     batch = source.batches(512, 1, seed=3, max_lengths=LENGTHS)[0]
     for sequence in batch.sequences.values():
-        for i in range(batch.num_samples):
+        for i in range(batch.num_requests):
             start, stop = sequence.offsets[i : i + 2].tolist()
             times = [*sequence.times_ms[start:stop].tolist(), batch.times_ms[i].item()]
             assert all(a < b for a, b in pairwise(times))

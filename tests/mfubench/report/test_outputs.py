@@ -90,6 +90,17 @@ def test_counters_may_have_a_key_of_their_own(render):
     assert "1755" in text and "n/a (not supported by this driver)" in text and "71.5 J" in text
 
 
+@pytest.mark.parametrize("workload", [{"num_candidates": 16}, {"num_candidates": 1, "request_level": True}])
+def test_requests_and_candidates_are_told_apart_where_they_are(render, workload):
+    step = {"requests_per_s": 2604.2, "candidates_per_s": 41_667.2}
+    flops = {"per_request": 65_125_000.0, "per_candidate": 4_070_312.5}
+    text = render(a_run(workload=workload, step=step, flops=flops))
+    assert f"2604 requests/s of {workload['num_candidates']} candidates, 41667 candidates/s" in text
+    assert all(words in text for words in ("Model FLOPs a request", "65.1 MF", "Model FLOPs a candidate", "4.07 MF"))
+    alone = render(a_run(workload={"num_candidates": 1, "request_level": False}, step=step, flops=flops))
+    assert "2604 samples/s" in alone and "candidates/s" not in alone and "Model FLOPs a candidate" not in alone
+
+
 def test_a_device_without_a_datasheet_peak_says_so(render):
     assert "MFU n/a (no datasheet peak in use)" in render(a_gpu_run(mfu=None, hfu=None))
 

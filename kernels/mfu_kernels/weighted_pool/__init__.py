@@ -1,0 +1,3 @@
+"""Weighted sum of each row of packed values."""
+
+from .op import weighted_pool as weighted_pool

@@ -1,0 +1,111 @@
+"""HSTU (arXiv 2402.17152) as a ranker, as its public code has it, with the savings of ULTRA-HSTU (arXiv 2602.16986).
+
+    x_t      = [item | sides] W_in + position + age (+ fields + dense W, of a candidate)   history, then m candidates
+    U,V,Q,K  = split(SiLU(LN(X) W_uvqk))                      [N, H d_v], [N, H d_v], [N, H d_qk], [N, H d_qk]
+    A        = SiLU(Q K^T / sqrt(d_qk)) V / N_max             pairs that the mask keeps; no softmax
+    X        = X + [U | A | LN(A) * U] W_o                    L times (LN(A) * U alone, as the paper has it: a switch)
+    score    = MLP(LN(x_candidate))
+
+A token sees the tokens before it; the m candidates of a request see the history and themselves, not each other, so that
+each scores as if it were alone and one pass over the history serves all. 1/N_max is the config's, never the batch's.
+
+ULTRA-HSTU's switches: semi-local attention (the K1 keys that end with the query's own and the row's first K2, which its
+notes name, not the paper's inequality), and attention truncation (later layers go on with the last n tokens). As in its
+paper an event is one token that holds item and action, and a candidate's action is the unknown one.
+
+Readings: the paper's relative bias of the scores, by position only, is a switch; by default time and position are
+encodings added to the tokens, as in DLRMv3. The paper has no numeric features: here those of a candidate join its
+token, as its fields do, so that models compare on the same inputs. All layers work on all tokens, as in the public
+code, though no score reads the history's rows of the last. The sizes' N counts the candidate; 8 tasks are one here.
+
+Not in it: the relative bias by time, stochastic length, mixture of transducers, dropout, FP8.
+"""
+
+import torch
+from torch import Tensor, nn
+
+import mfu_kernels as ops
+from mfu_kernels.jagged import row_of_each
+from mfu_kernels.registry import Impl
+from mfu_models.batch import Batch, EventSequence
+from mfu_models.common.layers import LayerNorm, Mlp
+from mfu_models.common.requests import RequestTokens, place_table
+
+from .config import HstuConfig
+from .rows import RequestRows
+
+NUM_AGES = 32  # an event's age in seconds by powers of 2: up to 68 years
+EPS = 1e-6  # of the attention's norm: sums over few keys, divided by N_max, are small
+
+
+class HstuLayer(nn.Module):
+    """Pointwise projection, SiLU attention, gated output, with a residual."""
+
+    def __init__(self, config: HstuConfig, impl: Impl) -> None:
+        super().__init__()
+        d, heads = config.width, config.num_heads
+        scores, values = heads * config.qk_width, heads * config.v_width
+        self.config = config
+        self.parts = [values, values, scores, scores]
+        self.norm = LayerNorm(d, impl)
+        self.uvqk = nn.Linear(d, sum(self.parts))
+        self.bias = nn.Parameter(torch.zeros(heads, config.max_tokens)) if config.position_bias else None
+        self.attention_norm = LayerNorm(values, impl, eps=EPS)
+        self.out = nn.Linear((3 if config.concat_ux else 1) * values, d, bias=False)
+        self.impl: Impl = impl
+
+    def forward(self, x: Tensor, rows: RequestRows) -> Tensor:
+        """[T, d] -> [T, d]."""
+        config = self.config
+        u, *parts = nn.functional.silu(self.uvqk(self.norm(x))).split(self.parts, dim=-1)
+        v, q, k = (part.unflatten(-1, (config.num_heads, -1)) for part in parts)
+        mixed = ops.hstu_attention(
+            q,
+            k,
+            v,
+            rows.offsets,
+            self.bias,
+            norm_length=config.max_tokens,
+            window=config.window,
+            first_keys=config.first_keys if config.semi_local else 0,
+            num_candidates=rows.num_candidates,
+            max_length=rows.max_length,
+            impl=self.impl,
+        ).flatten(1)
+        gated = u * self.attention_norm(mixed)
+        update: Tensor = self.out(torch.cat([u, mixed, gated], dim=-1) if config.concat_ux else gated)
+        return x + update
+
+
+class Hstu(nn.Module):
+    """The whole model; ``forward(batch)`` gives logits [B*m]."""
+
+    def __init__(self, config: HstuConfig, impl: Impl = "auto") -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.tokens = RequestTokens(config.schema, d, config.max_tokens - 1, project=True, context=True)
+        self.age = place_table(NUM_AGES, d)
+        self.layers = nn.ModuleList(HstuLayer(config, impl) for _ in range(config.num_layers))
+        self.norm = LayerNorm(d, impl)
+        self.head = Mlp((d, *config.head_mlp, 1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B*m] of the candidates' labels."""
+        sequence = batch.sequences[self.config.history.name]
+        rows = RequestRows.of(batch, sequence)
+        history, candidates = self.tokens(batch, sequence)
+        x = rows.join(history + self.age(self._ages(batch, sequence)), candidates, sequence.offsets)
+        for depth, layer in enumerate(self.layers):
+            if depth == self.config.truncated_after:
+                places, rows = rows.last(self.config.tail_tokens - 1)
+                x = x[places]
+            x = layer(x, rows)
+        logits: Tensor = self.head(self.norm(x[rows.candidates()])).squeeze(-1)
+        return logits
+
+    def _ages(self, batch: Batch, sequence: EventSequence) -> Tensor:
+        """log2 of each event's age at its request's time, int64 [T]; an age below a second is 0."""
+        row = row_of_each(sequence.offsets, sequence.item_ids.shape[0])
+        seconds = (batch.times_ms[row] - sequence.times_ms).clamp(min=0) / 1000
+        return torch.log2(1 + seconds).long().clamp(max=NUM_AGES - 1)
