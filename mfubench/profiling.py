@@ -11,7 +11,7 @@ from torch import nn
 from mfu_kernels.errors import InvalidArgument
 
 from .attribute.join import Attribution, attribute
-from .attribute.ledger import hotspots, ledger_lines, module_rows, slice_step
+from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
 from .attribute.roofline import DTYPE_NAMES, Ceilings
 from .errors import BadInput, MfubenchError, ToolBroke
 from .measure.calibrate import DTYPES, Calibration, load_or_calibrate
@@ -32,6 +32,8 @@ from .workload.step import run_step
 Progress = Callable[[str, float], None]
 """Told the stage in words and how much of the whole is done, 0 to 1."""
 MAX_DISTORTION, MIN_COVERAGE = 1.2, 0.95
+MAX_MEAN_OF_MEDIAN, MIN_CLOCK_SHARE = 1.15, 0.95
+HARMLESS_CLOCK_EVENTS = ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
 
 
 def _silent(_stage: str, _done: float) -> None:
@@ -248,6 +250,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
         mfu_of_measured_peak=utilisation(total.model, measured) or 0.0,
         hfu_of_measured_peak=utilisation(total.hardware, measured) or 0.0,
         modules=module_rows(workload.module, slices, count, memory, passes.ceilings, median),
+        kernels=kernel_rows(passes.attribution, median, passes.traced_steps),
         ledger=ledger_lines(slices, median),
         hotspots=hotspots(slices, median),
         memory={
@@ -328,9 +331,30 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
         found.append(
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
         )
+    found += _unsteady(run)
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
+    return found
+
+
+def _unsteady(run: Run) -> list[str]:
+    """What says that the device or the host was not the run's alone, or did not keep its pace."""
+    found = []
+    timings, middle = run.step["timings_ms"], run.step["time_ms"]["median"]
+    mean = sum(timings) / len(timings)
+    if mean > MAX_MEAN_OF_MEDIAN * middle:
+        found.append(f"some steps were much slower: the mean step is {mean / middle:.2f} times the median one")
+    counters = run.nvml.get("counters", {})
+    clock = counters.get("sm_clock_mhz", {})
+    if clock.get("max") and clock["min"] < MIN_CLOCK_SHARE * clock["max"]:
+        found.append(f"the SM clock moved between {clock['min']:.0f} and {clock['max']:.0f} MHz")
+    if counters.get("other_processes", {}).get("max"):
+        found.append("another process was on the GPU")
+    shares = run.nvml.get("clock_events", {}).get("shares", {})
+    throttled = [name for name, share in shares.items() if share and name not in HARMLESS_CLOCK_EVENTS]
+    if throttled:
+        found.append(f"the clock was held down: {', '.join(throttled)}")
     return found
 
 

@@ -32,8 +32,11 @@ class ModuleRow:
     """One module's own work, its children's not included, so that the rows of a Run sum to its totals.
 
     ``name`` is the fully qualified name; work outside the model has a name in parentheses, such as ``(optimizer)``.
-    ``time_ms`` and ``share`` are the trace's shares scaled to the timing pass; ``bytes`` the least that must move;
-    ``memory_bytes`` what was alive at the step's peak and belongs to this module.
+    ``time_ms`` and ``share`` are the trace's shares scaled to the timing pass; ``bytes`` the least that must move, and
+    ``intensity`` the model FLOPs for each; ``attainable_ms`` what this device's measured roofline allows for the
+    useful work; ``memory_bytes`` what was alive at the step's peak and belongs to this module, ``activation_bytes``
+    what it made in the forward pass that the backward still needs. ``causes`` are the milliseconds that led to the
+    verdict.
     """
 
     name: str
@@ -48,6 +51,26 @@ class ModuleRow:
     memory_bytes: int
     fwd_time_ms: float = 0.0
     bwd_time_ms: float = 0.0
+    attainable_ms: float = 0.0
+    intensity: float | None = None
+    activation_bytes: int = 0
+    causes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class KernelRow:
+    """Device time of one operator, or of the kernels that it launched, in one module: the trace's share, scaled.
+
+    ``calls`` is a step's mean. A kernel that serves several modules at once, as a compiler fuses them, names them all
+    in ``module``, joined by ``+``.
+    """
+
+    module: str
+    direction: str
+    operator: str
+    kind: str
+    time_ms: float
+    calls: float
 
 
 @dataclass(slots=True)
@@ -74,6 +97,7 @@ class Run:
     mfu_of_measured_peak: float
     hfu_of_measured_peak: float
     modules: list[ModuleRow]
+    kernels: list[KernelRow]
     ledger: list[LedgerLine]
     hotspots: list[dict[str, Any]]
     memory: dict[str, Any]
@@ -104,6 +128,12 @@ class Run:
 
         return pandas.DataFrame([asdict(row) for row in self.modules])
 
+    def kernels_frame(self) -> "pandas.DataFrame":
+        """The operators' device time as a pandas table, one row for each module, direction and operator."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.kernels])
+
 
 def read_run(path: Path) -> Run:
     """Read ``path``, a run.json or a folder that holds one.
@@ -128,7 +158,9 @@ _MAYBE = (int, float, type(None))
 # What readers take for granted inside a Run, by dotted path.
 _EXPECTED: Mapping[str, Any] = {
     **dict.fromkeys(("environment", "impls", "memory.by_kind"), dict),
-    **dict.fromkeys(("step.timings_ms", "flops.unknown_ops", "modules", "ledger", "hotspots", "warnings"), list),
+    **dict.fromkeys(
+        ("step.timings_ms", "flops.unknown_ops", "modules", "kernels", "ledger", "hotspots", "warnings"), list
+    ),
     **dict.fromkeys(("not_measured", "ranks"), list),
     **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
@@ -167,6 +199,7 @@ def _from_document(document: Any, file: Path) -> Run:
     values = {key: document[key] for key in known}
     try:
         values["modules"] = [ModuleRow(**row) for row in values["modules"]]
+        values["kernels"] = [KernelRow(**row) for row in values["kernels"]]
         values["ledger"] = [LedgerLine(**line) for line in values["ledger"]]
     except TypeError as error:
         raise BadInput(f"{file} has a row that does not fit: {error}; profile again") from None

@@ -2,8 +2,9 @@
 
 Host spans nest. Walking a thread's spans in order, each gets its self time (its duration without its children's), and
 inherits its owner: the innermost scope, or inside the backward pass the scope that created the autograd node that runs.
-On a CPU an operator's self time is device time. On a GPU the device time is the kernel's, which belongs to the host
-span that launched it.
+On a CPU an operator's self time is device time, but for what an operator that does nothing takes in the same trace:
+that is the host's, as the gaps between operators are. On a GPU the device time is the kernel's, which belongs to the
+host span that launched it.
 The gap before a node of the backward pass, or before the model's forward begins, belongs to what waits there; the
 loss's first gradient, which is made before any node runs, belongs to the loss. Formats: the Chrome trace event format,
 as torch.profiler writes it.
@@ -13,13 +14,14 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from mfu_kernels.cost import OpClass
 from mfubench.measure.classify import op_class
-from mfubench.measure.count import WorkKey
+from mfubench.measure.count import RECOMPUTE, WorkKey
 from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
-from mfubench.measure.trace import SCOPE_PREFIX, STEP_NAME, Trace
+from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
 
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -56,15 +58,24 @@ class Attribution:
     """Microseconds of all traced steps.
 
     ``busy`` is device time by key, ``host`` the time a module's scope or node spent between operators (device idle on
-    a CPU), ``by_operators`` device time by the operators that it was spent in, outermost first, ``span`` the traced
-    steps' length, ``idle`` the device's.
+    a CPU), ``by_operators`` device time by the operators that it was spent in, outermost first, ``kernels`` device time
+    and calls by key and innermost operator, ``span`` the traced steps' length, ``idle`` the device's.
     """
 
     busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
     host: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     by_operators: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
+    kernels: dict[tuple[WorkKey, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
     span: float = 0.0
     idle: float = 0.0
+
+    def book(self, key: WorkKey, operators: tuple[str, ...], name: str, time: float) -> None:
+        """Add one operator's or kernel's device time."""
+        self.busy[key] += time
+        self.by_operators[operators] += time
+        row = self.kernels[key, name]
+        row[0] += time
+        row[1] += 1
 
     def attributed_share(self) -> float:
         """Share of the traced time, operators and the gaps between them, whose owner is known."""
@@ -78,7 +89,7 @@ def attribute(trace: Trace, device_type: str) -> Attribution:
     """Who spent the traced time, on a ``cpu`` or a ``cuda`` device."""
     spans = list(_walk(trace))
     result = Attribution()
-    result.span = sum(span.end - span.start for span in spans if span.name == STEP_NAME)
+    result.span = sum(span.end - span.start for span in spans if _is_step(span.name))
     if device_type == "cpu":
         _on_cpu(spans, result)
     else:
@@ -90,7 +101,7 @@ def _walk(trace: Trace) -> Iterator[Span]:
     """Every host span, thread by thread, parents before children, with owner, direction and self time filled in."""
     threads: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     wanted = ("cpu_op", "user_annotation", *LAUNCH_CATEGORIES)
-    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in trace.events if e.get("name") == STEP_NAME and e["ph"] == "X")
+    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in trace.events if _is_step(e.get("name")) and e["ph"] == "X")
     for event in trace.events:
         if event.get("ph") == "X" and event.get("cat") in wanted:
             threads[event["pid"], event["tid"]].append(event)
@@ -156,22 +167,36 @@ def _is_phase(span: Span, *names: str) -> bool:
     return span.name.startswith(SCOPE_PREFIX) and scope is not None and scope.module in (names or (FORWARD, BACKWARD))
 
 
+def _is_step(name: object) -> bool:
+    return isinstance(name, str) and name.startswith(STEP_PREFIX)
+
+
 def _key(span: Span) -> WorkKey:
     scope = span.scope
     kind: OpClass = scope.kind if scope is not None and scope.kind is not None else op_class(span.operator)
-    return WorkKey(scope.module if scope is not None else UNOWNED, span.direction, kind)
+    direction = RECOMPUTE if scope is not None and scope.recompute else span.direction
+    return WorkKey(scope.module if scope is not None else UNOWNED, direction, kind)
+
+
+def _cost_of_nothing(spans: list[Span]) -> float:
+    """Median microseconds of an operator that does nothing, in this trace."""
+    within = [span for span in spans if span.name == NOTHING]
+    costs = [s.self_time for s in spans if s.category == "cpu_op" and any(n.start <= s.start < n.end for n in within)]
+    return median(costs) if costs else 0.0
 
 
 def _on_cpu(spans: list[Span], result: Attribution) -> None:
-    """An operator's self time is work; everything else inside a step is time between operators."""
+    """An operator's self time beyond what any operator costs is work; all else in a step is time between operators."""
+    nothing = _cost_of_nothing(spans)
     for span in spans:
         if not span.in_step:
             continue
         key = _key(span)
         between = span.waited
         if span.operator and span.category == "cpu_op":
-            result.busy[key] += span.self_time
-            result.by_operators[span.operators] += span.self_time
+            busy = max(0.0, span.self_time - nothing)
+            between += span.self_time - busy
+            result.book(key, span.operators, span.operators[-1], busy)
         else:
             between += span.self_time
         result.host[key.module, key.direction] += between
@@ -202,6 +227,5 @@ def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution
         exclusive = max(0.0, end - max(start, frontier))
         frontier = max(frontier, end)
         key = _key(launch)
-        result.busy[key] += exclusive
-        result.by_operators[launch.operators or (event["name"],)] += exclusive
+        result.book(key, launch.operators or (event["name"],), event["name"], exclusive)
     result.span = sum(result.busy.values()) + result.idle

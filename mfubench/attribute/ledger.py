@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from mfubench.measure.count import Count, Work, WorkKey, by_module
+from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
-from mfubench.run import LedgerLine, ModuleRow
+from mfubench.run import KernelRow, LedgerLine, ModuleRow
 
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
@@ -31,6 +31,8 @@ WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
 WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "launch")
 NUM_TOP_MODULES = 3
 NUM_HOTSPOTS = 10
+NUM_KERNELS = 1000  # of a Run: enough to find what matters, and the file stays small
+NO_SPAN_US = 1e-3  # the trace's own resolution
 
 
 @dataclass(slots=True)
@@ -45,9 +47,14 @@ def _split() -> Split:
     return defaultdict(float)
 
 
+def _scale(attribution: Attribution, step_ms: float) -> float:
+    """From traced microseconds to milliseconds of a timed step; 0 where next to nothing was traced."""
+    return step_ms / attribution.span if attribution.span > NO_SPAN_US else 0.0
+
+
 def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
     """The step's time by module and cause: the trace's shares scaled to ``step_ms``, split on the roofline."""
-    scale = step_ms / attribution.span if attribution.span else 0.0
+    scale = _scale(attribution, step_ms)
     slices = Slices()
     for key, busy in attribution.busy.items():
         _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
@@ -69,7 +76,8 @@ def _add_busy(slices: Slices, key: WorkKey, time_ms: float, work: Work, ceilings
     if whole is not None:
         slices.causes[key.module][whole] += time_ms
     else:
-        for cause, ms in causes(time_ms, work, key.kind, ceilings).items():
+        split = {RECOMPUTE: time_ms} if key.direction == RECOMPUTE else causes(time_ms, work, key.kind, ceilings)
+        for cause, ms in split.items():
             slices.causes[key.module][cause] += ms
 
 
@@ -106,23 +114,43 @@ def module_rows(
     for name in {*slices.times, *work, *(module for module, size in memory.by_module.items() if size)}:
         own, times, split = work.get(name, nothing), slices.times[name], slices.causes[name]
         time_ms, useful = sum(times.values()), own["fwd"].model + own["bwd"].model
+        num_bytes = own["fwd"].bytes + own["bwd"].bytes
         rows.append(
             ModuleRow(
                 name=name,
                 type=types.get(name, "phase"),
                 fwd_model_flops=own["fwd"].model,
                 bwd_model_flops=own["bwd"].model,
-                bytes=own["fwd"].bytes + own["bwd"].bytes,
+                bytes=num_bytes,
                 time_ms=time_ms,
                 share=time_ms / step_ms,
                 verdict=verdict(split),
                 mfu=ceilings.flop_ms(useful, ceilings.in_use_tflops) / time_ms if useful and time_ms else None,
                 memory_bytes=memory.by_module.get(name, 0),
                 fwd_time_ms=times["fwd"],
-                bwd_time_ms=times["bwd"],
+                bwd_time_ms=times["bwd"] + times[RECOMPUTE],
+                attainable_ms=ceilings.attainable_ms(useful, num_bytes),
+                intensity=useful / num_bytes if num_bytes else None,
+                activation_bytes=memory.kept_activations.get(name, 0),
+                causes=dict(split),
             )
         )
     return sorted(rows, key=lambda row: -row.time_ms)
+
+
+def kernel_rows(attribution: Attribution, step_ms: float, steps: int) -> list[KernelRow]:
+    """Device time by module, direction and operator, longest first, scaled to ``step_ms``; the tail is one row."""
+    scale = _scale(attribution, step_ms)
+    rows = [
+        KernelRow(key.module, key.direction, operator, key.kind, time * scale, calls / steps)
+        for (key, operator), (time, calls) in attribution.kernels.items()
+    ]
+    rows.sort(key=lambda row: -row.time_ms)
+    tail = rows[NUM_KERNELS:]
+    if tail:
+        rest = KernelRow("(others)", "", "", "other", sum(r.time_ms for r in tail), sum(r.calls for r in tail))
+        rows = [*rows[:NUM_KERNELS], rest]
+    return rows
 
 
 def hotspots(slices: Slices, step_ms: float) -> list[dict[str, Any]]:

@@ -32,6 +32,10 @@ class Ceilings:
         """Milliseconds that ``num_bytes`` take at the copy bandwidth."""
         return num_bytes / (self.bandwidth_gb_s * 1e6)
 
+    def attainable_ms(self, flops: float, num_bytes: float) -> float:
+        """Milliseconds on the measured roofline: the longer of computing and moving."""
+        return max(self.flop_ms(flops, self.measured_tflops), self.byte_ms(num_bytes))
+
     def own_tflops(self, work: Work) -> float:
         """Measured peak of the dtype that most of ``work`` was done in, which may not be the run's."""
         if not work.dtypes:

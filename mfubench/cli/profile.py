@@ -14,6 +14,9 @@ from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
 from .progress import stages
 
 TRACE_NAME = "trace.json.gz"
+TENSORBOARD = "tensorboard"  # a log folder that torch-tb-profiler opens
+
+MAX_TIMEOUT_S = 1e8  # years; what a timer takes has an end
 
 
 def profile(
@@ -48,9 +51,15 @@ def profile(
     ] = None,
     steps: Annotated[int, typer.Option(help="Timed steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Give up on a workload that takes longer.", show_default=False),
+    ] = None,
     data: Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")] = "synthetic",
     out: Out = None,
-    trace: Annotated[bool, typer.Option("--trace", help=f"Keep the Chrome trace as DIR/{TRACE_NAME}.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help=f"Keep the trace: DIR/{TRACE_NAME}, and for TensorBoard.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -76,21 +85,27 @@ def profile(
         model=model, size=size, overrides=_overrides(set_ or []), impl=impl, compile=compile_, mode=mode, dtype=dtype,
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
     )  # fmt: skip
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
+        raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
     writable_folder(out)
     from mfubench.profiling import profile as profile_workload
     from mfubench.report import write_reports
     from mfubench.report.terminal import print_runs, stdout_console
     from mfubench.run import place_file, write_text
+    from mfubench.timeout import time_limit
 
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
         trace_path = Path(scratch) / TRACE_NAME if trace else None
-        with redirect_stdout(sys.stderr):  # what a user's own model prints is no part of the result
+        # What a user's own model prints is no part of the result.
+        with time_limit(timeout), redirect_stdout(sys.stderr):
             run = profile_workload(spec, progress=progress, trace_path=trace_path)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             if trace_path is not None:
                 run.trace["path"] = TRACE_NAME
                 place_file(trace_path, out / TRACE_NAME)
+                (out / TENSORBOARD).mkdir(exist_ok=True)
+                place_file(trace_path, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
             write_text(out / "run.json", run.to_json())
             write_reports([run], out)
     if json:

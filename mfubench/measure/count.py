@@ -16,9 +16,11 @@ from .flops import dispatched_bytes, dispatched_flops
 from .operators import OperatorMode, operator_name
 from .scopes import ROOT, Scope, ScopeTracker
 
+RECOMPUTE = "recompute"
+
 
 class WorkKey(NamedTuple):
-    """Where work was done: module, ``fwd`` or ``bwd``, and class of operator."""
+    """Where work was done: module, ``fwd``, ``bwd`` or ``recompute`` (a forward again), and class of operator."""
 
     module: str
     direction: str
@@ -94,13 +96,14 @@ class CountTracker(ScopeTracker):
             cost = scope.cost.fwd
             if scope.recompute:
                 repeated = PassCost(hardware=cost.hardware, bytes=cost.bytes, recomputed=cost.hardware)
-                self._book_formula(scope, "bwd", repeated)
+                self._book_formula(scope, RECOMPUTE, repeated)
             else:
                 self._book_formula(scope, "fwd", cost)
 
     def book(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
-        scope, direction, recompute = self._responsible()
+        scope, direction = self._responsible()
+        recompute = direction == RECOMPUTE
         flops = dispatched_flops(func, args, kwargs, out)
         name = operator_name(func)
         in_op = scope is not None and scope.op is not None
@@ -119,19 +122,19 @@ class CountTracker(ScopeTracker):
         kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)
         self.count.work[WorkKey(scope.module if scope else ROOT, direction, kind)].add(work)
 
-    def _responsible(self) -> tuple[Scope | None, str, bool]:
-        """Scope, direction, and whether this repeats a forward, of what is being dispatched now."""
+    def _responsible(self) -> tuple[Scope | None, str]:
+        """Scope and direction of what is being dispatched now."""
         node = torch._C._current_autograd_node()
         if node is None:
-            return self.current, "fwd", False
+            return self.current, "fwd"
         if self.current is not None and self.current.recompute:
-            return self.current, "bwd", True
+            return self.current, RECOMPUTE
         scope = self.owner_of_node(node)
         if scope is not None and scope.cost is not None and scope.index not in self._counted_backward:
             self._counted_backward.add(scope.index)
             self._book_formula(scope, "bwd", scope.cost.bwd)
         # Backward formulas run without grad mode, so a forward that does not is one that checkpointing repeats.
-        return scope, "bwd", torch.is_grad_enabled()
+        return scope, RECOMPUTE if torch.is_grad_enabled() else "bwd"
 
     def _book_formula(self, scope: Scope, direction: str, cost: PassCost) -> None:
         work = Work(model=cost.model * scope.shared, padded=cost.padded * scope.shared, bytes=cost.bytes)
@@ -154,8 +157,8 @@ def count_step(model: nn.Module, step: Callable[[ScopeTracker], None]) -> Count:
 
 
 def by_module(work: Mapping[WorkKey, Work]) -> dict[str, dict[str, Work]]:
-    """The same work by module and direction."""
+    """The same work by module, forward and backward; what is repeated belongs to the backward, which wants it."""
     table: dict[str, dict[str, Work]] = defaultdict(lambda: {"fwd": Work(), "bwd": Work()})
     for key, item in work.items():
-        table[key.module][key.direction].add(item)
+        table[key.module]["fwd" if key.direction == "fwd" else "bwd"].add(item)
     return dict(table)

@@ -26,12 +26,16 @@ KINDS = ("parameters", "gradients", "optimizer_state", "activations", "other")
 
 @dataclass(slots=True)
 class MemoryPeak:
-    """Bytes alive at the peak: in all, by kind, by module; and the phase in which it was reached."""
+    """Bytes alive at the peak: in all, by kind, by module; and the phase in which it was reached.
+
+    ``kept_activations``: by module, what the forward and the loss made and the backward finds when it begins.
+    """
 
     peak_bytes: int
     phase: str
     by_kind: dict[str, int]
     by_module: Counter[str] = field(default_factory=Counter)
+    kept_activations: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -142,7 +146,17 @@ class MemoryTracker(ScopeTracker):
             storage = self._storages[index]
             by_kind[storage.kind] += sign * storage.nbytes
             by_module[storage.module] += sign * storage.nbytes
-        return MemoryPeak(live[top], self._phases[top], by_kind, by_module)
+        return MemoryPeak(live[top], self._phases[top], by_kind, by_module, self._kept())
+
+    def _kept(self) -> Counter[str]:
+        kept = Counter[str]()
+        for (index, sign), phase in zip(self._log, self._phases, strict=True):
+            if phase == BACKWARD:
+                break
+            storage = self._storages[index]
+            if storage.kind == "activations":
+                kept[storage.module] += sign * storage.nbytes
+        return kept if BACKWARD in self._phases else Counter[str]()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

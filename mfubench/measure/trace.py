@@ -20,7 +20,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from .scopes import Scope, ScopeTracker
 
 SCOPE_PREFIX = "mfu#"  # in the trace: mfu#<index of the scope>:<module>[/<op>]
-STEP_NAME = "mfu-step"
+STEP_PREFIX = "ProfilerStep#"  # the name by which trace viewers know a step
+NOTHING = "mfu-nothing"  # a span of operators that do nothing, whose time is what any operator costs its host
+NUM_NOTHING = 200
 
 
 class TraceTracker(ScopeTracker):
@@ -51,6 +53,13 @@ class Trace:
     num_steps: int
 
 
+def _do_nothing(device: torch.device) -> None:
+    one, other = torch.ones((), device=device), torch.ones((), device=device)
+    with record_function(NOTHING):
+        for _ in range(NUM_NOTHING):
+            one.add_(other)  # a scalar of Python would be made a tensor by operators inside, each cheaper than a whole
+
+
 def trace_steps(
     model: nn.Module,
     step: Callable[[ScopeTracker, int], None],
@@ -73,8 +82,9 @@ def trace_steps(
         step(tracker, 0)
         synchronize()
         with profile(activities=activities) as profiler:
+            _do_nothing(device)
             for index in range(num_steps):
-                with record_function(STEP_NAME):
+                with record_function(f"{STEP_PREFIX}{index}"):
                     step(tracker, index)
             synchronize()
     with tempfile.TemporaryDirectory() as folder:

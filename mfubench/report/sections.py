@@ -32,6 +32,7 @@ def run_page(run: Run) -> Page:
         Section("MFU loss ledger", [_ledger(run)], brief=True),
         Section("Hotspots", [_hotspots(run.hotspots)]),
         Section("Modules", [_modules(run)], brief=True),
+        Section("Module rooflines", [_rooflines(run)]),
         Section("Memory", [_memory(run.memory)]),
         Section("Device counters (NVML)", _nvml(run.nvml)),
         Section("Trace", [_trace(run.trace)]),
@@ -149,6 +150,25 @@ def _modules(run: Run) -> Table:
             (Column("MFU %", numeric=True), fmt.percents([row.mfu for row in rows])),
             (Column("verdict"), [row.verdict for row in rows]),
             numbers("memory MiB", "memory_bytes", fmt.MEBI, brief=True),
+        ],
+        rest="modules",
+    )
+
+
+def _rooflines(run: Run) -> Table:
+    rows = sorted(run.modules, key=lambda row: row.time_ms, reverse=True)
+    return Table.of(
+        "Attainable is what the measured roofline allows for the useful work and the least bytes, FLOP/byte the model "
+        "FLOPs for each of these; activations are what the forward made and the backward still needs.",
+        [
+            (Column("module"), [row.name for row in rows]),
+            (Column("ms", numeric=True), fmt.column([row.time_ms for row in rows])),
+            (Column("attainable ms", numeric=True), fmt.column([row.attainable_ms for row in rows])),
+            (Column("FLOP/byte", numeric=True), fmt.column([row.intensity for row in rows])),
+            (
+                Column("activations MiB", numeric=True),
+                fmt.column([row.activation_bytes for row in rows], unit=fmt.MEBI),
+            ),
         ],
         rest="modules",
     )

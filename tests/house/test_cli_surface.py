@@ -8,7 +8,7 @@ EVERYWHERE = {"--json", "--quiet", "--verbose", "--debug"}
 FROZEN = {
     "profile": EVERYWHERE
     | {"model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"}
-    | {"--steps", "--seed", "--data", "--out", "--trace", "--candidates"},
+    | {"--steps", "--seed", "--data", "--out", "--trace", "--candidates", "--timeout"},
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},

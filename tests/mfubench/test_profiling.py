@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from mfu_models.common.flops import FlopCount
+from mfubench.attribute.join import NOBODYS
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.calibrate import Calibration
-from mfubench.profiling import profile, profile_workload
+from mfubench.measure.scopes import DATA, OPTIMIZER
+from mfubench.profiling import _unsteady, profile, profile_workload
 from mfubench.run import Run
 from mfubench.workload.spec import Workload, WorkloadSpec
+from tests.mfubench.report.factory import a_gpu_run, a_run
 
 pytestmark = pytest.mark.usefixtures("fixed_calibration")
 ZooWorkload = Callable[..., Workload]
@@ -31,7 +34,17 @@ KEYS = {
         "hfu",
         "modules",
     }
-    | {"mfu_of_measured_peak", "hfu_of_measured_peak", "ledger", "hotspots", "memory", "nvml", "parallel", "ranks"}
+    | {
+        "mfu_of_measured_peak",
+        "hfu_of_measured_peak",
+        "kernels",
+        "ledger",
+        "hotspots",
+        "memory",
+        "nvml",
+        "parallel",
+        "ranks",
+    }
     | {"not_measured", "warnings"},
     "workload": {"model", "size", "impl", "compile", "mode", "dtype", "batch_size", "data", "seed", "model_hash"}
     | {"data_hash"},
@@ -75,6 +88,25 @@ def test_modules_add_up_to_the_totals(run: Run) -> None:
     assert run.flops["fwd_model"] + run.flops["bwd_model"] == run.flops["model"]
     assert sum(row.time_ms for row in run.modules) == pytest.approx(run.step["time_ms"]["median"], rel=0.02)
     assert sum(row.memory_bytes for row in run.modules) == run.memory["peak_bytes"]
+
+
+def test_kernels_add_up_to_the_busy_time(run: Run) -> None:
+    """What their modules' time has beyond what the host took, but for what stands in the tail's row."""
+    apart = {OPTIMIZER, DATA, *NOBODYS}  # whose busy and host time is one cause
+    busy = sum(row.time_ms - row.causes.get("launch", 0.0) for row in run.modules if row.name not in apart)
+    tail = sum(row.time_ms for row in run.kernels if row.module == "(others)")
+    listed = sum(row.time_ms for row in run.kernels if row.module not in {*apart, "(others)"})
+    assert listed - 1e-9 <= busy <= listed + tail + 1e-9 and listed > 0.5 * busy
+    assert {row.module for row in run.kernels} <= {*(row.name for row in run.modules), *NOBODYS, "(others)"}
+    assert all(row.time_ms >= 0 and row.calls > 0 for row in run.kernels)
+
+
+def test_a_module_never_needs_less_than_its_roofline_says(run: Run) -> None:
+    for row in run.modules:
+        assert sum(row.causes.values()) == pytest.approx(row.time_ms, abs=1e-6) or row.name in NOBODYS
+        assert row.attainable_ms >= row.bytes / (100.0 * 1e6) - 1e-12  # GB/s of the fixed calibration
+    kept = sum(row.activation_bytes for row in run.modules)
+    assert (kept > 0) == (run.workload["mode"] == "train")
 
 
 def test_a_cpu_has_no_datasheet(run: Run) -> None:
@@ -151,3 +183,46 @@ def test_a_step_that_fails_is_bad_input(zoo: ZooWorkload) -> None:
     workload.needed = None
     with pytest.raises(BadInput, match="step failed"):
         profile_workload(workload)
+
+
+def seen(**counters: object) -> dict:
+    """What NVML saw beside a run that had a steady device to itself, but for ``counters``."""
+    steady = {"sm_clock_mhz": {"min": 1740.0, "mean": 1750.0, "max": 1755.0}, "other_processes": {"max": 0.0}}
+    events = counters.pop("clock_events", {"shares": {"gpu_idle": 0.1, "applications_clocks_setting": 1.0}})
+    return {"available": True, "counters": steady | counters, "clock_events": events}
+
+
+UNSTEADY = {
+    "clocks": (seen(sm_clock_mhz={"min": 1200.0, "mean": 1500.0, "max": 1755.0}), "between 1200 and 1755 MHz"),
+    "neighbours": (seen(other_processes={"min": 0.0, "mean": 0.2, "max": 1.0}), "another process was on the GPU"),
+    "throttling": (
+        seen(clock_events={"shares": {"sw_power_cap": 0.5, "gpu_idle": 0.1, "hw_thermal_slowdown": 0.01}}),
+        "the clock was held down: sw_power_cap, hw_thermal_slowdown",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSTEADY)
+def test_what_disturbed_a_run_is_told(case: str) -> None:
+    nvml, words = UNSTEADY[case]
+    (warning,) = _unsteady(a_gpu_run(nvml=nvml))
+    assert words in warning
+
+
+def test_a_few_slow_steps_are_told() -> None:
+    """The MFU is of all steps, the ledger of the median one: where they part, both need the warning."""
+    (warning,) = _unsteady(a_run(step={"timings_ms": [10.0] * 9 + [40.0], "time_ms": {"median": 10.0}}))
+    assert "the mean step is 1.30 times the median one" in warning
+
+
+def test_a_run_that_was_not_disturbed_has_no_warning() -> None:
+    missing = {"unavailable": "not available: no such counter"}
+    quiet = [a_run(), a_gpu_run(nvml=seen())]
+    quiet += [a_gpu_run(nvml=seen(sm_clock_mhz=missing, other_processes=missing, clock_events=missing))]
+    assert [_unsteady(run) for run in quiet] == [[], [], []]
+
+
+def test_it_is_among_the_warnings_of_the_run(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.profiling.time_steps", lambda *args, **options: [5.0, 5.0, 50.0])
+    run = profile_workload(zoo(steps=3))
+    assert any("some steps were much slower" in warning for warning in run.warnings)

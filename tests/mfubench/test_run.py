@@ -6,7 +6,7 @@ import pytest
 
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
-from mfubench.run import SCHEMA_VERSION, ModuleRow, Run, read_run, write_text
+from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_text
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
 
@@ -75,7 +75,7 @@ def test_missing_keys_are_named(tmp_path, document):
         read_run(written(tmp_path, document))
 
 
-@pytest.mark.parametrize("part", ["modules", "ledger"])
+@pytest.mark.parametrize("part", ["modules", "kernels", "ledger"])
 @pytest.mark.parametrize("row", [{"name": "a"}, {"surprise": 1}, 7])
 def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
     document[part] = [row]
@@ -115,6 +115,13 @@ def test_modules_as_a_table():
     frame = run.modules_frame()
     assert list(frame.columns) == [field.name for field in fields(ModuleRow)]
     assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.modules))
+
+
+def test_kernels_as_a_table():
+    run = a_run()
+    frame = run.kernels_frame()
+    assert list(frame.columns) == [field.name for field in fields(KernelRow)] and len(frame) == len(run.kernels)
+    assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.kernels))
 
 
 def test_text_is_written_and_readable_by_others(tmp_path):

@@ -10,11 +10,13 @@ from torch import nn
 from mfubench.attribute.join import UNOWNED, Attribution
 from mfubench.attribute.ledger import (
     NUM_HOTSPOTS,
+    NUM_KERNELS,
     NUM_TOP_MODULES,
     ORDER,
     ORDER_OUTSIDE,
     WINNABLE,
     hotspots,
+    kernel_rows,
     ledger_lines,
     module_rows,
     slice_step,
@@ -27,7 +29,7 @@ from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
 CEILINGS = Ceilings(1.0, 0.5, 100.0, {"fp32": 0.5})
 GFLOP, MB = 10**9, 10**6
 STEP_MS = 50.0
-MEMORY = MemoryPeak(350, FORWARD, {"parameters": 350}, Counter({"a": 100, "silent": 250, "b": 0}))
+MEMORY = MemoryPeak(350, FORWARD, {"parameters": 350}, Counter({"a": 100, "silent": 250, "b": 0}), Counter({"a": 60}))
 MODEL = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.GELU(), "silent": nn.LayerNorm(1), "idle": nn.ReLU()})
 
 # The trace saw 200 ms in two steps, twice as long as the timing pass: 4 us in it are 1 us of the step's 50 ms.
@@ -140,6 +142,67 @@ def test_a_row_by_hand(attribution: Attribution, count: Count) -> None:
     assert "idle" not in rows and ROOT not in rows
 
 
+def test_a_rows_roofline_and_causes(attribution: Attribution, count: Count) -> None:
+    """a: 9 GFLOP at 0.5 TFLOP/s take longer than 30 MB at 100 GB/s; b and the optimizer only move."""
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = {row.name: row for row in module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS)}
+    assert rows["a"].attainable_ms == pytest.approx(18.0) and rows["a"].intensity == pytest.approx(300.0)
+    assert rows["b"].attainable_ms == pytest.approx(1.5) and rows["b"].intensity == pytest.approx(500 / 150)
+    assert rows[OPTIMIZER].attainable_ms == pytest.approx(0.4) and rows[OPTIMIZER].intensity == 0
+    assert rows["silent"].attainable_ms == 0 and rows["silent"].intensity is None
+    assert (rows["a"].activation_bytes, rows["b"].activation_bytes) == (60, 0)
+    for row in (rows[name] for name in rows.keys() - {UNOWNED}):  # whose causes hold what the trace leaves
+        assert sum(row.causes.values()) == pytest.approx(row.time_ms)
+
+
+def test_all_time_of_a_repeated_forward_is_recompute(attribution: Attribution, count: Count) -> None:
+    """Operators that have no FLOPs too; in the table it is backward time."""
+    attribution.busy[WorkKey("a", "recompute", "gemm")] = 4_000.0
+    attribution.busy[WorkKey("a", "recompute", "elementwise")] = 8_000.0
+    count.work[WorkKey("a", "recompute", "gemm")] = Work(hardware=3 * GFLOP, recomputed=3 * GFLOP, bytes=10 * MB)
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    (line,) = (line for line in ledger_lines(slices, STEP_MS) if line.cause == "recompute")
+    assert line.ms == pytest.approx(3.0) and line.modules == ["a"]
+    (a,) = (row for row in module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS) if row.name == "a")
+    assert a.bwd_time_ms == pytest.approx(15.0 + 3.0) and a.causes["recompute"] == pytest.approx(3.0)
+
+
+def test_kernels_sum_to_the_busy_time() -> None:
+    found = Attribution(span=200_000.0)
+    found.book(WorkKey("a", "fwd", "gemm"), ("aten::linear", "aten::addmm"), "aten::addmm", 40_000.0)
+    for _ in range(3):
+        found.book(WorkKey("a", "bwd", "gemm"), ("aten::mm",), "aten::mm", 20_000.0)
+    found.book(WorkKey("b", "fwd", "norm"), ("aten::mm",), "aten::mm", 1_000.0)
+    rows = kernel_rows(found, STEP_MS, steps=2)
+    shown = [(row.module, row.direction, row.operator, row.kind, row.time_ms, row.calls) for row in rows]
+    assert shown == [
+        ("a", "bwd", "aten::mm", "gemm", pytest.approx(15.0), 1.5),
+        ("a", "fwd", "aten::addmm", "gemm", pytest.approx(10.0), 0.5),
+        ("b", "fwd", "aten::mm", "norm", pytest.approx(0.25), 0.5),
+    ]
+    assert sum(row.time_ms for row in rows) == pytest.approx(sum(found.busy.values()) * STEP_MS / found.span)
+    assert sum(found.by_operators.values()) == sum(found.busy.values())
+
+
+@pytest.mark.parametrize("extra", [0, 1, 70])
+def test_what_is_beyond_the_longest_kernels_is_one_row(extra: int) -> None:
+    """So the table still sums to the busy time, however many there are."""
+    found = Attribution(span=1_000_000.0)
+    for index in range(NUM_KERNELS + extra):
+        found.book(WorkKey(f"m{index}", "fwd", "copy"), ("aten::copy_",), "aten::copy_", 1000.0 - index)
+    rows = kernel_rows(found, STEP_MS, steps=1)
+    assert len(rows) == NUM_KERNELS + bool(extra)
+    assert sum(row.time_ms for row in rows) == pytest.approx(sum(found.busy.values()) * STEP_MS / found.span)
+    assert sum(row.calls for row in rows) == NUM_KERNELS + extra
+    assert (rows[-1].module == "(others)") == bool(extra) and rows[0].module == "m0"
+    if extra:
+        assert rows[-1].calls == extra
+
+
+def test_an_empty_trace_has_no_kernels() -> None:
+    assert kernel_rows(Attribution(), STEP_MS, steps=2) == []
+
+
 def test_hotspots_are_ranked_by_what_could_be_won(attribution: Attribution, count: Count) -> None:
     spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
     ranked = [(spot["module"], spot["cause"], spot["won_ms"]) for spot in spots]
@@ -164,7 +227,7 @@ def test_an_empty_trace_leaves_the_step_unattributed() -> None:
 keys = st.builds(
     WorkKey,
     st.sampled_from(["a", "b", "a.c", ROOT, OPTIMIZER, DATA, FORWARD, UNOWNED]),
-    st.sampled_from(["fwd", "bwd"]),
+    st.sampled_from(["fwd", "bwd", "recompute"]),
     st.sampled_from(["gemm", "norm", "copy"]),
 )
 sizes = st.integers(0, 10**11)

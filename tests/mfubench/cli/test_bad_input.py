@@ -1,11 +1,17 @@
 """Bad input gets one line on stderr and exit code 2, and leaves nothing behind."""
 
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mfubench.cli import main
+from mfubench.timeout import time_limit
 
 Invoke = Callable[..., tuple[int, str, str]]
 COLUMNS = "user_id video_id date hourmin time_ms is_click is_follow is_comment is_forward long_view duration_ms"
@@ -53,6 +59,11 @@ PROFILE = {
     "0 steps": (["kunlun", "--steps", "0"], ["--steps 0", "1 or more"]),
     "negative seed": (["kunlun", "--seed", "-1"], ["--seed -1"]),
     "steps that are no number": (["kunlun", "--steps", "many"], ["--steps"]),
+    "no time at all": (["kunlun", "--timeout", "0"], ["--timeout 0", "more than 0"]),
+    "negative time": (["kunlun", "--timeout", "-3"], ["--timeout -3", "more than 0"]),
+    "time without end": (["kunlun", "--timeout", "inf"], ["--timeout inf", "1e+08"]),
+    "time that is no number": (["kunlun", "--timeout", "nan"], ["--timeout nan", "more than 0"]),
+    "time in words": (["kunlun", "--timeout", "soon"], ["--timeout", "number"]),
     "no model": ([], ["MODEL"]),
     "unknown option": (["kunlun", "--fast"], ["--fast"]),
     "override without a value": (["kunlun", "--set", "comp_skip"], ["KEY=VALUE"]),
@@ -154,6 +165,61 @@ def test_output_folder_that_cannot_be_written(invoke: Invoke, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     refused(invoke("profile", "kunlun", "--size", "tiny", "--out", str(tmp_path / "file" / "out")), "--out", "a file")
     refused(invoke("profile", "kunlun", "--size", "tiny", "--out", "/proc/mfubench"), "--out", "/proc")
+
+
+SLEEPS = """
+import time, torch
+class Sleeps(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+    def forward(self, x):
+        time.sleep(600)
+        return self.layer(x)
+def build():
+    return Sleeps(), lambda b, d: (torch.ones(b, 3),)
+"""
+
+
+def test_a_model_that_hangs_ends_in_time(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before, start = signal.getsignal(signal.SIGALRM), time.monotonic()
+    arguments = ("sleeps:build", "--device", "cpu", "--out", "out", "--trace", "--quiet", "--timeout", "0.5")
+    refused(invoke("profile", *arguments), "--timeout 0.5", "still running")
+    assert time.monotonic() - start < 10  # the sleep alone would be 600 s
+    assert not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+HANGS = """
+import mfubench.timeout as timeout
+timeout.GRACE_S = 0.3
+with timeout.time_limit(0.2):
+    while True:
+        try:
+            __import__("time").sleep(60)
+        except Exception:
+            pass  # as deaf as a library that does not return
+"""
+
+
+def test_what_is_deaf_to_the_signal_ends_too() -> None:
+    found = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("mfubench: error: --timeout 0.2: ")
+
+
+def test_a_limit_that_is_kept_leaves_nothing_behind() -> None:
+    before, threads = signal.getsignal(signal.SIGALRM), threading.active_count()
+    with time_limit(60):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == threads
 
 
 RUNS = {"missing": None, "no JSON": "{", "another document": "[]", "another schema": '{"schema_version": 99}'}

@@ -68,9 +68,18 @@ def test_out_holds_run_and_reports(
 ) -> None:
     folder = tmp_path / "a" / "b"
     run("profile", "transformer", *TINY, "--out", str(folder), "--trace", "--json")
-    assert {path.name for path in folder.iterdir()} == {"run.json", "report.md", "report.html", "trace.json.gz"}
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json",
+        "report.md",
+        "report.html",
+        "trace.json.gz",
+        "tensorboard",
+    }
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "run.json").read_text())
     assert read_run(folder).trace["path"] == "trace.json.gz"
+    (log,) = (folder / "tensorboard").iterdir()
+    assert log.name.endswith(".pt.trace.json.gz")  # by which torch-tb-profiler knows its files
+    assert log.read_bytes() == (folder / "trace.json.gz").read_bytes()
 
 
 def test_report_shows_several_runs(

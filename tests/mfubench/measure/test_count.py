@@ -140,6 +140,22 @@ def test_checkpointing_is_hardware_work_only(x: Tensor, reentrant: bool, repeate
     assert model_flops(checkpointed) == model_flops(plain)
 
 
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "early_stop"])
+def test_what_is_repeated_has_a_direction_of_its_own(x: Tensor, reentrant: bool) -> None:
+    """No useful FLOP stands there, and all that is recomputed does; the two other directions are as without it."""
+    block = layers(2)
+    plain, checkpointed = count(Checkpointed(block, None), x), count(Checkpointed(block, reentrant), x)
+    repeated = checkpointed.total("recompute")
+    assert repeated.model == repeated.padded == 0
+    assert repeated.hardware == repeated.recomputed == checkpointed.total().recomputed > 0
+    modules = {key.module for key, work in checkpointed.work.items() if key.direction == "recompute" and work.hardware}
+    assert modules == ({"block.0", "block.1"} if reentrant else {"block.0"})
+    for direction in ("fwd", "bwd"):
+        assert checkpointed.total(direction).hardware == plain.total(direction).hardware
+        assert checkpointed.total(direction).recomputed == 0
+    assert not any(key.direction == "recompute" for key in plain.work)
+
+
 class Jagged(nn.Module):
     """GDPA over rows of 1 and 3 events, padded to 4 by the reference: its model FLOPs are a formula's."""
 

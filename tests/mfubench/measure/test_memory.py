@@ -109,6 +109,31 @@ def test_inference_keeps_no_activations() -> None:
     assert peak(model, x, train=False).by_kind["gradients"] == 0
 
 
+def test_kept_activations_to_the_byte() -> None:
+    """A ReLU keeps its output, which the next layer shares; the last output is the loss's input, whose sum is 1."""
+    model, x = mlp(), torch.randn(16, 8)
+    found = peak(model, x)
+    kept = {name: size for name, size in found.kept_activations.items() if size}
+    hidden = FLOAT * 16 * 64
+    # The first layer's own output is dead when the backward begins: the ReLU has kept its result instead.
+    assert kept == {"1": hidden, "2": FLOAT * 16 * 8, LOSS: FLOAT}
+    assert not +peak(model, x, train=False).kept_activations
+
+
+def test_checkpointing_keeps_no_activations_of_its_block() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = checkpoint(self.block, x, use_reentrant=False)
+            return out
+
+    kept = peak(Block(), torch.randn(16, 8)).kept_activations
+    assert kept["block.0"] == kept["block.1"] == 0 and kept["block.2"] == FLOAT * 16 * 8
+
+
 def test_checkpointing_shows_in_the_peak() -> None:
     """What it saves is the reason to use it; what it repeats belongs to the block."""
     x = torch.randn(512, 8)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mfubench.run import LedgerLine, ModuleRow, Run
+from mfubench.run import KernelRow, LedgerLine, ModuleRow, Run
 
 LEDGER = [
     ("padding", 0.40, ["blocks.0.gdpa", "blocks.1.gdpa"]),
@@ -60,6 +60,7 @@ def a_run(**changes: Any) -> Run:
         mfu_of_measured_peak=0.41,
         hfu_of_measured_peak=0.494,
         modules=_modules(),
+        kernels=_kernels(),
         ledger=[LedgerLine(cause, ms, ms / STEP_MS, modules) for cause, ms, modules in LEDGER],
         hotspots=[
             {
@@ -137,6 +138,10 @@ def a_module(name: str, **changes: Any) -> ModuleRow:
         memory_bytes=20_971_520,
         fwd_time_ms=0.5,
         bwd_time_ms=1.0,
+        attainable_ms=0.87,
+        intensity=45.0,
+        activation_bytes=10_485_760,
+        causes={"useful": 0.9, "inefficiency.gemm": 0.6},
     )
     for key, given in changes.items():
         setattr(row, key, given)
@@ -156,6 +161,14 @@ def _modules() -> list[ModuleRow]:
         for at in range(30)
     ]
     return [*rows, a_module("blocks.0.gdpa", time_ms=2.31, share=0.187), a_module("(optimizer)", type="", time_ms=0.87)]
+
+
+def _kernels() -> list[KernelRow]:
+    return [
+        KernelRow("blocks.0.gdpa", "fwd", "aten::bmm", "attention", 1.21, 4.0),
+        KernelRow("blocks.0.gdpa", "bwd", "aten::bmm", "attention", 1.1, 8.0),
+        KernelRow("(others)", "", "", "other", 0.4, 812.5),
+    ]
 
 
 def _workload() -> dict[str, Any]:
