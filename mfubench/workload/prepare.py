@@ -11,6 +11,7 @@ from torch import nn
 
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
+from mfu_models.common.check_batch import check_batch
 from mfu_models.common.flops import FlopCount
 from mfu_models.output import TrainingOutput
 from mfubench.data import open_source
@@ -68,6 +69,8 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
         )
     except MemoryError as error:
         raise BadInput(f"--batch-size {batch_size}: {error}; use a smaller one") from error
+    for batch in requests:
+        check_batch(batch, source.schema, max_lengths)
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
         lengths = batch.lengths()
