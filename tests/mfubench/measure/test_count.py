@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
@@ -299,12 +299,12 @@ def test_flops_are_kept_by_operand_type(x: Tensor) -> None:
     assert counted.total().dtypes == {"bfloat16": PRODUCT, "float32": PRODUCT}
 
 
-@torch.library.custom_op("mfubench_test::product", mutates_args=())
+@library.custom_op("mfubench_test::product", mutates_args=())
 def product(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight
 
 
-@torch.library.custom_op("mfubench_test::product_backward", mutates_args=())
+@library.custom_op("mfubench_test::product_backward", mutates_args=())
 def product_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return grad @ weight.t(), x.t() @ grad
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -170,7 +170,7 @@ def test_a_tensor_subclass_hides_nothing() -> None:
     assert flops(lambda: F.linear(nested, rand(3, 4))).model == 2 * 8 * 4 * 3
 
 
-@torch.library.custom_op("mfubench_test::unknown", mutates_args=())
+@library.custom_op("mfubench_test::unknown", mutates_args=())
 def unknown(x: Tensor) -> Tensor:
     return x @ x
 
