@@ -30,15 +30,17 @@ class Kernel:
     def __init__(self, function: Any, space: Callable[[MetaParameters], Sequence[triton.Config]]) -> None:
         self.function, self.space = function, space
         self.name: str = function.fn.__name__
+        self.module: str = function.fn.__module__
         if self.name in KERNELS:
             raise RuntimeError(f"two kernels are called {self.name}")
         KERNELS[self.name] = self
 
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""
-        configs, index = self.space(key), forced()
-        if index is not None:
-            return configs[index % len(configs)]
+        configs = self.space(key)
+        wanted = forced(self.name, configs)
+        if wanted is not None:
+            return wanted
         if device.type == "cuda":
             locked = locked_config(self.name, torch.cuda.get_device_name(device), key)
             if locked is not None:

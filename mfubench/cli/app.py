@@ -15,6 +15,7 @@ import typer
 from mfubench.errors import MfubenchError
 
 from .doctor import doctor
+from .kernels import kernels
 from .models import models
 from .options import DEBUG_FLAG
 from .profile import profile
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(kernels)
 for command in (profile, report, models, doctor):
     app.command()(command)
 

@@ -128,4 +128,17 @@ def faults(rows: Sequence[StaticRow]) -> Iterator[str]:
         elif row.spill_bytes:
             yield f"{where} spills {row.spill_bytes} bytes"
         elif row.shared_bytes is not None and row.shared_bytes > TARGETS[row.target].block_shared:
-            yield f"{where} needs {row.shared_bytes} bytes of shared memory, a block has {TARGETS[row.target].block_shared}"
+            limit = TARGETS[row.target].block_shared
+            yield f"{where} needs {row.shared_bytes} bytes of shared memory, a block has {limit}"
+
+
+def document(rows: Sequence[StaticRow]) -> dict[str, Any]:
+    """The rows as JSON, with the toolchain that they hold for, and what is wrong with them."""
+    from .machine_code import toolchain
+
+    return {
+        "schema_version": 1,
+        "toolchain": toolchain(),
+        "rows": [asdict(row) for row in rows],
+        "faults": list(faults(rows)),
+    }
