@@ -7,6 +7,7 @@ ceiling, marked as one, and its numbers are not held against ours.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,8 @@ def _compiled_reference(examples: Examples, inputs: Inputs) -> Call:
 
 
 def _compiled(function: Call) -> Call:
-    return torch.compile(function, dynamic=False)
+    compiled: Call = torch.compile(function, dynamic=False)
+    return compiled
 
 
 def _lengths(inputs: Inputs) -> list[int]:
@@ -119,7 +121,9 @@ def _varlen(inputs: Inputs) -> Call:
     window = (reach, 0 if others.get("causal") else reach)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window, scale=others.get("scale"))
+        scale = others.get("scale")
+        out: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window, scale=scale)
+        return out if isinstance(out, Tensor) else out[0]  # with the log-sum-exp, in some versions
 
     return run
 
