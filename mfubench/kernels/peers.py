@@ -123,7 +123,8 @@ def _varlen(inputs: Inputs) -> Call:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scale = others.get("scale")
         out: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window, scale=scale)
-        return out if isinstance(out, Tensor) else out[0]  # with the log-sum-exp, in some versions
+        attended: Tensor = out if isinstance(out, Tensor) else out[0]  # with the log-sum-exp, in some versions
+        return attended
 
     return run
 
