@@ -121,7 +121,7 @@ def bench_page(told: Document) -> Page:
     groups: dict[tuple[str, str], list[Document]] = {}
     for row in told["rows"]:
         groups.setdefault((row["op"], row["shape"]), []).append(row)
-    sections = [Section(f"{op}, {shape}", [_bench_table(rows)], brief=True) for (op, shape), rows in groups.items()]
+    sections = [Section(f"{op}, {shape}", [bench_table(rows)], brief=True) for (op, shape), rows in groups.items()]
     peak = told["peak"]
     facts = Facts(
         [
@@ -136,7 +136,9 @@ def bench_page(told: Document) -> Page:
     return Page("Kernels beside their peers", headline, [], [*sections, Section("Pedigree", [facts], brief=True)])
 
 
-def _bench_table(rows: Sequence[Document]) -> Table:
+def bench_table(rows: Sequence[Document]) -> Table:
+    """Every implementation at one shape, forward and backward, and why some were not timed."""
+
     def three(key: str) -> list[str]:
         return [fmt.NOT_KNOWN if row[key] is None else fmt.interval(*row[key]) for row in rows]
 

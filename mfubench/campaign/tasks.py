@@ -1,0 +1,77 @@
+"""What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
+
+
+class NotHere(Exception):
+    """Why a task cannot be run on this device; it is no failure."""
+
+
+def run_task(stage: str, arguments: Mapping[str, Any], device: str, contract_failed: bool) -> Any:
+    """Run one task on ``device``.
+
+    Raises:
+        NotHere: the task needs another device, or a kernel that is right.
+    """
+    return _BY_STAGE[stage](dict(arguments), torch.device(device), contract_failed)
+
+
+def _calibration(_arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+    from mfubench.measure.calibrate import DTYPES, load_or_calibrate
+    from mfubench.measure.environment import environment
+
+    dtypes = DTYPES[device.type] if device.type == "cuda" else ("fp32",)
+    found = {dtype: asdict(load_or_calibrate(device, dtype, refresh=True)) for dtype in dtypes}
+    return {"environment": environment(device), "by_dtype": found}
+
+
+def _contract(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+    from mfubench.kernels.catalog import examples_of
+    from mfubench.kernels.check import check_op, document
+
+    return document([check_op(examples_of(arguments["op"]), device)], device, full=False)
+
+
+def _bench(arguments: dict[str, Any], device: torch.device, contract_failed: bool) -> Any:
+    if device.type != "cuda":
+        raise NotHere("kernels are timed on a GPU only")
+    if contract_failed:
+        raise NotHere("its numbers are wrong, and a wrong kernel is never timed")
+    from mfubench.kernels.bench import bench_all, document
+    from mfubench.measure.environment import device_uuid
+    from mfubench.measure.nvml import NvmlSampler
+
+    with NvmlSampler(device_uuid(device)) as sampler:
+        rows, lock = bench_all(
+            [arguments["op"]], device, shapes=(), peer=None, rounds=BENCH_ROUNDS, tune=arguments["tune"], checked=True
+        )
+    return {**document(rows, device), "nvml": sampler.summary(), "lock": lock}
+
+
+def _profile(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+    import json
+
+    from mfubench.profiling import profile
+    from mfubench.workload.spec import WorkloadSpec
+
+    chosen = {key: arguments[key] for key in ("model", "size", "mode", "impl", "compile")}
+    return json.loads(profile(WorkloadSpec(**chosen, device=device.type)).to_json())
+
+
+def _road(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+    raise NotImplementedError
+
+
+_BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, bool], Any]] = {
+    "calibration": _calibration,
+    "contract": _contract,
+    "bench": _bench,
+    "profile": _profile,
+    "road": _road,
+}
