@@ -14,6 +14,8 @@ import typer
 
 from mfubench.errors import MfubenchError
 
+from .ablate import ablate
+from .compare import compare
 from .doctor import doctor
 from .models import models
 from .options import DEBUG_FLAG
@@ -26,7 +28,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (profile, report, models, doctor):
+for command in (profile, compare, report, ablate, models, doctor):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
+from .blocks import Page
 from .comparison import page
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ ROWS = 25
 
 def render(runs: Sequence[Run]) -> str:
     """The report of ``runs``; a long table is folded after its first rows."""
-    return _template().render(page=page(runs), shown=ROWS)
+    return render_page(page(runs))
+
+
+def render_page(given: Page) -> str:
+    """Any page."""
+    return _template().render(page=given, shown=ROWS)
 
 
 @cache

@@ -12,6 +12,7 @@ FORBIDDEN = {
     "mfubench/measure": ("mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.profiling"),
     "mfubench/attribute": ("mfubench.report", "mfubench.cli", "mfubench.workload", "mfubench.profiling"),
     "mfubench/data": ("mfubench.measure", "mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.workload"),
+    "mfubench/ablate": ("mfubench.report", "mfubench.cli"),
     "mfubench/report": ("torch", "mfu_models", "mfu_kernels", "mfubench.measure", "mfubench.attribute", "mfubench.cli"),
 }
 
