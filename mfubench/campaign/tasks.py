@@ -64,8 +64,21 @@ def _profile(arguments: dict[str, Any], device: torch.device, _failed: bool) -> 
     return json.loads(profile(WorkloadSpec(**chosen, device=device.type)).to_json())
 
 
-def _road(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
-    raise NotImplementedError
+def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
+    """The ablation of Kunlun; its own folder keeps each step, so that one that is cut off goes on."""
+    import json
+
+    from mfubench.ablate.ladder import Ladder
+    from mfubench.report import write_page
+    from mfubench.report.ablation import ablation_page
+    from mfubench.workload.spec import WorkloadSpec
+
+    place = folder / "road" / f"kunlun-{arguments['size']}"
+    ladder = Ladder(WorkloadSpec("kunlun", size=arguments["size"], device=device.type), place)
+    ladder.climb()
+    found = ladder.ablation()
+    write_page(ablation_page(found), place)
+    return json.loads(found.to_json())
 
 
 _BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, bool], Any]] = {

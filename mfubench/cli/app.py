@@ -14,6 +14,9 @@ import typer
 
 from mfubench.errors import MfubenchError
 
+from .ablate import ablate
+from .campaign import campaign
+from .compare import compare
 from .doctor import doctor
 from .kernels import kernels
 from .models import models
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(kernels)
-for command in (profile, report, models, doctor):
+for command in (profile, compare, report, ablate, campaign, models, doctor):
     app.command()(command)
 
 

@@ -7,10 +7,14 @@ from typer.main import get_command
 from mfubench.cli import app
 
 EVERYWHERE = {"--json", "--quiet", "--verbose", "--debug"}
+WORKLOAD = {
+    *("model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"),
+    *("--candidates", "--steps", "--seed", "--data"),
+}
 FROZEN = {
-    "profile": EVERYWHERE
-    | {"model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"}
-    | {"--steps", "--seed", "--data", "--out", "--trace", "--candidates", "--timeout"},
+    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout"},
+    "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
+    "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},

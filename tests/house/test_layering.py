@@ -16,6 +16,7 @@ FORBIDDEN = {
         *("mfubench.report", "mfubench.cli"),
     ),
     "mfubench/data": ("mfubench.measure", "mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.workload"),
+    "mfubench/ablate": ("mfubench.report", "mfubench.cli"),
     "mfubench/report": ("torch", "mfu_models", "mfu_kernels", "mfubench.measure", "mfubench.attribute", "mfubench.cli"),
 }
 
