@@ -6,10 +6,14 @@ must cost one task, not the campaign. So tasks run in a worker, one after the ot
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from time import monotonic
 from typing import Any
+
+from mfubench.kernels.interpreter import interpreting_children
 
 from .plan import Task
 from .store import ABSENT, DONE, FAILED, Store
@@ -36,14 +40,14 @@ def run_campaign(
     waiting = [task for task in tasks if not store.is_done(task)]
     deadline = monotonic() + budget_s
     counts = {DONE: 0, FAILED: 0, ABSENT: 0}
-    worker = Worker(device)
+    worker = Worker(device, store.folder)
     try:
         for index, task in enumerate(waiting):
             left = deadline - monotonic()
             if left < LEAST_S:
                 return _outcome(counts, len(tasks) - len(waiting), len(waiting) - index)
             progress(f"{task.stage}: {task.name}", index / len(waiting))
-            status, reason, document = worker.run(task, min(left, task_limit_s), _contract_failed(store, task))
+            status, reason, document = worker.run(task, min(left, task_limit_s))
             store.write(task, status, reason, document)
             counts[status] += 1
     finally:
@@ -55,33 +59,25 @@ def _outcome(counts: dict[str, int], before: int, left: int) -> Outcome:
     return Outcome(counts[DONE], before, counts[FAILED], counts[ABSENT], left)
 
 
-def _contract_failed(store: Store, task: Task) -> bool:
-    """Whether the task's op has a contract result that is not a clean pass."""
-    if task.stage != "bench":
-        return False
-    found = store.read("contract", task.arguments["op"])
-    return found is not None and (found["status"] != DONE or any(op["failed"] for op in found["document"]["ops"]))
-
-
 class Worker:
     """A process that runs tasks; started when it is first needed and after it broke."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, folder: Path) -> None:
+        self.device, self.folder = device, folder
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    def run(self, task: Task, limit_s: float, contract_failed: bool) -> tuple[str, str | None, Any]:
+    def run(self, task: Task, limit_s: float) -> tuple[str, str | None, Any]:
         """Status, reason and document of one task."""
         pipe = self._started()
-        pipe.send((task.stage, dict(task.arguments), contract_failed))
+        pipe.send((task.stage, dict(task.arguments)))
         try:
             if not pipe.poll(limit_s):
                 self.stop()
                 return FAILED, f"gave up after {limit_s:.0f} s", None
             status, reason, document, usable = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             code = self._exit_code()
             self.stop()
             return FAILED, f"its process ended with code {code}", None
@@ -101,8 +97,9 @@ class Worker:
     def _started(self) -> Connection:
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_work, args=(theirs, self.device), daemon=False)
-            self._process.start()
+            self._process = self._context.Process(target=_work, args=(theirs, self.device, self.folder))
+            with interpreting_children() if self.device == "cpu" else nullcontext():
+                self._process.start()
             theirs.close()
         return self._pipe
 
@@ -112,7 +109,7 @@ class Worker:
         return code
 
 
-def _work(pipe: Connection, device: str) -> None:
+def _work(pipe: Connection, device: str, folder: Path) -> None:
     """The worker: a task in, its result out, until the pipe closes."""
     import signal
     import sys
@@ -121,22 +118,18 @@ def _work(pipe: Connection, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the campaign hears Ctrl-C and ends this process
     warnings.simplefilter("ignore")
     sys.stdout = sys.stderr
-    if device == "cpu":
-        from mfubench.kernels.interpreter import interpret_kernels
-
-        interpret_kernels()
     import torch
 
     from .tasks import NotHere, run_task
 
     while True:
         try:
-            stage, arguments, contract_failed = pipe.recv()
+            stage, arguments = pipe.recv()
         except EOFError:
             return
         usable = True
         try:
-            result = (DONE, None, run_task(stage, arguments, device, contract_failed))
+            result = (DONE, None, run_task(stage, arguments, device, folder))
         except NotHere as why:
             result = (ABSENT, str(why), None)
         except torch.OutOfMemoryError as error:

@@ -45,7 +45,7 @@ class Store:
         Raises:
             BadInput: it holds another campaign.
         """
-        identity = {"device": _device_name(environment), "code": code_hash()}
+        identity = {"device": environment["device_name"], "code": code_hash()}
         if (self.folder / INDEX).exists():
             found = self.index()["identity"]
             for name, value in identity.items():
@@ -104,7 +104,3 @@ class Store:
         """Every result of a stage, by name."""
         files = sorted((self.folder / stage).glob("*.json"))
         return [found for file in files if (found := self.read(stage, file.stem)) is not None]
-
-
-def _device_name(environment: Mapping[str, Any]) -> str:
-    return str(environment["device"].get("name") or environment.get("cpu"))

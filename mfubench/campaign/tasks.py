@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .store import DONE, Store
 
 BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
 
@@ -13,16 +16,16 @@ class NotHere(Exception):
     """Why a task cannot be run on this device; it is no failure."""
 
 
-def run_task(stage: str, arguments: Mapping[str, Any], device: str, contract_failed: bool) -> Any:
-    """Run one task on ``device``.
+def run_task(stage: str, arguments: Mapping[str, Any], device: str, folder: Path) -> Any:
+    """Run one task on ``device``; ``folder`` is the campaign's.
 
     Raises:
         NotHere: the task needs another device, or a kernel that is right.
     """
-    return _BY_STAGE[stage](dict(arguments), torch.device(device), contract_failed)
+    return _BY_STAGE[stage](dict(arguments), torch.device(device), folder)
 
 
-def _calibration(_arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+def _calibration(_arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
     from mfubench.measure.calibrate import DTYPES, load_or_calibrate
     from mfubench.measure.environment import environment
 
@@ -31,18 +34,18 @@ def _calibration(_arguments: dict[str, Any], device: torch.device, _failed: bool
     return {"environment": environment(device), "by_dtype": found}
 
 
-def _contract(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+def _contract(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
     from mfubench.kernels.catalog import examples_of
     from mfubench.kernels.check import check_op, document
 
     return document([check_op(examples_of(arguments["op"]), device)], device, full=False)
 
 
-def _bench(arguments: dict[str, Any], device: torch.device, contract_failed: bool) -> Any:
+def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     if device.type != "cuda":
         raise NotHere("kernels are timed on a GPU only")
-    if contract_failed:
-        raise NotHere("its numbers are wrong, and a wrong kernel is never timed")
+    if _contract_failed(Store(folder), arguments["op"]):
+        raise NotHere("its contract has not passed in this campaign, and a wrong kernel is never timed")
     from mfubench.kernels.bench import bench_all, document
     from mfubench.measure.environment import device_uuid
     from mfubench.measure.nvml import NvmlSampler
@@ -54,7 +57,13 @@ def _bench(arguments: dict[str, Any], device: torch.device, contract_failed: boo
     return {**document(rows, device), "nvml": sampler.summary(), "lock": lock}
 
 
-def _profile(arguments: dict[str, Any], device: torch.device, _failed: bool) -> Any:
+def _contract_failed(store: Store, op: str) -> bool:
+    """Whether this campaign's contract result of the op is anything but a clean pass."""
+    found = store.read("contract", op)
+    return found is None or found["status"] != DONE or any(item["failed"] for item in found["document"]["ops"])
+
+
+def _profile(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
     import json
 
     from mfubench.profiling import profile
@@ -81,7 +90,7 @@ def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     return json.loads(found.to_json())
 
 
-_BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, bool], Any]] = {
+_BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, Path], Any]] = {
     "calibration": _calibration,
     "contract": _contract,
     "bench": _bench,

@@ -121,7 +121,24 @@ def _bench(documents: Sequence[Any]) -> list[Section]:
 
 
 def _roads(documents: Sequence[Any]) -> list[Section]:
-    return []
+    """The road to Kunlun of each size; each has a report of its own in its folder."""
+    return [
+        Section(f"The road to Kunlun, {found['workload']['size']}", [_road(found)], brief=True) for found in documents
+    ]
+
+
+def _road(found: Any) -> Table:
+    steps = [step for step in found["steps"] if step["kind"] == "road"]
+    changes = {change["name"]: change for change in found["changes"] if change["kind"] == "road"}
+    rates = [None if step["row"] is None else step["row"]["samples_per_s"]["value"] for step in steps]
+    gains = [changes.get(step["name"], {}).get("relative", {}).get("samples_per_s", {}).get("value") for step in steps]
+    columns = [
+        (Column("step"), [step["name"] for step in steps]),
+        (Column("samples/s", numeric=True), fmt.column(rates)),
+        (Column("change of samples/s, %", numeric=True), fmt.percents(gains)),
+        (Column("why there is no number"), [step["reason"] for step in steps]),
+    ]
+    return Table.of("Each step turns on one switch more. Its folder has a report with intervals.", columns)
 
 
 def results_table(index: Mapping[str, Any], results: Results) -> str:

@@ -125,7 +125,7 @@ def bench_page(told: Document) -> Page:
     peak = told["peak"]
     facts = Facts(
         [
-            ("device", str(told["environment"]["device"].get("name"))),
+            ("device", str(told["environment"]["device_name"])),
             ("toolchain", ", ".join(f"{name} {version}" for name, version in told["toolchain"].items())),
             ("measured GEMM peak", f"{fmt.number(peak['measured_tflops'])} TFLOP/s {told['dtype']}"),
             ("measured copy bandwidth", f"{fmt.number(peak['bandwidth_gb_s'])} GB/s"),

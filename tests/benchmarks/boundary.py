@@ -2,8 +2,8 @@
 
     python tests/benchmarks/boundary.py [ROUNDS]
 
-The same empty launcher is called directly, through `mfu_kernels.boundary.define` as our kernels are, through the autograd
-function around that, and through ``torch.library.custom_op``; in turns, so that what drifts, drifts for all.
+The same empty launcher is called directly, through `mfu_kernels.boundary.define` as our kernels are, through the
+autograd function around that, and through ``torch.library.custom_op``; in turns, so that what drifts, drifts for all.
 """
 
 import sys
@@ -54,7 +54,7 @@ def microseconds(call: Callable[[Tensor, float], Tensor], x: Tensor) -> float:
 
 
 def main() -> None:
-    """Print each way's time a call, and what it adds to the direct call, as median and 95 % interval over the rounds."""
+    """Print each way's time a call, as median and 95 % interval, and what it adds to the direct call."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     leaf = torch.randn(4, 4, requires_grad=True)
     plain = leaf.detach()

@@ -112,7 +112,7 @@ def test_the_page_shows_what_was_not_timed_and_why() -> None:
     ]
     peak = {"measured_tflops": 100.0, "bandwidth_gb_s": 1000.0}
     told: Mapping[str, Any] = {
-        "environment": {"device": {"name": "a GPU"}}, "toolchain": {"triton": "3.9.0"}, "dtype": "bf16",
+        "environment": {"device_name": "a GPU"}, "toolchain": {"triton": "3.9.0"}, "dtype": "bf16",
         "flop_convention": "2 per multiply-add", "peak": peak, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     text = render_page(bench_page(told))
