@@ -65,13 +65,12 @@ def _headline(ablation: "Ablation") -> str:
 
 
 def _agreement(ablation: "Ablation") -> str:
-    judged = [each for each in ablation.published if each.kind == ON_THE_ROAD and each.sign]
-    if not judged:
+    counts = ablation.signs(ON_THE_ROAD)
+    if not sum(counts.values()):
         return ""
-    counts = {sign: sum(each.sign == sign for each in judged) for sign in ("agrees", "disagrees", "undecided")}
     return (
-        f"of {len(judged)} published changes of single steps the sign agrees with {counts['agrees']}, disagrees with "
-        f"{counts['disagrees']} and is undecided for {counts['undecided']}"
+        f"of {sum(counts.values())} published changes of single steps the sign agrees with {counts['agrees']}, "
+        f"disagrees with {counts['disagrees']} and is undecided for {counts['undecided']}"
     )
 
 
