@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mfubench.run import Run
+from mfubench.figures import stacks
+from mfubench.run import Run, family_place
 
 from . import format as fmt
-from .blocks import Block, Column, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Items, Page, Section, Table
 from .sections import run_page
 from .verdict import device, name, step_time, why_no_mfu
 
@@ -22,6 +23,7 @@ def page(runs: Sequence[Run]) -> Page:
         warnings=[_must_agree(name, values) for name, values in apart.items()],
         sections=[
             Section("Comparison", [_table(runs)], brief=True),
+            Section("Where the steps go", [_stacks(runs), _causes(runs)]),
             Section("What differs", [_what_differs(runs)]),
         ],
         parts=[replace(run_page(run), title=f"Run {at}: {name(run)}") for at, run in enumerate(runs, 1)],
@@ -71,6 +73,27 @@ def _table(runs: Sequence[Run]) -> Table:
             shares("MFU of measured peak %", "mfu_of_measured_peak"),
             (Column("model GFLOP a step", numeric=True, brief=False), gflop),
             shares("HFU %", "hfu", brief=False),
+        ],
+    )
+
+
+def _stacks(runs: Sequence[Run]) -> Chart:
+    listed = ", ".join(f"run {at} {step_time(run, 'ms')}" for at, run in enumerate(runs, 1))
+    return Chart("Causes of the step time, run by run", f"The median steps, by cause: {listed}.", stacks(runs))
+
+
+def _causes(runs: Sequence[Run]) -> Table:
+    """The ledgers side by side, a line that a run does not have as n/a."""
+    ledgers = [{line.cause: line.ms for line in run.ledger} for run in runs]
+    causes = sorted({cause for ledger in ledgers for cause in ledger}, key=lambda cause: (family_place(cause), cause))
+    return Table.of(
+        "Milliseconds of the median step by cause.",
+        [
+            (Column("cause"), causes),
+            *(
+                (Column(f"run {at}", numeric=True), fmt.column([ledger.get(cause) for cause in causes], digits=4))
+                for at, ledger in enumerate(ledgers, 1)
+            ),
         ],
     )
 
