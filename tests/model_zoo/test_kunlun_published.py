@@ -1,4 +1,4 @@
-"""What is published of the road's steps: names that exist, signs as printed, and the arithmetic of the contradictions."""
+"""What is published of the road's steps: signs as printed, and the arithmetic of what contradicts itself."""
 
 import re
 
@@ -19,17 +19,14 @@ def change(step: str, metric: str) -> float:
 @each_published
 def test_it_is_of_a_step_and_has_a_source(published: Published) -> None:
     assert published.step in {*STEPS, WHOLE}
-    assert published.source and published.printed and -1 < published.change and published.change != 0
+    assert published.source and published.printed and published.change > -1 and published.change != 0
 
 
 @each_published
 def test_the_change_is_the_printed_number(published: Published) -> None:
     """As it stands, turned round where it is without the switch over with it, or from one percentage to another."""
     numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?= %)", published.printed)]
-    if len(numbers) == 2:
-        ratio = numbers[1] / numbers[0]
-    else:
-        ratio = 1 + numbers[0] / 100
+    ratio = numbers[1] / numbers[0] if len(numbers) == 2 else 1 + numbers[0] / 100
     if "without it" in published.printed:
         ratio = 1 / ratio
     assert published.change == pytest.approx(ratio - 1, abs=1e-9)
