@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mfubench.comparison import Estimate, Row
 
-from .judge import Judgement
+from .judge import Judgement, Sign, signs
 from .plan import Kind
 
 SCHEMA_VERSION = 1
@@ -82,6 +82,10 @@ class Ablation:
     def change(self, kind: Kind, name: str) -> Change | None:
         """The change of this kind and name, if the plan has one."""
         return next((each for each in self.changes if (each.kind, each.name) == (kind, name)), None)
+
+    def signs(self, kind: Kind) -> Mapping[Sign, int]:
+        """How many published signs agree, disagree and are undecided, among the changes of this kind."""
+        return signs(each for each in self.published if each.kind == kind)
 
     def to_json(self) -> str:
         """The document as JSON, ``schema_version`` first."""

@@ -20,7 +20,7 @@ def time_pair(
     Raises:
         OutOfMemory, torch.OutOfMemoryError: the device does not hold both.
     """
-    torch.compiler.reset()  # compiled code of earlier workloads counts against dynamo's limit, beyond which it gives up
+    forget_compiled(before)
     workloads = [prepare(spec, source) for spec in (before, after)]
     first, second = time_in_turn(
         [_step(workload) for workload in workloads],
@@ -30,6 +30,12 @@ def time_pair(
         progress=progress,
     )
     return first, second
+
+
+def forget_compiled(spec: WorkloadSpec) -> None:
+    """Drop earlier workloads' compiled code, which counts against a limit beyond which dynamo runs eagerly instead."""
+    if spec.compile != "none":
+        torch.compiler.reset()
 
 
 def _step(workload: Workload) -> Callable[[int], None]:

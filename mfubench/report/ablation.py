@@ -17,14 +17,13 @@ METRICS = {
     "model_flops_per_sample": "model FLOPs a sample",
 }
 STATUS = {"out_of_memory": "out of memory", "not_reached": "not reached"}
-ON_THE_ROAD = "road"
 INTERVALS = "In brackets 95 % intervals."
 Number = Callable[["Row"], float | None]
 
 
 def ablation_page(ablation: "Ablation") -> Page:
     """Everything that a report says about ``ablation``, also where it is not complete."""
-    road = [step for step in ablation.steps if step.kind == ON_THE_ROAD]
+    road = [step for step in ablation.steps if step.kind == "road"]
     out = [change for change in ablation.changes if change.kind == "leave_one_out"]
     steps = {step.name: step for step in ablation.steps}
     workload = {key: value for key, value in ablation.workload.items() if value is not None}
@@ -65,13 +64,12 @@ def _headline(ablation: "Ablation") -> str:
 
 
 def _agreement(ablation: "Ablation") -> str:
-    judged = [each for each in ablation.published if each.kind == ON_THE_ROAD and each.sign]
-    if not judged:
+    counts = ablation.signs("road")
+    if not sum(counts.values()):
         return ""
-    counts = {sign: sum(each.sign == sign for each in judged) for sign in ("agrees", "disagrees", "undecided")}
     return (
-        f"of {len(judged)} published changes of single steps the sign agrees with {counts['agrees']}, disagrees with "
-        f"{counts['disagrees']} and is undecided for {counts['undecided']}"
+        f"of {sum(counts.values())} published changes of single steps the sign agrees with {counts['agrees']}, "
+        f"disagrees with {counts['disagrees']} and is undecided for {counts['undecided']}"
     )
 
 

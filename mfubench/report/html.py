@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
+from . import charts
 from .blocks import Page
 from .comparison import page
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS = 25
+REMEDY = (
+    "`pip install altair vl-convert-python` brings what draws charts; `mfubench report DIR --out DIR` then draws them, "
+    "here or on another machine that has the run.json. Their numbers are in the tables."
+)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -24,7 +29,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def render_page(given: Page) -> str:
     """Any page."""
-    return _template().render(page=given, shown=ROWS)
+    return _template().render(page=given, shown=ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY)
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mfubench.run import Run
 
-from .blocks import Block, Facts, Items, Page, Table
+from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
 
 ROWS = 20
@@ -38,6 +38,8 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
         case Facts(pairs):
             return "\n".join(f"- **{escape(key)}**: {escape(given)}" for key, given in pairs)
+        case Chart():
+            return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
         case Table():
             return render_table(block)
 
