@@ -154,6 +154,7 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
         except EOFError:
             return
         usable = True
+        result: tuple[str, str | None, Any]
         try:
             result = (DONE, None, run_task(stage, arguments, device, folder))
         except NotHere as why:
