@@ -201,4 +201,35 @@ def _segments(run: Run, wide_ms: float) -> list[Segment]:
     return segments
 
 
-Figure = Waterfall | Roofline | Stacks
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A value of one series in one row, with its interval, which may have no width."""
+
+    row: str
+    series: str
+    value: float
+    low: float
+    high: float
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dots:
+    """Values with intervals, row by row: from zero on as percentages, or as ``ratios`` around 1, on a log axis."""
+
+    title: str
+    dots: list[Dot]
+    ratios: bool
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows in the order in which they are drawn."""
+        return list(dict.fromkeys(dot.row for dot in self.dots))
+
+    @property
+    def series(self) -> list[str]:
+        """The series in the order in which they come first."""
+        return list(dict.fromkeys(dot.series for dot in self.dots))
+
+
+Figure = Waterfall | Roofline | Stacks | Dots

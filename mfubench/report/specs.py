@@ -6,10 +6,11 @@ verdicts have shapes, losses a sign, segments their name. ``about`` is what a ma
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mfubench.figures import Ceiling, Drop, Figure, Mark, Roofline, Stacks, Waterfall
+from mfubench.figures import Ceiling, Dots, Drop, Figure, Mark, Roofline, Stacks, Waterfall
 from mfubench.run import family_place
 
 from . import format as fmt
@@ -60,6 +61,7 @@ FAMILIES = {
     "launch": "purple",
 }
 OTHER_FAMILY = "grey"
+SERIES = (("blue", "circle"), ("orange", "diamond"), ("teal", "square"))
 
 
 def spec(figure: Figure) -> dict[str, Any]:
@@ -71,6 +73,8 @@ def spec(figure: Figure) -> dict[str, Any]:
             drawn = _roofline(figure)
         case Stacks():
             drawn = _stacks(figure)
+        case Dots():
+            drawn = _dots(figure)
     plain = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
     styled = (
         drawn.configure(
@@ -257,3 +261,32 @@ def _stacks(figure: Stacks) -> "alt.LayerChart":
         names.encode(x="start:Q", y=y, text="name:N"),
         ends.encode(x="end:Q", y=y, text="label:N"),
     ).properties(width=WIDTH, height={"step": 2 * BAND})
+
+
+def _dots(figure: Dots) -> "alt.LayerChart":
+    import altair as alt
+
+    rows = list(map(asdict, figure.dots))
+    several = len(figure.series) > 1
+    looks = dict(zip(figure.series, SERIES, strict=False))
+    legend = alt.Legend(title=None, orient="top", symbolSize=120, columnPadding=LEGEND) if several else None
+    domain = list(looks)
+    hue = alt.Color(
+        "series:N", legend=legend, scale=alt.Scale(domain=domain, range=[color(h) for h, _ in looks.values()])
+    )
+    shape = alt.Shape("series:N", legend=legend, scale=alt.Scale(domain=domain, range=[s for _, s in looks.values()]))
+    places = {
+        "y": alt.Y("row:N", sort=figure.rows, title=None, axis=_names(figure.rows)),
+        "yOffset": alt.YOffset("series:N", sort=domain),
+    }
+    scale = alt.Scale(type="log", nice=False) if figure.ratios else alt.Scale(zero=True)
+    axis = alt.Axis(format="~g" if figure.ratios else ".0%", tickCount=8)
+    x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
+    whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)
+    points = (
+        _chart(rows)
+        .mark_point(filled=True, size=70, opacity=1)
+        .encode(x="value:Q", **places, color=hue, shape=shape, description="about:N")
+    )
+    one = [_chart([{"low": 1.0}]).mark_rule(color=QUIET, strokeDash=[4, 4]).encode(x="low:Q")] if figure.ratios else []
+    return alt.layer(*one, whiskers, points).properties(width=WIDTH, height={"step": BAND * (2 if several else 1)})
