@@ -61,6 +61,7 @@ FAMILIES = {
     "launch": "purple",
 }
 OTHER_FAMILY = "grey"
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 4, 6, 10]
 SERIES = (("blue", "circle"), ("orange", "diamond"), ("teal", "square"))
 
 
@@ -280,7 +281,7 @@ def _dots(figure: Dots) -> "alt.LayerChart":
         "yOffset": alt.YOffset("series:N", sort=domain),
     }
     scale = alt.Scale(type="log", nice=False) if figure.ratios else alt.Scale(zero=True)
-    axis = alt.Axis(format="~g" if figure.ratios else ".0%", tickCount=8)
+    axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format=".0%", tickCount=8)
     x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
     whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)
     points = (
@@ -289,4 +290,5 @@ def _dots(figure: Dots) -> "alt.LayerChart":
         .encode(x="value:Q", **places, color=hue, shape=shape, description="about:N")
     )
     one = [_chart([{"low": 1.0}]).mark_rule(color=QUIET, strokeDash=[4, 4]).encode(x="low:Q")] if figure.ratios else []
-    return alt.layer(*one, whiskers, points).properties(width=WIDTH, height={"step": BAND * (2 if several else 1)})
+    height = {"step": 2 * BAND if several else BAND, "for": "position"}
+    return alt.layer(*one, whiskers, points).properties(width=WIDTH, height=height)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mfubench.report import html, markdown, terminal, write_reports
 from mfubench.report.format import GROUP
+from mfubench.run import LedgerLine
 from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run
 
 HEADLINE = (
@@ -206,3 +207,18 @@ def test_a_report_needs_neither_torch_nor_pandas():
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=where)
     assert done.stdout.strip() == "set()"
+
+
+def test_runs_are_held_against_a_baseline(render):
+    slower = a_run(step={"timings_ms": [24.2, 24.68, 25.2]}, ledger=[])
+    text = render(a_run(), slower)
+    assert "ratios are to run 1" in text and "baseline" in text and "2.000 [1." in text
+    assert "run 2 - run 1 ms" in text and "measured apart" in text
+
+
+def test_ledgers_stand_side_by_side_with_their_differences(render):
+    lines = [LedgerLine("useful", 5.1, 0.4, []), LedgerLine("data", 0.11, 0.01, [])]
+    text = render(a_run(), a_run(ledger=lines)).replace("|", " ").replace("  ", " ")
+    text = " ".join(text.split())
+    assert re.search(r"useful 4\.1\d* 5\.1\d* 1\.0+ ", text)
+    assert re.search(r"launch 0\.82\d* 0 -0\.82", text)
