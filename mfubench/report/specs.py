@@ -76,7 +76,7 @@ def spec(figure: Figure) -> dict[str, Any]:
         drawn.configure(
             background="transparent", font=FONT, padding={"left": 5, "top": 5, "right": MARGIN, "bottom": 5}
         )
-        .configure_view(strokeWidth=0)
+        .configure_view(stroke=None)
         .configure_axis(**plain, gridColor=GRID, domainColor=QUIET, tickColor=QUIET, labelLimit=0, titleFontSize=12)
         .configure_legend(**plain, titleFontSize=12, symbolStrokeColor=TEXT)
     )
@@ -154,7 +154,7 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
     }
     corners = [ceiling.corners(figure.intensities[0], figure.intensities[-1]) for ceiling in figure.ceilings]
     roofs = [
-        {"roof": at, "basis": ceiling.basis, "intensity": intensity, "rate": rate}
+        {"name": _ceiling_name(ceiling), "basis": ceiling.basis, "intensity": intensity, "rate": rate}
         for at, ceiling in enumerate(figure.ceilings)
         for intensity, rate in corners[at]
     ]
@@ -164,7 +164,11 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
     ]
     dashes = alt.Scale(domain=["measured", "datasheet"], range=[[1, 0], [6, 4]])
     dash = alt.StrokeDash("basis:N", scale=dashes, legend=None)
-    lines = _chart(roofs).mark_line(color=TEXT, strokeWidth=1.5).encode(**place, detail="roof:N", strokeDash=dash)
+    lines = (
+        _chart(roofs)
+        .mark_line(color=TEXT, strokeWidth=1.5)
+        .encode(**place, detail="name:N", strokeDash=dash, description="name:N")
+    )
     labels = _chart(names).mark_text(align="right", dy=-8, color=TEXT, fontSize=12).encode(**place, text="name:N")
     marks = [_mark(mark) for mark in figure.marks]
     points = (
@@ -231,8 +235,8 @@ def _stacks(figure: Stacks) -> "alt.LayerChart":
         {
             "run": f"run {at}",
             "family": segment.family,
-            "start": segment.start_ms,
-            "end": segment.end_ms,
+            "low": segment.low_ms,
+            "high": segment.high_ms,
             "name": segment.family if segment.wide else "",
             "about": f"run {at}, {segment.family}: {fmt.number(segment.ms)} ms, {fmt.percent(segment.share)} of it",
         }
@@ -240,20 +244,20 @@ def _stacks(figure: Stacks) -> "alt.LayerChart":
         for segment in stack.segments
     ]
     steps: list[dict[str, Any]] = [
-        {"run": f"run {at}", "end": stack.step_ms, "label": f"{fmt.number(stack.step_ms, 4)} ms"}
+        {"run": f"run {at}", "right": stack.right_ms, "label": f"{fmt.number(stack.step_ms, 4)} ms"}
         for at, stack in enumerate(figure.stacks, 1)
     ]
     families = sorted({row["family"] for row in rows}, key=family_place)
     hues = alt.Scale(domain=families, range=[color(FAMILIES.get(family, OTHER_FAMILY)) for family in families])
     legend = alt.Legend(title="cause", orient="top", columns=5, symbolType="square", columnPadding=LEGEND)
     y = alt.Y("run:N", sort=[step["run"] for step in steps], title=None, axis=_names(step["run"] for step in steps))
-    x = alt.X("start:Q", title="ms of the median step", scale=alt.Scale(nice=False))
+    x = alt.X("low:Q", title="ms of the median step", scale=alt.Scale(nice=False))
     hue = alt.Color("family:N", scale=hues, legend=legend)
     bars = _chart(rows).mark_bar(height={"band": 0.7}, stroke=PAGE, strokeWidth=1)
     names = _chart([row for row in rows if row["name"]]).mark_text(align="left", dx=4, color=PAGE, fontSize=11)
     ends = _chart(steps).mark_text(align="left", dx=6, color=TEXT, fontSize=12)
     return alt.layer(
-        bars.encode(x=x, x2="end:Q", y=y, color=hue, description="about:N"),
-        names.encode(x="start:Q", y=y, text="name:N"),
-        ends.encode(x="end:Q", y=y, text="label:N"),
+        bars.encode(x=x, x2="high:Q", y=y, color=hue, description="about:N"),
+        names.encode(x="low:Q", y=y, text="name:N"),
+        ends.encode(x="right:Q", y=y, text="label:N"),
     ).properties(width=WIDTH, height={"step": 2 * BAND})
