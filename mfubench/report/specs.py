@@ -17,6 +17,8 @@ from . import format as fmt
 if TYPE_CHECKING:
     import altair as alt
 
+    Drawn = alt.LayerChart | alt.FacetChart
+
 WIDTH, HEIGHT, BAND = 700, 420, 20
 LEGEND = 36  # between entries
 MARGIN = 30  # to the right, for labels at the end of a bar
@@ -71,7 +73,7 @@ def spec(figure: Figure) -> dict[str, Any]:
             drawn = _roofline(figure)
         case Stacks():
             drawn = _stacks(figure)
-    plain = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
+    plain: dict[str, Any] = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
     styled = (
         drawn.configure(
             background="transparent", font=FONT, padding={"left": 5, "top": 5, "right": MARGIN, "bottom": 5}
@@ -95,15 +97,15 @@ def _chart(rows: Iterable[Mapping[str, Any]]) -> "alt.Chart":
     return alt.Chart(alt.Data(values=list(rows)))
 
 
-def _waterfall(figure: Waterfall) -> "alt.LayerChart":
+def _waterfall(figure: Waterfall) -> "Drawn":
     import altair as alt
 
-    labels = fmt.percents([drop.line.share for drop in figure.drops])
+    shares = fmt.percents([drop.line.share for drop in figure.drops])
     whole = f"the median step, {fmt.number(figure.step_ms, 4)} ms"
     useful = f"what is left: {fmt.percent(figure.useful)} of the step is useful, and that is the MFU"
     rows = [
         _bar("the step", "whole", 0.0, 1.0, "100 %", whole),
-        *(_drop(drop, label) for drop, label in zip(figure.drops, labels, strict=True)),
+        *(_drop(drop, share) for drop, share in zip(figure.drops, shares, strict=True)),
         _bar("useful = MFU", "whole", 0.0, figure.useful, fmt.percent(figure.useful), useful),
     ]
     links = [{"row": row["row"], "next": after["row"], "left": row["left"]} for row, after in pairwise(rows)]
@@ -138,25 +140,28 @@ def _bar(row: str, kind: str, before: float, left: float, label: str, about: str
     return {"row": row, "kind": kind, "low": low, "high": high, "left": left, "label": label, "about": about}
 
 
-def _roofline(figure: Roofline) -> "alt.LayerChart":
+def _roofline(figure: Roofline) -> "Drawn":
     import altair as alt
 
-    x, y = (
-        {
-            "scale": alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False),
-            "axis": alt.Axis(values=decades, format=style),
-        }
-        for decades, style in ((figure.intensities, "~g"), (figure.rates, "~s"))
-    )
     place = {
-        "x": alt.X("intensity:Q", title="model FLOPs for each byte that must move", **x),
-        "y": alt.Y("rate:Q", title="model FLOP/s", **y),
+        "x": alt.X(
+            "intensity:Q",
+            title="model FLOPs for each byte that must move",
+            scale=_logarithmic(figure.intensities),
+            axis=alt.Axis(values=figure.intensities, format="~g"),
+        ),
+        "y": alt.Y(
+            "rate:Q",
+            title="model FLOP/s",
+            scale=_logarithmic(figure.rates),
+            axis=alt.Axis(values=figure.rates, format="~s"),
+        ),
     }
     corners = [ceiling.corners(figure.intensities[0], figure.intensities[-1]) for ceiling in figure.ceilings]
     roofs = [
         {"name": _ceiling_name(ceiling), "basis": ceiling.basis, "intensity": intensity, "rate": rate}
-        for at, ceiling in enumerate(figure.ceilings)
-        for intensity, rate in corners[at]
+        for ceiling, points in zip(figure.ceilings, corners, strict=True)
+        for intensity, rate in points
     ]
     names = [
         {"intensity": ends[-1][0], "rate": ends[-1][1], "name": _ceiling_name(ceiling)}
@@ -182,10 +187,16 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
         )
     )
     numbers = [_mark(mark) | {"ranks": _ranks(ranks)} for mark, ranks in figure.labels]
-    bold = {"color": TEXT, "fontSize": 12, "fontWeight": "bold", "align": "left", "dx": 9}
+    bold: dict[str, Any] = {"color": TEXT, "fontSize": 12, "fontWeight": "bold", "align": "left", "dx": 9}
     halos = _chart(numbers).mark_text(**bold, stroke=PAGE, strokeWidth=3).encode(**place, text="ranks:N")
     ranks = _chart(numbers).mark_text(**bold).encode(**place, text="ranks:N")
     return alt.layer(lines, labels, points, halos, ranks).properties(width=WIDTH, height=HEIGHT)
+
+
+def _logarithmic(decades: list[float]) -> "alt.Scale":
+    import altair as alt
+
+    return alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False)
 
 
 def _verdicts(seen: Iterable[str]) -> "dict[str, alt.Color | alt.Shape]":
@@ -228,7 +239,7 @@ def _mark(mark: Mark) -> dict[str, Any]:
     }
 
 
-def _stacks(figure: Stacks) -> "alt.LayerChart":
+def _stacks(figure: Stacks) -> "Drawn":
     import altair as alt
 
     rows: list[dict[str, Any]] = [
