@@ -16,11 +16,11 @@ from .attribute.join import Attribution, attribute
 from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
 from .attribute.roofline import DTYPE_NAMES, Ceilings
 from .attribute.steadiness import unsteady
-from .errors import BadInput, MfubenchError, ToolBroke
+from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
 from .measure.calibrate import DTYPES, Calibration, load_or_calibrate, peaks_by_dtype
 from .measure.count import Count, count_step
 from .measure.environment import device_uuid, environment
-from .measure.memory import peak_of_step
+from .measure.memory import peak_of_step, ran_out_of_memory
 from .measure.nvml import NvmlSampler, missing_counters, per_step
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
@@ -117,18 +117,19 @@ def _first_step(workload: Workload) -> None:
         if workload.device.type == "cuda":
             torch.cuda.synchronize(workload.device)
             torch.cuda.reset_peak_memory_stats(workload.device)
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f"the step ran out of memory: {error}; use a smaller --batch-size or --size") from error
     except (MfubenchError, InvalidArgument):
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            message = f"the step ran out of memory: {error}; use a smaller --batch-size or --size"
+            raise OutOfMemory(message) from error
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
         raise BadInput(f"the model's step failed: {type(error).__name__}: {error}") from error
 
 
 def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:
-    spec, module = workload.spec, _compiled(workload)
+    spec, module = workload.spec, timed_module(workload)
     if spec.compile != "none":
         progress("compiling", 0.15)
         for index in range(len(workload.inputs)):
@@ -154,7 +155,7 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
     return timings, per_step(sampler.summary(), _requests(workload, spec.steps + more), spec.steps + more)
 
 
-def _compiled(workload: Workload) -> nn.Module:
+def timed_module(workload: Workload) -> nn.Module:
     """The module that is timed; the other passes look at the eager one, whose modules still have names."""
     kind = workload.spec.compile
     if kind == "none":

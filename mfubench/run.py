@@ -150,6 +150,11 @@ class Run:
         w = self.workload
         return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
 
+    @property
+    def device(self) -> str:
+        """The device's name, or its kind where it has none."""
+        return str(self.environment.get("device_name") or self.workload["device"])
+
     def to_json(self) -> str:
         """The document as JSON, keys in the order of the dataclass, ``schema_version`` first."""
         document = asdict(self)
@@ -190,12 +195,13 @@ _NUMBER = (int, float)
 _MAYBE = (int, float, type(None))
 # What readers take for granted inside a Run, by dotted path.
 _EXPECTED: Mapping[str, Any] = {
-    **dict.fromkeys(("environment", "impls", "memory.by_kind"), dict),
+    **dict.fromkeys(("environment", "impls", "memory.by_kind", "workload.overrides"), dict),
     **dict.fromkeys(
         ("step.timings_ms", "flops.unknown_ops", "modules", "kernels", "ledger", "hotspots", "warnings"), list
     ),
     **dict.fromkeys(("not_measured", "ranks"), list),
     **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
+    **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data_hash")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
     **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
     **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _NUMBER),

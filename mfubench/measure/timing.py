@@ -1,6 +1,7 @@
 """The timing pass: whole steps, no hook, no profiler. Only its numbers feed MFU and the gate."""
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from time import perf_counter
 
@@ -33,6 +34,39 @@ def time_steps(
         step(index)
         timings.append(1e3 * (perf_counter() - start))
         progress(index + 1)
+    return timings
+
+
+def time_in_turn(
+    steps: Sequence[Callable[[int], None]],
+    *,
+    device: torch.device,
+    num_rounds: int,
+    warmup: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[float]]:
+    """Milliseconds of each of ``steps`` in ``num_rounds`` rounds, ``[step][round]``, after ``warmup`` rounds.
+
+    Every round runs each of them once on the same index, in an order drawn anew (with a fixed seed), so that neither
+    a machine that changes its pace nor the neighbour that ran before favours one of them.
+    """
+    generator = random.Random(0)
+    orders = [generator.sample(range(len(steps)), len(steps)) for _ in range(num_rounds)]
+    turns = [(index, which) for index, order in enumerate(orders) for which in order]
+    for index in range(warmup):
+        for step in steps:
+            step(index)
+
+    def turn(at: int) -> None:
+        index, which = turns[at]
+        steps[which](index)
+
+    timings: list[list[float]] = [[] for _ in steps]
+    found = time_steps(
+        turn, device=device, num_steps=len(turns), warmup=0, progress=lambda done: progress(done // len(steps))
+    )
+    for (_, which), milliseconds in zip(turns, found, strict=True):
+        timings[which].append(milliseconds)
     return timings
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mfubench.run import Run
 
 from . import charts
+from .blocks import Page
 from .comparison import page
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ REMEDY = (
 
 def render(runs: Sequence[Run]) -> str:
     """The report of ``runs``; a long table is folded after its first rows, and a very long one ends."""
+    return render_page(page(runs))
+
+
+def render_page(given: Page) -> str:
+    """Any page."""
     return _template().render(
-        page=page(runs), shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY
+        page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY
     )
 
 

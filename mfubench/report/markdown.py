@@ -41,10 +41,11 @@ def _block(block: Block) -> str:
         case Chart():
             return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
         case Table():
-            return _table(block)
+            return render_table(block)
 
 
-def _table(table: Table) -> str:
+def render_table(table: Table) -> str:
+    """A table below its caption."""
     rows = table.rows[:ROWS] if table.rest else table.rows
     lines = [
         _row([column.header for column in table.columns]),
