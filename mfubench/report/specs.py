@@ -17,8 +17,6 @@ from . import format as fmt
 if TYPE_CHECKING:
     import altair as alt
 
-    Drawn = alt.LayerChart | alt.FacetChart
-
 WIDTH, HEIGHT, BAND = 700, 420, 20
 LEGEND = 36  # between entries
 MARGIN = 30  # to the right, for labels at the end of a bar
@@ -97,7 +95,7 @@ def _chart(rows: Iterable[Mapping[str, Any]]) -> "alt.Chart":
     return alt.Chart(alt.Data(values=list(rows)))
 
 
-def _waterfall(figure: Waterfall) -> "Drawn":
+def _waterfall(figure: Waterfall) -> "alt.LayerChart":
     import altair as alt
 
     shares = fmt.percents([drop.line.share for drop in figure.drops])
@@ -140,7 +138,7 @@ def _bar(row: str, kind: str, before: float, left: float, label: str, about: str
     return {"row": row, "kind": kind, "low": low, "high": high, "left": left, "label": label, "about": about}
 
 
-def _roofline(figure: Roofline) -> "Drawn":
+def _roofline(figure: Roofline) -> "alt.LayerChart":
     import altair as alt
 
     place = {
@@ -239,7 +237,7 @@ def _mark(mark: Mark) -> dict[str, Any]:
     }
 
 
-def _stacks(figure: Stacks) -> "Drawn":
+def _stacks(figure: Stacks) -> "alt.LayerChart":
     import altair as alt
 
     rows: list[dict[str, Any]] = [
