@@ -10,6 +10,7 @@ import torch
 from . import cost as _cost
 from .cost import OpClass, OpCost
 from .errors import UnsupportedImpl
+from .modes import compiling_ahead
 
 Impl = Literal["auto", "reference", "triton"]
 IMPLS: tuple[str, ...] = ("auto", "reference", "triton")
@@ -39,6 +40,8 @@ class Op:
         if impl not in self.implementations:
             have = ", ".join(sorted(self.implementations))
             raise UnsupportedImpl(f"{self.name} has no impl={impl!r} yet; it has: {have}; or use impl='auto'")
+        if impl == "triton":
+            _check_triton_runs(self.name, device)
         return impl
 
     def run(self, impl: str, device: torch.device, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -53,3 +56,35 @@ class Op:
             return function(*args, **kwargs)
         finally:
             observer.exit_op()
+
+
+def _check_triton_runs(op: str, device: torch.device) -> None:
+    """Kernels run on a CUDA device of sm_80 or later, on a CPU under Triton's interpreter, nowhere else."""
+    if compiling_ahead():
+        return
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MIN_CAPABILITY:
+            has, need = ("sm_{}{}".format(*version) for version in (capability, MIN_CAPABILITY))
+            raise UnsupportedImpl(f"{op}: impl='triton' needs {need} or later; {device} is {has}; use impl='reference'")
+    elif device.type != "cpu":
+        raise UnsupportedImpl(f"{op}: impl='triton' runs on cuda or cpu, not {device.type}; use impl='reference'")
+    elif not interpreting():
+        raise UnsupportedImpl(
+            f"{op}: impl='triton' on a CPU runs under Triton's interpreter only: set TRITON_INTERPRET=1 before Python "
+            "starts, or use impl='reference'"
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels in this process, on the host, in place of a compiler.
+
+    Raises:
+        UnsupportedImpl: triton is not installed.
+    """
+    try:
+        from triton import knobs
+    except ModuleNotFoundError as error:
+        raise UnsupportedImpl("impl='triton' needs the package triton; install it, or use impl='reference'") from error
+    return bool(knobs.runtime.interpret)

@@ -41,10 +41,11 @@ def _block(block: Block) -> str:
         case Chart():
             return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
         case Table():
-            return _table(block)
+            return render_table(block)
 
 
-def _table(table: Table) -> str:
+def render_table(table: Table) -> str:
+    """A table below its caption."""
     rows = table.rows[:ROWS] if table.rest else table.rows
     lines = [
         _row([column.header for column in table.columns]),
@@ -54,7 +55,7 @@ def _table(table: Table) -> str:
     if table.total:
         lines.append(_row([f"**{escape(cell)}**" if cell else "" for cell in table.total]))
     more = len(table.rows) - len(rows)
-    after = f"\n\n{more} more {table.rest}; report.html lists them all." if more else ""
+    after = f"\n\n{more} more {table.rest}; run.json lists them all." if more else ""
     return f"{escape(table.caption)}\n\n" + "\n".join(lines) + after
 
 

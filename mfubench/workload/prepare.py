@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mfu_kernels.jagged import trusted_offsets
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.check_batch import check_batch
@@ -102,7 +103,7 @@ def _prepare_zoo(
         module=module,
         inputs=requests if model.request_level else [batch.per_impression() for batch in requests],
         num_samples=[batch.num_requests for batch in requests],
-        forward=lambda model, batch: model(batch),
+        forward=_forward,
         loss=_click_loss,
         to_device=mover(device),
         optimizers=make_optimizers(module) if spec.mode == "train" else [],
@@ -124,6 +125,11 @@ def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
     """Also for sequences that the model does not read, so that models which read others still share their data."""
     longest = max(read.values())
     return {sequence.name: read.get(sequence.name, longest) for sequence in schema.sequences}
+
+
+def _forward(module: nn.Module, batch: Batch) -> Any:
+    with trusted_offsets():  # `check_batch` has read them
+        return module(batch)
 
 
 def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Tensor:

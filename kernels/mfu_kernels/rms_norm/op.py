@@ -5,10 +5,11 @@ from torch import Tensor
 from mfu_kernels.checks import check_norm
 from mfu_kernels.registry import Impl, Op
 
+from .boundary import rms_norm_triton
 from .cost import rms_norm_cost
 from .reference import rms_norm_reference
 
-OP = Op("rms_norm", "norm", rms_norm_cost, {"reference": rms_norm_reference})
+OP = Op("rms_norm", "norm", rms_norm_cost, {"reference": rms_norm_reference, "triton": rms_norm_triton})
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, impl: Impl = "auto") -> Tensor:

@@ -1,0 +1,87 @@
+"""A Triton kernel with its space of configs, and which of them a launch takes: forced, locked, or the default."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+
+from .lock import locked_config
+from .modes import Compiled, MetaParameters, ahead, forced
+
+Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
+KERNELS: dict[str, "Kernel"] = {}
+"""Every kernel whose module was imported, by name."""
+
+
+def config(num_warps: int = 4, num_stages: int = 1, **tiles: int | bool) -> triton.Config:
+    """A config: constants of the kernel by name, warps a program, and depth of its software pipeline."""
+    return triton.Config(tiles, num_warps=num_warps, num_stages=num_stages)
+
+
+# One rounding for a product and a sum is Triton's default up to 3.9 and not after; numbers were checked with it.
+OPTIONS = {"enable_fp_fusion": True}
+
+
+class Kernel:
+    """A jitted function, the configs that it may run with, and the one that it takes where none was measured.
+
+    ``space(key)`` lists the configs for a key, the default first: what tuning tries. A key holds what the best config
+    depends on, such as the head dimension. A launch takes, in this order, what `forced_config` says, what the lock file
+    has for this GPU and key, and the default. Nothing is tuned behind the user's back.
+    """
+
+    def __init__(self, function: Any, space: Callable[[MetaParameters], Sequence[triton.Config]]) -> None:
+        self.function, self.space = function, space
+        self.name: str = function.fn.__name__
+        self.module: str = function.fn.__module__
+        if self.name in KERNELS:
+            raise RuntimeError(f"two kernels are called {self.name}")
+        KERNELS[self.name] = self
+
+    def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
+        """The config that a launch with ``key`` takes on ``device``."""
+        configs = self.space(key)
+        wanted = forced(self.name, configs)
+        if wanted is not None:
+            return wanted
+        if device.type == "cuda":
+            locked = locked_config(self.name, torch.cuda.get_device_name(device), key)
+            if locked is not None:
+                return config(**locked)
+        return configs[0]
+
+    def launch(self, grid: Grid, device: torch.device, *args: Any, key: MetaParameters, **constants: Any) -> None:
+        """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
+        sink, all_configs = ahead()
+        if sink is not None:
+            chosen = self.choose(key, device)
+            for candidate in self.space(key) if all_configs else [chosen]:
+                compiled = self._compile(candidate, *args, **constants)
+                sink(Compiled(self.name, dict(key), candidate, candidate == chosen, compiled))
+            return
+        chosen = self.choose(key, device)
+        with _current(device):
+            self.function[grid(chosen.kwargs)](*args, **constants, **chosen.kwargs, **_options(chosen))
+
+    def _compile(self, chosen: triton.Config, *args: Any, **constants: Any) -> Any:
+        """The CompiledKernel, or the exception of a config that does not compile: a fact about it, for the table."""
+        try:
+            return self.function.warmup(*args, grid=(1,), **constants, **chosen.kwargs, **_options(chosen))
+        except Exception as error:
+            return error
+
+
+def _options(chosen: triton.Config) -> dict[str, Any]:
+    """How the compiler is to treat a kernel: the same in every version of Triton."""
+    return {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, **OPTIONS}
+
+
+def _current(device: torch.device) -> Any:
+    """Triton launches on the current CUDA device; tensors may lie on another."""
+    return torch.cuda.device(device) if device.type == "cuda" else torch.device(device)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,59 @@
+"""The lock: for each GPU, the configs that won a measurement, with its date and figures. Committed beside the code."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from .modes import MetaParameters
+
+SCHEMA_VERSION = 1
+FILE_NAME = "lock.json"
+
+
+Entry = Mapping[str, Any]
+_adopted: list[Entry] = []
+
+
+@cache
+def committed() -> tuple[Entry, ...]:
+    """Every committed entry: kernel, device, key, config, and the measurement that it won: date, ms, versions.
+
+    Raises:
+        RuntimeError: the file is of another schema.
+    """
+    document = json.loads((files("mfu_kernels") / FILE_NAME).read_text())
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise RuntimeError(f"{FILE_NAME} has schema_version {document.get('schema_version')}, not {SCHEMA_VERSION}")
+    return tuple(document["entries"])
+
+
+def key_text(key: MetaParameters) -> str:
+    """One spelling for a key, such as ``d=128 num_keys=256``."""
+    return " ".join(f"{name}={key[name]}" for name in sorted(key))
+
+
+def adopt(entries: Sequence[Entry]) -> None:
+    """Let ``entries``, which were just measured, hold in this process before the committed ones."""
+    _adopted.extend(entries)
+    _by_place.cache_clear()
+
+
+def merged() -> list[Entry]:
+    """The committed entries with those that this process adopted in their places, as they would be committed."""
+    return list({_place(entry): entry for entry in (*committed(), *_adopted)}.values())
+
+
+def _place(entry: Entry) -> tuple[str, str, str]:
+    return entry["kernel"], entry["device"], entry["key"]
+
+
+@cache
+def _by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+    return {_place(entry): entry["config"] for entry in merged()}
+
+
+def locked_config(kernel: str, device_name: str, key: MetaParameters) -> Mapping[str, Any] | None:
+    """The config, as arguments of `launching.config`, that won for this kernel, GPU and key, or None."""
+    return _by_place().get((kernel, device_name, key_text(key)))

@@ -1,0 +1,39 @@
+"""What the kernels that work on whole rows share: how many a program takes, and how many programs walk them all."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from .launching import config
+from .modes import MetaParameters
+
+MAX_WIDTH = 16_384
+"""Widest row: one program holds it in registers."""
+WALKERS_PER_PROCESSOR = 4
+INTERPRETED_WALKERS = 3  # few, so that each walks several blocks also on small inputs
+
+
+def row_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """Rows and warps a program for rows of ``key["width"]``, a power of two; 16 to 64 values a thread."""
+    width = int(key["width"])
+    configs = [
+        config(num_warps=warps, ROWS=rows)
+        for warps in (4, 8, 2, 16)
+        for rows in (8, 4, 16, 2, 1, 32)
+        if 16 <= rows * width // (32 * warps) <= 64
+    ]
+    return configs or [config(num_warps=min(16, max(1, width // 512)), ROWS=1 if width >= 512 else 8)]
+
+
+def num_walkers(device: torch.device) -> int:
+    """Programs that share out all rows: a few for each multiprocessor."""
+    if device.type == "cuda":
+        return WALKERS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+    return INTERPRETED_WALKERS
+
+
+def with_unit_stride(x: Tensor) -> Tensor:
+    """``x`` itself where its last dimension is dense, else a copy: a kernel reads 16 bytes at a time."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,40 @@
+"""What every triton implementation asks of its inputs before any launch."""
+
+import torch
+from torch import Tensor
+
+from .checks import invalid
+from .errors import UnsupportedImpl
+from .precision import matmul_dtype
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
+
+
+def check_dtypes(op: str, **arguments: Tensor | None) -> None:
+    """Each given tensor is of a dtype that kernels take.
+
+    Raises:
+        UnsupportedImpl: it is not.
+    """
+    for name, tensor in arguments.items():
+        if tensor is not None and tensor.dtype not in DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise UnsupportedImpl(
+                f"{op}: impl='triton' takes {allowed}; {name} is {tensor.dtype}; use impl='reference'"
+            )
+
+
+def check_head_dim(op: str, d: int) -> None:
+    """Kernels hold whole heads in registers: d from 8 to 256, those below 16 padded inside.
+
+    Raises:
+        InvalidArgument: another d.
+    """
+    if not MIN_HEAD_DIM <= d <= MAX_HEAD_DIM:
+        raise invalid(op, "the head dimension", d, f"{MIN_HEAD_DIM} to {MAX_HEAD_DIM} with impl='triton'")
+
+
+def cast_for_matmul(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast would do before a matmul: a kernel behind an operator of ours is none that autocast knows."""
+    return tuple(tensor.to(matmul_dtype(tensor)) for tensor in tensors)

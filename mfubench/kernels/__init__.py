@@ -1,0 +1,1 @@
+"""Kernels under the lens: their numbers, their compiled code, their speed."""

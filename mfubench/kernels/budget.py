@@ -1,0 +1,105 @@
+"""How far a kernel may err: measured against an honest implementation, never chosen.
+
+The truth is the op's reference in fp64. The honest implementation is the same reference with what the hardware forces
+and nothing more: inputs, outputs and the operands of every matmul are of the kernel's dtype, all else is fp32. A kernel
+may err twice as much forward and three times as much backward, and always by one rounding of its output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mfu_kernels.examples import Examples, Inputs
+
+FACTORS = {"forward": 2.0, "backward": 3.0}
+OUTPUT = "out"
+_MATMULS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
+
+
+class RoundedMatmuls(TorchDispatchMode):
+    """Rounds the fp32 operands of every matmul to ``dtype``, as a tensor core takes them; sums stay in fp32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "overloadpacket", None) in _MATMULS:
+            args = [_rounded(arg, self.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+
+Results = Mapping[str, Tensor]
+"""The output, and the gradient of each input by its name."""
+
+
+def results(examples: Examples, inputs: Inputs, weights: Tensor, *, impl: str) -> Results:
+    """Output and gradients of ``(output * weights).sum()``, with the inputs as they are."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
+    out = examples.function(**leaves, **inputs.others, impl=impl)
+    grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.dtype), materialize_grads=True)
+    return {OUTPUT: out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def truth(examples: Examples, inputs: Inputs, weights: Tensor) -> Results:
+    """The reference in fp64 on the host."""
+    return results(examples, _converted(inputs, torch.float64), weights.double().cpu(), impl="reference")
+
+
+def honest(examples: Examples, inputs: Inputs, weights: Tensor, dtype: torch.dtype) -> Results:
+    """The reference with matmul operands and results rounded to ``dtype``; a gradient has its input's dtype."""
+    with RoundedMatmuls(dtype):
+        found = results(examples, _converted(inputs, torch.float32), weights.float().cpu(), impl="reference")
+    kept = {OUTPUT: dtype, **{name: tensor.dtype for name, tensor in inputs.tensors.items()}}
+    return {name: tensor.to(kept[name]) for name, tensor in found.items()}
+
+
+def _converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to("cpu", dtype if value.is_floating_point() else value.dtype)
+
+    return Inputs(
+        {name: convert(tensor) for name, tensor in inputs.tensors.items()},
+        {name: convert(value) for name, value in inputs.others.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a result errs beside its budget, both as root mean square; ``ratio`` above 1 is too much."""
+
+    name: str
+    error: float
+    budget: float
+
+    @property
+    def ratio(self) -> float:
+        """Error in budgets; infinite where the result is not finite."""
+        if self.error != self.error:
+            return float("inf")
+        return self.error / self.budget if self.budget else (0.0 if self.error == 0 else float("inf"))
+
+
+def judge(kernel: Results, fair: Results, exact: Results) -> list[Verdict]:
+    """A verdict on each result: rms error of the kernel against its budget."""
+    verdicts = []
+    for name, expected in exact.items():
+        factor = FACTORS["forward" if name == OUTPUT else "backward"]
+        one_rounding = torch.finfo(kernel[name].dtype).eps / 2 * _rms(expected)
+        allowed = factor * max(_rms(fair[name].double() - expected), one_rounding)
+        verdicts.append(Verdict(name, _rms(kernel[name].double().cpu() - expected), allowed))
+    return verdicts
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0

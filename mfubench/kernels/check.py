@@ -1,0 +1,173 @@
+"""The numeric contract of a kernel: its error within the budget, every output written, the same bits twice.
+
+Natively on a GPU in bf16, fp16 and fp32. On a CPU under Triton's interpreter, which computes bf16 wrongly, in fp16 and
+fp32; what a machine cannot prove is said to be not proved.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfu_kernels.errors import InvalidArgument
+from mfu_kernels.examples import Draw, Examples, Inputs
+from mfu_kernels.modes import forced_config, nth_config
+from mfubench.measure.environment import environment
+
+from .budget import FACTORS, Results, Verdict, honest, judge, results, truth
+from .machine_code import toolchain
+from .pairwise import pairwise_cover, whole_product
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
+PROVED_ON = {"cpu": ("fp16", "fp32"), "cuda": ("bf16", "fp16", "fp32")}
+CONFIG, DTYPE = "config", "dtype"
+MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do not change numbers
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One case: what was drawn, the verdicts, and what else was wrong, in words."""
+
+    case: Mapping[str, Any]
+    verdicts: Sequence[Verdict]
+    faults: Sequence[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.faults and all(verdict.ratio <= 1 for verdict in self.verdicts)
+
+
+@dataclass(slots=True)
+class OpResult:
+    """All cases of one op; ``not_proved`` names what this machine cannot check."""
+
+    op: str
+    cases: list[CaseResult] = field(default_factory=list)
+    not_proved: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[CaseResult]:
+        """The cases that did not pass."""
+        return [case for case in self.cases if not case.passed]
+
+    @property
+    def worst(self) -> float:
+        """The largest error in budgets."""
+        return max((verdict.ratio for case in self.cases for verdict in case.verdicts), default=0.0)
+
+
+def cases_of(examples: Examples, device: torch.device, *, full: bool) -> list[dict[str, Any]]:
+    """The cases to check on ``device``: all pairs of values or the whole product, with dtypes and configs."""
+    configs = tuple(range(MAX_CONFIGS))
+    factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: (None, *configs)}
+    return list(whole_product(factors)) if full else pairwise_cover(factors)
+
+
+def check_case(examples: Examples, case: Mapping[str, Any], device: torch.device) -> CaseResult:
+    """Run one case twice on poisoned memory and hold it against the truth and the budget."""
+    dtype = DTYPES[case[DTYPE]]
+    inputs = examples.make(case, Draw(dtype, device))
+    try:
+        with forced_config(nth_config(case[CONFIG])), poisoned_memory():
+            shape = _output_shape(examples, inputs)
+            weights = Draw(dtype, device, seed=1).normal(*shape) if shape else torch.ones((), device=device)
+            once = results(examples, inputs, weights, impl="triton")
+            again = results(examples, inputs, weights, impl="triton")
+    except InvalidArgument:
+        raise
+    except Exception as error:  # a kernel that does not compile or run: a failed case, and the others go on
+        return CaseResult(case, (), [f"{type(error).__name__}: {error}"])
+    exact, fair = truth(examples, inputs, weights), honest(examples, inputs, weights, dtype)
+    return CaseResult(case, judge(once, fair, exact), _faults(once, again, exact))
+
+
+def _output_shape(examples: Examples, inputs: Inputs) -> torch.Size:
+    with torch.no_grad():
+        on_meta = {name: tensor.to("meta") for name, tensor in inputs.tensors.items()}
+        others = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in inputs.others.items()}
+        return examples.function(**on_meta, **others, impl="reference").shape
+
+
+def _faults(once: Results, again: Results, exact: Results) -> list[str]:
+    found = []
+    for name, tensor in once.items():
+        if tensor.shape != exact[name].shape:
+            found.append(f"{name} has shape {list(tensor.shape)}, not {list(exact[name].shape)}")
+        if not tensor.isfinite().all():
+            found.append(f"{name} is not finite everywhere: an element was not written, or a sum overflowed")
+        if not torch.equal(tensor, again[name]):
+            found.append(f"{name} has other bits in a second run")
+    return found
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, ``torch.empty`` and its kin are full of NaN, so that what a kernel does not write shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        settings.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def check_op(
+    examples: Examples,
+    device: torch.device,
+    *,
+    full: bool = False,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+) -> OpResult:
+    """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product."""
+    name = examples.function.__name__
+    found = OpResult(name)
+    cases = cases_of(examples, device, full=full)
+    for index, case in enumerate(cases):
+        progress(f"{name}: case {index + 1} of {len(cases)}", index / len(cases))
+        found.cases.append(check_case(examples, case, device))
+    if device.type == "cpu":
+        found.not_proved = ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]
+    return found
+
+
+def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> dict[str, Any]:
+    """What was checked where, as JSON: a summary of each op, and every failed case."""
+    return {
+        "schema_version": 1,
+        "environment": environment(device),
+        "toolchain": toolchain(),
+        "run_by": "Triton's interpreter" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cover": "the whole product" if full else "all pairs",
+        "budget": FACTORS,
+        "ops": [
+            {
+                "op": op.op,
+                "cases": len(op.cases),
+                "failed": len(op.failed),
+                "worst_error_of_budget": op.worst,
+                "dtypes": sorted({case.case[DTYPE] for case in op.cases}),
+                "not_proved": op.not_proved,
+                "failures": [
+                    {
+                        "case": {name: _plain(value) for name, value in case.case.items()},
+                        "over_budget": {v.name: v.ratio for v in case.verdicts if v.ratio > 1},
+                        "faults": list(case.faults),
+                    }
+                    for case in op.failed
+                ],
+            }
+            for op in found
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
