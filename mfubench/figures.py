@@ -155,13 +155,13 @@ def _labels(marks: Sequence[Mark], decades_across: int, decades_up: int) -> list
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One family of causes in a stack; ``wide`` where a name fits into it."""
+    """One family of causes in a stack, between two places in it; ``wide`` where a name fits into it."""
 
     family: str
     ms: float
     share: float
-    start_ms: float
-    end_ms: float
+    low_ms: float
+    high_ms: float
     wide: bool
 
 
@@ -169,9 +169,13 @@ class Segment:
 class Stack:
     """A run's step as families of causes in the ledger's order; what is below zero stacks to the left of it."""
 
-    run: Run
     step_ms: float
     segments: list[Segment]
+
+    @property
+    def right_ms(self) -> float:
+        """Where it ends; beyond the step's time if something is below zero."""
+        return max((segment.high_ms for segment in self.segments), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +188,7 @@ class Stacks:
 def stacks(runs: Sequence[Run]) -> Stacks:
     """One stack a run."""
     longest = max(run.step["time_ms"]["median"] for run in runs)
-    return Stacks([Stack(run, run.step["time_ms"]["median"], _segments(run, WIDE * longest)) for run in runs])
+    return Stacks([Stack(run.step["time_ms"]["median"], _segments(run, WIDE * longest)) for run in runs])
 
 
 def _segments(run: Run, wide_ms: float) -> list[Segment]:
@@ -195,10 +199,41 @@ def _segments(run: Run, wide_ms: float) -> list[Segment]:
     segments = []
     for family in sorted((family for family in totals if totals[family]), key=family_place):
         ms = totals[family]
-        start, reached[ms > 0] = reached[ms > 0], reached[ms > 0] + ms
-        share = ms / run.step["time_ms"]["median"]
-        segments.append(Segment(family, ms, share, start, reached[ms > 0], abs(ms) > wide_ms))
+        before, reached[ms > 0] = reached[ms > 0], reached[ms > 0] + ms
+        low, high = sorted((before, reached[ms > 0]))
+        segments.append(Segment(family, ms, ms / run.step["time_ms"]["median"], low, high, abs(ms) > wide_ms))
     return segments
 
 
-Figure = Waterfall | Roofline | Stacks
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A value of one series in one row, with its interval, which may have no width."""
+
+    row: str
+    series: str
+    value: float
+    low: float
+    high: float
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dots:
+    """Values with intervals, row by row: from zero on as percentages, or as ``ratios`` around 1, on a log axis."""
+
+    title: str
+    dots: list[Dot]
+    ratios: bool
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows in the order in which they are drawn."""
+        return list(dict.fromkeys(dot.row for dot in self.dots))
+
+    @property
+    def series(self) -> list[str]:
+        """The series in the order in which they come first."""
+        return list(dict.fromkeys(dot.series for dot in self.dots))
+
+
+Figure = Waterfall | Roofline | Stacks | Dots

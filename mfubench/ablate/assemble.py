@@ -51,6 +51,7 @@ def assemble(plan: Plan, identity: Mapping[str, Any], found: Found) -> Ablation:
         steps=steps,
         changes=changes,
         published=_judgements(plan, changes),
+        sources=dict(plan.road.sources),
         contradictions=list(plan.road.contradictions),
         rule=RULE,
         not_measured=_not_measured(found, steps, changes),

@@ -46,8 +46,8 @@ class Modes:
 def bimodal(samples: Sequence[float]) -> Modes | None:
     """The two groups that samples fall into; None unless they surely do, and far enough apart to matter.
 
-    Sure is a dip that a uniform law, of all laws with one mode the worst, exceeds one time in a hundred. Skewed samples
-    with one mode and a few that are far off have a small dip.
+    Sure is a dip that samples of a uniform law, the worst of those with one mode, exceed one time in a hundred. Skewed
+    samples with one mode and a few that are far off have a small dip.
       cf. Hartigan and Hartigan, The Dip Test of Unimodality, Annals of Statistics 13 (1985).
     """
     values = np.asarray(samples, dtype=np.float64)
@@ -62,8 +62,9 @@ def bimodal(samples: Sequence[float]) -> Modes | None:
 def dip(samples: Sequence[float] | npt.NDArray[np.float64]) -> float:
     """How far the distribution of ``samples`` is from the nearest one with a single mode, from 0 to 1/4.
 
-    Left of a mode such a distribution is convex, right of it concave; the dip is half the wider of the two gaps to the
-    greatest convex minorant and the least concave majorant, with the mode where that is narrowest.
+    Left of a mode such a distribution is convex, right of it concave; this is half the wider of the two gaps to the
+    greatest convex minorant and the least concave majorant, with the mode where that is narrowest. The two sides are
+    fitted apart, so that it never exceeds Hartigan's dip.
     """
     x = np.sort(np.asarray(samples, dtype=np.float64))
     n = x.size

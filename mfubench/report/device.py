@@ -128,7 +128,7 @@ def _own_counters(nvml: dict[str, Any]) -> list[Block]:
     if check:
         agree = (
             f"HFU {fmt.percent(check['hfu'])} and the {check['pipe']} pipe active for "
-            f"{fmt.percent(check['pipe_active'])} of the time agree: it is active for at least as long as its FLOPs take"
+            f"{fmt.percent(check['pipe_active'])} of the time agree: it is active at least while it does its FLOPs"
         )
         traffic = (
             f"the step must move {fmt.percent(check['least_traffic'])} of what the datasheet bandwidth allows; the "

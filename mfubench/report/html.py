@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROWS = 25
+ROWS, MOST_ROWS = 25, 400  # of a table: shown at once, and in all, so that a page stays below a megabyte
 REMEDY = (
     "`pip install altair vl-convert-python` brings what draws charts; `mfubench report DIR --out DIR` then draws them, "
     "here or on another machine that has the run.json. Their numbers are in the tables."
@@ -23,13 +23,15 @@ REMEDY = (
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The report of ``runs``; a long table is folded after its first rows."""
+    """The report of ``runs``; a long table is folded after its first rows, and a very long one ends."""
     return render_page(page(runs))
 
 
 def render_page(given: Page) -> str:
     """Any page."""
-    return _template().render(page=given, shown=ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY)
+    return _template().render(
+        page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY
+    )
 
 
 @cache

@@ -169,7 +169,7 @@ def _rooflines(run: Run) -> list[Block]:
     table = Table.of(
         "Attainable is what the measured roofline allows for the useful work and the least bytes, FLOP/byte the model "
         "FLOPs for each of these; kept is what the forward made and the backward still needs. Why: the causes of a "
-        "module's time that its verdict rests on, in ms.",
+        "module's time that its verdict rests on, in ms. Mark: its number in the chart.",
         [
             (Column("module"), [row.name for row in rows]),
             (Column("mark", numeric=True), [ranks.get(row.name, "") for row in rows]),

@@ -6,10 +6,11 @@ verdicts have shapes, losses a sign, segments their name. ``about`` is what a ma
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mfubench.figures import Ceiling, Drop, Figure, Mark, Roofline, Stacks, Waterfall
+from mfubench.figures import Ceiling, Dots, Drop, Figure, Mark, Roofline, Stacks, Waterfall
 from mfubench.run import family_place
 
 from . import format as fmt
@@ -60,6 +61,8 @@ FAMILIES = {
     "launch": "purple",
 }
 OTHER_FAMILY = "grey"
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 4, 6, 10]
+SERIES = (("blue", "circle"), ("orange", "diamond"), ("teal", "square"))
 
 
 def spec(figure: Figure) -> dict[str, Any]:
@@ -71,12 +74,14 @@ def spec(figure: Figure) -> dict[str, Any]:
             drawn = _roofline(figure)
         case Stacks():
             drawn = _stacks(figure)
-    plain = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
+        case Dots():
+            drawn = _dots(figure)
+    plain: dict[str, Any] = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
     styled = (
         drawn.configure(
             background="transparent", font=FONT, padding={"left": 5, "top": 5, "right": MARGIN, "bottom": 5}
         )
-        .configure_view(strokeWidth=0)
+        .configure_view(stroke=None)
         .configure_axis(**plain, gridColor=GRID, domainColor=QUIET, tickColor=QUIET, labelLimit=0, titleFontSize=12)
         .configure_legend(**plain, titleFontSize=12, symbolStrokeColor=TEXT)
     )
@@ -98,12 +103,12 @@ def _chart(rows: Iterable[Mapping[str, Any]]) -> "alt.Chart":
 def _waterfall(figure: Waterfall) -> "alt.LayerChart":
     import altair as alt
 
-    labels = fmt.percents([drop.line.share for drop in figure.drops])
+    shares = fmt.percents([drop.line.share for drop in figure.drops])
     whole = f"the median step, {fmt.number(figure.step_ms, 4)} ms"
     useful = f"what is left: {fmt.percent(figure.useful)} of the step is useful, and that is the MFU"
     rows = [
         _bar("the step", "whole", 0.0, 1.0, "100 %", whole),
-        *(_drop(drop, label) for drop, label in zip(figure.drops, labels, strict=True)),
+        *(_drop(drop, share) for drop, share in zip(figure.drops, shares, strict=True)),
         _bar("useful = MFU", "whole", 0.0, figure.useful, fmt.percent(figure.useful), useful),
     ]
     links = [{"row": row["row"], "next": after["row"], "left": row["left"]} for row, after in pairwise(rows)]
@@ -141,22 +146,25 @@ def _bar(row: str, kind: str, before: float, left: float, label: str, about: str
 def _roofline(figure: Roofline) -> "alt.LayerChart":
     import altair as alt
 
-    x, y = (
-        {
-            "scale": alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False),
-            "axis": alt.Axis(values=decades, format=style),
-        }
-        for decades, style in ((figure.intensities, "~g"), (figure.rates, "~s"))
-    )
     place = {
-        "x": alt.X("intensity:Q", title="model FLOPs for each byte that must move", **x),
-        "y": alt.Y("rate:Q", title="model FLOP/s", **y),
+        "x": alt.X(
+            "intensity:Q",
+            title="model FLOPs for each byte that must move",
+            scale=_logarithmic(figure.intensities),
+            axis=alt.Axis(values=figure.intensities, format="~g"),
+        ),
+        "y": alt.Y(
+            "rate:Q",
+            title="model FLOP/s",
+            scale=_logarithmic(figure.rates),
+            axis=alt.Axis(values=figure.rates, format="~s"),
+        ),
     }
     corners = [ceiling.corners(figure.intensities[0], figure.intensities[-1]) for ceiling in figure.ceilings]
     roofs = [
-        {"roof": at, "basis": ceiling.basis, "intensity": intensity, "rate": rate}
-        for at, ceiling in enumerate(figure.ceilings)
-        for intensity, rate in corners[at]
+        {"name": _ceiling_name(ceiling), "basis": ceiling.basis, "intensity": intensity, "rate": rate}
+        for ceiling, points in zip(figure.ceilings, corners, strict=True)
+        for intensity, rate in points
     ]
     names = [
         {"intensity": ends[-1][0], "rate": ends[-1][1], "name": _ceiling_name(ceiling)}
@@ -164,7 +172,11 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
     ]
     dashes = alt.Scale(domain=["measured", "datasheet"], range=[[1, 0], [6, 4]])
     dash = alt.StrokeDash("basis:N", scale=dashes, legend=None)
-    lines = _chart(roofs).mark_line(color=TEXT, strokeWidth=1.5).encode(**place, detail="roof:N", strokeDash=dash)
+    lines = (
+        _chart(roofs)
+        .mark_line(color=TEXT, strokeWidth=1.5)
+        .encode(**place, detail="name:N", strokeDash=dash, description="name:N")
+    )
     labels = _chart(names).mark_text(align="right", dy=-8, color=TEXT, fontSize=12).encode(**place, text="name:N")
     marks = [_mark(mark) for mark in figure.marks]
     points = (
@@ -178,10 +190,16 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
         )
     )
     numbers = [_mark(mark) | {"ranks": _ranks(ranks)} for mark, ranks in figure.labels]
-    bold = {"color": TEXT, "fontSize": 12, "fontWeight": "bold", "align": "left", "dx": 9}
+    bold: dict[str, Any] = {"color": TEXT, "fontSize": 12, "fontWeight": "bold", "align": "left", "dx": 9}
     halos = _chart(numbers).mark_text(**bold, stroke=PAGE, strokeWidth=3).encode(**place, text="ranks:N")
     ranks = _chart(numbers).mark_text(**bold).encode(**place, text="ranks:N")
     return alt.layer(lines, labels, points, halos, ranks).properties(width=WIDTH, height=HEIGHT)
+
+
+def _logarithmic(decades: list[float]) -> "alt.Scale":
+    import altair as alt
+
+    return alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False)
 
 
 def _verdicts(seen: Iterable[str]) -> "dict[str, alt.Color | alt.Shape]":
@@ -231,8 +249,8 @@ def _stacks(figure: Stacks) -> "alt.LayerChart":
         {
             "run": f"run {at}",
             "family": segment.family,
-            "start": segment.start_ms,
-            "end": segment.end_ms,
+            "low": segment.low_ms,
+            "high": segment.high_ms,
             "name": segment.family if segment.wide else "",
             "about": f"run {at}, {segment.family}: {fmt.number(segment.ms)} ms, {fmt.percent(segment.share)} of it",
         }
@@ -240,20 +258,50 @@ def _stacks(figure: Stacks) -> "alt.LayerChart":
         for segment in stack.segments
     ]
     steps: list[dict[str, Any]] = [
-        {"run": f"run {at}", "end": stack.step_ms, "label": f"{fmt.number(stack.step_ms, 4)} ms"}
+        {"run": f"run {at}", "right": stack.right_ms, "label": f"{fmt.number(stack.step_ms, 4)} ms"}
         for at, stack in enumerate(figure.stacks, 1)
     ]
     families = sorted({row["family"] for row in rows}, key=family_place)
     hues = alt.Scale(domain=families, range=[color(FAMILIES.get(family, OTHER_FAMILY)) for family in families])
     legend = alt.Legend(title="cause", orient="top", columns=5, symbolType="square", columnPadding=LEGEND)
     y = alt.Y("run:N", sort=[step["run"] for step in steps], title=None, axis=_names(step["run"] for step in steps))
-    x = alt.X("start:Q", title="ms of the median step", scale=alt.Scale(nice=False))
+    x = alt.X("low:Q", title="ms of the median step", scale=alt.Scale(nice=False))
     hue = alt.Color("family:N", scale=hues, legend=legend)
     bars = _chart(rows).mark_bar(height={"band": 0.7}, stroke=PAGE, strokeWidth=1)
     names = _chart([row for row in rows if row["name"]]).mark_text(align="left", dx=4, color=PAGE, fontSize=11)
     ends = _chart(steps).mark_text(align="left", dx=6, color=TEXT, fontSize=12)
     return alt.layer(
-        bars.encode(x=x, x2="end:Q", y=y, color=hue, description="about:N"),
-        names.encode(x="start:Q", y=y, text="name:N"),
-        ends.encode(x="end:Q", y=y, text="label:N"),
+        bars.encode(x=x, x2="high:Q", y=y, color=hue, description="about:N"),
+        names.encode(x="low:Q", y=y, text="name:N"),
+        ends.encode(x="right:Q", y=y, text="label:N"),
     ).properties(width=WIDTH, height={"step": 2 * BAND})
+
+
+def _dots(figure: Dots) -> "alt.LayerChart":
+    import altair as alt
+
+    rows = list(map(asdict, figure.dots))
+    several = len(figure.series) > 1
+    looks = dict(zip(figure.series, SERIES, strict=False))
+    legend = alt.Legend(title=None, orient="top", symbolSize=120, columnPadding=LEGEND) if several else None
+    domain = list(looks)
+    hue = alt.Color(
+        "series:N", legend=legend, scale=alt.Scale(domain=domain, range=[color(h) for h, _ in looks.values()])
+    )
+    shape = alt.Shape("series:N", legend=legend, scale=alt.Scale(domain=domain, range=[s for _, s in looks.values()]))
+    places = {
+        "y": alt.Y("row:N", sort=figure.rows, title=None, axis=_names(figure.rows)),
+        "yOffset": alt.YOffset("series:N", sort=domain),
+    }
+    scale = alt.Scale(type="log", nice=False) if figure.ratios else alt.Scale(zero=True)
+    axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format=".0%", tickCount=8)
+    x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
+    whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)
+    points = (
+        _chart(rows)
+        .mark_point(filled=True, size=70, opacity=1)
+        .encode(x="value:Q", **places, color=hue, shape=shape, description="about:N")
+    )
+    one = [_chart([{"low": 1.0}]).mark_rule(color=QUIET, strokeDash=[4, 4]).encode(x="low:Q")] if figure.ratios else []
+    height = {"step": 2 * BAND if several else BAND, "for": "position"}
+    return alt.layer(*one, whiskers, points).properties(width=WIDTH, height=height)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mfu_models.kunlun.published import CONTRADICTIONS, PUBLISHED, WHOLE, Published
+from mfu_models.kunlun.published import CONTRADICTIONS, PUBLISHED, SOURCES, WHOLE, Published
 from mfu_models.kunlun.road import STEPS
 
 ONE = {(each.step, each.metric, each.printed): each for each in PUBLISHED}
@@ -19,7 +19,12 @@ def change(step: str, metric: str) -> float:
 @each_published
 def test_it_is_of_a_step_and_has_a_source(published: Published) -> None:
     assert published.step in {*STEPS, WHOLE}
-    assert published.source and published.printed and published.change > -1 and published.change != 0
+    assert (
+        set(published.source.split(", ")) <= SOURCES.keys()
+        and published.printed
+        and published.change > -1
+        and published.change != 0
+    )
 
 
 @each_published

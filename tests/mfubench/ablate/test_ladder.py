@@ -13,7 +13,7 @@ from mfubench.ablate.ladder import FILE, Ladder
 from mfubench.errors import BadInput, OutOfMemory, ToolBroke
 from mfubench.run import read_run
 from mfubench.workload.spec import WorkloadSpec
-from tests.mfubench.ablate.conftest import Machine
+from tests.mfubench.ablate.machine import Machine
 
 SPEC = WorkloadSpec("kunlun", size="tiny", device="cpu", steps=3)
 NUM_SETTINGS, NUM_PAIRS = 16, 17  # the last step of the road is also the last switch taken out

@@ -9,7 +9,7 @@ from torch import nn
 
 from mfu_kernels.cost import current_observer
 from mfubench.measure.calibrate import Calibration
-from mfubench.measure.timing import time_in_turn, time_steps
+from mfubench.measure.timing import keep_going, time_in_turn, time_steps
 from mfubench.profiling import profile_workload
 from mfubench.workload.spec import WARMUP_STEPS
 from mfubench.workload.step import run_step
@@ -42,6 +42,29 @@ def test_the_warmup_is_not_in_the_timings() -> None:
     durations_s = iter((0.3, 0.004, 0.004))
     timings = time_steps(lambda index: time.sleep(next(durations_s)), device=CPU, num_steps=2, warmup=1)
     assert all(4.0 <= milliseconds < 300.0 for milliseconds in timings)
+
+
+def test_what_runs_beside_the_timed_steps_starts_after_the_warmup() -> None:
+    ran: list[object] = []
+    time_steps(ran.append, device=CPU, num_steps=2, warmup=2, started=lambda: ran.append("started"))
+    assert ran == [0, 1, "started", 0, 1]
+
+
+def test_steps_go_on_in_turn_until_the_time_is_over() -> None:
+    ran: list[int] = []
+
+    def step(index: int) -> None:
+        ran.append(index)
+        time.sleep(0.01)
+
+    start = time.perf_counter()
+    more = keep_going(step, device=CPU, first=3, seconds=0.1, step_ms=100.0)
+    assert time.perf_counter() - start >= 0.1
+    assert ran == list(range(3, 3 + more)) and more >= 2
+
+
+def test_no_step_goes_on_where_none_is_needed() -> None:
+    assert keep_going(lambda index: pytest.fail("ran"), device=CPU, first=3, seconds=0.0, step_ms=1.0) == 0
 
 
 def test_a_step_sees_its_own_input_set(zoo: Any) -> None:

@@ -42,12 +42,9 @@ class Machine:
         self.timed.append((before, after))
         return tuple([pace * (10.0 + num_off(spec)) for pace in (1, 3, 2)] for spec in (before, after))
 
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """In place of preparing, profiling and timing."""
-    found = Machine()
-    monkeypatch.setattr("mfubench.ablate.ladder.prepare", lambda spec, source: spec)
-    monkeypatch.setattr("mfubench.ablate.ladder.profile_workload", found.profile)
-    monkeypatch.setattr("mfubench.ablate.ladder.time_pair", found.time_pair)
-    return found
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> "Machine":
+        """In place of preparing, profiling and timing."""
+        monkeypatch.setattr("mfubench.ablate.ladder.prepare", lambda spec, source: spec)
+        monkeypatch.setattr("mfubench.ablate.ladder.profile_workload", self.profile)
+        monkeypatch.setattr("mfubench.ablate.ladder.time_pair", self.time_pair)
+        return self
