@@ -67,8 +67,8 @@ class MemoryTracker(ScopeTracker):
             for tensor in module.parameters(recurse=False):
                 owners.setdefault(tensor, name)
                 self.book(tensor, name, "parameters")
-            for tensor in module.buffers(recurse=False):
-                self.book(tensor, name, "other")
+            for buffer in module.buffers(recurse=False):
+                self.book(buffer, name, "other")
         return owners
 
     @contextmanager
