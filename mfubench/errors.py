@@ -2,7 +2,8 @@
 
     MfubenchError                5
     ├── BadInput                 2   a value, file or name that the caller can mend
-    │   └── UnknownAccelerator   2   no datasheet row for this device
+    │   ├── UnknownAccelerator   2   no datasheet row for this device
+    │   └── TimeUp               2   a workload that takes longer than it may
     └── ToolBroke                5   the tool or the benchmark failed; nothing is wrong with the input
 
 ``mfu_kernels.errors.InvalidArgument``, which the packages below raise, counts as bad input and exits with 2 too.
@@ -28,6 +29,10 @@ class BadInput(MfubenchError):
 
 class UnknownAccelerator(BadInput):
     """No datasheet peak is recorded for the device; none is ever assumed."""
+
+
+class TimeUp(BadInput):
+    """The workload was still running when its time was over."""
 
 
 class ToolBroke(MfubenchError):

@@ -132,8 +132,8 @@ class _Node:
     kind: OpClass
     repeated: bool
     bytes: int | None
-    looks_up: bool
     works: bool
+    picks: bool  # and so need not read all of an input
     inputs: list[str]
     users: list[str]
 
@@ -189,8 +189,8 @@ class _Watch(logging.Handler):
             kind=_kind(target, node.meta.get("original_aten")) if target else "other",
             repeated=self._backward and not forward and owner is not None,
             bytes=_nbytes(node.meta.get("val")),
-            looks_up=target is not None and target._overloadpacket.__name__ in LOOK_UPS,
             works=target is not None and not target.is_view,
+            picks=target is None or target.is_view or target._overloadpacket.__name__ in LOOK_UPS,
             inputs=[source.name for source in node.all_input_nodes],
             users=[user.name for user in node.users],
         )
@@ -214,12 +214,11 @@ class _Watch(logging.Handler):
             for source in node.inputs:
                 if source not in inside and source in self._nodes:
                     whole = self._nodes[source].bytes
-                    looked_up = node.looks_up and whole is not None and node.bytes is not None
-                    sizes[source] = min(whole, node.bytes) if looked_up else whole  # type: ignore[type-var]
+                    read = _of_known(min, whole, node.bytes) if node.picks else whole
+                    sizes[source] = _of_known(max, sizes.get(source, 0), read)
             if node.works and any(user not in inside for user in node.users):
                 sizes[name] = node.bytes
-        known = [size for size in sizes.values() if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        return _of_known(sum, *sizes.values())
 
 
 def _origins() -> dict[str, list[str]]:
@@ -249,14 +248,14 @@ def _plain_name(name: str) -> str:
 
 
 def _nbytes(value: Any) -> int | None:
-    total = 0
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            sizes = [_hint(size) for size in leaf.shape]
-            if None in sizes:
-                return None
-            total += math.prod(size for size in sizes if size is not None) * leaf.element_size()
-    return total
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return _of_known(sum, *(_of_known(math.prod, leaf.element_size(), *map(_hint, leaf.shape)) for leaf in tensors))
+
+
+def _of_known(combine: Callable[[list[int]], int], *sizes: int | None) -> int | None:
+    """``combine`` of sizes that are all known, else None."""
+    known = [size for size in sizes if size is not None]
+    return combine(known) if len(known) == len(sizes) else None
 
 
 def _hint(size: Any) -> int | None:
