@@ -212,13 +212,29 @@ class _Watch(logging.Handler):
         sizes: dict[str, int | None] = {}
         for name, node in inside.items():
             for source in node.inputs:
-                if source not in inside and source in self._nodes:
+                if self._made_by(source) not in inside:
                     whole = self._nodes[source].bytes
                     read = _of_known(min, whole, node.bytes) if node.picks else whole
                     sizes[source] = _of_known(max, sizes.get(source, 0), read)
-            if node.works and any(user not in inside for user in node.users):
-                sizes[name] = node.bytes
+            if node.works:
+                sizes[name] = self._read_outside(name, inside)
         return _of_known(sum, *sizes.values())
+
+    def _made_by(self, name: str) -> str:
+        """The node whose memory a view, or a part of several results, looks at."""
+        node = self._nodes[name]
+        return name if node.works or len(node.inputs) != 1 else self._made_by(node.inputs[0])
+
+    def _read_outside(self, name: str, inside: Mapping[str, _Node]) -> int | None:
+        """Bytes of a node's value that others than ``inside`` read, themselves or through views."""
+        node, parts = self._nodes[name], list[int | None]()
+        for user in node.users:
+            looks = not self._nodes[user].works and bool(self._nodes[user].users)
+            if looks:
+                parts.append(self._read_outside(user, inside))
+            elif user not in inside:
+                parts.append(node.bytes)
+        return _of_known(min, node.bytes, _of_known(sum, *parts))
 
 
 def _origins() -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ KNOWN = Known(*SCOPES, owners={5: 1})
 
 
 def test_spans_are_the_graphs_kernels_in_order() -> None:
-    """The second product is another module's, though its operator has the same name; C++ kernels' names are prefixed."""
+    """The second product is another module's, though of the same operator; C++ kernels' names are prefixed."""
     found = joined(
         forward(
             *(span("aten::mm", 22, 8), span("aten::resolve_conj", 24, 2)),
