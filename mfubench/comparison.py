@@ -47,12 +47,12 @@ class Row:
     samples_per_s: Estimate
     mfu: Estimate | None
     hfu: Estimate | None
-    mfu_of_measured_peak: Estimate
-    hfu_of_measured_peak: Estimate
+    mfu_of_measured_peak: Estimate | None
+    hfu_of_measured_peak: Estimate | None
     model_flops_per_sample: float | None
     num_params: int | None
     dense_params: int | None
-    peak_bytes: int
+    peak_bytes: int | None
     energy_j_per_sample: float | None
     energy_not_measured: str
 
@@ -60,15 +60,19 @@ class Row:
     def of(cls, run: Run) -> "Row":
         """The row of ``run``, whose throughput and utilisation have the interval of its mean step."""
         time, spread = run.step["time_ms"], mean_rate(run.step["timings_ms"])
+
+        def scaled(value: float | None) -> Estimate | None:
+            return None if value is None else spread.scaled(value)
+
         energy, why_not = energy_per_sample(run)
         return cls(
             title=run.title,
             time_ms=Estimate(time["median"], time["ci95_low"], time["ci95_high"]),
             samples_per_s=spread.scaled(run.step["samples_per_s"]),
-            mfu=None if run.mfu is None else spread.scaled(run.mfu),
-            hfu=None if run.hfu is None else spread.scaled(run.hfu),
-            mfu_of_measured_peak=spread.scaled(run.mfu_of_measured_peak),
-            hfu_of_measured_peak=spread.scaled(run.hfu_of_measured_peak),
+            mfu=scaled(run.mfu),
+            hfu=scaled(run.hfu),
+            mfu_of_measured_peak=scaled(run.mfu_of_measured_peak),
+            hfu_of_measured_peak=scaled(run.hfu_of_measured_peak),
             model_flops_per_sample=run.flops.get("per_request"),
             num_params=run.workload.get("num_params"),
             dense_params=run.workload.get("dense_params"),

@@ -112,7 +112,10 @@ class LedgerLine:
 
 @dataclass(slots=True)
 class Run:
-    """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are."""
+    """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are.
+
+    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why.
+    """
 
     workload: dict[str, Any]
     environment: dict[str, Any]
@@ -121,8 +124,8 @@ class Run:
     flops: dict[str, Any]
     mfu: float | None
     hfu: float | None
-    mfu_of_measured_peak: float
-    hfu_of_measured_peak: float
+    mfu_of_measured_peak: float | None
+    hfu_of_measured_peak: float | None
     modules: list[ModuleRow]
     kernels: list[KernelRow]
     ledger: list[LedgerLine]
@@ -204,10 +207,10 @@ _EXPECTED: Mapping[str, Any] = {
     **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data_hash")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
     **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
-    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _NUMBER),
-    **dict.fromkeys((f"trace.{key}" for key in ("steps", "distortion", "attributed_share")), _NUMBER),
-    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s"), _NUMBER),
-    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _NUMBER),
+    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _MAYBE),
+    **dict.fromkeys((f"trace.{key}" for key in ("distortion", "attributed_share")), _MAYBE),
+    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s", "trace.steps"), _NUMBER),
+    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _MAYBE),
     **dict.fromkeys(("mfu", "hfu", "peak.datasheet_tflops", "memory.device_peak_bytes"), _MAYBE),
     **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), (str, type(None))),
     "nvml.available": bool,

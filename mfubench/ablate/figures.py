@@ -19,7 +19,7 @@ def utilisation(ablation: Ablation) -> Dots | None:
     sheet = all(row.mfu is not None for _, row in rows)
     found = [(name, row.mfu if sheet and row.mfu else row.mfu_of_measured_peak) for name, row in rows]
     peak = "the datasheet's dense peak" if sheet else "the measured GEMM peak"
-    dots = [_dot(name, "MFU", value, f"{name}: MFU {value.value:.1%}") for name, value in found]
+    dots = [_dot(name, "MFU", value, f"{name}: MFU {value.value:.1%}") for name, value in found if value is not None]
     return Dots(f"MFU of {peak}", dots, ratios=False) if dots else None
 
 

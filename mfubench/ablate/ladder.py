@@ -13,8 +13,8 @@ import torch
 from mfu_models import model_spec
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
+from mfubench.exhausted import ran_out_of_memory
 from mfubench.measure.environment import environment
-from mfubench.measure.memory import ran_out_of_memory
 from mfubench.profiling import Progress, profile_workload
 from mfubench.run import Run, read_run, write_text
 from mfubench.workload.prepare import DEFAULT_SIZE, device_and_dtype, prepare

@@ -6,7 +6,7 @@ import torch
 
 from mfubench.data import Source
 from mfubench.measure.timing import time_in_turn
-from mfubench.profiling import timed_module
+from mfubench.workload.compilation import compiled_module
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -39,5 +39,5 @@ def forget_compiled(spec: WorkloadSpec) -> None:
 
 
 def _step(workload: Workload) -> Callable[[int], None]:
-    module = timed_module(workload)
+    module = compiled_module(workload)
     return lambda index: run_step(workload, index, module=module)

@@ -9,9 +9,10 @@ from torch import nn
 
 from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
-from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, module_names
 from mfubench.run import KernelRow, LedgerLine, ModuleRow, family_of, family_place
 
+from .fused import TOGETHER
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
@@ -51,7 +52,10 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     for key, busy in attribution.busy.items():
         _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
     for key in count.work.keys() - attribution.busy.keys():
-        if count.work[key].model:  # work that left no time of its own, for instance fused into another kernel
+        model = count.work[key].model
+        if model and (attribution.unknown or not scale):  # its time is among what nobody is known to own
+            slices.causes[UNOWNED]["useful"] += ceilings.flop_ms(model, ceilings.in_use_tflops)
+        elif model:  # work that left no time of its own, for instance fused into another kernel
             _add_busy(slices, key, 0.0, count.work[key], ceilings)
     for (module, direction), gap in attribution.host.items():
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
@@ -101,7 +105,7 @@ def module_rows(
     model: nn.Module, slices: Slices, count: Count, memory: MemoryPeak, ceilings: Ceilings, step_ms: float
 ) -> list[ModuleRow]:
     """One row for each module with time, work or memory of its own, slowest first; the rows sum to the totals."""
-    types = {name or ROOT: type(module).__name__ for name, module in model.named_modules()}
+    types = {name: type(module).__name__ for module, name in module_names(model).items()}
     work = by_module(count.work)
     nothing = {"fwd": Work(), "bwd": Work()}
     rows = []
@@ -112,13 +116,13 @@ def module_rows(
         rows.append(
             ModuleRow(
                 name=name,
-                type=types.get(name, "phase"),
+                type=types.get(name, "fused" if TOGETHER in name else "phase"),
                 fwd_model_flops=own["fwd"].model,
                 bwd_model_flops=own["bwd"].model,
                 bytes=num_bytes,
                 time_ms=time_ms,
                 share=time_ms / step_ms,
-                verdict=verdict(split),
+                verdict="not measured" if useful and not time_ms else verdict(split),
                 mfu=ceilings.flop_ms(useful, ceilings.in_use_tflops) / time_ms if useful and time_ms else None,
                 memory_bytes=memory.by_module.get(name, 0),
                 fwd_time_ms=times["fwd"],

@@ -50,9 +50,9 @@ def percents(shares: Sequence[float | None]) -> list[str]:
     return column(shares, unit=0.01, least=1)
 
 
-def part_of(part: float, whole: float) -> str:
+def part_of(part: float | None, whole: float | None) -> str:
     """``part`` as a percentage of ``whole``."""
-    return percent(part / whole if whole else None)
+    return percent(part / whole if part is not None and whole else None)
 
 
 def interval(middle: float, low: float, high: float, unit: str = "") -> str:

@@ -88,7 +88,7 @@ PROFILE = {
 
 @pytest.mark.parametrize("case", PROFILE)
 def test_profile_refuses(case: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfubench.workload.prepare._free_host_memory", lambda: 8 * 10**9)  # on any machine
+    monkeypatch.setattr("mfubench.workload.prepare.free_host_memory", lambda: 8 * 10**9)  # on any machine
     arguments, mentioned = PROFILE[case]
     out = [] if case == "trace without a folder" else ["--out", str(tmp_path / "out")]
     refused(invoke("profile", *arguments, *out), *mentioned)
