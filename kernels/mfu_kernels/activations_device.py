@@ -1,0 +1,142 @@
+"""The activations of `activations.py` inside a Triton kernel, on fp32 scores, with slopes for a backward.
+
+Each takes ``scores`` and a ``scale`` and means act(x) at x = scale * scores; slopes are with respect to x.
+
+``FAST`` is for results that are rounded to 16 bits, and made of few instructions: gelu is written as gelu_tanh is, with
+a fitted polynomial, and exponentials, quotients and tanh are the approximate ones of the hardware. tanh.approx, of
+relative error 2^-11, is one instruction and good enough for values. It is not for slopes, where a large x multiplies
+1 - tanh²: they take exponential and reciprocal, good to 2^-22, and hide them among a backward's other instructions.
+Without ``FAST``, everything is good to a few units of fp32.
+
+Every activation maps 0 to 0. Kernels rely on it: queries and keys that are padded with zeros weigh nothing.
+"""
+
+import triton
+import triton.language as tl
+
+from .registry import interpreting
+
+_INTERPRETED = tl.constexpr(interpreting())  # the interpreter has no inline assembly
+
+_LEAKY_SLOPE = tl.constexpr(0.01)
+_INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
+_INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+# gelu_tanh(x) = h (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))) with h = x/2, as a polynomial of h: tanh(h (A + B h²))
+_TANH_A, _TANH_B = tl.constexpr(1.5957691216057308), tl.constexpr(0.2854192650904)
+# gelu(x) = h (1 + tanh(h (A + B y + C y²))) with y = min(h², LIMIT); A, B, C minimise the largest error: 2.6e-5
+_ERF_A, _ERF_B, _ERF_C = tl.constexpr(1.5950157514584), tl.constexpr(0.29604522227), tl.constexpr(-0.01124856392)
+_ERF_LIMIT = tl.constexpr(4.0)
+
+
+@triton.jit
+def activated(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
+    """act(x)."""
+    if NAME == "gelu_tanh" or NAME == "silu" or (NAME == "gelu" and FAST):
+        half = scores * (0.5 * scale)
+        inside = _inside_tanh(half, NAME)
+        if FAST and not _INTERPRETED:
+            return half + half * _one_instruction("tanh.approx.f32", inside)
+        else:
+            return half * _one_plus_minus_tanh(inside, FAST)[0]
+    else:
+        return _value(scores * scale, NAME)
+
+
+@triton.jit
+def activated_with_slope(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
+    """act(x) and act'(x), from shared parts; kinks have the slopes that torch gives them."""
+    if NAME == "gelu_tanh" or NAME == "silu" or (NAME == "gelu" and FAST):
+        half = scores * (0.5 * scale)
+        plus, minus = _one_plus_minus_tanh(_inside_tanh(half, NAME), FAST)
+        return half * plus, _slope_by_tanh(half, plus, minus, NAME)
+    else:
+        x = scores * scale
+        return _value(x, NAME), _slope(x, NAME)
+
+
+@triton.jit
+def _inside_tanh(half, NAME: tl.constexpr):
+    """What act(x) = half (1 + tanh(.)) takes the tanh of; half is x/2."""
+    if NAME == "silu":
+        return half
+    elif NAME == "gelu_tanh":
+        return half * (half * half * _TANH_B + _TANH_A)
+    else:
+        square = tl.minimum(half * half, _ERF_LIMIT)
+        return half * (square * (square * _ERF_C + _ERF_B) + _ERF_A)
+
+
+@triton.jit
+def _slope_by_tanh(half, plus, minus, NAME: tl.constexpr):
+    """act'(x) where act(x) = half * plus, plus and minus are 1 ± tanh(.), and 1 - tanh² = plus * minus."""
+    if NAME == "silu":
+        return plus * (half * minus * 0.5 + 0.5)
+    elif NAME == "gelu_tanh":
+        return plus * (half * minus * (half * half * (_TANH_B * 1.5) + _TANH_A * 0.5) + 0.5)
+    else:  # from the normal density in place of the fit
+        return plus * 0.5 + half * (_exp2(half * half * (_LOG2_E * -2.0), True) * (_INVERSE_SQRT_2PI * 2.0))
+
+
+@triton.jit
+def _value(x, NAME: tl.constexpr):
+    if NAME == "identity":
+        return x
+    elif NAME == "relu":
+        return tl.where(x < 0.0, 0.0, x)  # NaN stays NaN
+    elif NAME == "relu2":
+        positive = tl.where(x < 0.0, 0.0, x)
+        return positive * positive
+    elif NAME == "leaky_relu":
+        return tl.where(x < 0.0, x * _LEAKY_SLOPE, x)
+    elif NAME == "hardswish":
+        return x * (tl.minimum(tl.maximum(x + 3.0, 0.0), 6.0) * (1.0 / 6.0))
+    else:
+        tl.static_assert(NAME == "gelu", "an activation without a form on the device")
+        return x * _normal_cdf(x)
+
+
+@triton.jit
+def _slope(x, NAME: tl.constexpr):
+    if NAME == "identity":
+        return tl.full(x.shape, 1.0, tl.float32)
+    elif NAME == "relu":
+        return tl.where(x > 0.0, 1.0, 0.0)
+    elif NAME == "relu2":
+        return tl.where(x < 0.0, 0.0, 2.0 * x)
+    elif NAME == "leaky_relu":
+        return tl.where(x > 0.0, 1.0, _LEAKY_SLOPE)
+    elif NAME == "hardswish":
+        return tl.where(x < -3.0, 0.0, tl.where(x <= 3.0, x * (1.0 / 3.0) + 0.5, 1.0))
+    else:
+        return _normal_cdf(x) + x * (tl.exp(x * x * -0.5) * _INVERSE_SQRT_2PI)
+
+
+@triton.jit
+def _normal_cdf(x):
+    return 0.5 + 0.5 * tl.erf(x * _INVERSE_SQRT_2)
+
+
+@triton.jit
+def _one_plus_minus_tanh(x, FAST: tl.constexpr):
+    """1 + tanh(x) = 2 / (1 + exp(-2x)) and 1 - tanh(x), without an overflow on the way."""
+    if FAST and not _INTERPRETED:
+        plus = _one_instruction("rcp.approx.ftz.f32", 0.5 + 0.5 * _exp2(x * (_LOG2_E * -2.0), FAST))
+        return plus, 2.0 - plus
+    else:
+        decay = tl.exp(tl.abs(x) * -2.0)
+        less, more = 2.0 * decay / (1.0 + decay), 2.0 / (1.0 + decay)  # each good to its own last bits
+        return tl.where(x < 0.0, less, more), tl.where(x < 0.0, more, less)
+
+
+@triton.jit
+def _exp2(x, FAST: tl.constexpr):
+    if FAST and not _INTERPRETED:
+        return _one_instruction("ex2.approx.ftz.f32", x)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def _one_instruction(NAME: tl.constexpr, x):
+    return tl.inline_asm_elementwise(NAME + " $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
