@@ -1,0 +1,119 @@
+"""Window attention in Triton, forward: a program owns a block of queries of one head and walks the keys in its window.
+
+Only blocks of keys that some query of the program sees are visited. Softmax runs over them as they come, with exp2 and
+a running maximum; the output and each query's log-sum-exp are written once.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import with_unit_stride
+from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
+
+from .boundary import _fwd_outputs
+from .rotation import load_halves, turns_of
+
+FAR = tl.constexpr(1 << 30)
+
+
+@triton.jit
+def sees(queries, keys, length, behind, ahead):
+    """bool: whether each query, along one axis, sees each key, along the other. ``keys`` from ``length`` on are none.
+
+    One comparison: as an unsigned number, a key too far ahead is larger than any reach.
+    """
+    distance = (queries + ahead) - tl.where(keys < length, keys, FAR)
+    return distance.to(tl.uint32, bitcast=True) <= (behind + ahead).to(tl.uint32)
+
+
+@triton.jit
+def window_attention_fwd_kernel(
+    q, k, v, turns, offsets, out, lse,
+    num_tokens, num_heads, max_length, behind, ahead, score_scale, q_t, q_h, k_t, k_h, v_t, v_h,
+    ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out = softmax of ``score_scale`` q kᵀ in base 2, times v, for BLOCK_M queries; ``lse`` in base 2."""
+    head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_M)
+    if first >= length:
+        return
+    q += begin * q_t + head * q_h
+    k += begin * k_t + head * k_h
+    v += begin * v_t + head * v_h
+    if ROTATED:
+        turns += begin * (2 * SPLIT)
+    queries = first + tl.arange(0, BLOCK_M)
+    q_a, q_b = load_halves(q, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
+    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mixed = tl.zeros([BLOCK_M, WIDE], tl.float32)
+    for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k_a, k_b = load_halves(k, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
+        scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
+        scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
+        seen = sees(queries[:, None], keys[None, :], length, behind, ahead)
+        scores = tl.where(seen, scores * score_scale, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
+        weights = tl.exp2(scores - level[:, None])
+        fade = tl.exp2(highest - level)
+        total = total * fade + tl.sum(weights, 1)
+        values = load_tile(v, keys, length, v_t, D, WIDE)
+        mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None], input_precision="ieee")
+        highest = higher
+    total = tl.where(total > 0, total, 1.0)  # queries behind the row's end
+    store_tile(out + (begin * num_heads + head) * D, mixed / total[:, None], queries, length, num_heads * D, D, WIDE)
+    tl.store(lse + head.to(tl.int64) * num_tokens + begin + queries, highest + tl.log2(total), mask=queries < length)
+
+
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    return [config(num_warps=4, num_stages=2, BLOCK_M=64, BLOCK_N=64)]
+
+
+FORWARD = Kernel(window_attention_fwd_kernel, _configs)
+
+
+def reach(window: int | None, causal: bool, max_length: int) -> tuple[int, int]:
+    """How far a query sees behind and ahead of itself; no farther than any row goes."""
+    behind = max_length if window is None else min(window, max_length)
+    return behind, 0 if causal else behind
+
+
+def head_constants(d: int, rotated: bool) -> dict[str, int | bool]:
+    """How a head's ``d`` columns are held: in two parts of SPLIT and d - SPLIT, each padded to HALF; whole, to WIDE."""
+    wide = max(32, next_power_of_2(d))
+    return {"D": d, "SPLIT": d // 2 if rotated else min(d, wide // 2), "HALF": wide // 2, "WIDE": wide, "ROTATED": rotated}
+
+
+def key_of(q: Tensor, rotated: bool, window: int | None) -> MetaParameters:
+    """What the best config depends on; the window to a power of two, 0 for the whole row."""
+    near = 0 if window is None else next_power_of_2(window)
+    return {"d": max(32, next_power_of_2(q.shape[2])), "bytes": q.element_size(), "rotated": rotated, "window": near}
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None,
+    window: int | None, causal: bool, scale: float, max_length: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The output [T, H, d], and log2 of each query's sum of weights, fp32 [H, T]."""
+    out, lse = _fwd_outputs(q)
+    num_tokens, num_heads, d = q.shape
+    if not num_tokens:
+        return out, lse
+    q, k, v = with_unit_stride(q), with_unit_stride(k), with_unit_stride(v)
+    turns = None if angles is None else turns_of(angles, q.dtype)
+    num_rows = offsets.shape[0] - 1
+    FORWARD.launch(
+        lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+        q, k, v, turns, offsets, out, lse,
+        num_tokens, num_heads, max_length, *reach(window, causal, max_length), scale * LOG2E.value,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        key=key_of(q, angles is not None, window), **head_constants(d, angles is not None),
+    )  # fmt: skip
+    return out, lse

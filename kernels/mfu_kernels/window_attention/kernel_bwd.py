@@ -1,0 +1,151 @@
+"""Window attention in Triton, backward: one kernel owns blocks of queries, the other blocks of keys; no atomics.
+
+Both compute the weights again from q, k and the saved log-sum-exp. The first also writes delta, the product of each
+query's output with its gradient, which the second needs. Weights stay as the tensor core left them: each kernel lays its
+scores out so that they are the left operand of the products that follow, untransposed.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.launching import Kernel, config
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import with_unit_stride
+from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
+
+from .boundary import _bwd_outputs
+from .kernel import head_constants, key_of, reach, sees
+from .rotation import load_halves, store_halves, turns_of
+
+
+@triton.jit
+def window_attention_dq_kernel(
+    grad, q, k, v, turns, offsets, out, lse, delta, dq,
+    num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
+    Q_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``delta`` [H, T] and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
+    head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_M)
+    if first >= length:
+        return
+    own = (begin * num_heads + head) * D
+    queries = first + tl.arange(0, BLOCK_M)
+    places, inside = head.to(tl.int64) * num_tokens + begin + queries, queries < length
+    dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D, WIDE)
+    mixed = load_tile(out + own, queries, length, num_heads * D, D, WIDE)
+    projection = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1)
+    tl.store(delta + places, projection, mask=inside)
+    if Q_GRAD:
+        k += begin * k_t + head * k_h
+        v += begin * v_t + head * v_h
+        if ROTATED:
+            turns += begin * (2 * SPLIT)
+        q_a, q_b = load_halves(q + begin * q_t + head * q_h, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
+        level = tl.load(lse + places, mask=inside, other=0.0)
+        dq_a, dq_b = tl.zeros([BLOCK_M, HALF], tl.float32), tl.zeros([BLOCK_M, HALF], tl.float32)
+        for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
+            keys = start + tl.arange(0, BLOCK_N)
+            k_a, k_b = load_halves(k, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
+            scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
+            scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
+            seen = sees(queries[:, None], keys[None, :], length, behind, ahead)
+            weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[:, None]), 0.0)
+            values = load_tile(v, keys, length, v_t, D, WIDE)
+            dweights = tl.dot(dout, tl.trans(values), input_precision="ieee")
+            dscores = (weights * (dweights - projection[:, None])).to(k_a.dtype)
+            dq_a = tl.dot(dscores, k_a, dq_a, input_precision="ieee")
+            dq_b = tl.dot(dscores, k_b, dq_b, input_precision="ieee")
+        store_halves(
+            dq + own, dq_a * scale, dq_b * scale, turns, queries, length, num_heads * D, D, SPLIT, HALF, ROTATED
+        )
+
+
+@triton.jit
+def window_attention_dkv_kernel(
+    grad, q, k, v, turns, offsets, lse, delta, dk, dv,
+    num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
+    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr,
+    HALF: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries]."""
+    head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_N)
+    if first >= length:
+        return
+    own = (begin * num_heads + head) * D
+    grad += begin * grad_t + head * grad_h
+    q += begin * q_t + head * q_h
+    lse += head.to(tl.int64) * num_tokens + begin
+    delta += head.to(tl.int64) * num_tokens + begin
+    if ROTATED:
+        turns += begin * (2 * SPLIT)
+    keys = first + tl.arange(0, BLOCK_N)
+    k_a, k_b = load_halves(k + begin * k_t + head * k_h, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
+    if K_GRAD:
+        values = load_tile(v + begin * v_t + head * v_h, keys, length, v_t, D, WIDE)
+        dk_a, dk_b = tl.zeros([BLOCK_N, HALF], tl.float32), tl.zeros([BLOCK_N, HALF], tl.float32)
+    if V_GRAD:
+        dvalues = tl.zeros([BLOCK_N, WIDE], tl.float32)
+    for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
+        queries = start + tl.arange(0, BLOCK_M)
+        q_a, q_b = load_halves(q, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
+        scores = tl.dot(k_a, tl.trans(q_a), input_precision="ieee")
+        scores = tl.dot(k_b, tl.trans(q_b), scores, input_precision="ieee")
+        level = tl.load(lse + queries, mask=queries < length, other=0.0)
+        seen = sees(queries[None, :], keys[:, None], length, behind, ahead)
+        weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[None, :]), 0.0)
+        dout = load_tile(grad, queries, length, grad_t, D, WIDE)
+        if V_GRAD:
+            dvalues = tl.dot(weights.to(dout.dtype), dout, dvalues, input_precision="ieee")
+        if K_GRAD:
+            projection = tl.load(delta + queries, mask=queries < length, other=0.0)
+            dweights = tl.dot(values, tl.trans(dout), input_precision="ieee")
+            dscores = (weights * (dweights - projection[None, :])).to(q_a.dtype)
+            dk_a = tl.dot(dscores, q_a, dk_a, input_precision="ieee")
+            dk_b = tl.dot(dscores, q_b, dk_b, input_precision="ieee")
+    if V_GRAD:
+        store_tile(dv + own, dvalues, keys, length, num_heads * D, D, WIDE)
+    if K_GRAD:
+        store_halves(
+            dk + own, dk_a * scale, dk_b * scale, turns, keys, length, num_heads * D, D, SPLIT, HALF, ROTATED
+        )
+
+
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    return [config(num_warps=4, num_stages=2, BLOCK_M=64, BLOCK_N=64)]
+
+
+DQ = Kernel(window_attention_dq_kernel, _configs)
+DKV = Kernel(window_attention_dkv_kernel, _configs)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, out: Tensor, lse: Tensor,
+    window: int | None, causal: bool, scale: float, max_length: int, q_grad: bool, k_grad: bool, v_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v, as far as they are needed."""
+    dq, dk, dv = _bwd_outputs(grad, q, k, v, q_grad, k_grad, v_grad)
+    num_tokens, num_heads, d = q.shape
+    if not num_tokens:
+        return dq, dk, dv
+    grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
+    turns = None if angles is None else turns_of(angles, q.dtype)
+    delta, num_rows = lse.new_empty(lse.shape), offsets.shape[0] - 1
+    sizes = (num_tokens, num_heads, max_length, *reach(window, causal, max_length), scale)
+    strides = (*grad.stride()[:2], *q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
+    key, constants = key_of(q, angles is not None, window), head_constants(d, angles is not None)
+    if q_grad or k_grad:
+        DQ.launch(
+            lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+            grad, q, k, v, turns, offsets, out, lse, delta, dq, *sizes, *strides, key=key, Q_GRAD=q_grad, **constants,
+        )  # fmt: skip
+    if k_grad or v_grad:
+        DKV.launch(
+            lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
+            grad, q, k, v, turns, offsets, lse, delta, dk, dv, *sizes, *strides,
+            key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
+        )  # fmt: skip
+    return dq, dk, dv

@@ -1,0 +1,85 @@
+"""Rotation of queries and keys inside the attention kernels.
+
+A head's d columns are held as two tiles, the pairs' first and second parts, so that a rotation mixes tiles element by
+element and never moves a column. Cosines and sines are made once a call, by a kernel of its own: a key is rotated in
+every program that sees it, and sine and cosine cost more there than the four products of a rotation.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.launching import Kernel, config
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.tiles import load_tile, store_tile
+
+
+@triton.jit
+def turns_kernel(angles, turns, num_angles, stride, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """turns [T, 2, HALF] = cosine and sine of ``angles`` [T, HALF]."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < num_angles
+    token, column = index // HALF, index % HALF
+    angle = tl.load(angles + token * stride + column, mask=inside, other=0.0).to(tl.float32)
+    place = turns + token * (2 * HALF) + column
+    tl.store(place, tl.cos(angle).to(turns.dtype.element_ty), mask=inside)
+    tl.store(place + HALF, tl.sin(angle).to(turns.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_turns(turns, rows, num_rows, SPLIT: tl.constexpr, HALF: tl.constexpr):
+    """Cosine and sine of each row's angles, fp32 [rows, HALF]."""
+    cos = load_tile(turns, rows, num_rows, 2 * SPLIT, SPLIT, HALF).to(tl.float32)
+    sin = load_tile(turns + SPLIT, rows, num_rows, 2 * SPLIT, SPLIT, HALF).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit
+def load_halves(
+    x, turns, rows, num_rows, stride,
+    D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, ROTATED: tl.constexpr,
+):  # fmt: skip
+    """Columns up to SPLIT and from SPLIT to D of ``x``, each [rows, HALF], rotated if ROTATED."""
+    first = load_tile(x, rows, num_rows, stride, SPLIT, HALF)
+    second = load_tile(x + SPLIT, rows, num_rows, stride, D - SPLIT, HALF)
+    if ROTATED:
+        cos, sin = load_turns(turns, rows, num_rows, SPLIT, HALF)
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        first, second = (a * cos - b * sin).to(first.dtype), (a * sin + b * cos).to(second.dtype)
+    return first, second
+
+
+@triton.jit
+def store_halves(
+    x, first, second, turns, rows, num_rows, stride,
+    D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, ROTATED: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of what `load_halves` read: rotated back if ROTATED."""
+    if ROTATED:
+        cos, sin = load_turns(turns, rows, num_rows, SPLIT, HALF)
+        first, second = first * cos + second * sin, second * cos - first * sin
+    store_tile(x, first, rows, num_rows, stride, SPLIT, HALF)
+    store_tile(x + SPLIT, second, rows, num_rows, stride, D - SPLIT, HALF)
+
+
+def _turns_configs(key: MetaParameters) -> list[triton.Config]:
+    return [config(num_warps=4, BLOCK=1024)]
+
+
+TURNS = Kernel(turns_kernel, _turns_configs)
+
+
+def turns_of(angles: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cosine and sine [T, 2, d/2] of ``angles`` [T, d/2], for inputs of ``dtype``.
+
+    fp32, but for bf16 inputs fp16: half the bytes, and what rounding to it loses is an eighth of what bf16 does.
+    """
+    num_tokens, half = angles.shape
+    turns = angles.new_empty(num_tokens, 2, half, dtype=torch.float16 if dtype == torch.bfloat16 else torch.float32)
+    angles = angles if angles.stride(1) == 1 else angles.contiguous()
+    TURNS.launch(
+        lambda c: (triton.cdiv(angles.numel(), c["BLOCK"]),), angles.device,
+        angles, turns, angles.numel(), angles.stride(0), key={"half": half}, HALF=half,
+    )  # fmt: skip
+    return turns
