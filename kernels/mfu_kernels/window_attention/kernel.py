@@ -16,26 +16,22 @@ from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
 from .boundary import _fwd_outputs
-from .rotation import load_halves, turns_of
-
-FAR = tl.constexpr(1 << 30)
-
+from .rotation import load_rotated, turns_of
 
 @triton.jit
-def sees(queries, keys, length, behind, ahead):
-    """bool: whether each query, along one axis, sees each key, along the other. ``keys`` from ``length`` on are none.
+def within(places, first, last):
+    """bool: whether each place lies from ``first`` to ``last``, both included, ``first`` - 1 being the least last.
 
-    One comparison: as an unsigned number, a key too far ahead is larger than any reach.
+    One comparison: as an unsigned number, a place before the first is larger than any span.
     """
-    distance = (queries + ahead) - tl.where(keys < length, keys, FAR)
-    return distance.to(tl.uint32, bitcast=True) <= (behind + ahead).to(tl.uint32)
+    return (places - first).to(tl.uint32, bitcast=True) <= (last - first).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def window_attention_fwd_kernel(
     q, k, v, turns, offsets, out, lse,
     num_tokens, num_heads, max_length, behind, ahead, score_scale, q_t, q_h, k_t, k_h, v_t, v_h,
-    ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr,
+    ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax of ``score_scale`` q kᵀ in base 2, times v, for BLOCK_M queries; ``lse`` in base 2."""
@@ -46,29 +42,29 @@ def window_attention_fwd_kernel(
     k += begin * k_t + head * k_h
     v += begin * v_t + head * v_h
     if ROTATED:
-        turns += begin * (2 * SPLIT)
+        turns += begin * D
     queries = first + tl.arange(0, BLOCK_M)
-    q_a, q_b = load_halves(q, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
+    nearest, farthest = queries - behind, tl.minimum(queries + ahead, length - 1)
+    own_q = load_rotated(q, turns, queries, length, q_t, D, PADDED, ROTATED)
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    mixed = tl.zeros([BLOCK_M, WIDE], tl.float32)
+    mixed = tl.zeros([BLOCK_M, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k_a, k_b = load_halves(k, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
-        scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
-        scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
-        seen = sees(queries[:, None], keys[None, :], length, behind, ahead)
+        near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
+        scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
+        seen = within(keys[None, :], nearest[:, None], farthest[:, None])
         scores = tl.where(seen, scores * score_scale, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
         weights = tl.exp2(scores - level[:, None])
         fade = tl.exp2(highest - level)
         total = total * fade + tl.sum(weights, 1)
-        values = load_tile(v, keys, length, v_t, D, WIDE)
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None], input_precision="ieee")
+        near_v = load_tile(v, keys, length, v_t, D, PADDED)
+        mixed = tl.dot(weights.to(near_v.dtype), near_v, mixed * fade[:, None], input_precision="ieee")
         highest = higher
     total = tl.where(total > 0, total, 1.0)  # queries behind the row's end
-    store_tile(out + (begin * num_heads + head) * D, mixed / total[:, None], queries, length, num_heads * D, D, WIDE)
+    store_tile(out + (begin * num_heads + head) * D, mixed * (1.0 / total)[:, None], queries, length, num_heads * D, D, PADDED)
     tl.store(lse + head.to(tl.int64) * num_tokens + begin + queries, highest + tl.log2(total), mask=queries < length)
 
 
@@ -86,9 +82,8 @@ def reach(window: int | None, causal: bool, max_length: int) -> tuple[int, int]:
 
 
 def head_constants(d: int, rotated: bool) -> dict[str, int | bool]:
-    """How a head's ``d`` columns are held: in two parts of SPLIT and d - SPLIT, each padded to HALF; whole, to WIDE."""
-    wide = max(32, next_power_of_2(d))
-    return {"D": d, "SPLIT": d // 2 if rotated else min(d, wide // 2), "HALF": wide // 2, "WIDE": wide, "ROTATED": rotated}
+    """How a head's ``d`` columns are held."""
+    return {"D": d, "PADDED": max(32, next_power_of_2(d)), "ROTATED": rotated}
 
 
 def key_of(q: Tensor, rotated: bool, window: int | None) -> MetaParameters:

@@ -17,16 +17,16 @@ from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
 from .boundary import _bwd_outputs
-from .kernel import head_constants, key_of, reach, sees
-from .rotation import load_halves, store_halves, turns_of
+from .kernel import head_constants, key_of, reach, within
+from .rotation import load_rotated, store_rotated_back, turns_of
 
 
 @triton.jit
 def window_attention_dq_kernel(
     grad, q, k, v, turns, offsets, out, lse, delta, dq,
     num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
-    Q_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    Q_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``delta`` [H, T] and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
     head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_M)
@@ -35,41 +35,38 @@ def window_attention_dq_kernel(
     own = (begin * num_heads + head) * D
     queries = first + tl.arange(0, BLOCK_M)
     places, inside = head.to(tl.int64) * num_tokens + begin + queries, queries < length
-    dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D, WIDE)
-    mixed = load_tile(out + own, queries, length, num_heads * D, D, WIDE)
+    dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D, PADDED)
+    mixed = load_tile(out + own, queries, length, num_heads * D, D, PADDED)
     projection = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1)
     tl.store(delta + places, projection, mask=inside)
     if Q_GRAD:
         k += begin * k_t + head * k_h
         v += begin * v_t + head * v_h
         if ROTATED:
-            turns += begin * (2 * SPLIT)
-        q_a, q_b = load_halves(q + begin * q_t + head * q_h, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
+            turns += begin * D
+        own_q = load_rotated(q + begin * q_t + head * q_h, turns, queries, length, q_t, D, PADDED, ROTATED)
         level = tl.load(lse + places, mask=inside, other=0.0)
-        dq_a, dq_b = tl.zeros([BLOCK_M, HALF], tl.float32), tl.zeros([BLOCK_M, HALF], tl.float32)
+        nearest, farthest = queries - behind, tl.minimum(queries + ahead, length - 1)
+        change = tl.zeros([BLOCK_M, PADDED], tl.float32)
         for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_a, k_b = load_halves(k, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
-            scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
-            scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
-            seen = sees(queries[:, None], keys[None, :], length, behind, ahead)
+            near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
+            scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
+            seen = within(keys[None, :], nearest[:, None], farthest[:, None])
             weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[:, None]), 0.0)
-            values = load_tile(v, keys, length, v_t, D, WIDE)
-            dweights = tl.dot(dout, tl.trans(values), input_precision="ieee")
-            dscores = (weights * (dweights - projection[:, None])).to(k_a.dtype)
-            dq_a = tl.dot(dscores, k_a, dq_a, input_precision="ieee")
-            dq_b = tl.dot(dscores, k_b, dq_b, input_precision="ieee")
-        store_halves(
-            dq + own, dq_a * scale, dq_b * scale, turns, queries, length, num_heads * D, D, SPLIT, HALF, ROTATED
-        )
+            near_v = load_tile(v, keys, length, v_t, D, PADDED)
+            dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
+            dscores = weights * (dweights - projection[:, None])
+            change = tl.dot(dscores.to(near_k.dtype), near_k, change, input_precision="ieee")
+        store_rotated_back(dq + own, change * scale, turns, queries, length, num_heads * D, D, PADDED, ROTATED)
 
 
 @triton.jit
 def window_attention_dkv_kernel(
     grad, q, k, v, turns, offsets, lse, delta, dk, dv,
     num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
-    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr,
-    HALF: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries]."""
     head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_N)
@@ -81,37 +78,33 @@ def window_attention_dkv_kernel(
     lse += head.to(tl.int64) * num_tokens + begin
     delta += head.to(tl.int64) * num_tokens + begin
     if ROTATED:
-        turns += begin * (2 * SPLIT)
+        turns += begin * D
     keys = first + tl.arange(0, BLOCK_N)
-    k_a, k_b = load_halves(k + begin * k_t + head * k_h, turns, keys, length, k_t, D, SPLIT, HALF, ROTATED)
+    own_k = load_rotated(k + begin * k_t + head * k_h, turns, keys, length, k_t, D, PADDED, ROTATED)
     if K_GRAD:
-        values = load_tile(v + begin * v_t + head * v_h, keys, length, v_t, D, WIDE)
-        dk_a, dk_b = tl.zeros([BLOCK_N, HALF], tl.float32), tl.zeros([BLOCK_N, HALF], tl.float32)
+        own_v = load_tile(v + begin * v_t + head * v_h, keys, length, v_t, D, PADDED)
+        k_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     if V_GRAD:
-        dvalues = tl.zeros([BLOCK_N, WIDE], tl.float32)
+        v_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        q_a, q_b = load_halves(q, turns, queries, length, q_t, D, SPLIT, HALF, ROTATED)
-        scores = tl.dot(k_a, tl.trans(q_a), input_precision="ieee")
-        scores = tl.dot(k_b, tl.trans(q_b), scores, input_precision="ieee")
+        near_q = load_rotated(q, turns, queries, length, q_t, D, PADDED, ROTATED)
+        scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
         level = tl.load(lse + queries, mask=queries < length, other=0.0)
-        seen = sees(queries[None, :], keys[:, None], length, behind, ahead)
+        seen = within(queries[None, :], (keys - ahead)[:, None], (keys + behind)[:, None])
         weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[None, :]), 0.0)
-        dout = load_tile(grad, queries, length, grad_t, D, WIDE)
+        dout = load_tile(grad, queries, length, grad_t, D, PADDED)
         if V_GRAD:
-            dvalues = tl.dot(weights.to(dout.dtype), dout, dvalues, input_precision="ieee")
+            v_change = tl.dot(weights.to(dout.dtype), dout, v_change, input_precision="ieee")
         if K_GRAD:
             projection = tl.load(delta + queries, mask=queries < length, other=0.0)
-            dweights = tl.dot(values, tl.trans(dout), input_precision="ieee")
-            dscores = (weights * (dweights - projection[None, :])).to(q_a.dtype)
-            dk_a = tl.dot(dscores, q_a, dk_a, input_precision="ieee")
-            dk_b = tl.dot(dscores, q_b, dk_b, input_precision="ieee")
+            dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
+            dscores = weights * (dweights - projection[None, :])
+            k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
     if V_GRAD:
-        store_tile(dv + own, dvalues, keys, length, num_heads * D, D, WIDE)
+        store_tile(dv + own, v_change, keys, length, num_heads * D, D, PADDED)
     if K_GRAD:
-        store_halves(
-            dk + own, dk_a * scale, dk_b * scale, turns, keys, length, num_heads * D, D, SPLIT, HALF, ROTATED
-        )
+        store_rotated_back(dk + own, k_change * scale, turns, keys, length, num_heads * D, D, PADDED, ROTATED)
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:

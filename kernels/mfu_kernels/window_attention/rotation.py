@@ -28,39 +28,40 @@ def turns_kernel(angles, turns, num_angles, stride, HALF: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def load_turns(turns, rows, num_rows, SPLIT: tl.constexpr, HALF: tl.constexpr):
-    """Cosine and sine of each row's angles, fp32 [rows, HALF]."""
-    cos = load_tile(turns, rows, num_rows, 2 * SPLIT, SPLIT, HALF).to(tl.float32)
-    sin = load_tile(turns + SPLIT, rows, num_rows, 2 * SPLIT, SPLIT, HALF).to(tl.float32)
+def load_turns(turns, rows, num_rows, HALF: tl.constexpr, PADDED: tl.constexpr):
+    """Cosine and sine of each row's angles, fp32 [rows, PADDED]."""
+    cos = load_tile(turns, rows, num_rows, 2 * HALF, HALF, PADDED).to(tl.float32)
+    sin = load_tile(turns + HALF, rows, num_rows, 2 * HALF, HALF, PADDED).to(tl.float32)
     return cos, sin
 
 
 @triton.jit
-def load_halves(
-    x, turns, rows, num_rows, stride,
-    D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, ROTATED: tl.constexpr,
-):  # fmt: skip
-    """Columns up to SPLIT and from SPLIT to D of ``x``, each [rows, HALF], rotated if ROTATED."""
-    first = load_tile(x, rows, num_rows, stride, SPLIT, HALF)
-    second = load_tile(x + SPLIT, rows, num_rows, stride, D - SPLIT, HALF)
+def load_rotated(x, turns, rows, num_rows, stride, D: tl.constexpr, PADDED: tl.constexpr, ROTATED: tl.constexpr):
+    """Tile [rows, PADDED] of queries or keys ``x``; if ROTATED, each half padded by itself."""
     if ROTATED:
-        cos, sin = load_turns(turns, rows, num_rows, SPLIT, HALF)
+        first = load_tile(x, rows, num_rows, stride, D // 2, PADDED // 2)
+        second = load_tile(x + D // 2, rows, num_rows, stride, D // 2, PADDED // 2)
+        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2)
         a, b = first.to(tl.float32), second.to(tl.float32)
-        first, second = (a * cos - b * sin).to(first.dtype), (a * sin + b * cos).to(second.dtype)
-    return first, second
+        halves = tl.join((a * cos - b * sin).to(x.dtype.element_ty), (a * sin + b * cos).to(x.dtype.element_ty))
+        return tl.reshape(tl.permute(halves, (0, 2, 1)), (rows.shape[0], PADDED))
+    else:
+        return load_tile(x, rows, num_rows, stride, D, PADDED)
 
 
 @triton.jit
-def store_halves(
-    x, first, second, turns, rows, num_rows, stride,
-    D: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, ROTATED: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of what `load_halves` read: rotated back if ROTATED."""
+def store_rotated_back(
+    x, tile, turns, rows, num_rows, stride, D: tl.constexpr, PADDED: tl.constexpr, ROTATED: tl.constexpr
+):
+    """Write the gradient of what `load_rotated` read."""
     if ROTATED:
-        cos, sin = load_turns(turns, rows, num_rows, SPLIT, HALF)
-        first, second = first * cos + second * sin, second * cos - first * sin
-    store_tile(x, first, rows, num_rows, stride, SPLIT, HALF)
-    store_tile(x + SPLIT, second, rows, num_rows, stride, D - SPLIT, HALF)
+        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2)
+        halves = tl.permute(tl.reshape(tile, (rows.shape[0], 2, PADDED // 2)), (0, 2, 1))
+        first, second = tl.split(halves)
+        store_tile(x, first * cos + second * sin, rows, num_rows, stride, D // 2, PADDED // 2)
+        store_tile(x + D // 2, second * cos - first * sin, rows, num_rows, stride, D // 2, PADDED // 2)
+    else:
+        store_tile(x, tile, rows, num_rows, stride, D, PADDED)
 
 
 def _turns_configs(key: MetaParameters) -> list[triton.Config]:
