@@ -53,7 +53,7 @@ def window_attention_fwd_kernel(
         keys = start + tl.arange(0, BLOCK_N)
         near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
         scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-        seen = within(keys[None, :], nearest[:, None], farthest[:, None])
+        seen = within(tl.arange(0, BLOCK_N)[None, :], (nearest - start)[:, None], (farthest - start)[:, None])
         scores = tl.where(seen, scores * score_scale, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
@@ -69,7 +69,19 @@ def window_attention_fwd_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    return [config(num_warps=4, num_stages=2, BLOCK_M=64, BLOCK_N=64)]
+    """128 queries a program for heads that leave two such programs the registers of a multiprocessor.
+
+    d = 128 on sm_90: 128 registers without rotation and 64 KiB of shared memory, so that two programs of 8 warps share
+    a multiprocessor; blocks of 64 keys would need 173 registers, and one program would wait for its own loads.
+    """
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
+    tiles = [(128, 32, 8), (64, 32, 4), (64, 64, 4)]
+    if key["d"] == 256:
+        tiles = [(64, 32, 4)]
+    elif key["rotated"]:
+        tiles = [(64, 32, 4), (128, 32, 8)]
+    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (2, 3) for m, n, w in tiles]
 
 
 FORWARD = Kernel(window_attention_fwd_kernel, _configs)

@@ -52,7 +52,7 @@ def window_attention_dq_kernel(
             keys = start + tl.arange(0, BLOCK_N)
             near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
             scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-            seen = within(keys[None, :], nearest[:, None], farthest[:, None])
+            seen = within(tl.arange(0, BLOCK_N)[None, :], (nearest - start)[:, None], (farthest - start)[:, None])
             weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[:, None]), 0.0)
             near_v = load_tile(v, keys, length, v_t, D, PADDED)
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
@@ -72,7 +72,6 @@ def window_attention_dkv_kernel(
     head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_N)
     if first >= length:
         return
-    own = (begin * num_heads + head) * D
     grad += begin * grad_t + head * grad_h
     q += begin * q_t + head * q_h
     lse += head.to(tl.int64) * num_tokens + begin
@@ -80,6 +79,8 @@ def window_attention_dkv_kernel(
     if ROTATED:
         turns += begin * D
     keys = first + tl.arange(0, BLOCK_N)
+    earliest = keys - ahead
+    latest = tl.where(keys < length, keys + behind, earliest - 1)  # keys behind the row's end are seen by none
     own_k = load_rotated(k + begin * k_t + head * k_h, turns, keys, length, k_t, D, PADDED, ROTATED)
     if K_GRAD:
         own_v = load_tile(v + begin * v_t + head * v_h, keys, length, v_t, D, PADDED)
@@ -91,7 +92,7 @@ def window_attention_dkv_kernel(
         near_q = load_rotated(q, turns, queries, length, q_t, D, PADDED, ROTATED)
         scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
         level = tl.load(lse + queries, mask=queries < length, other=0.0)
-        seen = within(queries[None, :], (keys - ahead)[:, None], (keys + behind)[:, None])
+        seen = within(queries[None, :], earliest[:, None], latest[:, None])
         weights = tl.where(seen, tl.exp2(scores * (scale * LOG2E) - level[None, :]), 0.0)
         dout = load_tile(grad, queries, length, grad_t, D, PADDED)
         if V_GRAD:
@@ -101,18 +102,29 @@ def window_attention_dkv_kernel(
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - projection[None, :])
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
+    own = (begin * num_heads + head) * D
     if V_GRAD:
         store_tile(dv + own, v_change, keys, length, num_heads * D, D, PADDED)
     if K_GRAD:
         store_rotated_back(dk + own, k_change * scale, turns, keys, length, num_heads * D, D, PADDED, ROTATED)
 
 
-def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    return [config(num_warps=4, num_stages=2, BLOCK_M=64, BLOCK_N=64)]
+def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
+    tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 32, 4), (64, 64, 4), (128, 32, 8)]
+    return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 
-DQ = Kernel(window_attention_dq_kernel, _configs)
-DKV = Kernel(window_attention_dkv_kernel, _configs)
+def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
+    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
+    return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
+
+
+DQ = Kernel(window_attention_dq_kernel, _dq_configs)
+DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
 
 
 def backward(

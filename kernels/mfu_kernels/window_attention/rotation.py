@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.tiles import load_tile, store_tile
+from mfu_kernels.tiles import load_tile, store_tile, tile_of
 
 
 @triton.jit
@@ -28,11 +28,17 @@ def turns_kernel(angles, turns, num_angles, stride, HALF: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def load_turns(turns, rows, num_rows, HALF: tl.constexpr, PADDED: tl.constexpr):
-    """Cosine and sine of each row's angles, fp32 [rows, PADDED]."""
-    cos = load_tile(turns, rows, num_rows, 2 * HALF, HALF, PADDED).to(tl.float32)
-    sin = load_tile(turns + HALF, rows, num_rows, 2 * HALF, HALF, PADDED).to(tl.float32)
-    return cos, sin
+def load_turns(turns, rows, num_rows, HALF: tl.constexpr, PADDED: tl.constexpr, AGAIN: tl.constexpr):
+    """Cosine and sine of each row's angles, fp32 [rows, PADDED].
+
+    AGAIN, for a program that loaded them before its loop: with another policy of eviction, the compiler loads them
+    again in place of keeping their registers throughout the loop.
+    """
+    policy: tl.constexpr = "evict_first" if AGAIN else ""
+    places, inside = tile_of(rows, num_rows, 2 * HALF, HALF, PADDED)
+    cos = tl.load(turns + places, mask=inside, other=0.0, eviction_policy=policy)
+    sin = tl.load(turns + HALF + places, mask=inside, other=0.0, eviction_policy=policy)
+    return cos.to(tl.float32), sin.to(tl.float32)
 
 
 @triton.jit
@@ -41,7 +47,7 @@ def load_rotated(x, turns, rows, num_rows, stride, D: tl.constexpr, PADDED: tl.c
     if ROTATED:
         first = load_tile(x, rows, num_rows, stride, D // 2, PADDED // 2)
         second = load_tile(x + D // 2, rows, num_rows, stride, D // 2, PADDED // 2)
-        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2)
+        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2, False)
         a, b = first.to(tl.float32), second.to(tl.float32)
         halves = tl.join((a * cos - b * sin).to(x.dtype.element_ty), (a * sin + b * cos).to(x.dtype.element_ty))
         return tl.reshape(tl.permute(halves, (0, 2, 1)), (rows.shape[0], PADDED))
@@ -55,7 +61,7 @@ def store_rotated_back(
 ):
     """Write the gradient of what `load_rotated` read."""
     if ROTATED:
-        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2)
+        cos, sin = load_turns(turns, rows, num_rows, D // 2, PADDED // 2, True)
         halves = tl.permute(tl.reshape(tile, (rows.shape[0], 2, PADDED // 2)), (0, 2, 1))
         first, second = tl.split(halves)
         store_tile(x, first * cos + second * sin, rows, num_rows, stride, D // 2, PADDED // 2)
@@ -65,7 +71,7 @@ def store_rotated_back(
 
 
 def _turns_configs(key: MetaParameters) -> list[triton.Config]:
-    return [config(num_warps=4, BLOCK=1024)]
+    return [config(num_warps=4, BLOCK=512)]
 
 
 TURNS = Kernel(turns_kernel, _turns_configs)
