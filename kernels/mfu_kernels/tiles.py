@@ -8,14 +8,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def own_block(offsets, max_length, num_heads, BLOCK: tl.constexpr):
-    """This program's row, head and first token within the row; where the row begins, and its length.
+    """This program's head, its first token within its row, where the row begins, and the row's length.
 
     Programs run over the blocks of a head first, then over heads, then over rows, so that those which run at the same
     time read the same keys. A row shorter than ``max_length`` leaves its last programs nothing to do.
     """
     num_blocks = tl.cdiv(max_length, BLOCK)
     program = tl.program_id(0)
-    head = (program // num_blocks) % num_heads
+    head = ((program // num_blocks) % num_heads).to(tl.int64)
     row = program // (num_blocks * num_heads)
     begin = tl.load(offsets + row).to(tl.int64)
     length = (tl.load(offsets + row + 1) - begin).to(tl.int32)

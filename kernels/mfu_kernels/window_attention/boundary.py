@@ -14,8 +14,8 @@ _MASK = "int? window, bool causal, float scale, SymInt max_length"
 
 
 def _fwd_outputs(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """The output [T, H, d], and log2 of each query's sum of weights, fp32 [H, T]."""
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    """The output [T, H, d], and each query's highest score and log2 of its sum of weights below it, fp32 [2, H, T]."""
+    return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 def _bwd_outputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +31,7 @@ _forward = define(
 )
 _backward = define(
     "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? angles, Tensor out, "
-    f"Tensor lse, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> (Tensor, Tensor, Tensor)",
+    f"Tensor levels, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> (Tensor, Tensor, Tensor)",
     launcher="mfu_kernels.window_attention.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
@@ -40,8 +40,8 @@ _backward = define(
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, *mask: Any) -> Tensor:
-        out, lse = _forward(q, k, v, offsets, angles, *mask)
-        ctx.save_for_backward(q, k, v, offsets, angles, out, lse)
+        out, levels = _forward(q, k, v, offsets, angles, *mask)
+        ctx.save_for_backward(q, k, v, offsets, angles, out, levels)
         ctx.mask = mask
         return out  # type: ignore[no-any-return]
 

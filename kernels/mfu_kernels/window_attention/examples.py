@@ -8,7 +8,7 @@ from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
 
 from .op import window_attention
 
-LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (1,), (63, 65, 0), (129,))
+LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (2, 1), (63, 65, 0), (129,))
 
 
 def _make(case: Case, draw: Draw) -> Inputs:
@@ -42,7 +42,7 @@ EXAMPLES = Examples(
     factors={
         "lengths": LENGTHS,
         "d": (64, 8, 20, 128),
-        "window": (16, 0, 64, None),
+        "window": (16, 1, 64, None),
         "causal": (True, False),
         "angles": (False, True, "learned"),
         "std": (1.0, 4.0, 11.0),

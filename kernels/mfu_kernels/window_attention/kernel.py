@@ -1,7 +1,7 @@
 """Window attention in Triton, forward: a program owns a block of queries of one head and walks the keys in its window.
 
 Only blocks of keys that some query of the program sees are visited. Softmax runs over them as they come, with exp2 and
-a running maximum; the output and each query's log-sum-exp are written once.
+a running maximum; the output, each query's maximum and log2 of its sum are written once.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,27 @@ from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 from .boundary import _fwd_outputs
 from .rotation import load_rotated, turns_of
 
+SIZES = ("num_tokens", "num_heads", "max_length", "behind", "ahead")
+"""Numbers that differ from batch to batch, or from model to model: no kernel is compiled anew for one."""
+
+
 @triton.jit
-def within(places, first, last):
-    """bool: whether each place lies from ``first`` to ``last``, both included, ``first`` - 1 being the least last.
+def within(places, first, end):
+    """bool: whether each place is at or behind ``first`` and before ``end``, which is at least ``first``.
 
     One comparison: as an unsigned number, a place before the first is larger than any span.
     """
-    return (places - first).to(tl.uint32, bitcast=True) <= (last - first).to(tl.uint32, bitcast=True)
+    return (places - first).to(tl.uint32, bitcast=True) < (end - first).to(tl.uint32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def window_attention_fwd_kernel(
-    q, k, v, turns, offsets, out, lse,
+    q, k, v, turns, offsets, out, levels,
     num_tokens, num_heads, max_length, behind, ahead, score_scale, q_t, q_h, k_t, k_h, v_t, v_h,
     ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax of ``score_scale`` q kᵀ in base 2, times v, for BLOCK_M queries; ``lse`` in base 2."""
+    """out = softmax of ``score_scale`` q kᵀ in base 2, times v, for BLOCK_M queries."""
     head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_M)
     if first >= length:
         return
@@ -44,7 +48,7 @@ def window_attention_fwd_kernel(
     if ROTATED:
         turns += begin * D
     queries = first + tl.arange(0, BLOCK_M)
-    nearest, farthest = queries - behind, tl.minimum(queries + ahead, length - 1)
+    earliest, end = queries - behind, tl.minimum(queries + ahead + 1, length)
     own_q = load_rotated(q, turns, queries, length, q_t, D, PADDED, ROTATED)
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -53,7 +57,7 @@ def window_attention_fwd_kernel(
         keys = start + tl.arange(0, BLOCK_N)
         near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
         scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-        seen = within(tl.arange(0, BLOCK_N)[None, :], (nearest - start)[:, None], (farthest - start)[:, None])
+        seen = within(tl.arange(0, BLOCK_N)[None, :], (earliest - start)[:, None], (end - start)[:, None])
         scores = tl.where(seen, scores * score_scale, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
@@ -65,7 +69,9 @@ def window_attention_fwd_kernel(
         highest = higher
     total = tl.where(total > 0, total, 1.0)  # queries behind the row's end
     store_tile(out + (begin * num_heads + head) * D, mixed * (1.0 / total)[:, None], queries, length, num_heads * D, D, PADDED)
-    tl.store(lse + head.to(tl.int64) * num_tokens + begin + queries, highest + tl.log2(total), mask=queries < length)
+    places = levels + head * num_tokens + begin + queries
+    tl.store(places, highest, mask=queries < length)
+    tl.store(places + num_tokens.to(tl.int64) * num_heads, tl.log2(total), mask=queries < length)
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -108,19 +114,19 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None,
     window: int | None, causal: bool, scale: float, max_length: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The output [T, H, d], and log2 of each query's sum of weights, fp32 [H, T]."""
-    out, lse = _fwd_outputs(q)
+    """The output [T, H, d], and what backward needs of each query's softmax, fp32 [2, H, T]."""
+    out, levels = _fwd_outputs(q)
     num_tokens, num_heads, d = q.shape
     if not num_tokens:
-        return out, lse
+        return out, levels
     q, k, v = with_unit_stride(q), with_unit_stride(k), with_unit_stride(v)
     turns = None if angles is None else turns_of(angles, q.dtype)
     num_rows = offsets.shape[0] - 1
     FORWARD.launch(
         lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-        q, k, v, turns, offsets, out, lse,
+        q, k, v, turns, offsets, out, levels,
         num_tokens, num_heads, max_length, *reach(window, causal, max_length), scale * LOG2E.value,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         key=key_of(q, angles is not None, window), **head_constants(d, angles is not None),
     )  # fmt: skip
-    return out, lse
+    return out, levels
