@@ -6,10 +6,16 @@ from mfu_kernels.checks import check_floating, check_matmul_dtypes, check_shapes
 from mfu_kernels.jagged import check_offsets, host_max_length
 from mfu_kernels.registry import Impl, Op
 
+from .boundary import hstu_attention_triton
 from .cost import hstu_attention_cost
 from .reference import hstu_attention_reference
 
-OP = Op("hstu_attention", "attention", hstu_attention_cost, {"reference": hstu_attention_reference})
+OP = Op(
+    "hstu_attention",
+    "attention",
+    hstu_attention_cost,
+    {"reference": hstu_attention_reference, "triton": hstu_attention_triton},
+)
 
 
 def hstu_attention(

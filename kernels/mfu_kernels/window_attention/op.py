@@ -7,10 +7,16 @@ from mfu_kernels.jagged import check_offsets, host_max_length
 from mfu_kernels.registry import Impl, Op
 from mfu_kernels.rotary_time.op import check_angles
 
+from .boundary import window_attention_triton
 from .cost import window_attention_cost
 from .reference import window_attention_reference
 
-OP = Op("window_attention", "attention", window_attention_cost, {"reference": window_attention_reference})
+OP = Op(
+    "window_attention",
+    "attention",
+    window_attention_cost,
+    {"reference": window_attention_reference, "triton": window_attention_triton},
+)
 
 
 def window_attention(
