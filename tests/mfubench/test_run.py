@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from dataclasses import fields
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
 from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_text
+from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
 
@@ -122,6 +124,17 @@ def test_kernels_as_a_table():
     frame = run.kernels_frame()
     assert list(frame.columns) == [field.name for field in fields(KernelRow)] and len(frame) == len(run.kernels)
     assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.kernels))
+
+
+def test_the_readme_s_tables_are_those_of_a_run(tmp_path, monkeypatch, capsys):
+    """Its example runs as it stands, on the run.json that the README's first command leaves."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "out" / "kunlun").mkdir(parents=True)
+    written(tmp_path / "out" / "kunlun", a_run().to_json())
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    printed = capsys.readouterr().out
+    assert "memory-bound" in printed and "aten::bmm" in printed
 
 
 def test_text_is_written_and_readable_by_others(tmp_path):
