@@ -7,6 +7,7 @@ import pytest
 
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
+from mfubench.run import _EXPECTED_OF_A_GPU as EXPECTED_OF_A_GPU
 from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_text
 from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
@@ -85,10 +86,11 @@ def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
         read_run(written(tmp_path, document))
 
 
-@pytest.mark.parametrize("path", EXPECTED_INSIDE)
+@pytest.mark.parametrize("path", [*EXPECTED_INSIDE, *EXPECTED_OF_A_GPU])
 @pytest.mark.parametrize("damage", ["missing", "another kind"])
-def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, document, path, damage):
+def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, path, damage):
     """A reader that stumbled over it would look like a defect of the tool."""
+    document = json.loads((a_gpu_run() if path in EXPECTED_OF_A_GPU else a_run()).to_json())
     *outer, last = path.split(".")
     inside = document
     for key in outer:
@@ -98,6 +100,13 @@ def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, document, pa
     else:
         inside[last] = {} if not isinstance(inside[last], dict) else "words"
     with pytest.raises(BadInput, match=f"{path.split('.')[0]}.*; profile again"):
+        read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("rows", ["words", ["words"], [{"dtype": "bf16"}]])
+def test_peaks_that_are_not_whole_are_refused(tmp_path, document, rows):
+    document["peak"]["by_dtype"] = rows
+    with pytest.raises(BadInput, match=r"peak\.by_dtype is .*; profile again"):
         read_run(written(tmp_path, document))
 
 
