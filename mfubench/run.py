@@ -215,11 +215,27 @@ _EXPECTED: Mapping[str, Any] = {
     **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), (str, type(None))),
     "nvml.available": bool,
 }
+# The same where a GPU's driver was there, and where a release wrote the peaks of each dtype.
+_EXPECTED_OF_A_GPU: Mapping[str, Any] = {
+    **dict.fromkeys((f"nvml.{key}" for key in ("counters", "energy", "clock_events", "limits", "gpm")), dict),
+    **dict.fromkeys((f"nvml.{key}" for key in ("window_s", "window_steps", "interval_s")), _NUMBER),
+    "nvml.cross_check": (dict, type(None)),
+}
+_PEAK_KEYS = {"dtype", "measured_tflops", "measured_date", "datasheet_tflops", "used"}
 
 
 def _check(document: Any, file: Path) -> None:
     """Refuse a document whose inside is not a Run's, so that no reader stumbles over it."""
-    for path, kind in _EXPECTED.items():
+    _check_inside(document, _EXPECTED, file)
+    if document["nvml"]["available"]:
+        _check_inside(document, _EXPECTED_OF_A_GPU, file)
+    rows = document["peak"].get("by_dtype", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _PEAK_KEYS for row in rows):
+        raise BadInput(f"{file}: peak.by_dtype is {repr(rows)[:40]}; it is no whole Run; profile again")
+
+
+def _check_inside(document: Any, expected: Mapping[str, Any], file: Path) -> None:
+    for path, kind in expected.items():
         *outer, last = path.split(".")
         inside = document
         for key in outer:

@@ -28,7 +28,7 @@ def peaks(run: Run) -> list[Block]:
     ]
     table = Table.of(
         "What a large GEMM on random data and a large copy reach on this device, beside the dense datasheet peak. n/a: "
-        "`mfubench doctor --calibrate` measures what no run needed yet; a CPU has no datasheet.",
+        "mfubench doctor --calibrate measures what no run needed yet; a CPU has no datasheet.",
         [
             (Column("rate"), [rate for rate, _, _ in rates]),
             (Column("measured", numeric=True), [fmt.number(measured) for _, measured, _ in rates]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mfubench.run import Run
 
 from . import charts
-from .blocks import Page
+from .blocks import Chart, Page
 from .comparison import page
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS, MOST_ROWS = 25, 400  # of a table: shown at once, and in all, so that a page stays below a megabyte
-REMEDY = (
-    "`pip install altair vl-convert-python` brings what draws charts; `mfubench report DIR --out DIR` then draws them, "
-    "here or on another machine that has the run.json. Their numbers are in the tables."
-)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -29,9 +25,13 @@ def render(runs: Sequence[Run]) -> str:
 
 def render_page(given: Page) -> str:
     """Any page."""
-    return _template().render(
-        page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY
-    )
+    why_not = charts.why_not() if _has_charts(given) else ""
+    return _template().render(page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=why_not)
+
+
+def _has_charts(given: Page) -> bool:
+    drawn = any(isinstance(block, Chart) for section in given.sections for block in section.blocks)
+    return drawn or any(map(_has_charts, given.parts))
 
 
 @cache

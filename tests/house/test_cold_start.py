@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "triton", "pandas", "jinja2", "numpy")
+HEAVY = ("torch", "triton", "pandas", "jinja2", "numpy", "altair")
 BLOCK_TRITON = """
 import sys
 class Blocker:

@@ -1,12 +1,15 @@
 import json
 import os
+import re
 from dataclasses import fields
 
 import pytest
 
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
+from mfubench.run import _EXPECTED_OF_A_GPU as EXPECTED_OF_A_GPU
 from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_text
+from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
 
@@ -83,10 +86,11 @@ def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
         read_run(written(tmp_path, document))
 
 
-@pytest.mark.parametrize("path", EXPECTED_INSIDE)
+@pytest.mark.parametrize("path", [*EXPECTED_INSIDE, *EXPECTED_OF_A_GPU])
 @pytest.mark.parametrize("damage", ["missing", "another kind"])
-def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, document, path, damage):
+def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, path, damage):
     """A reader that stumbled over it would look like a defect of the tool."""
+    document = json.loads((a_gpu_run() if path in EXPECTED_OF_A_GPU else a_run()).to_json())
     *outer, last = path.split(".")
     inside = document
     for key in outer:
@@ -96,6 +100,13 @@ def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, document, pa
     else:
         inside[last] = {} if not isinstance(inside[last], dict) else "words"
     with pytest.raises(BadInput, match=f"{path.split('.')[0]}.*; profile again"):
+        read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("rows", ["words", ["words"], [{"dtype": "bf16"}]])
+def test_peaks_that_are_not_whole_are_refused(tmp_path, document, rows):
+    document["peak"]["by_dtype"] = rows
+    with pytest.raises(BadInput, match=r"peak\.by_dtype is .*; profile again"):
         read_run(written(tmp_path, document))
 
 
@@ -122,6 +133,17 @@ def test_kernels_as_a_table():
     frame = run.kernels_frame()
     assert list(frame.columns) == [field.name for field in fields(KernelRow)] and len(frame) == len(run.kernels)
     assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.kernels))
+
+
+def test_the_readme_s_tables_are_those_of_a_run(tmp_path, monkeypatch, capsys):
+    """Its example runs as it stands, on the run.json that the README's first command leaves."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "out" / "kunlun").mkdir(parents=True)
+    written(tmp_path / "out" / "kunlun", a_run().to_json())
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    printed = capsys.readouterr().out
+    assert "memory-bound" in printed and "aten::bmm" in printed
 
 
 def test_text_is_written_and_readable_by_others(tmp_path):

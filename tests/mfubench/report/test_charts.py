@@ -11,7 +11,7 @@ import pytest
 from mfubench.attribute.roofline import VERDICTS as KNOWN_VERDICTS
 from mfubench.figures import Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
-from mfubench.report.blocks import Chart
+from mfubench.report.blocks import Chart, Items, Page, Section
 from mfubench.report.charts import svg, why_not
 from mfubench.report.specs import FAMILIES, OTHER_FAMILY, OTHER_VERDICT, PALETTE, VERDICTS
 from mfubench.run import CAUSE_FAMILIES
@@ -140,6 +140,11 @@ def test_without_what_draws_charts_every_file_is_written_and_says_so(tmp_path, m
     for words in ("From 100 % of the median step down to 33.2 %", "peak_gap"):  # what they show, and the tables
         assert words in page.text
     assert (tmp_path / "report.md").read_text() == markdown.render([a_run(), a_run()])
+
+
+def test_a_page_without_charts_misses_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    assert "not drawn" not in html.render_page(Page("t", "h", [], [Section("s", [Items(["words"])])]))
 
 
 def test_markdown_names_the_charts_and_says_what_they_show():
