@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import format as fmt
-from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
 
 if TYPE_CHECKING:
     from mfubench.ablate.document import Ablation, Change, Step
@@ -142,7 +142,7 @@ def _columns(steps: Sequence["Step"]) -> list[tuple[Column, list[str]]]:
         numbers("peak MiB", lambda row: row.peak_bytes, fmt.MEBI),
         numbers("J a sample", lambda row: row.energy_j_per_sample),
     ]
-    return [(column, cells) for column, cells in columns if set(cells) != {fmt.NOT_KNOWN}]
+    return known(columns)
 
 
 def _absent(steps: Sequence["Step"]) -> str:

@@ -44,6 +44,11 @@ class Table:
         return cls(caption, [column for column, _ in columns], rows, rest)
 
 
+def known(columns: list[tuple[Column, list[str]]]) -> list[tuple[Column, list[str]]]:
+    """The columns that have something in them that is known."""
+    return [(column, cells) for column, cells in columns if set(cells) != {fmt.NOT_KNOWN}]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Names and their values."""

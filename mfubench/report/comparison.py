@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mfubench.figures import stacks
 from mfubench.run import Run
 
 from . import format as fmt
-from .blocks import Block, Chart, Column, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Items, Page, Section, Table, known
 from .sections import run_page
 from .verdict import name, step_time, why_no_mfu
 
@@ -50,8 +50,21 @@ def _headline(runs: Sequence[Run], comparison: "Comparison") -> str:
     at, best = min(enumerate(runs, 1), key=lambda pair: pair[1].step["time_ms"]["median"])
     return (
         f"{len(runs)} runs that compare (device, dtype, mode and data agree); "
-        f"the shortest median step is run {at}'s, {name(best)}: {step_time(best, 'ms')}"
+        f"the shortest median step is run {at}'s, {_names(runs)[at - 1]}: {step_time(best, 'ms')}"
     )
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What tells each run from the others: its title, and the axes and overrides in which not all agree."""
+    axes: list[dict[str, Any]] = [
+        {key: run.workload[key] for key in ("impl", "compile")} | run.workload["overrides"] for run in runs
+    ]
+    keys = dict.fromkeys(key for own in axes for key in own)
+    differing = [key for key in keys if len({str(own.get(key)) for own in axes}) > 1]
+    return [
+        ", ".join([run.title, *(f"{key}={fmt.value(key, own.get(key, 'default'))}" for key in differing)])
+        for run, own in zip(runs, axes, strict=True)
+    ]
 
 
 def _must_agree(key: str, values: list[str]) -> str:
@@ -76,22 +89,24 @@ def _table(runs: Sequence[Run], comparison: "Comparison") -> Table:
         f"One row a run; ratios are to run {comparison.baseline + 1}."
         + "".join(f" MFU {fmt.not_known(why)}." for why in without)
         + "".join(f" Energy {fmt.not_known(why)}." for why in no_energy),
-        [
-            (Column("run"), [str(at) for at, _ in enumerate(runs, 1)]),
-            (Column("workload"), [name(run) for run in runs]),
-            (Column("step ms, 95 % interval", numeric=True), [step_time(run) for run in runs]),
-            (Column("step time ratio, 95 % interval", numeric=True), ratios),
-            (Column("samples/s", numeric=True), fmt.column([run.step["samples_per_s"] for run in runs])),
-            shares("MFU %", "mfu"),
-            shares("MFU of measured peak %", "mfu_of_measured_peak"),
-            shares("HFU %", "hfu", brief=False),
-            shares("HFU of measured peak %", "hfu_of_measured_peak", brief=False),
-            numbers("model GFLOP a step", [run.flops["model"] for run in runs], fmt.GIGA),
-            numbers("model MFLOP a sample", [row.model_flops_per_sample for row in rows], fmt.MEGA),
-            numbers("parameters M", [row.num_params for row in rows], fmt.MEGA),
-            numbers("peak MiB", [row.peak_bytes for row in rows], fmt.MEBI),
-            numbers("J a sample", [row.energy_j_per_sample for row in rows]),
-        ],
+        known(
+            [
+                (Column("run"), [str(at) for at, _ in enumerate(runs, 1)]),
+                (Column("workload"), _names(runs)),
+                (Column("step ms, 95 % interval", numeric=True), [step_time(run) for run in runs]),
+                (Column("step time ratio, 95 % interval", numeric=True), ratios),
+                (Column("samples/s", numeric=True), fmt.column([run.step["samples_per_s"] for run in runs])),
+                shares("MFU %", "mfu"),
+                shares("MFU of measured peak %", "mfu_of_measured_peak"),
+                shares("HFU %", "hfu", brief=False),
+                shares("HFU of measured peak %", "hfu_of_measured_peak", brief=False),
+                numbers("model GFLOP a step", [run.flops["model"] for run in runs], fmt.GIGA),
+                numbers("model MFLOP a sample", [row.model_flops_per_sample for row in rows], fmt.MEGA),
+                numbers("parameters M", [row.num_params for row in rows], fmt.MEGA),
+                numbers("peak MiB", [row.peak_bytes for row in rows], fmt.MEBI),
+                numbers("J a sample", [row.energy_j_per_sample for row in rows]),
+            ]
+        ),
     )
 
 
