@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mfu_kernels.jagged import trusted_offsets
+from mfu_kernels.precision import widened
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.check_batch import check_batch
@@ -135,7 +136,8 @@ def _forward(module: nn.Module, batch: Batch) -> Any:
 def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Tensor:
     if isinstance(output, TrainingOutput):
         return _click_loss(output.logits, batch) + output.auxiliary_loss
-    return nn.functional.binary_cross_entropy_with_logits(output.float(), batch.labels)
+    logits = widened(output)
+    return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,28 +18,42 @@ def _unmarked(_name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None) -> None:
+def run_step(
+    workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None
+) -> torch.Tensor | None:
     """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look.
 
-    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
+    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters. Returns the loss
+    before the step, None where nothing is trained.
     """
-    module = workload.module if module is None else module
-    train = workload.spec.mode == "train"
-    with torch.set_grad_enabled(train):
-        with phase(DATA):
-            inputs = workload.to_device(workload.inputs[index % len(workload.inputs)])
-        with phase(FORWARD), _autocast(workload):
-            output = workload.forward(module, inputs)
-        if not train:
-            return
-        with phase(LOSS), _autocast(workload):
-            loss = workload.loss(output, inputs)
-        with phase(BACKWARD):
-            loss.backward()
+    batch = workload.inputs[index % len(workload.inputs)]
+    _, loss = run_passes(workload, batch, phase=phase, module=module)
+    if loss is not None:
         with phase(OPTIMIZER):
             for optimizer in workload.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def run_passes(
+    workload: Workload, batch: Any, *, phase: Phase = _unmarked, module: nn.Module | None = None
+) -> tuple[Any, torch.Tensor | None]:
+    """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
+    module = workload.module if module is None else module
+    train = workload.spec.mode == "train"
+    with torch.set_grad_enabled(train):
+        with phase(DATA):
+            inputs = workload.to_device(batch)
+        with phase(FORWARD), _autocast(workload):
+            output = workload.forward(module, inputs)
+        if not train:
+            return output, None
+        with phase(LOSS), _autocast(workload):
+            loss = workload.loss(output, inputs)
+        with phase(BACKWARD):
+            loss.backward()
+    return output, loss.detach()
 
 
 def _autocast(workload: Workload) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
+from mfu_kernels.precision import widened
 from mfubench.errors import BadInput
 
 from .prepare import describe, digest
@@ -130,22 +131,23 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     Raises:
         BadInput: there is none that a gradient could flow from.
     """
-    found = [tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.requires_grad]
+    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
     if not found:
         raise BadInput(
             f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
         )
-    return torch.stack([tensor.float().mean() for tensor in found]).sum()
+    return torch.stack([widened(tensor).mean() for tensor in found]).sum()
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor anywhere in ``value``: in lists, tuples, dicts, dataclasses, at any depth."""
     if is_dataclass(value) and not isinstance(value, type):
         value = [getattr(value, field.name) for field in fields(value)]
     for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors(leaf)
+            yield from tensors_in(leaf)
 
 
 def _shapes(batch: Any) -> list[str]:
