@@ -42,6 +42,10 @@ class Change:
         """Change the live model and its optimizers, and hand out what undoes it."""
         return lambda: None
 
+    def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:
+        """The same in a training script, which has no spec; None where only the script itself can do it."""
+        return self.swap(model, optimizers)
+
     def describe(self, description: dict[str, Any]) -> None:
         """Say in a workload's description what has changed."""
 
@@ -123,7 +127,7 @@ class Compile(Change):
 
 @dataclass(frozen=True, slots=True)
 class UseDtype(Change):
-    """Products under autocast in a shorter dtype, over fp32 master weights."""
+    """Products in a shorter dtype: bf16 under autocast over fp32 master weights, or fp32 factors rounded to TF32."""
 
     name: ClassVar[str] = "dtype"
     alters: ClassVar[str] = "the precision of products"
@@ -133,23 +137,15 @@ class UseDtype(Change):
         """The workload's dtype."""
         return replace(spec, dtype=self.dtype)
 
-    def check(self) -> None:
-        """A workload's dtype."""
-        _allowed(self, "dtype", ("bf16",))
-
-
-@dataclass(frozen=True, slots=True)
-class UseTf32(Change):
-    """fp32 products on tensor cores, with factors rounded to TF32."""
-
-    name: ClassVar[str] = "tf32"
-    alters: ClassVar[str] = "the precision of products"
-
-    def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
-        """For the whole process."""
+    def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
+        """Autocast around the forward; TF32 is a setting of the whole process."""
         from . import swap
 
-        return swap.use_tf32()
+        return swap.use_tf32() if self.dtype == "tf32" else swap.autocast_forward(model)
+
+    def check(self) -> None:
+        """A workload's dtype."""
+        _allowed(self, "dtype", ("bf16", "tf32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +159,10 @@ class UseBatchSize(Change):
     def respec(self, spec: "WorkloadSpec") -> "WorkloadSpec":
         """The workload's batch size."""
         return replace(spec, batch_size=self.batch_size)
+
+    def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:
+        """The script draws its batches itself."""
+        return None
 
     def check(self) -> None:
         """At least one request."""
@@ -184,9 +184,16 @@ class BucketByLength(Change):
         workload.inputs = bucketed(workload.inputs)
         workload.num_samples = [batch.num_requests for batch in workload.inputs]
 
+    def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:
+        """The script draws its batches itself."""
+        return None
+
     def describe(self, description: dict[str, Any]) -> None:
-        """In the data's own words."""
+        """Other batches are other data."""
+        from mfubench.workload.prepare import digest
+
         description["data_description"] += ", batches of like length"
+        description["data_hash"] = digest(description["data_hash"], self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +252,6 @@ CHANGES: Mapping[str, type[Change]] = {
         UseImpl,
         Compile,
         UseDtype,
-        UseTf32,
         UseBatchSize,
         BucketByLength,
         UpdateTogether,

@@ -272,11 +272,12 @@ def _compile(module: nn.Module, dynamic: bool, cudagraphs: bool) -> Undo:
     return undo
 
 
-def autocast_forward(model: nn.Module, device_type: str, dtype: torch.dtype) -> Undo:
-    """``model``'s forward runs under autocast, over parameters that stay as they are."""
+def autocast_forward(model: nn.Module) -> Undo:
+    """``model``'s forward runs under bf16 autocast, over parameters that stay as they are."""
+    device_type = next((parameter.device.type for parameter in model.parameters()), "cpu")
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device_type, dtype):
+        with torch.autocast(device_type, torch.bfloat16):
             return forward(*args, **kwargs)
 
     return wrap_forward(model, around)

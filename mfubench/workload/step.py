@@ -1,7 +1,7 @@
 """One step of a workload: data, forward, loss, backward, optimizer; the same code in every pass."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def run_passes(
     """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
     module = workload.module if module is None else module
     train = workload.spec.mode == "train"
-    with torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train), _tf32(workload):
         with phase(DATA):
             inputs = workload.to_device(batch)
         with phase(FORWARD), _autocast(workload):
@@ -59,6 +59,20 @@ def run_passes(
 def _autocast(workload: Workload) -> AbstractContextManager[None]:
     """bf16 means autocast over fp32 master weights."""
     return torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.dtype == "bf16")
+
+
+@contextmanager
+def _tf32(workload: Workload) -> Iterator[None]:
+    """tf32 means fp32 products whose factors are rounded; it is a setting of the process, and off otherwise."""
+    if workload.dtype != "tf32":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
