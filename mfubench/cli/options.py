@@ -28,7 +28,9 @@ Set = Annotated[
 Impl = Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")]
 Compile = Annotated[str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
-Dtype = Annotated[str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. [default: bf16 on CUDA, fp32 on a CPU]")]
+Dtype = Annotated[
+    str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. [default: bf16 on CUDA, fp32 on a CPU]")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")]
 BatchSize = Annotated[int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")]

@@ -25,6 +25,7 @@ class Change:
 
     name: ClassVar[str]
     alters: ClassVar[str] = ""  # what of the training or the numbers it alters beyond rounding, in words
+    exclusive: ClassVar[bool] = False  # one of its kind takes the place of another
 
     @property
     def title(self) -> str:
@@ -131,6 +132,7 @@ class UseDtype(Change):
 
     name: ClassVar[str] = "dtype"
     alters: ClassVar[str] = "the precision of products"
+    exclusive: ClassVar[bool] = True
     dtype: str
 
     def respec(self, spec: "WorkloadSpec") -> "WorkloadSpec":
@@ -154,6 +156,7 @@ class UseBatchSize(Change):
 
     name: ClassVar[str] = "batch_size"
     alters: ClassVar[str] = "the batch size of the training"
+    exclusive: ClassVar[bool] = True
     batch_size: int
 
     def respec(self, spec: "WorkloadSpec") -> "WorkloadSpec":
@@ -201,13 +204,14 @@ class UpdateTogether(Change):
     """An optimizer that loops over parameters updates all in one kernel (fused) or a few (foreach)."""
 
     name: ClassVar[str] = "optimizer"
+    exclusive: ClassVar[bool] = True
     how: str
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """Those that loop."""
         from . import swap
 
-        return swap.update_together(optimizers, self.how)
+        return swap.update_together(model, optimizers, self.how)
 
     def check(self) -> None:
         """Two ways."""
@@ -238,6 +242,12 @@ class WithoutAttentionWeights(Change):
         from . import swap
 
         return swap.without_attention_weights(model)
+
+
+def added(kept: Sequence[Change], change: Change) -> tuple[Change, ...]:
+    """``kept`` with ``change`` behind, in place of another of its kind where only one can be."""
+    rest = (other for other in kept if not (change.exclusive and type(other) is type(change)))
+    return (*rest, change)
 
 
 def _allowed(change: Change, field: str, allowed: Sequence[str]) -> None:

@@ -51,10 +51,12 @@ def log_ratios(old: Blocks, new: Blocks, samples: Callable[[int], float]) -> lis
     ]
 
 
-def measure_gain(blocks: Callable[[int, int], Sequence[float]], alpha: float, looks: Sequence[int] = LOOKS) -> list[float]:
-    """Log ratios of as many blocks as it takes to say whether it is faster, or of all; ``blocks(first, count)`` runs them.
+def measure_gain(
+    blocks: Callable[[int, int], Sequence[float]], alpha: float, looks: Sequence[int] = LOOKS
+) -> list[float]:
+    """Log ratios of as many blocks as it takes to say whether it is faster, or of all.
 
-    ``alpha`` is split over the looks.
+    ``blocks(first, count)`` runs them; ``alpha`` is split over the looks.
     """
     logs: list[float] = []
     for enough in looks:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mfu_kernels.errors import InvalidArgument
@@ -26,7 +27,12 @@ class GaveUp(Exception):
 
 
 def run_isolated(
-    task: Callable[[A, Tell], R], argument: A, *, limit_s: float, phase_limits: Phases = {}, tell: Tell = lambda phase: None
+    task: Callable[[A, Tell], R],
+    argument: A,
+    *,
+    limit_s: float,
+    phase_limits: Phases = MappingProxyType({}),
+    tell: Tell = lambda phase: None,
 ) -> R:
     """``task(argument, tell)`` in a fresh process, for at most ``limit_s`` seconds and what ``phase_limits`` allows.
 
@@ -42,7 +48,8 @@ def run_isolated(
     process.start()
     theirs.close()
     try:
-        return _Watch(ours, limit_s, phase_limits, tell).wait(process)
+        result: R = _Watch(ours, limit_s, phase_limits, tell).wait(process)
+        return result
     finally:
         _end(process)
         ours.close()
@@ -58,6 +65,8 @@ class _Watch:
 
     def wait(self, process: Any) -> Any:
         """The result."""
+        kind: str
+        value: Any
         while True:
             now = monotonic()
             left = min(self.deadline - now, self.limits.get(self.phase, self.limit_s) - (now - self.since))

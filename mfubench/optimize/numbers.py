@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from mfu_models.batch import Batch
 from mfubench.workload.spec import Workload
-from mfubench.workload.step import run_passes, run_step
+from mfubench.workload.step import run_passes, update
 from mfubench.workload.user import tensors_in
 
 FACTOR = 4.0
@@ -47,7 +47,8 @@ class Finding:
 
     def __str__(self) -> str:
         how = "within" if self.passed else "beyond"
-        return f"{self.tensor} errs {self.share:.3g} of its budget, {how} it ({self.batch}, {self.dtype}, truth {self.truth})"
+        what = f"{self.batch}, {self.dtype}, truth {self.truth}"
+        return f"{self.tensor} errs {self.share:.3g} of its budget, {how} it ({what})"
 
 
 def check_results(original: Workload, changed: Workload, batches: Mapping[str, Any]) -> Finding:
@@ -184,7 +185,7 @@ class Training:
 
     def __str__(self) -> str:
         how = "within" if self.passed else "beyond"
-        return f"losses of {STEPS} steps stray {self.share:.3g} of the noise's {FACTOR:g}-fold, {how} it (step {self.step + 1})"
+        return f"losses of {STEPS} steps stray {self.share:.3g} of {FACTOR:g} times the noise, {how} it"
 
 
 def check_training(original: Workload, changed: Workload) -> Training:
@@ -211,8 +212,12 @@ def check_training(original: Workload, changed: Workload) -> Training:
 
 def _train(workload: Workload, seed: int) -> list[float]:
     torch.manual_seed(seed)
+    losses = []
     with _kept(workload):
-        losses = [run_step(workload, index) for index in range(STEPS)]
+        for index in range(STEPS):
+            _, loss = run_passes(workload, workload.inputs[index % len(workload.inputs)])
+            update(workload)
+            losses.append(loss)
     return [float(loss) for loss in losses if loss is not None]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         return torch.cat([getattr(batch, name) for batch in batches])
 
     sequences = {name: _join([batch.sequences[name] for batch in batches]) for name in first.sequences}
-    per_candidate = {name: joined(name) for name in _PER_CANDIDATE}
+    per_candidate: dict[str, Any] = {name: joined(name) for name in _PER_CANDIDATE}
     return replace(first, times_ms=joined("times_ms"), sequences=sequences, **per_candidate)
 
 
@@ -37,7 +38,7 @@ def select(batch: Batch, rows: Tensor) -> Batch:
     """The requests ``rows``, int64 [N], of ``batch``, in that order."""
     m = batch.num_candidates
     candidates = (rows[:, None] * m + torch.arange(m, device=rows.device)).flatten()
-    per_candidate = {name: getattr(batch, name)[candidates] for name in _PER_CANDIDATE}
+    per_candidate: dict[str, Any] = {name: getattr(batch, name)[candidates] for name in _PER_CANDIDATE}
     sequences = {name: _select(sequence, rows) for name, sequence in batch.sequences.items()}
     return replace(batch, times_ms=batch.times_ms[rows], sequences=sequences, **per_candidate)
 

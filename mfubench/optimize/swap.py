@@ -88,14 +88,11 @@ def _has_impl(module: nn.Module) -> bool:
 
 def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
     """torch's own modules in ``model`` that compute what ``op`` does: one normalised dimension, forward as it is."""
-    kind = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}.get(op)
+    kind: Any = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}.get(op)
     if kind is None:
         return []
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, kind) and type(module).forward is kind.forward and len(module.normalized_shape) == 1
-    ]
+    same = [m for m in model.modules() if isinstance(m, kind) and type(m).forward is kind.forward]
+    return [module for module in same if len(module.normalized_shape) == 1]
 
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:
@@ -126,12 +123,13 @@ def _attention_by(impl: Impl) -> Callable[..., Tensor]:
         if attn_mask is not None or dropout_p or query.ndim != 4 or not query.shape == key.shape == value.shape:
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         rows, _, length, _ = query.shape
-        packed = [t.transpose(1, 2).flatten(0, 1) for t in (query, key, value)]
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
         offsets = torch.arange(0, rows * length + 1, length, device=query.device)
         mixed = ops.window_attention(
-            *packed, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
+            q, k, v, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
         )
-        return mixed.unflatten(0, (rows, length)).transpose(1, 2)
+        unpacked: Tensor = mixed.unflatten(0, (rows, length)).transpose(1, 2)
+        return unpacked
 
     return attention
 
@@ -192,9 +190,7 @@ def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Opt
     return together(patch(m, "sparse", True) for _, m in tables_to_make_sparse(model, optimizers))
 
 
-def tables_to_make_sparse(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> Iterator[tuple[str, Table]]:
+def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, Table]]:
     """Tables with dense gradients whose optimizer does the same with row-sparse ones, by name."""
     takes = {id(parameter) for optimizer in optimizers for parameter in _takes_sparse(optimizer)}
     for name, module in model.named_modules():
@@ -211,10 +207,10 @@ def _takes_sparse(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
             yield from group["params"]
 
 
-def update_together(optimizers: Sequence[torch.optim.Optimizer], how: str) -> Undo:
+def update_together(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Undo:
     """Optimizers that loop over their parameters update them ``fused``, in one kernel, or ``foreach``, in a few."""
     undos = []
-    for optimizer in looping_optimizers(optimizers, how):
+    for optimizer in looping_optimizers(model, optimizers, how):
         for group in (optimizer.defaults, *optimizer.param_groups):
             undos += [_set_item(group, "fused", how == "fused"), _set_item(group, "foreach", how == "foreach")]
     return together(undos)
@@ -226,15 +222,22 @@ def _set_item(group: dict[str, Any], key: str, value: Any) -> Undo:
     return lambda: group.__setitem__(key, before)
 
 
-def looping_optimizers(optimizers: Sequence[torch.optim.Optimizer], how: str) -> list[torch.optim.Optimizer]:
-    """Those that can update ``fused`` or ``foreach`` and do not; what torch decides by itself on a GPU is left alone."""
-    return [optimizer for optimizer in optimizers if _loops(optimizer, how)]
+def looping_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], how: str
+) -> list[torch.optim.Optimizer]:
+    """Those that can update ``fused`` or ``foreach`` and do not.
+
+    Row-sparse gradients go one by one in any case, and what torch decides by itself on a GPU is left alone.
+    """
+    sparse = {id(m.weight) for m in model.modules() if is_table(m) and m.sparse}
+    return [optimizer for optimizer in optimizers if _loops(optimizer, how, sparse)]
 
 
-def _loops(optimizer: torch.optim.Optimizer, how: str) -> bool:
-    if not {"fused", "foreach"} <= optimizer.defaults.keys():
+def _loops(optimizer: torch.optim.Optimizer, how: str, sparse: set[int]) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not {"fused", "foreach"} <= optimizer.defaults.keys() or any(id(p) in sparse for p in parameters):
         return False
-    on_cuda = any(p.is_cuda for group in optimizer.param_groups for p in group["params"])
+    on_cuda = any(parameter.is_cuda for parameter in parameters)
     foreach = all(group["foreach"] or (group["foreach"] is None and on_cuda) for group in optimizer.param_groups)
     fused = all(group["fused"] for group in optimizer.param_groups)
     return not fused and not (how == "foreach" and foreach)

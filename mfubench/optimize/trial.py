@@ -7,7 +7,7 @@ values. Numbers come first: what is wrong is never timed. Then the time; then, o
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,15 +16,21 @@ from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, Workload
 from mfubench.workload.step import run_step
 
 from .build import build
-from .changes import BucketByLength, Change, Compile, UseBatchSize, UseDtype, UseImpl
+from .changes import BucketByLength, Change, Compile, UseBatchSize, UseImpl, added
 from .gain import LOOKS, Gain, log_ratios, measure_gain
-from .numbers import STEPS, check_results, check_training
+from .numbers import check_results, check_training
 from .rows import with_empty_histories
 
 Tell = Callable[[str], None]
 Judge = Literal["time", "numbers"]
 CHECKED_REQUESTS = 16  # of a batch whose numbers are checked, where batches may differ in shape
-PREPARING, COMPILING, NUMBERS, TIMING, LOSSES = "preparing", "compiling", "checking numbers", "timing", "checking losses"
+PREPARING, COMPILING, NUMBERS, TIMING, LOSSES = (
+    "preparing",
+    "compiling",
+    "checking numbers",
+    "timing",
+    "checking losses",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def _not_faster(gain: Gain) -> str:
 
 
 def _time(request: Request, trial: Trial, tell: Tell) -> None:
-    arms = arms_of(request.spec, [request.kept, (*request.kept, request.change)], tell)
+    arms = arms_of(request.spec, [request.kept, added(request.kept, request.change)], tell)
     tell(TIMING)
     timings: list[float] = []
 
@@ -145,7 +151,7 @@ class _Checked:
 
     def __init__(self, request: Request, tell: Tell) -> None:
         self.request, self.tell = request, tell
-        self.changes = [*request.kept, request.change]
+        self.changes = list(added(request.kept, request.change))
         fixed = any(isinstance(change, Compile) and not change.dynamic for change in self.changes)
         self.spec = replace(request.spec, steps=NUM_ROTATED)
         if not fixed:  # a compiled region would be compiled for other shapes again

@@ -18,22 +18,22 @@ def _unmarked(_name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run_step(
-    workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None
-) -> torch.Tensor | None:
+def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None) -> None:
     """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look.
 
-    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters. Returns the loss
-    before the step, None where nothing is trained.
+    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
     """
-    batch = workload.inputs[index % len(workload.inputs)]
-    _, loss = run_passes(workload, batch, phase=phase, module=module)
-    if loss is not None:
+    run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase, module=module)
+    if workload.spec.mode == "train":
         with phase(OPTIMIZER):
-            for optimizer in workload.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-    return loss
+            update(workload)
+
+
+def update(workload: Workload) -> None:
+    """The optimizers' part of a step."""
+    for optimizer in workload.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def run_passes(

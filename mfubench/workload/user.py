@@ -100,8 +100,8 @@ def _build(name: str) -> _Model:
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
     defaults = (None, None, default_loss, make_optimizers)
-    given = (*built, *defaults[len(built) :])
-    model = _Model(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))
+    given: tuple[Any, ...] = (*built, *defaults[len(built) :])
+    model = _Model(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))  # type: ignore[arg-type]
     for function, arguments in _CALLED_WITH.items():
         value, wanted = getattr(model, function), f"{function}({', '.join(arguments)})"
         if not callable(value):
