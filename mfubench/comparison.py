@@ -6,7 +6,7 @@ ratios free of that.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import BadInput
 from .measure.stats import median_ci
-from .run import Run
+from .run import Run, family_place
 
 MEASURED_APART = (
     "The runs were measured apart: an interval covers the spread within each run, not what changed on the machine "
@@ -47,12 +47,12 @@ class Row:
     samples_per_s: Estimate
     mfu: Estimate | None
     hfu: Estimate | None
-    mfu_of_measured_peak: Estimate
-    hfu_of_measured_peak: Estimate
+    mfu_of_measured_peak: Estimate | None
+    hfu_of_measured_peak: Estimate | None
     model_flops_per_sample: float | None
     num_params: int | None
     dense_params: int | None
-    peak_bytes: int
+    peak_bytes: int | None
     energy_j_per_sample: float | None
     energy_not_measured: str
 
@@ -60,15 +60,19 @@ class Row:
     def of(cls, run: Run) -> "Row":
         """The row of ``run``, whose throughput and utilisation have the interval of its mean step."""
         time, spread = run.step["time_ms"], mean_rate(run.step["timings_ms"])
+
+        def scaled(value: float | None) -> Estimate | None:
+            return None if value is None else spread.scaled(value)
+
         energy, why_not = energy_per_sample(run)
         return cls(
             title=run.title,
             time_ms=Estimate(time["median"], time["ci95_low"], time["ci95_high"]),
             samples_per_s=spread.scaled(run.step["samples_per_s"]),
-            mfu=None if run.mfu is None else spread.scaled(run.mfu),
-            hfu=None if run.hfu is None else spread.scaled(run.hfu),
-            mfu_of_measured_peak=spread.scaled(run.mfu_of_measured_peak),
-            hfu_of_measured_peak=spread.scaled(run.hfu_of_measured_peak),
+            mfu=scaled(run.mfu),
+            hfu=scaled(run.hfu),
+            mfu_of_measured_peak=scaled(run.mfu_of_measured_peak),
+            hfu_of_measured_peak=scaled(run.hfu_of_measured_peak),
             model_flops_per_sample=run.flops.get("per_request"),
             num_params=run.workload.get("num_params"),
             dense_params=run.workload.get("dense_params"),
@@ -182,11 +186,9 @@ def energy_per_sample(run: Run) -> tuple[float | None, str]:
     """Joules a sample that the driver counted beside the timed steps; or None, and why there is none."""
     if not run.nvml["available"]:
         return None, str(run.nvml.get("reason", "no reason was recorded"))
-    energy = run.nvml.get("energy") or {}
-    joules, window_s = energy.get("value"), energy.get("window_s")
-    if joules is None or not window_s:
-        return None, str(energy.get("unavailable", "the driver counts no energy"))
-    return joules / (window_s * run.step["samples_per_s"]), ""
+    energy = run.nvml.get("energy", {})
+    joules = energy.get("joules_per_sample")
+    return joules, "" if joules is not None else str(energy.get("unavailable", "the driver counts no energy"))
 
 
 def _resampled(values: Sequence[float], seed: int) -> npt.NDArray[np.float64]:
@@ -211,24 +213,10 @@ def _check_timings(run: Run) -> None:
 
 
 def _ledger(runs: Sequence[Run], baseline: int) -> list[LedgerDifference]:
-    """Every cause that a Run has, in the ledger's order, 0 ms where a Run lacks it."""
+    """Every cause that a Run has, in the ledger's order; a ledger leaves out what takes no time."""
     spent = [{line.cause: line.ms for line in run.ledger} for run in runs]
-    families = _merged([cause.partition(".")[0] for cause in own] for own in spent)
-    causes = dict.fromkeys(cause for own in spent for cause in own)
     lines = []
-    for cause in sorted(causes, key=lambda cause: families.index(cause.partition(".")[0])):
+    for cause in sorted(dict.fromkeys(cause for own in spent for cause in own), key=family_place):
         ms = [own.get(cause, 0.0) for own in spent]
         lines.append(LedgerDifference(cause, ms, [each - ms[baseline] for each in ms]))
     return lines
-
-
-def _merged(lists: Iterable[Sequence[str]]) -> list[str]:
-    """All names once, each after the one that precedes it where it occurs."""
-    merged: list[str] = []
-    for names in lists:
-        place = 0
-        for name in names:
-            if name not in merged:
-                merged.insert(place, name)
-            place = merged.index(name) + 1
-    return merged

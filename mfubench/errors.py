@@ -3,7 +3,8 @@
     MfubenchError                5
     ├── BadInput                 2   a value, file or name that the caller can mend
     │   ├── UnknownAccelerator   2   no datasheet row for this device
-    │   └── OutOfMemory          2   more memory than the device, or the host, has free
+    │   ├── OutOfMemory          2   more memory than the device, or the host, has free
+    │   └── TimeUp               2   a workload that takes longer than it may
     └── ToolBroke                5   the tool or the benchmark failed; nothing is wrong with the input
 
 ``mfu_kernels.errors.InvalidArgument``, which the packages below raise, counts as bad input and exits with 2 too.
@@ -33,6 +34,10 @@ class UnknownAccelerator(BadInput):
 
 class OutOfMemory(BadInput):
     """The workload needs more memory than its device, or the host, has free."""
+
+
+class TimeUp(BadInput):
+    """The workload was still running when its time was over."""
 
 
 class ToolBroke(MfubenchError):

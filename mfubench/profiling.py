@@ -1,7 +1,8 @@
 """Profile a workload: run the passes, attribute, and put everything into one Run."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,87 +11,150 @@ from torch import nn
 
 from mfu_kernels.errors import InvalidArgument
 
+from .attribute.crosscheck import cross_check
+from .attribute.fused import count_of_kernels, unseen
 from .attribute.join import Attribution, attribute
 from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
 from .attribute.roofline import DTYPE_NAMES, Ceilings
+from .attribute.steadiness import unsteady
 from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
-from .measure.calibrate import DTYPES, Calibration, load_or_calibrate
+from .exhausted import out_of_memory, release
+from .measure.calibrate import DTYPES, Calibration, load_or_calibrate, peaks_by_dtype
+from .measure.compiled import Compilation, compiler_loaded, run_eagerly
 from .measure.count import Count, count_step
 from .measure.environment import device_uuid, environment
-from .measure.memory import peak_of_step, ran_out_of_memory
-from .measure.nvml import NvmlSampler
+from .measure.memory import MemoryPeak, peak_of_step
+from .measure.nvml import NvmlSampler, missing_counters, per_step
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
 from .measure.stats import median_ci
-from .measure.timing import time_steps
+from .measure.timing import keep_going, time_steps
 from .measure.trace import trace_steps
 from .run import Run
+from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_step
+from .workload.user import short
 
 Progress = Callable[[str, float], None]
 """Told the stage in words and how much of the whole is done, 0 to 1."""
+Keep = Callable[[Callable[[], Run]], None]
+"""Given, once the step has been timed, what makes a Run of all that is known when it is called."""
+NOT_MEASURED = "(not measured)"
+LATER = {  # than the timing pass: what each pass brings
+    "counts": "FLOPs, bytes, and MFU with them",
+    "attribution": "modules, causes and kernels (the trace)",
+    "memory": "memory by module and kind",
+}
 MAX_DISTORTION, MIN_COVERAGE = 1.2, 0.95
-MAX_MEAN_OF_MEDIAN, MIN_CLOCK_SHARE = 1.15, 0.95
-HARMLESS_CLOCK_EVENTS = ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
 
 
 def _silent(_stage: str, _done: float) -> None:
     pass
 
 
+def _drop(_known: Callable[[], Run]) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Passes:
-    """What the four passes brought, and the peaks that bound it."""
+    """What the four passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing."""
 
     timings_ms: list[float]
-    counts: list[Count]
-    attribution: Attribution
-    traced_steps: int
     nvml: dict[str, Any]
     sheet_tflops: float | None
     sheet: Datasheet | None
     calibration: Calibration
     ceilings: Ceilings
+    device_peak: int | None  # bytes, by the device's own account
+    compilation: Compilation | None  # None where nothing was compiled
+    trace_path: Path | None  # where the trace is kept
+    counts: list[Count] | None = None
+    attribution: Attribution | None = None
+    memory: MemoryPeak | None = None
+    missing: dict[str, str] = field(default_factory=lambda: dict.fromkeys(LATER, "not reached"))
 
 
-def profile(spec: WorkloadSpec, *, progress: Progress = _silent, trace_path: Path | None = None) -> Run:
+def profile(
+    spec: WorkloadSpec, *, progress: Progress = _silent, trace_path: Path | None = None, keep: Keep = _drop
+) -> Run:
     """Build ``spec``'s workload, run the timing, count, trace and memory passes, and say where the time went.
+
+    ``keep`` is for when the profile does not come to its end. A later pass than the timing that runs out of memory, or
+    that a user's own model does not stand, is left out, and the Run says so.
 
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: the workload cannot be built, or its step fails.
         ToolBroke: two independent counts of its FLOPs disagree.
     """
     progress("building the model and its batches, and a first step", 0.0)
-    return profile_workload(prepare(spec), progress=progress, trace_path=trace_path)
+    return profile_workload(prepare(spec), progress=progress, trace_path=trace_path, keep=keep)
 
 
-def profile_workload(workload: Workload, *, progress: Progress = _silent, trace_path: Path | None = None) -> Run:
+def profile_workload(
+    workload: Workload, *, progress: Progress = _silent, trace_path: Path | None = None, keep: Keep = _drop
+) -> Run:
     """The same for a workload that is already there."""
     device = workload.device
     sheet, sheet_tflops = _datasheet(workload)
     _first_step(workload)
     progress("calibrating the device's peaks", 0.1)
     calibration = load_or_calibrate(device, workload.dtype)
-    timings, nvml = _timing_pass(workload, progress)
-    progress("counting FLOPs and bytes", 0.6)
-    counts = [_count(workload, index) for index in range(len(workload.inputs))]
-    progress("tracing", 0.75)
-
-    def traced(tracker: ScopeTracker, index: int) -> None:
-        run_step(workload, index, phase=tracker.phase)
-
-    trace = trace_steps(workload.module, traced, device=device, num_steps=TRACED_STEPS, keep=trace_path)
-    attribution = attribute(trace, device.type)
-    progress("measuring memory", 0.9)
-    memory = peak_of_step(
-        workload.module, workload.optimizers, lambda tracker: run_step(workload, 0, phase=tracker.phase)
-    )
-    ceilings = _ceilings(workload, counts, calibration, sheet_tflops)
-    passes = Passes(timings, counts, attribution, TRACED_STEPS, nvml, sheet_tflops, sheet, calibration, ceilings)
+    with compiled(workload) as (module, compilation):
+        timings, nvml = _timing_pass(workload, module, progress)
+    compilation = compilation if compilation is not None and compilation.happened else None
     device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return _assemble(workload, passes, memory, device_peak, str(trace_path) if trace_path else None)
+    ceilings = _ceilings(workload, (), calibration, sheet_tflops)
+    passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
+    keep(lambda: _assemble(workload, passes))
+    later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
+        ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
+        ("attribution", "tracing", 0.75, lambda: _attribution(workload, module, compilation, trace_path)),
+        ("memory", "measuring memory", 0.9, lambda: _memory(workload)),
+    )
+    for name, stage, done, measure in later:
+        progress(stage, done)
+        _attempt(workload, passes, name, measure)
+    return _assemble(workload, passes)
+
+
+def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[], Any]) -> None:
+    """Run one of the later passes; if it runs out of memory, or breaks on a user's model, note why instead."""
+    try:
+        setattr(passes, name, measure())
+        del passes.missing[name]
+    except (MfubenchError, InvalidArgument):
+        raise
+    except Exception as error:
+        exhausted = out_of_memory(error, workload.device)
+        if exhausted is None and workload.needed is not None:
+            raise  # a model of the zoo with inputs of ours: a defect
+        passes.missing[name] = (
+            f"out of memory: {exhausted}" if exhausted else f"the model's step fails in it: {short(error)}"
+        )
+    if name in passes.missing:
+        release(workload.module.parameters(), workload.device)
+
+
+def _attribution(
+    workload: Workload, module: nn.Module, compilation: Compilation | None, trace_path: Path | None
+) -> Attribution:
+    def traced(tracker: ScopeTracker, index: int) -> None:
+        run_step(workload, index, phase=tracker.phase, module=module)
+
+    trace = trace_steps(
+        module, traced, device=workload.device, num_steps=TRACED_STEPS, keep=trace_path, compilation=compilation
+    )
+    return attribute(trace, workload.device.type)
+
+
+def _memory(workload: Workload) -> MemoryPeak:
+    with run_eagerly():
+        return peak_of_step(
+            workload.module, workload.optimizers, lambda tracker: run_step(workload, 0, phase=tracker.phase)
+        )
 
 
 def _datasheet(workload: Workload) -> tuple[Datasheet | None, float | None]:
@@ -110,57 +174,69 @@ def _datasheet(workload: Workload) -> tuple[Datasheet | None, float | None]:
 
 
 def _first_step(workload: Workload) -> None:
-    """One step whose failure is the input's: a model whose forward, loss or backward does not run."""
-    try:
+    """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run."""
+    with run_eagerly(), _told_as_input(workload, "the model's step failed"):
         run_step(workload, 0)
         if workload.device.type == "cuda":
             torch.cuda.synchronize(workload.device)
             torch.cuda.reset_peak_memory_stats(workload.device)
+
+
+@contextmanager
+def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
+    """Tell an error inside as bad input, with how much memory was asked for and free if that is what lacked."""
+    try:
+        yield
     except (MfubenchError, InvalidArgument):
         raise
     except Exception as error:
-        if ran_out_of_memory(error):
-            message = f"the step ran out of memory: {error}; use a smaller --batch-size or --size"
+        exhausted = out_of_memory(error, workload.device)
+        if exhausted:
+            message = f"the step ran out of memory: {exhausted}; use a smaller --batch-size or --size"
             raise OutOfMemory(message) from error
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
-        raise BadInput(f"the model's step failed: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{what}: {short(error)}") from error
 
 
-def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:
-    spec, module = workload.spec, timed_module(workload)
-    if spec.compile != "none":
+def _timing_pass(workload: Workload, module: nn.Module, progress: Progress) -> tuple[list[float], dict[str, Any]]:
+    spec = workload.spec
+    if module is not workload.module or compiler_loaded():
         progress("compiling", 0.15)
-        for index in range(len(workload.inputs)):
-            run_step(workload, index, module=module)
-    with NvmlSampler(device_uuid(workload.device)) as sampler:
+        with _told_as_input(workload, "the compiled step failed; --compile none runs it eagerly"):
+            for index in range(len(workload.inputs)):
+                run_step(workload, index, module=module)
+
+    def step(index: int) -> None:
+        run_step(workload, index, module=module)
+
+    sampler = NvmlSampler(device_uuid(workload.device))
+    with ExitStack() as window, _told_as_input(workload, "the model's step failed"):
         timings = time_steps(
-            lambda index: run_step(workload, index, module=module),
+            step,
             device=workload.device,
             num_steps=spec.steps,
             warmup=WARMUP_STEPS,
+            started=lambda: window.enter_context(sampler),
             progress=lambda done: progress(f"timing step {done} of {spec.steps}", 0.2 + 0.4 * done / spec.steps),
         )
-    return timings, sampler.summary()
+        # Steps that are not timed: the energy of a short window means nothing.
+        more = keep_going(
+            step, device=workload.device, first=spec.steps, seconds=sampler.missing_s(), step_ms=median_ci(timings)[0]
+        )
+    return timings, per_step(sampler.summary(), _requests(workload, spec.steps + more), spec.steps + more)
 
 
-def timed_module(workload: Workload) -> nn.Module:
-    """The module that is timed; the other passes look at the eager one, whose modules still have names."""
-    kind = workload.spec.compile
-    if kind == "none":
-        return workload.module
-    for module in workload.module.modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:  # sparse gradients stay eager
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
-    compiled: nn.Module = torch.compile(  # type: ignore[assignment]
-        workload.module, mode="reduce-overhead" if kind == "cudagraphs" else None, dynamic=True
-    )
-    return compiled
+def _counts(workload: Workload, passes: Passes) -> list[Count]:
+    counts = [_count(workload, index) for index in range(len(workload.inputs))]
+    passes.ceilings = _ceilings(workload, counts, passes.calibration, passes.sheet_tflops)
+    return counts
 
 
 def _count(workload: Workload, index: int) -> Count:
     """Count one input set, and hold the count against the closed form where the model has one."""
-    count = count_step(workload.module, lambda tracker: run_step(workload, index, phase=tracker.phase))
+    with run_eagerly():
+        count = count_step(workload.module, lambda tracker: run_step(workload, index, phase=tracker.phase))
     if workload.needed is not None:
         exact, _ = workload.needed(workload.inputs[index])
         counted = (count.total("fwd").model, count.total("bwd").model)
@@ -173,7 +249,7 @@ def _count(workload: Workload, index: int) -> Count:
 
 
 def _ceilings(
-    workload: Workload, counts: list[Count], calibration: Calibration, sheet_tflops: float | None
+    workload: Workload, counts: Sequence[Count], calibration: Calibration, sheet_tflops: float | None
 ) -> Ceilings:
     measured = calibration.gemm_tflops[workload.dtype]
     seen = {DTYPE_NAMES.get(name) for count in counts for work in count.work.values() for name in work.dtypes}
@@ -199,19 +275,21 @@ def _mean_count(counts: list[Count], steps: int) -> Count:
     return mean
 
 
-def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int | None, trace_path: str | None) -> Run:
+def _assemble(workload: Workload, passes: Passes) -> Run:
     spec, timings = workload.spec, passes.timings_ms
-    count = _mean_count(passes.counts, spec.steps)
+    attribution, memory = passes.attribution or Attribution(), passes.memory or MemoryPeak(0, NOT_MEASURED, {})
+    count = _mean_count(passes.counts or [], spec.steps)
     median, low, high = median_ci(timings)
     total_s = sum(timings) / 1e3
     total = count.total()
-    requests = sum(workload.num_samples[i % len(workload.inputs)] for i in range(spec.steps))
+    requests = _requests(workload, spec.steps)
     padded = _padded(workload, count)
 
     def utilisation(flops: float, tflops: float | None) -> float | None:
         return None if tflops is None else flops * spec.steps / total_s / (tflops * 1e12)
 
-    slices = slice_step(passes.attribution, count, passes.ceilings, median)
+    placed = count_of_kernels(count, attribution, TRACED_STEPS)
+    slices = slice_step(attribution, placed, passes.ceilings, median)
     measured = passes.ceilings.measured_tflops
     run = Run(
         workload=workload.description,
@@ -225,6 +303,8 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
             "measured_date": passes.calibration.date,
             "measured_how": passes.calibration.how,
             "bandwidth_gb_s": passes.calibration.copy_gb_s,
+            "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
+            "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
         },
         step={
             "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
@@ -232,6 +312,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
             "requests_per_s": requests / total_s,
             "candidates_per_s": requests * workload.num_candidates / total_s,
             "timings_ms": timings,
+            "num_input_sets": len(workload.inputs),
         },
         flops={
             "model": total.model,
@@ -239,7 +320,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
             "per_candidate": total.model * spec.steps / (requests * workload.num_candidates),
             "padded": padded,
             "hardware": total.hardware,
-            "coverage": _coverage(passes.attribution, count),
+            "coverage": _coverage(attribution, count),
             "fwd_model": count.total("fwd").model,
             "bwd_model": count.total("bwd").model,
             "recomputed": total.recomputed,
@@ -248,31 +329,50 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
         },
         mfu=utilisation(total.model, passes.sheet_tflops),
         hfu=utilisation(total.hardware, passes.sheet_tflops),
-        mfu_of_measured_peak=utilisation(total.model, measured) or 0.0,
-        hfu_of_measured_peak=utilisation(total.hardware, measured) or 0.0,
-        modules=module_rows(workload.module, slices, count, memory, passes.ceilings, median),
-        kernels=kernel_rows(passes.attribution, median, passes.traced_steps),
+        mfu_of_measured_peak=utilisation(total.model, measured),
+        hfu_of_measured_peak=utilisation(total.hardware, measured),
+        modules=module_rows(workload.module, slices, placed, memory, passes.ceilings, median),
+        kernels=kernel_rows(attribution, median, TRACED_STEPS),
         ledger=ledger_lines(slices, median),
         hotspots=hotspots(slices, median),
         memory={
             "peak_bytes": memory.peak_bytes,
             "by_kind": memory.by_kind,
             "phase": memory.phase,
-            "device_peak_bytes": device_peak,
+            "device_peak_bytes": passes.device_peak,
         },
         nvml=passes.nvml,
         trace={
-            "steps": passes.traced_steps,
-            "distortion": passes.attribution.span / 1e3 / passes.traced_steps / median,
-            "attributed_share": passes.attribution.attributed_share(),
-            "path": trace_path,
+            "steps": TRACED_STEPS,
+            "distortion": attribution.span / 1e3 / TRACED_STEPS / median,
+            "attributed_share": attribution.attributed_share(),
+            "path": str(passes.trace_path) if passes.trace_path else None,
         },
         impls=dict(sorted(count.impls.items())),
         not_measured=_not_measured(workload, passes),
         warnings=list(workload.warnings),
     )
+    if run.nvml["available"]:
+        run.nvml["cross_check"] = cross_check(run)
+    _blank(run, passes)
     run.warnings += _warnings(run, workload)
     return run
+
+
+def _requests(workload: Workload, steps: int) -> int:
+    return sum(workload.num_samples[index % len(workload.inputs)] for index in range(steps))
+
+
+def _blank(run: Run, passes: Passes) -> None:
+    """Take back what stands for a pass that brought nothing: unknown is not zero."""
+    if passes.counts is None:
+        run.flops |= {key: None for key, value in run.flops.items() if type(value) in (int, float)}
+        run.mfu = run.hfu = run.mfu_of_measured_peak = run.hfu_of_measured_peak = None
+    if passes.attribution is None:
+        run.trace |= {"steps": 0, "distortion": None, "attributed_share": None, "path": None}
+        run.flops["coverage"] = None
+    if passes.memory is None:
+        run.memory["peak_bytes"] = None
 
 
 def _padded(workload: Workload, count: Count) -> int:
@@ -298,10 +398,10 @@ def _not_measured(workload: Workload, passes: Passes) -> list[str]:
             "no datasheet peak is kept for a CPU" if workload.device.type == "cpu" else "--peak measured was asked for"
         )
         missing.append(f"MFU and HFU against a datasheet: {reason}")
-    if not passes.nvml.get("available"):
-        missing.append(f"power, clocks, temperature (NVML): {passes.nvml.get('reason')}")
-    if workload.spec.compile != "none":
-        missing.append("modules of the compiled step: shares come from the eager step, the total from the compiled one")
+    missing += missing_counters(passes.nvml)
+    missing += [f"{LATER[name]}: {reason}" for name, reason in passes.missing.items()]
+    if passes.compilation is not None:
+        missing += unseen(passes.compilation, passes.attribution)
     return missing
 
 
@@ -316,12 +416,12 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
         raise ToolBroke(
             f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong"
         )
-    if max(run.mfu_of_measured_peak, run.hfu_of_measured_peak) > 1.0:
+    if max(run.mfu_of_measured_peak or 0.0, run.hfu_of_measured_peak or 0.0) > 1.0:
         found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
-    if run.flops["coverage"] < MIN_COVERAGE:
+    if (run.flops["coverage"] or 1.0) < MIN_COVERAGE:
         names = ", ".join(run.flops["unknown_ops"])
         found.append(f"FLOP coverage {run.flops['coverage']:.0%}: nothing is known of the FLOPs of {names}")
-    if run.trace["distortion"] > MAX_DISTORTION:
+    if (run.trace["distortion"] or 0.0) > MAX_DISTORTION:
         found.append(
             f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"
         )
@@ -332,30 +432,13 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
         found.append(
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
         )
-    found += _unsteady(run)
+    found += unsteady(run)
+    found += [
+        f"only a part was measured: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))
+    ]
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
-    return found
-
-
-def _unsteady(run: Run) -> list[str]:
-    """What says that the device or the host was not the run's alone, or did not keep its pace."""
-    found = []
-    timings, middle = run.step["timings_ms"], run.step["time_ms"]["median"]
-    mean = sum(timings) / len(timings)
-    if mean > MAX_MEAN_OF_MEDIAN * middle:
-        found.append(f"some steps were much slower: the mean step is {mean / middle:.2f} times the median one")
-    counters = run.nvml.get("counters", {})
-    clock = counters.get("sm_clock_mhz", {})
-    if clock.get("max") and clock["min"] < MIN_CLOCK_SHARE * clock["max"]:
-        found.append(f"the SM clock moved between {clock['min']:.0f} and {clock['max']:.0f} MHz")
-    if counters.get("other_processes", {}).get("max"):
-        found.append("another process was on the GPU")
-    shares = run.nvml.get("clock_events", {}).get("shares", {})
-    throttled = [name for name, share in shares.items() if share and name not in HARMLESS_CLOCK_EVENTS]
-    if throttled:
-        found.append(f"the clock was held down: {', '.join(throttled)}")
     return found
 
 

@@ -26,6 +26,23 @@ FLOP_CONVENTION = (
     "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
 )
 
+CAUSE_FAMILIES = (
+    *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer"),
+    *("data", "communication", "launch", "host_sync", "idle_other", "not_attributed"),
+)
+"""What a cause's name begins with, up to a dot, in the order in which the ledger accounts."""
+
+
+def family_of(cause: str) -> str:
+    """The part of a cause's name that the ledger accounts by."""
+    return cause.partition(".")[0]
+
+
+def family_place(cause: str) -> int:
+    """Where a cause's family stands in the ledger; the last place for one that this release does not know."""
+    family = family_of(cause)
+    return CAUSE_FAMILIES.index(family) if family in CAUSE_FAMILIES else len(CAUSE_FAMILIES)
+
 
 @dataclass(slots=True)
 class ModuleRow:
@@ -56,6 +73,16 @@ class ModuleRow:
     activation_bytes: int = 0
     causes: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def model_flops(self) -> int:
+        """Forward and backward."""
+        return self.fwd_model_flops + self.bwd_model_flops
+
+    @property
+    def achieved_tflops(self) -> float | None:
+        """Model FLOPs for each second of the module's time; None without time."""
+        return self.model_flops / self.time_ms / 1e9 if self.time_ms else None
+
 
 @dataclass(slots=True)
 class KernelRow:
@@ -85,7 +112,10 @@ class LedgerLine:
 
 @dataclass(slots=True)
 class Run:
-    """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are."""
+    """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are.
+
+    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why.
+    """
 
     workload: dict[str, Any]
     environment: dict[str, Any]
@@ -94,8 +124,8 @@ class Run:
     flops: dict[str, Any]
     mfu: float | None
     hfu: float | None
-    mfu_of_measured_peak: float
-    hfu_of_measured_peak: float
+    mfu_of_measured_peak: float | None
+    hfu_of_measured_peak: float | None
     modules: list[ModuleRow]
     kernels: list[KernelRow]
     ledger: list[LedgerLine]
@@ -110,6 +140,12 @@ class Run:
     ranks: list[Any] = field(default_factory=list)
     flop_convention: str = FLOP_CONVENTION
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def peaks(self) -> list[dict[str, Any]]:
+        """Measured and datasheet peak by dtype: those that the step used, at least the run's own, and those kept."""
+        own = {key: self.peak[key] for key in ("dtype", "measured_tflops", "measured_date", "datasheet_tflops")}
+        return self.peak.get("by_dtype") or [own | {"used": True}]
 
     @property
     def title(self) -> str:
@@ -171,10 +207,10 @@ _EXPECTED: Mapping[str, Any] = {
     **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data_hash")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
     **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
-    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _NUMBER),
-    **dict.fromkeys((f"trace.{key}" for key in ("steps", "distortion", "attributed_share")), _NUMBER),
-    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s"), _NUMBER),
-    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _NUMBER),
+    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _MAYBE),
+    **dict.fromkeys((f"trace.{key}" for key in ("distortion", "attributed_share")), _MAYBE),
+    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s", "trace.steps"), _NUMBER),
+    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _MAYBE),
     **dict.fromkeys(("mfu", "hfu", "peak.datasheet_tflops", "memory.device_peak_bytes"), _MAYBE),
     **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), (str, type(None))),
     "nvml.available": bool,

@@ -51,6 +51,7 @@ def assemble(plan: Plan, identity: Mapping[str, Any], found: Found) -> Ablation:
         steps=steps,
         changes=changes,
         published=_judgements(plan, changes),
+        sources=dict(plan.road.sources),
         contradictions=list(plan.road.contradictions),
         rule=RULE,
         not_measured=_not_measured(found, steps, changes),
@@ -113,13 +114,16 @@ def _relative(ratio: Estimate, runs: list[Run]) -> dict[str, Estimate]:
     """Relative changes: throughput from the time ratio, MFU from it and the counted FLOPs, the rest counted."""
     before, after = runs
     faster = Estimate(1 / ratio.value, 1 / ratio.ci95_high, 1 / ratio.ci95_low)
-    more_flops = after.flops["model"] / before.flops["model"]
     counted = {}
     for metric, read in COUNTED.items():
         old, new = read(before), read(after)
         if old and new is not None:
             counted[metric] = _minus_one(Estimate(new / old, new / old, new / old))
-    return {"samples_per_s": _minus_one(faster), "mfu": _minus_one(faster.scaled(more_flops)), **counted}
+    found = {"samples_per_s": _minus_one(faster), **counted}
+    flops = [run.flops["model"] for run in runs]
+    if None not in flops:  # a count that ran out of memory
+        found["mfu"] = _minus_one(faster.scaled(flops[1] / flops[0]))
+    return found
 
 
 def _minus_one(ratio: Estimate) -> Estimate:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mfubench.comparison import Estimate, Row
 
-from .judge import Judgement
+from .judge import Judgement, Sign, signs
 from .plan import Kind
 
 SCHEMA_VERSION = 1
@@ -67,6 +67,7 @@ class Ablation:
     steps: list[Step]
     changes: list[Change]
     published: list[Judgement]
+    sources: Mapping[str, str]
     contradictions: list[str]
     rule: str
     not_measured: list[str]
@@ -82,6 +83,17 @@ class Ablation:
     def change(self, kind: Kind, name: str) -> Change | None:
         """The change of this kind and name, if the plan has one."""
         return next((each for each in self.changes if (each.kind, each.name) == (kind, name)), None)
+
+    def signs(self, kind: Kind) -> Mapping[Sign, int]:
+        """How many published signs agree, disagree and are undecided, among the changes of this kind."""
+        return signs(each for each in self.published if each.kind == kind)
+
+    def published_rows(self) -> list[dict[Kind, Judgement]]:
+        """The judgements by kind, one dict for each published number of a switch or of the whole road."""
+        rows: dict[tuple[str, str, str], dict[Kind, Judgement]] = {}
+        for each in self.published:
+            rows.setdefault((each.step, each.metric, each.printed), {})[each.kind] = each
+        return list(rows.values())
 
     def to_json(self) -> str:
         """The document as JSON, ``schema_version`` first."""

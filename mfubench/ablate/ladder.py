@@ -13,8 +13,8 @@ import torch
 from mfu_models import model_spec
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
+from mfubench.exhausted import ran_out_of_memory
 from mfubench.measure.environment import environment
-from mfubench.measure.memory import ran_out_of_memory
 from mfubench.profiling import Progress, profile_workload
 from mfubench.run import Run, read_run, write_text
 from mfubench.workload.prepare import DEFAULT_SIZE, device_and_dtype, prepare
@@ -22,7 +22,7 @@ from mfubench.workload.spec import WorkloadSpec
 
 from .assemble import Found, Timings, assemble
 from .document import SCHEMA_VERSION, Ablation
-from .pair import time_pair
+from .pair import forget_compiled, time_pair
 from .plan import Contrast, Plan, Setting, make_plan
 
 FILE = "ablation.json"
@@ -126,12 +126,11 @@ class Ladder:
             reason = str(error)
         if reason is not None:  # outside the handler, whose error holds the tensors
             self.found.failed[noted] = reason
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if reason is not None or self.identity["device"] == "cuda":
+            _free()
 
     def _profile(self, setting: Setting, progress: Progress) -> Run:
-        torch.compiler.reset()
+        forget_compiled(self.plan.spec)
         progress("building the model and its batches, and a first step", 0.0)
         return profile_workload(prepare(self.plan.workload(setting.name), self.source), progress=progress)
 
@@ -169,6 +168,13 @@ class Ladder:
             self.found.written.add(name)
         except BadInput as error:
             self.found.warnings.append(f"{error}: {name} was measured anew")
+
+
+def _free() -> None:
+    """Give back what the last workloads held, so that the next find the device as empty as the first did."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _key(contrast: Contrast) -> tuple[str, str]:

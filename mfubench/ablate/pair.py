@@ -6,7 +6,7 @@ import torch
 
 from mfubench.data import Source
 from mfubench.measure.timing import time_in_turn
-from mfubench.profiling import timed_module
+from mfubench.workload.compilation import compiled_module
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -20,7 +20,7 @@ def time_pair(
     Raises:
         OutOfMemory, torch.OutOfMemoryError: the device does not hold both.
     """
-    torch.compiler.reset()  # compiled code of earlier workloads counts against dynamo's limit, beyond which it gives up
+    forget_compiled(before)
     workloads = [prepare(spec, source) for spec in (before, after)]
     first, second = time_in_turn(
         [_step(workload) for workload in workloads],
@@ -32,6 +32,12 @@ def time_pair(
     return first, second
 
 
+def forget_compiled(spec: WorkloadSpec) -> None:
+    """Drop earlier workloads' compiled code, which counts against a limit beyond which dynamo runs eagerly instead."""
+    if spec.compile != "none":
+        torch.compiler.reset()
+
+
 def _step(workload: Workload) -> Callable[[int], None]:
-    module = timed_module(workload)
+    module = compiled_module(workload)
     return lambda index: run_step(workload, index, module=module)

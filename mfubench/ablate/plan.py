@@ -22,6 +22,7 @@ class Road:
     start: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
     published: tuple[Published, ...]
+    sources: Mapping[str, str]
     contradictions: tuple[str, ...]
     whole: str
 
@@ -36,6 +37,7 @@ ROADS: Mapping[str, Road] = {
         kunlun_road.START,
         kunlun_road.STEPS,
         kunlun_published.PUBLISHED,
+        kunlun_published.SOURCES,
         kunlun_published.CONTRADICTIONS,
         kunlun_published.WHOLE,
     )

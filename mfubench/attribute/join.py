@@ -5,27 +5,32 @@ inherits its owner: the innermost scope, or inside the backward pass the scope t
 On a CPU an operator's self time is device time, but for what an operator that does nothing takes in the same trace:
 that is the host's, as the gaps between operators are. On a GPU the device time is the kernel's, which belongs to the
 host span that launched it.
-The gap before a node of the backward pass, or before the model's forward begins, belongs to what waits there; the
-loss's first gradient, which is made before any node runs, belongs to the loss. Formats: the Chrome trace event format,
-as torch.profiler writes it.
+The gap before a node of the backward pass, before the model's forward begins, or before a kernel of a compiled graph,
+belongs to what waits there; the loss's first gradient, which is made before any node runs, belongs to the loss. A
+kernel of a compiled graph belongs to all the modules that it serves; what a graph runs that is of no known module is
+nobody's. Formats: the Chrome trace event format, as torch.profiler writes it.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from mfu_kernels.cost import OpClass
 from mfubench.measure.classify import op_class
+from mfubench.measure.compiled import CompiledKernel
 from mfubench.measure.count import RECOMPUTE, WorkKey
 from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
 from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
 
+from .fused import CALL, REGION, TOGETHER, GraphCall, align, regions_of_functions
+
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver")
+GRAPH_LAUNCH = "cudaGraphLaunch"
 UNOWNED = "(not attributed)"
 NOBODYS = (UNOWNED, FORWARD, BACKWARD)  # a phase as such is no owner
 
@@ -43,6 +48,10 @@ class Span:
     scope: Scope | None = None
     direction: str = "fwd"
     operators: tuple[str, ...] = ()  # inside the owner, outermost first
+    region: str | None = None  # of the compiler, as it names them
+    call: GraphCall | None = None  # of a compiled graph, that this is or is directly inside
+    kernel: CompiledKernel | None = None  # of that graph, that this is
+    orphan: bool = False  # whether compiled code ran it for no module that is known
     in_step: bool = False
     reached: float = 0.0  # where its last child ended
     waited: float = 0.0  # gap before it that belongs to it and not to its parent
@@ -59,13 +68,21 @@ class Attribution:
 
     ``busy`` is device time by key, ``host`` the time a module's scope or node spent between operators (device idle on
     a CPU), ``by_operators`` device time by the operators that it was spent in, outermost first, ``kernels`` device time
-    and calls by key and innermost operator, ``span`` the traced steps' length, ``idle`` the device's.
+    and calls by key and innermost operator, ``span`` the traced steps' length, ``idle`` the device's. ``moved`` has the
+    bytes of compiled kernels by key, ``unsized`` how many of their calls had shapes that are not known, ``inferred``
+    how many kernels were recognised by their place in a CUDA graph, ``unknown`` the time in compiled graphs that is of
+    no known module by the name of what ran, and ``lost`` the launches of CUDA graphs whose kernels the trace lacks.
     """
 
     busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
     host: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     by_operators: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
     kernels: dict[tuple[WorkKey, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
+    moved: dict[WorkKey, int] = field(default_factory=lambda: defaultdict(int))
+    unsized: int = 0
+    inferred: int = 0
+    unknown: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    lost: int = 0
     span: float = 0.0
     idle: float = 0.0
 
@@ -76,6 +93,11 @@ class Attribution:
         row = self.kernels[key, name]
         row[0] += time
         row[1] += 1
+
+    def book_compiled(self, key: WorkKey, kernel: CompiledKernel) -> None:
+        """Note what is known beyond its time of a kernel that a compiled graph called."""
+        self.moved[key] += kernel.bytes or 0
+        self.unsized += kernel.bytes is None
 
     def attributed_share(self) -> float:
         """Share of the traced time, operators and the gaps between them, whose owner is known."""
@@ -107,15 +129,15 @@ def _walk(trace: Trace) -> Iterator[Span]:
             threads[event["pid"], event["tid"]].append(event)
     for events in threads.values():
         events.sort(key=lambda event: (event["ts"], -event["dur"]))
-        for span in _walk_thread(events, trace.tracker.scopes, trace.tracker.owner_of):
+    regions = regions_of_functions(threads.values())
+    for events in threads.values():
+        for span in _walk_thread(events, trace, regions):
             place = bisect_right(steps, (span.start, float("inf"))) - 1
             span.in_step = place >= 0 and span.start < steps[place][1]  # the backward may run in a thread of its own
             yield span
 
 
-def _walk_thread(
-    events: Iterable[dict[str, Any]], scopes: list[Scope], owner_of: Callable[[int], Scope | None]
-) -> Iterator[Span]:
+def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[int, str]) -> Iterator[Span]:
     open_spans: list[Span] = []
     done: list[Span] = []
     last_backward: Scope | None = None
@@ -135,30 +157,60 @@ def _walk_thread(
             open_spans.pop()
         parent = open_spans[-1] if open_spans else None
         if parent is not None:
-            parent.self_time -= max(0.0, min(span.end, parent.end) - span.start)
-            if span.name.startswith(ENGINE) or _is_phase(parent):
-                span.waited = max(0.0, span.start - parent.reached)
-                parent.self_time -= span.waited
-            parent.reached = span.end
-            span.scope, span.direction = parent.scope, parent.direction
-            span.operators = parent.operators
+            _inherit(span, parent)
         if span.name.startswith(SCOPE_PREFIX):
-            span.scope = scopes[int(span.name[len(SCOPE_PREFIX) :].partition(":")[0])]
-            span.operators = ()
+            span.scope = trace.tracker.scopes[int(span.name[len(SCOPE_PREFIX) :].partition(":")[0])]
+            span.operators, span.region = (), None
             last_loss = span.scope if span.scope.module == LOSS else last_loss
         elif span.name.startswith(ENGINE):
             span.direction, span.operators = "bwd", ()
             number = args.get("Sequence number", -1)
             # A node without a number accumulates the gradient that the node before it made.
-            span.scope = owner_of(number) if number is not None and number >= 0 else last_backward
+            span.scope = trace.tracker.owner_of(number) if number is not None and number >= 0 else last_backward
+            span.region = regions.get(number)
             last_backward = span.scope
+        elif span.name.startswith(REGION):
+            span.region = span.name[len(REGION) :]
+        elif span.name.startswith(CALL):
+            span.call = GraphCall(trace.compilation.graphs.get((span.region or "", span.direction), ()))
+        elif span.call is not None and span.category not in LAUNCH_CATEGORIES:
+            _claim(span, span.call.next(span.name))
         elif "::" in span.name and span.category == "cpu_op":
             span.operators = (*span.operators, span.name)
             if parent is not None and _is_phase(parent, BACKWARD):
                 span.scope, span.direction = last_loss, "bwd"
+            if span.region is not None and not trace.compilation.graphs:  # another compiler than Inductor, or unseen
+                span.orphan, span.scope = span.scope is not None, None
         open_spans.append(span)
         done.append(span)
     yield from done
+
+
+def _inherit(span: Span, parent: Span) -> None:
+    """What a span has from the one around it; its own time is no longer the other's."""
+    parent.self_time -= max(0.0, min(span.end, parent.end) - span.start)
+    if span.name.startswith(ENGINE) or _is_phase(parent) or parent.name.startswith(CALL):
+        span.waited = max(0.0, span.start - parent.reached)
+        parent.self_time -= span.waited
+    parent.reached = span.end
+    span.scope, span.direction, span.region = parent.scope, parent.direction, parent.region
+    span.operators, span.kernel = parent.operators, parent.kernel
+    span.call = parent.call if parent.name.startswith(CALL) else None
+
+
+def _claim(span: Span, kernel: CompiledKernel | None) -> None:
+    """Give what a compiled graph runs to the modules that it serves.
+
+    Those that the compiler does not name are the module whose forward the region is, and so is a copy of an input.
+    """
+    region = span.scope
+    span.kernel, span.operators = kernel, (kernel.name if kernel is not None and kernel.name else span.name,)
+    if kernel is not None and kernel.owners:
+        own = region.module if region is not None else UNOWNED
+        names = {own if owner is None else owner for owner in kernel.owners}
+        span.scope = Scope(-1, TOGETHER.join(sorted(names)), kind=kernel.kind, recompute=kernel.repeated)
+    elif op_class(span.name) != "copy":
+        span.orphan, span.scope = True, None
 
 
 def _is_phase(span: Span, *names: str) -> bool:
@@ -193,8 +245,13 @@ def _on_cpu(spans: list[Span], result: Attribution) -> None:
             continue
         key = _key(span)
         between = span.waited
+        if span.call is not None and span.kernel is not None:
+            result.book_compiled(key, span.kernel)
+        if span.orphan:
+            result.unknown[span.name] += span.end - span.start
         if span.operator and span.category == "cpu_op":
-            busy = max(0.0, span.self_time - nothing)
+            generated = span.kernel is not None and span.kernel.generated  # no operator: its span is all its own
+            busy = max(0.0, span.self_time - (0.0 if generated else nothing))
             between += span.self_time - busy
             result.book(key, span.operators, span.operators[-1], busy)
         else:
@@ -209,23 +266,50 @@ def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution
     Overlapping kernels share the time in which they overlap, so that busy and idle add up to the span.
     """
     launches = {span.correlation: span for span in spans if span.correlation is not None and span.in_step}
-    kernels = sorted(
-        (event for event in events if event.get("ph") == "X" and event.get("cat") in DEVICE_CATEGORIES),
-        key=lambda event: event["ts"],
-    )
+    kernels = [
+        (event, launches[event["args"]["correlation"]])
+        for event in sorted(events, key=lambda event: event.get("ts", 0.0))
+        if event.get("cat") in DEVICE_CATEGORIES and event.get("args", {}).get("correlation") in launches
+    ]
+    for span in spans:
+        if span.kernel is not None and span.call is not None and span.in_step:
+            result.book_compiled(_key(span), span.kernel)
     frontier: float | None = None
-    for event in kernels:
-        launch = launches.get(event.get("args", {}).get("correlation"))
-        if launch is None:
-            continue
+    for (event, _), span in zip(kernels, _launchers(kernels, result), strict=True):
         start, end = event["ts"], event["ts"] + event["dur"]
         if frontier is None:
             frontier = start
+        key = _key(span)
         if start > frontier:
             result.idle += start - frontier
-            result.host[(launch.scope.module if launch.scope else UNOWNED), launch.direction] += start - frontier
+            result.host[key.module, key.direction] += start - frontier
         exclusive = max(0.0, end - max(start, frontier))
         frontier = max(frontier, end)
-        key = _key(launch)
-        result.book(key, launch.operators or (event["name"],), event["name"], exclusive)
+        result.book(key, span.operators or (event["name"],), event["name"], exclusive)
+        if span.region is not None and span.scope is None:
+            result.unknown[event["name"]] += exclusive
     result.span = sum(result.busy.values()) + result.idle
+    ran = {span.correlation for _, span in kernels}
+    result.lost = sum(span.name == GRAPH_LAUNCH and span.correlation not in ran for span in launches.values())
+
+
+def _launchers(kernels: list[tuple[dict[str, Any], Span]], result: Attribution) -> list[Span]:
+    """The span that each kernel is booked on: what launched it, or for one of a CUDA graph what it is in that graph."""
+    spans = [span for _, span in kernels]
+    calls: dict[int, list[int]] = defaultdict(list)
+    for place, span in enumerate(spans):
+        if span.call is not None and span.kernel is None and span.category in LAUNCH_CATEGORIES:
+            calls[id(span.call)].append(place)
+    for places in calls.values():
+        call = spans[places[0]].call
+        work = [place for place in places if kernels[place][0]["cat"] == "kernel"]
+        found = dict(zip(work, align(call.kernels if call else (), [kernels[p][0]["name"] for p in work]), strict=True))
+        following: CompiledKernel | None = None  # what a copy or a fill makes ready
+        for place in reversed(places):
+            following = found.get(place, following)
+            spans[place] = replace(spans[place])
+            _claim(spans[place], following)
+            result.inferred += found.get(place) is not None
+            if following is not None and place in found:
+                result.book_compiled(_key(spans[place]), following)
+    return spans

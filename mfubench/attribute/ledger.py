@@ -9,26 +9,15 @@ from torch import nn
 
 from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
-from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
-from mfubench.run import KernelRow, LedgerLine, ModuleRow
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, module_names
+from mfubench.run import KernelRow, LedgerLine, ModuleRow, family_of, family_place
 
+from .fused import TOGETHER
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
-ORDER = (
-    "padding",
-    "recompute",
-    "useful",
-    "amortized",
-    "peak_gap",
-    "dtype",
-    "memory_bound",
-    "inefficiency",
-    "optimizer",
-)
-ORDER_OUTSIDE = ("data", "communication", "launch", "host_sync", "idle_other", "not_attributed")
 WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
-WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "launch")
+WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "optimizer", "data", "launch")
 NUM_TOP_MODULES = 3
 NUM_HOTSPOTS = 10
 NUM_KERNELS = 1000  # of a Run: enough to find what matters, and the file stays small
@@ -37,10 +26,14 @@ NO_SPAN_US = 1e-3  # the trace's own resolution
 
 @dataclass(slots=True)
 class Slices:
-    """Milliseconds by module and cause, and by module and direction."""
+    """Milliseconds by module and cause, and by module and direction.
+
+    ``floors``: by the cause that a whole phase is, what its bytes take at the copy bandwidth.
+    """
 
     causes: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
     times: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
+    floors: Split = field(default_factory=lambda: _split())
 
 
 def _split() -> Split:
@@ -59,12 +52,18 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     for key, busy in attribution.busy.items():
         _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
     for key in count.work.keys() - attribution.busy.keys():
-        if count.work[key].model:  # work that left no time of its own, for instance fused into another kernel
+        model = count.work[key].model
+        if model and (attribution.unknown or not scale):  # its time is among what nobody is known to own
+            slices.causes[UNOWNED]["useful"] += ceilings.flop_ms(model, ceilings.in_use_tflops)
+        elif model:  # work that left no time of its own, for instance fused into another kernel
             _add_busy(slices, key, 0.0, count.work[key], ceilings)
     for (module, direction), gap in attribution.host.items():
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
         slices.causes[module][cause] += gap * scale
         slices.times[module][direction] += gap * scale
+    for key, work in count.work.items():
+        if key.module in WHOLE_PHASES:
+            slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices
@@ -89,8 +88,7 @@ def ledger_lines(slices: Slices, step_ms: float) -> list[LedgerLine]:
         for cause, ms in split.items():
             totals[cause] += ms
             holders[cause][module] += ms
-    order = {family: place for place, family in enumerate((*ORDER, *ORDER_OUTSIDE))}
-    names = sorted(totals, key=lambda cause: (order[cause.partition(".")[0]], -totals[cause]))
+    names = sorted(totals, key=lambda cause: (family_place(cause), -totals[cause]))
     return [
         LedgerLine(cause, totals[cause], totals[cause] / step_ms, _largest(holders[cause]))
         for cause in names
@@ -107,7 +105,7 @@ def module_rows(
     model: nn.Module, slices: Slices, count: Count, memory: MemoryPeak, ceilings: Ceilings, step_ms: float
 ) -> list[ModuleRow]:
     """One row for each module with time, work or memory of its own, slowest first; the rows sum to the totals."""
-    types = {name or ROOT: type(module).__name__ for name, module in model.named_modules()}
+    types = {name: type(module).__name__ for module, name in module_names(model).items()}
     work = by_module(count.work)
     nothing = {"fwd": Work(), "bwd": Work()}
     rows = []
@@ -118,13 +116,13 @@ def module_rows(
         rows.append(
             ModuleRow(
                 name=name,
-                type=types.get(name, "phase"),
+                type=types.get(name, "fused" if TOGETHER in name else "phase"),
                 fwd_model_flops=own["fwd"].model,
                 bwd_model_flops=own["bwd"].model,
                 bytes=num_bytes,
                 time_ms=time_ms,
                 share=time_ms / step_ms,
-                verdict=verdict(split),
+                verdict="not measured" if useful and not time_ms else verdict(split),
                 mfu=ceilings.flop_ms(useful, ceilings.in_use_tflops) / time_ms if useful and time_ms else None,
                 memory_bytes=memory.by_module.get(name, 0),
                 fwd_time_ms=times["fwd"],
@@ -154,18 +152,23 @@ def kernel_rows(attribution: Attribution, step_ms: float, steps: int) -> list[Ke
 
 
 def hotspots(slices: Slices, step_ms: float) -> list[dict[str, Any]]:
-    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them."""
+    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them.
+
+    A cause is won as a whole, but for a phase that has bytes of its own to move.
+    """
     found = [
         {
             "module": module,
             "cause": cause,
             "time_ms": sum(slices.times[module].values()),
-            "won_ms": ms,
-            "share": ms / step_ms,
+            "won_ms": won_ms,
+            "share": won_ms / step_ms,
             "advice": advice(cause),
         }
         for module, split in slices.causes.items()
         for cause, ms in split.items()
-        if ms > 0 and cause.partition(".")[0] in WINNABLE and module not in (FORWARD, BACKWARD, UNOWNED)
+        if (won_ms := ms - slices.floors[cause]) > 0
+        and family_of(cause) in WINNABLE
+        and module not in (FORWARD, BACKWARD, UNOWNED)
     ]
     return sorted(found, key=lambda spot: -float(spot["won_ms"]))[:NUM_HOTSPOTS]

@@ -13,13 +13,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from mfubench.errors import ToolBroke
 from mfubench.kernels.interpreter import interpreting_children
 
 from .plan import Task
 from .store import ABSENT, DONE, FAILED, Store
 
+START_LIMIT_S = 300.0
+READY = "ready"
 LEAST_S = 5.0  # less is left of the budget: no task is begun
 Progress = Callable[[str, float], None]
+Loop = Callable[[Connection, str, Path], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,23 @@ class Outcome:
 
 
 def run_campaign(
-    tasks: Sequence[Task], store: Store, device: str, *, budget_s: float, task_limit_s: float, progress: Progress
+    tasks: Sequence[Task],
+    store: Store,
+    device: str,
+    *,
+    budget_s: float,
+    task_limit_s: float,
+    progress: Progress,
+    loop: Loop | None = None,
 ) -> Outcome:
-    """Run what is not done yet, each task for at most ``task_limit_s``, and keep each result as it comes."""
+    """Run what is not done yet, each task for at most ``task_limit_s``, and keep each result as it comes.
+
+    ``loop`` is what the worker does in place of running tasks.
+    """
     waiting = [task for task in tasks if not store.is_done(task)]
     deadline = monotonic() + budget_s
     counts = {DONE: 0, FAILED: 0, ABSENT: 0}
-    worker = Worker(device, store.folder)
+    worker = Worker(device, store.folder, loop)
     try:
         for index, task in enumerate(waiting):
             left = deadline - monotonic()
@@ -62,8 +76,9 @@ def _outcome(counts: dict[str, int], before: int, left: int) -> Outcome:
 class Worker:
     """A process that runs tasks; started when it is first needed and after it broke."""
 
-    def __init__(self, device: str, folder: Path) -> None:
+    def __init__(self, device: str, folder: Path, loop: Loop | None = None) -> None:
         self.device, self.folder = device, folder
+        self._loop = loop or _work
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -97,11 +112,21 @@ class Worker:
     def _started(self) -> Connection:
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_work, args=(theirs, self.device, self.folder))
+            self._process = self._context.Process(target=self._loop, args=(theirs, self.device, self.folder))
             with interpreting_children() if self.device == "cpu" else nullcontext():
                 self._process.start()
             theirs.close()
+            self._wait_until_ready(self._pipe)
         return self._pipe
+
+    def _wait_until_ready(self, pipe: Connection) -> None:
+        """Importing takes seconds that are no task's."""
+        try:
+            if pipe.poll(START_LIMIT_S) and pipe.recv() == READY:
+                return
+        except (EOFError, ConnectionError):
+            pass
+        raise ToolBroke(f"the campaign's worker did not start (exit code {self._exit_code()}); see its messages above")
 
     def _exit_code(self) -> int | None:
         self._process.join(LEAST_S)
@@ -122,12 +147,14 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
 
     from .tasks import NotHere, run_task
 
+    pipe.send(READY)
     while True:
         try:
             stage, arguments = pipe.recv()
         except EOFError:
             return
         usable = True
+        result: tuple[str, str | None, Any]
         try:
             result = (DONE, None, run_task(stage, arguments, device, folder))
         except NotHere as why:

@@ -88,10 +88,9 @@ def ablate(
             ladder.climb(budget_s=budget, progress=progress)
     finally:
         ladder.keep()
-        ablation = ladder.ablation()
-        if out is not None and out.exists():
+        ablation, (done, of) = ladder.ablation(), ladder.progress_made
+        if out is not None and done:
             write_page(ablation_page(ablation), out)
-        done, of = ladder.progress_made
         if done and not ablation.complete:
             kept = f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
             print(f"mfubench: {done} of {of} measurements done; {kept}", file=sys.stderr)

@@ -2,13 +2,14 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, TimeUp
 
 from .options import (
     BatchSize,
@@ -33,6 +34,9 @@ from .options import (
     writable_folder,
 )
 from .progress import stages
+
+if TYPE_CHECKING:
+    from mfubench.run import Run
 
 TRACE_NAME = "trace.json.gz"
 TENSORBOARD = "tensorboard"  # a log folder that torch-tb-profiler opens
@@ -59,7 +63,11 @@ def profile(
     seed: Seed = 0,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Give up on a workload that takes longer.", show_default=False),
+        typer.Option(
+            metavar="SECONDS",
+            help="Give up on a workload that takes longer, and keep what was measured.",
+            show_default=False,
+        ),
     ] = None,
     data: Data = "synthetic",
     out: Out = None,
@@ -95,26 +103,44 @@ def profile(
         raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
     writable_folder(out)
     from mfubench.profiling import profile as profile_workload
-    from mfubench.report import write_reports
-    from mfubench.report.terminal import print_runs, stdout_console
-    from mfubench.run import place_file, write_text
     from mfubench.timeout import time_limit
 
+    known: list[Callable[[], Run]] = []
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
         trace_path = Path(scratch) / TRACE_NAME if trace else None
-        # What a user's own model prints is no part of the result.
-        with time_limit(timeout), redirect_stdout(sys.stderr):
-            run = profile_workload(spec, progress=progress, trace_path=trace_path)
+        try:
+            # What a user's own model prints is no part of the result.
+            with time_limit(timeout, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
+                run = profile_workload(spec, progress=progress, trace_path=trace_path, keep=known.append)
+        except (TimeUp, KeyboardInterrupt):
+            _keep(known, out, trace_path)
+            raise
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            if trace_path is not None:
-                run.trace["path"] = TRACE_NAME
-                place_file(trace_path, out / TRACE_NAME)
-                (out / TENSORBOARD).mkdir(exist_ok=True)
-                place_file(trace_path, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
-            write_text(out / "run.json", run.to_json())
-            write_reports([run], out)
+            _write(run, out, trace_path)
     if json:
         sys.stdout.write(run.to_json() + "\n")
     else:
+        from mfubench.report.terminal import print_runs, stdout_console
+
         print_runs([run], stdout_console(), full=verbose)
+
+
+def _keep(known: "list[Callable[[], Run]]", out: Path | None, trace_path: Path | None) -> None:
+    """Write what was measured before the end came, if anything was."""
+    if known and out is not None:
+        _write(known[0](), out, trace_path)
+        print(f"mfubench: warning: what was measured until then is in {out}", file=sys.stderr)
+
+
+def _write(run: "Run", out: Path, trace_path: Path | None) -> None:
+    from mfubench.report import write_reports
+    from mfubench.run import place_file, write_text
+
+    out.mkdir(parents=True, exist_ok=True)
+    if trace_path is not None and run.trace["path"] is not None:
+        run.trace["path"] = TRACE_NAME
+        place_file(trace_path, out / TRACE_NAME)
+        (out / TENSORBOARD).mkdir(exist_ok=True)
+        place_file(trace_path, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
+    write_text(out / "run.json", run.to_json())
+    write_reports([run], out)

@@ -81,7 +81,8 @@ def _dense_rows(inputs: Inputs) -> tuple[int, int]:
 
 
 def _heads_first(x: Tensor, rows: int) -> Tensor:
-    return x.unflatten(0, (rows, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(0, (rows, -1)).transpose(1, 2)
+    return heads
 
 
 def _sdpa(backend: str) -> Callable[[Inputs], Call]:

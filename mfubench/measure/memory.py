@@ -17,8 +17,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from mfubench.errors import OutOfMemory
-
 from .operators import OperatorMode
 from .scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
 
@@ -69,8 +67,8 @@ class MemoryTracker(ScopeTracker):
             for tensor in module.parameters(recurse=False):
                 owners.setdefault(tensor, name)
                 self.book(tensor, name, "parameters")
-            for tensor in module.buffers(recurse=False):
-                self.book(tensor, name, "other")
+            for buffer in module.buffers(recurse=False):
+                self.book(buffer, name, "other")
         return owners
 
     @contextmanager
@@ -159,12 +157,6 @@ class MemoryTracker(ScopeTracker):
             if storage.kind == "activations":
                 kept[storage.module] += sign * storage.nbytes
         return kept if BACKWARD in self._phases else Counter[str]()
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a device or the host has no memory left; torch raises a plain error on a CPU."""
-    kinds = (OutOfMemory, torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

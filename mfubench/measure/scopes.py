@@ -18,6 +18,8 @@ from torch import nn
 
 from mfu_kernels.cost import OpClass, OpCost, observing
 
+from .compiled import uncompiled
+
 ROOT = "(model)"  # own work of the outermost module
 LOSS, OPTIMIZER, DATA, FORWARD, BACKWARD = "(loss)", "(optimizer)", "(data)", "(forward)", "(backward)"
 
@@ -36,15 +38,24 @@ class Scope:
     recompute: bool = False
 
 
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module's fully qualified name, as it is without the wrappers that torch.compile puts around modules."""
+    return {
+        module: ".".join(part for part in name.split(".") if part != "_orig_mod") or ROOT
+        for name, module in model.named_modules()
+    }
+
+
 class ScopeTracker:
     """Follows the innermost scope of ``model`` through forward hooks, op reports and the phases of a step.
 
     ``with tracker.attached():`` installs the hooks. Subclasses add what happens at ``opened`` and ``closed``.
     """
 
-    def __init__(self, model: nn.Module, *, with_costs: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, with_costs: bool = False, with_ops: bool = True) -> None:
         self.model = model
-        self.names = {module: name or ROOT for name, module in model.named_modules()}
+        self.with_ops = with_ops  # compiled code would be compiled again if it found its ops observed
+        self.names = module_names(model)
         self.with_costs = with_costs
         self.scopes: list[Scope] = []
         self.stack: list[Scope] = []
@@ -76,12 +87,14 @@ class ScopeTracker:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on every module, and op reports, for as long as this context lasts."""
+        before, after = uncompiled(self._before), uncompiled(self._after)
         with ExitStack() as cleanup:
             for module in self.names:
-                cleanup.callback(module.register_forward_pre_hook(self._before).remove)
+                cleanup.callback(module.register_forward_pre_hook(before).remove)
                 # Without always_call a forward that checkpointing cuts short would never close its scope.
-                cleanup.callback(module.register_forward_hook(self._after, always_call=True).remove)
-            cleanup.enter_context(observing(self))
+                cleanup.callback(module.register_forward_hook(after, always_call=True).remove)
+            if self.with_ops:
+                cleanup.enter_context(observing(self))
             yield
 
     @contextmanager

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from .compiled import Compilation
 from .scopes import Scope, ScopeTracker
 
 SCOPE_PREFIX = "mfu#"  # in the trace: mfu#<index of the scope>:<module>[/<op>]
@@ -28,8 +29,8 @@ NUM_NOTHING = 200
 class TraceTracker(ScopeTracker):
     """A scope tracker that writes each scope into the trace."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, *, with_ops: bool = True) -> None:
+        super().__init__(model, with_ops=with_ops)
         self._records: list[Any] = []
 
     def opened(self, scope: Scope) -> None:
@@ -46,11 +47,12 @@ class TraceTracker(ScopeTracker):
 
 @dataclass(slots=True)
 class Trace:
-    """Events of a profiled run, as in the Chrome trace format, and the tracker that knows its scopes."""
+    """Events of a profiled run, as in the Chrome trace format, the tracker that knows its scopes, what was compiled."""
 
     events: list[dict[str, Any]]
     tracker: TraceTracker
     num_steps: int
+    compilation: Compilation = field(default_factory=Compilation)
 
 
 def _do_nothing(device: torch.device) -> None:
@@ -67,13 +69,15 @@ def trace_steps(
     device: torch.device,
     num_steps: int,
     keep: Path | None = None,
+    compilation: Compilation | None = None,
 ) -> Trace:
     """Profile ``num_steps`` calls of ``step(tracker, index)``; with ``keep``, leave the gzipped trace at that path.
 
-    A call before them warms the profiler up and is not recorded.
+    A call before them warms the profiler up and is not recorded. ``compilation`` is what was seen when parts of
+    ``model`` were compiled, None where nothing is.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler's own log lines stand in the terminal
-    tracker = TraceTracker(model)
+    tracker = TraceTracker(model, with_ops=compilation is None)
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -96,4 +100,4 @@ def trace_steps(
             with path.open("rb") as plain, gzip.open(packed, "wb", compresslevel=6) as stream:
                 shutil.copyfileobj(plain, stream)
             shutil.move(packed, keep)
-    return Trace(events, tracker, num_steps)
+    return Trace(events, tracker, num_steps, compilation or Compilation())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import format as fmt
-from .blocks import Block, Column, Facts, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
 
 if TYPE_CHECKING:
     from mfubench.ablate.document import Ablation, Change, Step
@@ -17,32 +17,35 @@ METRICS = {
     "model_flops_per_sample": "model FLOPs a sample",
 }
 STATUS = {"out_of_memory": "out of memory", "not_reached": "not reached"}
-ON_THE_ROAD = "road"
 INTERVALS = "In brackets 95 % intervals."
 Number = Callable[["Row"], float | None]
 
 
 def ablation_page(ablation: "Ablation") -> Page:
     """Everything that a report says about ``ablation``, also where it is not complete."""
-    road = [step for step in ablation.steps if step.kind == ON_THE_ROAD]
+    road = [step for step in ablation.steps if step.kind == "road"]
     out = [change for change in ablation.changes if change.kind == "leave_one_out"]
     steps = {step.name: step for step in ablation.steps}
     workload = {key: value for key, value in ablation.workload.items() if value is not None}
+    charts = _charts(ablation)
     return Page(
         title=_title(ablation),
         headline=_headline(ablation),
         warnings=ablation.warnings,
         sections=[
-            Section("The road, one switch a step", [_road(road, ablation)], brief=True),
+            Section("The road, one switch a step", [_road(road, ablation), *charts["road"]], brief=True),
             Section("Each switch in the full model", [_leave_one_out(out, steps, ablation)], brief=True),
             Section("The whole road, and the noise floor", [_whole(ablation)], brief=True),
-            Section("Beside what is published", [_published(ablation)], brief=True),
-            Section("What the sources leave open", [Items(ablation.contradictions)]),
+            Section("Beside what is published", [_published(ablation), *charts["published"]], brief=True),
+            Section(
+                "The sources, and what they leave open",
+                [Facts(list(ablation.sources.items())), Items(ablation.contradictions)],
+            ),
             Section("Not measured", [Items(ablation.not_measured or ["Nothing was left out."])]),
             Section("Method", [Items([ablation.method, ablation.rule])]),
-            Section("Workload", [_facts(workload)]),
-            Section("Peak", [_facts(ablation.peak)]),
-            Section("Environment", [_facts(ablation.environment)]),
+            Section("Workload", [Facts.of(workload)]),
+            Section("Peak", [Facts.of(ablation.peak)]),
+            Section("Environment", [Facts.of(ablation.environment)]),
         ],
     )
 
@@ -65,13 +68,12 @@ def _headline(ablation: "Ablation") -> str:
 
 
 def _agreement(ablation: "Ablation") -> str:
-    judged = [each for each in ablation.published if each.kind == ON_THE_ROAD and each.sign]
-    if not judged:
+    counts = ablation.signs("road")
+    if not sum(counts.values()):
         return ""
-    counts = {sign: sum(each.sign == sign for each in judged) for sign in ("agrees", "disagrees", "undecided")}
     return (
-        f"of {len(judged)} published changes of single steps the sign agrees with {counts['agrees']}, disagrees with "
-        f"{counts['disagrees']} and is undecided for {counts['undecided']}"
+        f"of {sum(counts.values())} published changes of single steps the sign agrees with {counts['agrees']}, "
+        f"disagrees with {counts['disagrees']} and is undecided for {counts['undecided']}"
     )
 
 
@@ -118,6 +120,13 @@ def _columns(steps: Sequence["Step"]) -> list[tuple[Column, list[str]]]:
         values = [None if step.row is None else read(step.row) for step in steps]
         return Column(header, numeric=True, brief=brief), fmt.column(values, unit=unit)
 
+    def plain(key: str) -> Number:
+        def read(row: "Row") -> float | None:
+            found: Estimate | None = getattr(row, key)
+            return None if found is None else found.value
+
+        return read
+
     def shares(header: str, key: str) -> tuple[Column, list[str]]:
         found: list[Estimate | None] = [None if step.row is None else getattr(step.row, key) for step in steps]
         return Column(header, numeric=True), [fmt.NOT_KNOWN if each is None else _percent(each) for each in found]
@@ -125,8 +134,8 @@ def _columns(steps: Sequence["Step"]) -> list[tuple[Column, list[str]]]:
     columns = [
         shares("MFU %", "mfu"),
         shares("MFU of measured peak %", "mfu_of_measured_peak"),
-        numbers("HFU %", lambda row: None if row.hfu is None else row.hfu.value, 0.01, brief=False),
-        numbers("HFU of measured peak %", lambda row: row.hfu_of_measured_peak.value, 0.01, brief=False),
+        numbers("HFU %", plain("hfu"), 0.01, brief=False),
+        numbers("HFU of measured peak %", plain("hfu_of_measured_peak"), 0.01, brief=False),
         numbers("model MFLOP a sample", lambda row: row.model_flops_per_sample, fmt.MEGA),
         numbers("parameters M", lambda row: row.num_params, fmt.MEGA),
         numbers("of these dense M", lambda row: row.dense_params, fmt.MEGA, brief=False),
@@ -172,18 +181,10 @@ def _whole(ablation: "Ablation") -> Block:
 
 def _published(ablation: "Ablation") -> Table:
     """One row a published number; the measured ones on the road and in the full model beside it."""
-    rows: dict[tuple[str, str, str], dict[str, Judgement]] = {}
-    for each in ablation.published:
-        kind = "road" if each.kind == "whole" else each.kind
-        rows.setdefault((each.step, each.metric, each.printed), {})[kind] = each
-    firsts = [next(iter(found.values())) for found in rows.values()]
-
-    def measured(kind: str) -> list[str]:
-        return [_measured(found.get(kind)) for found in rows.values()]
-
-    def verdicts(kind: str) -> list[str]:
-        return [_verdict(found.get(kind)) for found in rows.values()]
-
+    rows = ablation.published_rows()
+    firsts = [next(iter(row.values())) for row in rows]
+    on_the_road = [row.get("road") or row.get("whole") for row in rows]
+    in_the_full_model = [row.get("leave_one_out") for row in rows]
     return Table.of(
         "The relative change that each switch makes, on over off; published changes are turned round where the source "
         "gives off over on. Published on B200 at production sizes: on another device or size a difference can be real.",
@@ -191,14 +192,32 @@ def _published(ablation: "Ablation") -> Table:
             (Column("switch"), [each.step for each in firsts]),
             (Column("metric"), [METRICS[each.metric] for each in firsts]),
             (Column("published", numeric=True), [fmt.change(*[each.published] * 3) for each in firsts]),
-            (Column("on the road", numeric=True), measured("road")),
-            (Column("verdict"), verdicts("road")),
-            (Column("in the full model", numeric=True), measured("leave_one_out")),
-            (Column("verdict there"), verdicts("leave_one_out")),
+            (Column("on the road", numeric=True), list(map(_measured, on_the_road))),
+            (Column("verdict"), list(map(_verdict, on_the_road))),
+            (Column("in the full model", numeric=True), list(map(_measured, in_the_full_model))),
+            (Column("verdict there"), list(map(_verdict, in_the_full_model))),
             (Column("as printed", brief=False), [each.printed for each in firsts]),
             (Column("source", brief=False), [each.source for each in firsts]),
         ],
     )
+
+
+def _charts(ablation: "Ablation") -> dict[str, list[Chart]]:
+    """The charts by the section that they stand in; those that there are numbers for."""
+    from mfubench.ablate.figures import published, utilisation
+
+    found = {
+        "road": ("MFU step by step", "MFU of each step of the road with its 95 % interval", utilisation(ablation)),
+        "published": (
+            "Measured and published changes",
+            "What each switch changes, with its 95 % interval, beside what is published",
+            published(ablation),
+        ),
+    }
+    return {
+        key: [Chart(title, f"{summary}. The numbers are in the table.", figure)] if figure else []
+        for key, (title, summary, figure) in found.items()
+    }
 
 
 def _measured(judgement: "Judgement | None") -> str:
@@ -224,7 +243,3 @@ def _interval(found: "Estimate") -> str:
 def _percent(found: "Estimate") -> str:
     at, low, high = fmt.percents([found.value, found.ci95_low, found.ci95_high])
     return f"{at} [{low}, {high}]"
-
-
-def _facts(values: Mapping[str, object]) -> Facts:
-    return Facts([(fmt.label(key), fmt.value(key, given)) for key, given in values.items()])

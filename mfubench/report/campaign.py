@@ -20,10 +20,11 @@ DONE = "done"
 
 def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them."""
+    profiles, contracts = _of(results, "profile"), _of(results, "contract")
     sections = [
         Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
-        Section("Models", [_models(_of(results, "profile"))], brief=True),
-        Section("Numeric contract", [_contract(_of(results, "contract"))], brief=True),
+        *([Section("Models", [_models(profiles)], brief=True)] if profiles else []),
+        *([Section("Numeric contract", [_contract(contracts)], brief=True)] if contracts else []),
         *_bench(_of(results, "bench")),
         *_roads(_of(results, "road")),
     ]
@@ -108,8 +109,8 @@ def _contract(documents: Sequence[Any]) -> Table:
         (Column("worst error, % of budget", numeric=True), fmt.percents([op["worst_error_of_budget"] for op in ops])),
         (Column("dtypes"), [", ".join(op["dtypes"]) for op in ops]),
     ]
-    run_by = documents[0]["run_by"] if documents else fmt.NOT_KNOWN
-    return Table.of(f"Each kernel against its reference in fp64, run by {run_by}.", columns)
+    caption = f"Each kernel against its reference in fp64, run by {documents[0]['run_by']}."
+    return Table.of(caption, columns)
 
 
 def _bench(documents: Sequence[Any]) -> list[Section]:

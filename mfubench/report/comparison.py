@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mfubench.figures import stacks
 from mfubench.run import Run
 
 from . import format as fmt
-from .blocks import Block, Column, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Items, Page, Section, Table
 from .sections import run_page
 from .verdict import name, step_time, why_no_mfu
 
@@ -35,7 +36,7 @@ def comparison_page(runs: Sequence[Run], comparison: "Comparison") -> Page:
         warnings=[_must_agree(name, values) for name, values in comparison.apart.items()],
         sections=[
             Section("Comparison", [_table(runs, comparison)], brief=True),
-            Section("MFU loss ledgers side by side", [_ledgers(comparison)], brief=True),
+            Section("Where the steps go", [_stacks(runs), _ledgers(comparison)], brief=True),
             Section("What differs", [_what_differs(runs)]),
             Section("Method", [Items([MEASURED_APART])]),
         ],
@@ -115,6 +116,11 @@ def _ledgers(comparison: "Comparison") -> Table:
         [(Column("cause"), [*(line.cause for line in lines), "total"]), *columns],
     )
     return replace(table, rows=table.rows[:-1], total=table.rows[-1])
+
+
+def _stacks(runs: Sequence[Run]) -> Chart:
+    listed = ", ".join(f"run {at} {step_time(run, 'ms')}" for at, run in enumerate(runs, 1))
+    return Chart("Causes of the step time, run by run", f"The median steps, by cause: {listed}.", stacks(runs))
 
 
 def _what_differs(runs: Sequence[Run]) -> Block:

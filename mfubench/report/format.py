@@ -10,7 +10,7 @@ from typing import Any
 GROUP = "\u00a0"  # between thousands: a no-break space, so that a wrapped line never splits a number
 NOT_KNOWN = "n/a"
 MEBI = 1024**2
-MEGA, GIGA = 10**6, 10**9
+MEGA, GIGA, TERA = 10**6, 10**9, 10**12
 # How a document's key ends, and what its label shows of that: a unit that stands beside the value is left out.
 UNITS = {"_bytes": "", "_w": "", "_mhz": "", "_c": "", "_percent": "", "_tflops": " TFLOP/s", "_gb_s": " GB/s"}
 
@@ -50,9 +50,9 @@ def percents(shares: Sequence[float | None]) -> list[str]:
     return column(shares, unit=0.01, least=1)
 
 
-def part_of(part: float, whole: float) -> str:
+def part_of(part: float | None, whole: float | None) -> str:
     """``part`` as a percentage of ``whole``."""
-    return percent(part / whole if whole else None)
+    return percent(part / whole if part is not None and whole else None)
 
 
 def interval(middle: float, low: float, high: float, unit: str = "") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
+from . import charts
 from .blocks import Page
 from .comparison import page
 
@@ -14,17 +15,23 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROWS = 25
+ROWS, MOST_ROWS = 25, 400  # of a table: shown at once, and in all, so that a page stays below a megabyte
+REMEDY = (
+    "`pip install altair vl-convert-python` brings what draws charts; `mfubench report DIR --out DIR` then draws them, "
+    "here or on another machine that has the run.json. Their numbers are in the tables."
+)
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The report of ``runs``; a long table is folded after its first rows."""
+    """The report of ``runs``; a long table is folded after its first rows, and a very long one ends."""
     return render_page(page(runs))
 
 
 def render_page(given: Page) -> str:
     """Any page."""
-    return _template().render(page=given, shown=ROWS)
+    return _template().render(
+        page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY
+    )
 
 
 @cache

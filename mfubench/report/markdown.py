@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mfubench.run import Run
 
-from .blocks import Block, Facts, Items, Page, Table
+from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
 
 ROWS = 20
@@ -38,6 +38,8 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
         case Facts(pairs):
             return "\n".join(f"- **{escape(key)}**: {escape(given)}" for key, given in pairs)
+        case Chart():
+            return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
         case Table():
             return render_table(block)
 
@@ -53,7 +55,7 @@ def render_table(table: Table) -> str:
     if table.total:
         lines.append(_row([f"**{escape(cell)}**" if cell else "" for cell in table.total]))
     more = len(table.rows) - len(rows)
-    after = f"\n\n{more} more {table.rest}; report.html lists them all." if more else ""
+    after = f"\n\n{more} more {table.rest}; run.json lists them all." if more else ""
     return f"{escape(table.caption)}\n\n" + "\n".join(lines) + after
 
 

@@ -18,6 +18,7 @@ from mfu_models.common.flops import FlopCount
 from mfu_models.output import TrainingOutput
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput, OutOfMemory
+from mfubench.exhausted import free_host_memory
 
 from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from .step import make_optimizers
@@ -200,19 +201,10 @@ def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str
         raise BadInput(f"{model.name} cannot be built with such a config: {error}; choose smaller values") from error
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     wanted = parameters * (4 if mode == "train" else 1)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
     if free is not None and wanted > free:
         raise OutOfMemory(
             f"{model.name} needs {wanted / 1e9:.1f} GB for its parameters"
             f"{', gradients and optimizer state' if mode == 'train' else ''}; {free / 1e9:.1f} GB are free on "
             f"{device.type}; choose a smaller --size, or see its FLOPs with `mfubench models`"
         )
-
-
-def _free_host_memory() -> int | None:
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None  # not Linux: the allocation itself will say

@@ -88,7 +88,7 @@ def _build(name: str) -> _Model:
     try:
         imported = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise BadInput(f"cannot import {module_name}: {_short(error)}; it is looked for from {Path.cwd()}") from error
+        raise BadInput(f"cannot import {module_name}: {short(error)}; it is looked for from {Path.cwd()}") from error
     function = getattr(imported, attribute, None)
     if not callable(function):
         raise BadInput(f"{module_name} has no function {attribute!r}; {SIGNATURE}")
@@ -96,7 +96,7 @@ def _build(name: str) -> _Model:
     try:
         built = function()
     except Exception as error:
-        raise BadInput(f"{name} raised {_short(error)}") from error
+        raise BadInput(f"{name} raised {short(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
     defaults = (None, None, default_loss, make_optimizers)
@@ -118,7 +118,7 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
     try:
         made = function(module)
     except Exception as error:
-        raise BadInput(f"{name}: optimizers(module) raised {_short(error)}") from error
+        raise BadInput(f"{name}: optimizers(module) raised {short(error)}") from error
     listed = [made] if isinstance(made, torch.optim.Optimizer) else made
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
         raise BadInput(f"{name}: optimizers(module) returned {_kind(made)}; a torch optimizer or a list is needed")
@@ -129,7 +129,7 @@ def _require_signature(name: str, function: Callable[..., Any], arity: int, want
     try:
         inspect.signature(function).bind(*range(arity))
     except TypeError as error:
-        raise BadInput(f"{name}: it must be callable as {wanted}; {_short(error)}") from None
+        raise BadInput(f"{name}: it must be callable as {wanted}; {short(error)}") from None
     except ValueError:
         return  # a builtin without a signature: calling it will tell
 
@@ -138,7 +138,7 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     try:
         batch = make_batch(batch_size, device)
     except Exception as error:
-        raise BadInput(f"make_batch({batch_size}, {device}) raised {_short(error)}") from error
+        raise BadInput(f"make_batch({batch_size}, {device}) raised {short(error)}") from error
     if not isinstance(batch, (tuple, Mapping)):
         raise BadInput(
             f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"
@@ -180,7 +180,8 @@ def _shapes(batch: Any) -> list[str]:
     return [f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in leaves]
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error in a few words."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 

@@ -18,6 +18,7 @@ FROZEN = {
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
+    "campaign": EVERYWHERE | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--table"},
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},

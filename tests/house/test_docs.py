@@ -17,7 +17,10 @@ IN_AN_OP_OR_MODEL = {
     "op.py",
     "reference.py",
     "cost.py",
+    "boundary.py",
     "kernel.py",
+    "kernel_bwd.py",
+    "examples.py",
     "__init__.py",
 }
 

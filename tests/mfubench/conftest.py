@@ -9,6 +9,7 @@ import torch
 from mfubench.measure.calibrate import Calibration, load_or_calibrate
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
+from tests.mfubench.ablate.machine import Machine
 
 ZooWorkload = Callable[..., Workload]
 
@@ -34,6 +35,12 @@ def fixed_calibration(monkeypatch: pytest.MonkeyPatch) -> Calibration:
     found = Calibration("a CPU", {"fp32": 1.0, "bf16": 1.0}, 100.0, {}, "2026-01-01T00:00:00+00:00", "", 1, "by hand")
     monkeypatch.setattr("mfubench.profiling.load_or_calibrate", lambda *args, **options: found)
     return found
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """An ablation's machine, which answers at once."""
+    return Machine().installed(monkeypatch)
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ from torch import nn
 from mfu_models.common.flops import FlopCount
 from mfubench.attribute.join import NOBODYS
 from mfubench.errors import BadInput, ToolBroke
+from mfubench.figures import waterfall
 from mfubench.measure.calibrate import Calibration
 from mfubench.measure.scopes import DATA, OPTIMIZER
-from mfubench.profiling import _unsteady, profile, profile_workload
+from mfubench.profiling import profile, profile_workload
+from mfubench.report import markdown
 from mfubench.run import Run
 from mfubench.workload.spec import Workload, WorkloadSpec
-from tests.mfubench.report.factory import a_gpu_run, a_run
+from tests.mfubench.measure.stand_in_driver import Driver
 
 pytestmark = pytest.mark.usefixtures("fixed_calibration")
 ZooWorkload = Callable[..., Workload]
@@ -183,44 +185,56 @@ def test_a_step_that_fails_is_bad_input(zoo: ZooWorkload) -> None:
         profile_workload(workload)
 
 
-def seen(**counters: object) -> dict:
-    """What NVML saw beside a run that had a steady device to itself, but for ``counters``."""
-    steady = {"sm_clock_mhz": {"min": 1740.0, "mean": 1750.0, "max": 1755.0}, "other_processes": {"max": 0.0}}
-    events = counters.pop("clock_events", {"shares": {"gpu_idle": 0.1, "applications_clocks_setting": 1.0}})
-    return {"available": True, "counters": steady | counters, "clock_events": events}
-
-
-UNSTEADY = {
-    "clocks": (seen(sm_clock_mhz={"min": 1200.0, "mean": 1500.0, "max": 1755.0}), "between 1200 and 1755 MHz"),
-    "neighbours": (seen(other_processes={"min": 0.0, "mean": 0.2, "max": 1.0}), "another process was on the GPU"),
-    "throttling": (
-        seen(clock_events={"shares": {"sw_power_cap": 0.5, "gpu_idle": 0.1, "hw_thermal_slowdown": 0.01}}),
-        "the clock was held down: sw_power_cap, hw_thermal_slowdown",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", UNSTEADY)
-def test_what_disturbed_a_run_is_told(case: str) -> None:
-    nvml, words = UNSTEADY[case]
-    (warning,) = _unsteady(a_gpu_run(nvml=nvml))
-    assert words in warning
-
-
-def test_a_few_slow_steps_are_told() -> None:
-    """The MFU is of all steps, the ledger of the median one: where they part, both need the warning."""
-    (warning,) = _unsteady(a_run(step={"timings_ms": [10.0] * 9 + [40.0], "time_ms": {"median": 10.0}}))
-    assert "the mean step is 1.30 times the median one" in warning
-
-
-def test_a_run_that_was_not_disturbed_has_no_warning() -> None:
-    missing = {"unavailable": "not available: no such counter"}
-    quiet = [a_run(), a_gpu_run(nvml=seen())]
-    quiet += [a_gpu_run(nvml=seen(sm_clock_mhz=missing, other_processes=missing, clock_events=missing))]
-    assert [_unsteady(run) for run in quiet] == [[], [], []]
-
-
 def test_it_is_among_the_warnings_of_the_run(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfubench.profiling.time_steps", lambda *args, **options: [5.0, 5.0, 50.0])
     run = profile_workload(zoo(steps=3))
     assert any("some steps were much slower" in warning for warning in run.warnings)
+
+
+def test_a_gpu_s_counters_stand_beside_the_timing_pass(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in driver: the window goes on, untimed, until its energy means something, and every step in it
+    counts for the energy of one; what the driver lacks is named among what was not measured.
+    """
+    driver = Driver({"nvmlDeviceGetClockInfo"}, masks=(0x4,), gpm={5: 50.0, 12: 50.0})
+    monkeypatch.setattr("mfubench.profiling.device_uuid", lambda device: "GPU-aaaa")
+    monkeypatch.setattr("mfubench.measure.nvml._import_library", lambda: driver)
+    monkeypatch.setattr("mfubench.measure.nvml.MIN_ENERGY_WINDOW_S", 0.0)
+    monkeypatch.setattr("mfubench.measure.nvml.NvmlSampler.missing_s", lambda sampler: 0.02)
+    run = profile_workload(zoo(steps=3))
+    steps, energy = run.nvml["window_steps"], run.nvml["energy"]
+    assert run.nvml["window_s"] > 0.02 and steps > 3 and len(run.step["timings_ms"]) == 3
+    assert energy["joules_per_step"] == pytest.approx(2.5 / steps)
+    assert energy["joules_per_sample"] == pytest.approx(2.5 / steps / 4)
+    assert run.nvml["cross_check"] is None  # against a datasheet alone
+    assert any("sm_clock_mhz, memory_clock_mhz (NVML)" in line for line in run.not_measured)
+    assert any("the clock was held down: sw_power_cap 100% of the time" in line for line in run.warnings)
+    assert json.loads(run.to_json())["nvml"] == run.nvml
+    assert "Energy a sample" in markdown.render([run])
+
+
+def test_the_peaks_of_a_run_are_told_by_dtype(run: Run) -> None:
+    rows = {row["dtype"]: row for row in run.peaks}
+    assert rows.keys() == {"fp32", "bf16"}
+    assert rows["fp32"] == {
+        "dtype": "fp32",
+        "measured_tflops": 1.0,
+        "measured_date": "2026-01-01T00:00:00+00:00",
+        "datasheet_tflops": None,
+        "used": True,
+    }
+    assert not rows["bf16"]["used"]
+
+
+def test_a_module_s_row_holds_what_its_verdict_rests_on(run: Run) -> None:
+    for row in run.modules:
+        assert row.fwd_time_ms + row.bwd_time_ms == pytest.approx(row.time_ms, abs=1e-9)
+        if row.model_flops and row.bytes:
+            assert row.intensity == pytest.approx(row.model_flops / row.bytes)
+            needed_ms = max(row.model_flops / 1e9, row.bytes / 100e6)  # of the fixed calibration
+            assert row.attainable_ms == pytest.approx(needed_ms)
+    shares = sum(line.share for line in run.ledger)
+    assert waterfall(run).useful == pytest.approx(1.0 - (shares - useful_share(run)), abs=1e-9)
+
+
+def useful_share(run: Run) -> float:
+    return next(line.share for line in run.ledger if line.cause == "useful")

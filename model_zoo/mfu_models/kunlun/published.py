@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Metric = Literal["samples_per_s", "mfu", "model_flops_per_sample"]
-ABSTRACT = "abstract of arXiv 2602.10016"
-README = "third-party README (github.com/doogkong/ad_ranking, kunlun/README.md, commit 5a4c502)"
-NOTE = "reader's note on the paper (secondary)"
+SOURCES = {
+    "abstract": "abstract of arXiv 2602.10016",
+    "README": "of a third party's re-implementation: github.com/doogkong/ad_ranking, kunlun/README.md, commit 5a4c502",
+    "note": "a reader's note on the paper, secondary",
+}
 UNIT_UNKNOWN = "no source says whether its MFU changes are percent or points"
 WHOLE = "interformer to kunlun"
 
@@ -21,8 +23,8 @@ WHOLE = "interformer to kunlun"
 class Published:
     """One published change of ``metric``, with the switch of ``step`` on over off: 0.31 is 31 % more.
 
-    ``printed`` is the number as the source has it. ``no_size`` says why only its sign can be compared,
-    ``not_comparable`` why not even that; empty where it can.
+    ``printed`` is the number as the source has it, ``source`` one or more of ``SOURCES``. ``no_size`` says why only its
+    sign can be compared, ``not_comparable`` why not even that; empty where it can.
     """
 
     step: str
@@ -40,28 +42,28 @@ PUBLISHED = (
         "mfu",
         37 / 17 - 1,
         "17 % to 37 % on B200",
-        ABSTRACT,
+        "abstract",
         no_size="the published baseline is the production InterFormer, and 37 % includes Kunlun's fused kernels",
     ),
-    Published("+gdpa", "mfu", 37 / 34 - 1, "37 % to 34 % without it", f"{README}; {NOTE}"),
-    Published("+gdpa", "samples_per_s", 1 / 0.92 - 1, "-8 % QPS without it", f"{README}; {NOTE}"),
-    Published("+hsp", "mfu", -0.0679, "-6.79 % MFU", NOTE, no_size=UNIT_UNKNOWN),
-    Published("+hsp", "samples_per_s", 0.088, "+8.8 % QPS", NOTE),
-    Published("+hsp", "samples_per_s", 1 / 1.088 - 1, "PMA, without it, is 8.8 % faster", README),
-    Published("+window", "mfu", -0.041, "-4.1 % MFU", f"{README}; {NOTE}", no_size=UNIT_UNKNOWN),
-    Published("+window", "samples_per_s", 0.311, "+31.1 % QPS", f"{README}; {NOTE}"),
-    Published("+window", "model_flops_per_sample", -0.295, "-29.5 % FLOPs", f"{README}; {NOTE}"),
-    Published("+comp_skip", "mfu", -0.025, "-2.5 % MFU", f"{README}; {NOTE}", no_size=UNIT_UNKNOWN),
-    Published("+comp_skip", "samples_per_s", 0.35, "+35 % QPS", f"{README}; {NOTE}"),
-    Published("+comp_skip", "model_flops_per_sample", -0.431, "-43.1 % FLOPs", f"{README}; {NOTE}"),
-    Published("+event_personalization", "samples_per_s", 0.13, "+13 % QPS", README),
-    Published("+event_personalization", "model_flops_per_sample", -0.11, "-11 % FLOPs", README),
+    Published("+gdpa", "mfu", 37 / 34 - 1, "37 % to 34 % without it", "README, note"),
+    Published("+gdpa", "samples_per_s", 1 / 0.92 - 1, "-8 % QPS without it", "README, note"),
+    Published("+hsp", "mfu", -0.0679, "-6.79 % MFU", "note", no_size=UNIT_UNKNOWN),
+    Published("+hsp", "samples_per_s", 0.088, "+8.8 % QPS", "note"),
+    Published("+hsp", "samples_per_s", 1 / 1.088 - 1, "PMA, without it, is 8.8 % faster", "README"),
+    Published("+window", "mfu", -0.041, "-4.1 % MFU", "README, note", no_size=UNIT_UNKNOWN),
+    Published("+window", "samples_per_s", 0.311, "+31.1 % QPS", "README, note"),
+    Published("+window", "model_flops_per_sample", -0.295, "-29.5 % FLOPs", "README, note"),
+    Published("+comp_skip", "mfu", -0.025, "-2.5 % MFU", "README, note", no_size=UNIT_UNKNOWN),
+    Published("+comp_skip", "samples_per_s", 0.35, "+35 % QPS", "README, note"),
+    Published("+comp_skip", "model_flops_per_sample", -0.431, "-43.1 % FLOPs", "README, note"),
+    Published("+event_personalization", "samples_per_s", 0.13, "+13 % QPS", "README"),
+    Published("+event_personalization", "model_flops_per_sample", -0.11, "-11 % FLOPs", "README"),
     Published(
         "+experts",
         "samples_per_s",
         0.04,
         "+4 % QPS",
-        README,
+        "README",
         not_comparable="published for placing the experts on several GPUs; here they share one device",
     ),
 )

@@ -3,65 +3,23 @@
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mfubench.attribute.join import ENGINE as NODE
 from mfubench.attribute.join import NOBODYS, UNOWNED, Attribution, attribute
 from mfubench.measure.count import WorkKey
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, Scope, ScopeTracker
-from mfubench.measure.trace import NOTHING, STEP_PREFIX, Trace, trace_steps
+from mfubench.measure.trace import NOTHING, STEP_PREFIX, trace_steps
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_step
+from tests.mfubench.attribute.by_hand import ENGINE, STEP, Known, joined, kernel, launch, node, scope, span
 
 CPU = torch.device("cpu")
-HOST, ENGINE = 1, 2  # threads
-STEP = f"{STEP_PREFIX}0"
-
-
-class Known:
-    """Stands in for a tracker: scopes by index, owners of autograd nodes by number."""
-
-    def __init__(self, *scopes: Scope, owners: Mapping[int, int]) -> None:
-        self.scopes, self.owners = list(scopes), owners
-
-    def owner_of(self, number: int) -> Scope | None:
-        return self.scopes[self.owners[number]] if number in self.owners else None
-
-
-def span(name: str, start: float, duration: float, category: str = "cpu_op", thread: int = HOST, **args: Any) -> dict:
-    where = {"ph": "X", "cat": category, "pid": 1, "tid": thread}
-    return where | {"name": name, "ts": start, "dur": duration, "args": args}
-
-
-def scope(index: int, label: str, start: float, duration: float) -> dict:
-    return span(f"mfu#{index}:{label}", start, duration, "user_annotation")
-
-
-def node(name: str, start: float, duration: float, number: int | None, thread: int = HOST) -> dict:
-    args = {} if number is None else {"Sequence number": number}
-    return span(f"{NODE}{name}", start, duration, thread=thread, **args)
-
-
-def launch(correlation: int, start: float, thread: int = HOST, name: str = "cudaLaunchKernel") -> dict:
-    return span(name, start, 1, "cuda_runtime", thread, correlation=correlation)
-
-
-def kernel(correlation: int, start: float, duration: float, category: str = "kernel") -> dict:
-    return span(f"kernel_{correlation}", start, duration, category, thread=7, correlation=correlation)
-
-
-def joined(events: list[dict], tracker: Known, device: str) -> Attribution:
-    """The attribution of a trace by hand; the order of its events must not matter."""
-    found = attribute(Trace(events[::-1], tracker, 1), device)  # type: ignore[arg-type]
-    assert found == attribute(Trace(events, tracker, 1), device)  # type: ignore[arg-type]
-    return found
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from mfubench.attribute.ledger import (
     NUM_HOTSPOTS,
     NUM_KERNELS,
     NUM_TOP_MODULES,
-    ORDER,
-    ORDER_OUTSIDE,
     WINNABLE,
     hotspots,
     kernel_rows,
@@ -25,6 +23,7 @@ from mfubench.attribute.roofline import Ceilings
 from mfubench.measure.count import Count, Work, WorkKey
 from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+from mfubench.run import CAUSE_FAMILIES
 
 CEILINGS = Ceilings(1.0, 0.5, 100.0, {"fp32": 0.5})
 GFLOP, MB = 10**9, 10**6
@@ -102,8 +101,7 @@ def test_each_line_by_hand(attribution: Attribution, count: Count) -> None:
 def test_the_lines_stand_in_order_and_name_their_modules(attribution: Attribution, count: Count) -> None:
     lines = ledger_lines(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
     families = [line.cause.partition(".")[0] for line in lines]
-    order = [*ORDER, *ORDER_OUTSIDE]
-    assert families == sorted(families, key=order.index)
+    assert families == sorted(families, key=CAUSE_FAMILIES.index)
     holders = {line.cause: line.modules for line in lines}
     assert holders["useful"] == ["a", "b"] and holders["launch"] == ["a", "b", FORWARD]
     assert holders["optimizer"] == [OPTIMIZER] and holders["not_attributed"] == []
@@ -206,12 +204,28 @@ def test_an_empty_trace_has_no_kernels() -> None:
 def test_hotspots_are_ranked_by_what_could_be_won(attribution: Attribution, count: Count) -> None:
     spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
     ranked = [(spot["module"], spot["cause"], spot["won_ms"]) for spot in spots]
-    assert [name for name, *_ in ranked[:2]] == ["a", "a"] and ranked[0][1:] == ("launch", pytest.approx(5.0))
+    assert ranked[0] == (OPTIMIZER, "optimizer", pytest.approx(7.0 - 0.4))  # but for its 40 MB at 100 GB/s
+    assert [name for name, *_ in ranked[1:3]] == ["a", "a"] and ranked[1][1:] == ("launch", pytest.approx(5.0))
     assert [won for *_, won in ranked] == sorted((won for *_, won in ranked), reverse=True)
     assert all(won > 0 and cause.partition(".")[0] in WINNABLE for _, cause, won in ranked)
-    assert not {name for name, *_ in ranked} & {OPTIMIZER, DATA, UNOWNED, FORWARD, BACKWARD}
+    assert not {name for name, *_ in ranked} & {UNOWNED, FORWARD, BACKWARD}
     assert all(spot["advice"] and spot["share"] == pytest.approx(spot["won_ms"] / STEP_MS) for spot in spots)
-    assert spots[0]["time_ms"] == pytest.approx(30.0)
+    assert spots[1]["time_ms"] == pytest.approx(30.0)
+
+
+def test_an_optimizer_can_win_all_but_the_time_that_its_bytes_take(attribution: Attribution) -> None:
+    """And a wait for data all of it."""
+    count = Count()
+    count.work[WorkKey(OPTIMIZER, "fwd", "other")].bytes = 200 * MB  # 2 ms at 100 GB/s
+    attribution.busy.clear()
+    attribution.host.clear()
+    attribution.span = STEP_MS * 1e3
+    attribution.busy[WorkKey(OPTIMIZER, "fwd", "other")] = 7e3
+    attribution.host[DATA, "fwd"] = 3e3
+    spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
+    assert [(spot["module"], spot["cause"]) for spot in spots] == [(OPTIMIZER, "optimizer"), (DATA, "data")]
+    assert [spot["won_ms"] for spot in spots] == pytest.approx([5.0, 3.0])
+    assert all(spot["advice"] for spot in spots)
 
 
 def test_there_are_only_so_many_hotspots(attribution: Attribution) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from mfubench.cli import main
 from mfubench.timeout import time_limit
+from tests.mfubench.report.factory import a_run
 
 Invoke = Callable[..., tuple[int, str, str]]
 COLUMNS = "user_id video_id date hourmin time_ms is_click is_follow is_comment is_forward long_view duration_ms"
@@ -87,7 +88,7 @@ PROFILE = {
 
 @pytest.mark.parametrize("case", PROFILE)
 def test_profile_refuses(case: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfubench.workload.prepare._free_host_memory", lambda: 8 * 10**9)  # on any machine
+    monkeypatch.setattr("mfubench.workload.prepare.free_host_memory", lambda: 8 * 10**9)  # on any machine
     arguments, mentioned = PROFILE[case]
     out = [] if case == "trace without a folder" else ["--out", str(tmp_path / "out")]
     refused(invoke("profile", *arguments, *out), *mentioned)
@@ -220,6 +221,77 @@ def test_a_limit_that_is_kept_leaves_nothing_behind() -> None:
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == threads
+
+
+ABLATE = {
+    "model without a road": (["dlrm"], ["dlrm", "no road", "kunlun"]),
+    "unknown model": (["nope"], ["nope", "kunlun"]),
+    "one's own model": (["my_package.my_module:build"], ["no road", "kunlun"]),
+    "no model": ([], ["MODEL"]),
+    "unknown size": (["kunlun", "--size", "huge"], ["huge", "tiny", "xxl"]),
+    "a switch of the road": (["kunlun", "--size", "tiny", "--set", "ffn=gdpa"], ["--set ffn", "the road"]),
+    "override of no field": (["kunlun", "--size", "tiny", "--set", "depth=3"], ["depth", "num_layers"]),
+    "no budget": (["kunlun", "--budget", "0"], ["--budget 0", "more than 0"]),
+    "a budget that is no number": (["kunlun", "--budget", "nan"], ["--budget nan", "more than 0"]),
+    "0 steps": (["kunlun", "--steps", "0"], ["--steps 0", "1 or more"]),
+    "unknown data": (["kunlun", "--data", "criteo:x"], ["criteo", "kuairand", "movielens"]),
+    "unknown impl": (["kunlun", "--impl", "cuda"], ["cuda", "reference", "triton"]),
+    "no such kernel": (["kunlun", "--size", "tiny", "--device", "cpu", "--impl", "triton"], ["triton"]),
+    "no datasheet for a CPU": (["kunlun", "--size", "tiny", "--device", "cpu", "--peak", "datasheet"], ["measured"]),
+}
+
+
+@pytest.mark.parametrize("case", ABLATE)
+def test_ablate_refuses(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    arguments, mentioned = ABLATE[case]
+    refused(invoke("ablate", *arguments, "--quiet", "--out", str(tmp_path / "out")), *mentioned)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ablate_leaves_another_ablation_alone(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text("{}")
+    result = invoke("ablate", "kunlun", "--size", "tiny", "--device", "cpu", "--out", str(tmp_path))
+    refused(result, "ablation.json", "no ablation of this release", "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders with runs that compare."""
+    folders = (tmp_path / "a", tmp_path / "b")
+    for folder, impl in zip(folders, ("reference", "triton"), strict=True):
+        folder.mkdir()
+        (folder / "run.json").write_text(a_run(workload={"impl": impl}).to_json())
+    return folders
+
+
+def test_compare_refuses_what_is_no_pair_of_runs(invoke: Invoke, two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = map(str, two_runs)
+    out = ("--out", str(tmp_path / "out"))
+    refused(invoke("compare", a, *out), "one run", "two or more")
+    refused(invoke("compare", *out), "RUN")
+    refused(invoke("compare", a, f"{a}/../a/run.json", *out), "given twice")
+    refused(invoke("compare", a, b, "--baseline", str(tmp_path), *out), "--baseline", "not among the runs", b)
+    (tmp_path / "copy.json").write_bytes((tmp_path / "a" / "run.json").read_bytes())
+    refused(invoke("compare", a, b, str(tmp_path / "copy.json"), *out), "copy.json", "same run")
+    refused(invoke("compare", a, str(tmp_path / "nowhere"), *out), "nowhere", "cannot read")
+    (tmp_path / "b" / "run.json").write_text("{")
+    refused(invoke("compare", a, b, *out), "is not JSON")
+    (tmp_path / "b" / "run.json").write_text('{"schema_version": 99}')
+    refused(invoke("compare", a, b, *out), "schema_version 99", "this release reads")
+    (tmp_path / "b" / "run.json").write_text(a_run(step={"timings_ms": []}).to_json())
+    refused(invoke("compare", a, b, *out), "no step timings", "profile it again")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["data_hash", "mode", "dtype"])
+def test_compare_refuses_what_does_not_compare(
+    key: str, invoke: Invoke, two_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (two_runs[1] / "run.json").write_text(a_run(workload={key: "another"}).to_json())
+    result = invoke("compare", *map(str, two_runs), "--out", str(tmp_path / "out"))
+    refused(result, f"{key}: {a_run().workload[key]}, another", "--force")
+    assert not (tmp_path / "out").exists()
 
 
 RUNS = {"missing": None, "no JSON": "{", "another document": "[]", "another schema": '{"schema_version": 99}'}

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mfubench.ablate import plan
 from mfubench.cli import main
 from mfubench.measure.calibrate import Calibration
 from mfubench.run import read_run
+from tests.mfubench.report.factory import a_run
 
 TINY = ("--size", "tiny", "--steps", "2", "--batch-size", "4", "--device", "cpu")
 
@@ -100,6 +103,111 @@ def test_report_shows_several_runs(
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
+@pytest.fixture
+def short_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kunlun's road, ended after its second switch."""
+    whole = plan.ROADS["kunlun"]
+    steps = dict(list(whole.steps.items())[:3])
+    start = {switch: whole.start[switch] for change in steps.values() for switch in change}
+    monkeypatch.setattr(plan, "ROADS", {"kunlun": replace(whole, start=start, steps=steps)})
+
+
+ABLATE = ("ablate", "kunlun", *TINY)
+
+
+def test_ablate_writes_what_it_prints_and_measures_nothing_twice(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fixed_calibration: Calibration,
+    short_road: None,
+) -> None:
+    run(*ABLATE, "--out", str(tmp_path), "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((tmp_path / "ablation.json").read_text())
+    assert "+gdpa: timing in turn with +towers" in err
+    names = ["interformer", "+towers", "+gdpa", "without_towers"]
+    document = json.loads(out)
+    assert [step["name"] for step in document["steps"]] == names and document["complete"]
+    runs = {name: read_run(tmp_path / "runs" / name) for name in names}
+    assert {r.workload["data_hash"] for r in runs.values()} == {runs["interformer"].workload["data_hash"]}
+    assert len({r.workload["model_hash"] for r in runs.values()}) == len(names)
+    for change in document["changes"]:
+        assert change["in_turn"] and [len(own) for own in change["timings_ms"].values()] == [2, 2]
+        flops = [runs[change[side]].flops["per_request"] for side in ("before", "after")]
+        assert change["relative"]["model_flops_per_sample"]["value"] == pytest.approx(flops[1] / flops[0] - 1)
+    for name in ("report.md", "report.html"):
+        assert all(step in (tmp_path / name).read_text() for step in ("interformer", "without it"))
+
+    monkeypatch.setattr("mfubench.ablate.ladder.prepare", lambda *_: pytest.fail("measured again"))
+    run(*ABLATE, "--out", str(tmp_path), "--quiet")
+    out, err = capsys.readouterr()
+    assert "The road, one switch a step" in out and err == ""
+
+
+@pytest.mark.parametrize("source", ["kuairand:{}/kuairand-slice", "movielens:{}/ml-latest-small"])
+def test_ablate_on_recorded_data(
+    source: str,
+    test_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    fixed_calibration: Calibration,
+    short_road: None,
+) -> None:
+    run(*ABLATE, "--mode", "infer", "--data", source.format(test_data), "--json", "--quiet")
+    document = json.loads(capsys.readouterr().out)
+    assert document["complete"] and source.partition(":")[0] in document["workload"]["data_description"].lower()
+    assert all(step["row"]["model_flops_per_sample"] > 0 for step in document["steps"])
+
+
+def test_ablate_ends_with_its_budget_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration, short_road: None
+) -> None:
+    run(*ABLATE, "--budget", "1e-6", "--out", str(tmp_path))
+    assert "0 of 4 settings" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_compare_holds_runs_against_a_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration
+) -> None:
+    folders = [tmp_path / model for model in ("transformer", "kunlun")]
+    for folder in folders:
+        run("profile", folder.name, *TINY, "--out", str(folder), "--quiet", "--json")
+    capsys.readouterr()
+    run(
+        "compare",
+        *map(str, folders),
+        "--baseline",
+        str(folders[1] / "run.json"),
+        "--out",
+        str(tmp_path / "both"),
+        "--json",
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "both" / "comparison.json").read_text())
+    first, second = document["runs"]
+    assert document["comparable"] and document["baseline"] == 1
+    assert second["time_ratio"] == {"value": 1, "ci95_low": 1, "ci95_high": 1}
+    assert first["time_ratio"]["value"] == pytest.approx(first["time_ms"]["value"] / second["time_ms"]["value"])
+    for line in document["ledger"]:
+        assert line["more_ms"] == pytest.approx([line["ms"][0] - line["ms"][1], 0])
+    run("compare", *map(str, folders), "--quiet")
+    assert "2 runs that compare" in capsys.readouterr().out
+
+
+def test_compare_says_everywhere_that_it_was_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, mode in (("a", "train"), ("b", "infer")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(a_run(workload={"mode": mode}).to_json())
+    arguments = ("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--force", "--out", str(tmp_path / "out"))
+    run(*arguments)
+    said = "do not compare: mode differs"
+    assert said in capsys.readouterr().out
+    assert all(said in (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
+    run(*arguments, "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["comparable"] is False and document["apart"] == {"mode": ["train", "infer"]}
+
+
 def test_models_document(capsys: pytest.CaptureFixture[str]) -> None:
     run("models", "--json")
     listed = {model["name"]: model["sizes"] for model in json.loads(capsys.readouterr().out)}
@@ -124,10 +232,9 @@ def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "profile" in capsys.readouterr().out
 
 
-def test_interrupt_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """Ctrl-C in a long profile: exit code 130, one line, no file."""
+def interrupted(*arguments: str, when: str) -> str:
+    """Ctrl-C once a line of progress has ``when`` in it: exit code 130 and nothing on stdout. Gives stderr."""
     code = "from mfubench.cli import main; main()"
-    arguments = ["profile", "transformer", "--size", "tiny", "--steps", "1000000", "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -140,11 +247,26 @@ def test_interrupt_leaves_nothing_half_written(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "timing step" in line:
+        if when in line:
             break
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and out == ""
+    return err
+
+
+def test_interrupt_leaves_nothing_half_written(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    interrupted("profile", "transformer", "--size", "tiny", "--steps", "1000000", "--out", out, when="timing step")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_ablation_keeps_what_is_done(tmp_path: Path) -> None:
+    err = interrupted(*ABLATE, "--out", str(tmp_path / "out"), when="+towers: building")
+    assert "mfubench: 1 of 34 measurements done; the same command goes on" in err
+    document = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [step["name"] for step in document["steps"] if step["status"] == "done"] == ["interformer"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ablation.json", "report.md", "report.html", "runs"}
+    assert read_run(tmp_path / "out" / "runs" / "interformer").title == "kunlun tiny train fp32"

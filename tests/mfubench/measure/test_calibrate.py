@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from mfubench.errors import BadInput, UnknownAccelerator
-from mfubench.measure.calibrate import PLANS, Calibration, Plan, calibrate, load_or_calibrate
+from mfubench.measure.calibrate import (
+    PLANS,
+    Calibration,
+    Plan,
+    calibrate,
+    kept_calibration,
+    load_or_calibrate,
+    peaks_by_dtype,
+)
 from mfubench.measure.peaks import datasheet
 
 CPU = torch.device("cpu")
@@ -89,6 +97,30 @@ def test_another_dtype_thread_count_or_method_is_another_calibration(cache):
         torch.set_num_threads(threads)
     assert len(json.loads(cache.read_text())) == 4
     assert kept(cache) == first
+
+
+def test_a_calibration_is_only_looked_up(cache):
+    assert kept_calibration(CPU, "fp32", cache, TINY) is None and not cache.exists()
+    first = kept(cache)
+    assert kept_calibration(CPU, "fp32", cache, TINY) == first
+    assert kept_calibration(CPU, "bf16", cache, TINY) is None
+    with pytest.raises(BadInput, match="allowed: fp32, bf16"):
+        kept_calibration(CPU, "fp8", cache, TINY)
+
+
+def test_peaks_are_listed_by_dtype_beside_the_datasheet(own_cache, calibrated):
+    """The run's own, what is kept of the others, and None for what nobody measured yet."""
+    sheet = datasheet("NVIDIA H100 80GB HBM3")
+    fp32, bf16 = peaks_by_dtype(CPU, calibrated, sheet, {"fp32"})
+    assert fp32["measured_tflops"] == calibrated.gemm_tflops["fp32"] and fp32["measured_date"] == calibrated.date
+    assert (fp32["datasheet_tflops"], fp32["used"], bf16["datasheet_tflops"], bf16["used"]) == (
+        66.9,
+        True,
+        989.4,
+        False,
+    )
+    assert (bf16["measured_tflops"] is None) == (bf16["measured_date"] is None)
+    assert [row["datasheet_tflops"] for row in peaks_by_dtype(CPU, calibrated, None, ())] == [None, None]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "\x00", '{"a": 1}'])

@@ -1,18 +1,29 @@
 """The NVML sampler against a stand-in driver that can lack any counter, and against no driver at all."""
 
+import inspect
 import json
 import os
+import re
 import sys
 import time
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
 
 from mfubench.errors import BadInput
-from mfubench.measure import nvml
+from mfubench.measure import gpm, nvml
 from mfubench.measure.environment import device_uuid
-from mfubench.measure.nvml import NvmlSampler, driver_version
+from mfubench.measure.gpm import METRICS, VERSION
+from mfubench.measure.nvml import (
+    CLOCK_EVENT_REASONS,
+    LIMITS,
+    NvmlSampler,
+    driver_version,
+    missing_counters,
+    per_step,
+)
+from tests.mfubench.measure.stand_in_driver import Driver
 
 COUNTERS = {
     "power_w",
@@ -25,80 +36,6 @@ COUNTERS = {
     "memory_used_bytes",
     "other_processes",
 }
-
-
-class NVMLError(Exception):
-    pass
-
-
-class Driver:
-    """Two GPUs, known by UUID alone. ``lacks`` holds functions and fields that the driver does not support."""
-
-    NVMLError = NVMLError
-
-    def __init__(self, lacks=(), masks=(0,), pids=None):
-        self.lacks, self.masks, self.pids = set(lacks), masks, [os.getpid()] if pids is None else pids
-        self.reads, self.open, self.energy_mj = 0, 0, 1000
-
-    def __getattribute__(self, name):
-        if name.startswith("nvml") and name in self.lacks:
-            raise NVMLError("Not Supported")
-        return super().__getattribute__(name)
-
-    def nvmlInit(self):
-        self.open += 1
-
-    def nvmlShutdown(self):
-        self.open -= 1
-
-    def nvmlSystemGetDriverVersion(self):
-        return "580.1"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        gpus = {"GPU-bbbb": SimpleNamespace(mhz=1980), "GPU-aaaa": SimpleNamespace(mhz=1200)}
-        if uuid not in gpus:
-            raise NVMLError("Not Found")
-        return gpus[uuid]
-
-    def nvmlDeviceGetFieldValues(self, gpu, fields):
-        (field,) = fields
-        value = SimpleNamespace(uiVal={185: 400_000, 186: 500_000}[field])
-        return [SimpleNamespace(nvmlReturn=3 if field in self.lacks else 0, valueType=1, value=value)]
-
-    def nvmlDeviceGetPowerUsage(self, gpu):
-        return 450_000
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, gpu):
-        return 700_000
-
-    def nvmlDeviceGetClockInfo(self, gpu, clock):
-        return {1: gpu.mhz, 2: 2619}[clock]
-
-    def nvmlDeviceGetTemperatureV(self, gpu, sensor):
-        return 61
-
-    def nvmlDeviceGetTemperature(self, gpu, sensor):
-        return 60
-
-    def nvmlDeviceGetUtilizationRates(self, gpu):
-        return SimpleNamespace(gpu=97)
-
-    def nvmlDeviceGetMemoryInfo(self, gpu):
-        return SimpleNamespace(used=5 << 30)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, gpu):
-        return [SimpleNamespace(pid=pid) for pid in self.pids]
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu):
-        self.reads += 1
-        return self.masks[(self.reads - 1) % len(self.masks)]
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu):
-        return 0x40
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, gpu):
-        self.energy_mj += 2500
-        return self.energy_mj
 
 
 def sampled(driver, uuid="GPU-aaaa", seconds=0.0):
@@ -177,22 +114,84 @@ def test_hidden_process_ids_are_not_taken_for_neighbours():
     assert "container" in sampled(Driver(pids=[1, 2]))["counters"]["other_processes"]["unavailable"]
 
 
-def test_reasons_for_a_lowered_clock_are_named_with_their_share():
-    summary = sampled(Driver(masks=(0x4 | 0x20, 0x4 | 0x1000)), seconds=0.3)["clock_events"]
-    shares = summary["shares"]
-    assert shares["sw_power_cap"] == 1
-    assert shares.keys() == {"sw_power_cap", "sw_thermal_slowdown", "0x1000"}
-    assert shares["sw_thermal_slowdown"] + shares["0x1000"] == pytest.approx(1)
-    assert summary["samples"] > 1
+def test_reasons_for_a_lowered_clock_are_named_with_their_time():
+    summary = sampled(Driver(masks=(0x4 | 0x20, 0x4 | 0x1000)), seconds=0.3)
+    seen, window_ms = summary["clock_events"]["seen"], 1e3 * summary["window_s"]
+    assert seen["sw_power_cap"] == {"ms": pytest.approx(window_ms), "share": 1}
+    assert seen.keys() == {"sw_power_cap", "sw_thermal_slowdown", "0x1000"}
+    assert seen["sw_thermal_slowdown"]["ms"] + seen["0x1000"]["ms"] == pytest.approx(window_ms)
+    assert summary["clock_events"]["samples"] > 1
 
 
-def test_no_reason_is_no_share():
-    assert sampled(Driver())["clock_events"]["shares"] == {}
+def test_no_reason_is_no_time():
+    assert sampled(Driver())["clock_events"]["seen"] == {}
 
 
 def test_the_older_name_of_the_reasons_stands_in():
     summary = sampled(Driver({"nvmlDeviceGetCurrentClocksEventReasons"}))["clock_events"]
-    assert summary["shares"] == {"hw_thermal_slowdown": 1}
+    assert summary["seen"].keys() == {"hw_thermal_slowdown"}
+
+
+def test_limits_are_the_milliseconds_that_the_driver_counts():
+    limits = sampled(Driver(limits={74: 30_000_000}), seconds=0.1)["limits"]
+    assert limits.keys() == LIMITS.keys()
+    assert limits["power"]["ms"] == pytest.approx(30.0) and 0.1 < limits["power"]["share"] < 0.3
+    assert limits["thermal"]["ms"] == 0
+
+
+def test_an_older_call_counts_a_limit_where_the_driver_has_no_field():
+    limits = sampled(Driver({75}))["limits"]
+    assert limits["thermal"]["ms"] == pytest.approx(7.0)
+    assert limits["thermal"]["source"] == "nvmlDeviceGetViolationStatus"
+
+
+def test_a_limit_that_grows_by_more_than_the_window_is_not_in_nanoseconds():
+    limit = sampled(Driver(limits={74: 10**13}))["limits"]["power"]
+    assert limit.keys() == {"unavailable"} and "grew by 1e+07 ms" in limit["unavailable"]
+
+
+def test_a_limit_that_is_missing_says_why():
+    limit = sampled(Driver({74, "nvmlDeviceGetViolationStatus"}))["limits"]["power"]
+    assert limit["unavailable"] == "not available: field 74: Not Supported; nvmlDeviceGetViolationStatus: Not Supported"
+
+
+HOPPER = {2: 91.0, 3: 40.0, 5: 62.5, 10: 33.0, 12: 4.0}
+
+
+def test_the_gpu_s_own_counters_span_the_window():
+    driver = Driver(gpm=HOPPER)
+    gpm = sampled(driver)["gpm"]
+    assert gpm.keys() == METRICS.keys()
+    assert (gpm["tensor_active_percent"], gpm["dram_active_percent"], gpm["fp32_active_percent"]) == (62.5, 33.0, 4.0)
+    assert len(driver.taken) == 2 and driver.samples == 0
+
+
+def test_a_gpu_before_hopper_has_no_such_counters():
+    gpm = sampled(Driver())["gpm"]
+    assert set(map(str, gpm.values())) == {
+        "{'unavailable': 'not available: this GPU has no such counters; Hopper and later have'}"
+    }
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlGpmQueryDeviceSupport", "nvmlGpmSampleGet", "nvmlGpmMetricsGet", "nvmlGpmSampleAlloc"]
+)
+def test_counters_that_need_a_permission_say_so_and_leak_nothing(function):
+    driver = Driver(forbids={function}, gpm=HOPPER)
+    summary = sampled(driver)
+    assert summary["gpm"]["tensor_active_percent"] == {"unavailable": "not available: Insufficient Permissions"}
+    assert driver.samples == 0 and summary["counters"]["power_limit_w"]["mean"] == 700
+
+
+def test_one_metric_may_be_missing_among_them():
+    gpm = sampled(Driver({("gpm", 10)}, gpm=HOPPER))["gpm"]
+    assert gpm["dram_active_percent"] == {"unavailable": "not available: Not Supported"}
+    assert gpm["tensor_active_percent"] == 62.5
+
+
+def test_a_library_without_these_functions_is_a_missing_counter(monkeypatch):
+    monkeypatch.delattr(Driver, "nvmlGpmQueryDeviceSupport")
+    assert "nvmlGpmQueryDeviceSupport" in sampled(Driver(gpm=HOPPER))["gpm"]["sm_active_percent"]["unavailable"]
 
 
 def test_missing_reasons_are_said():
@@ -202,17 +201,62 @@ def test_missing_reasons_are_said():
 
 def test_energy_of_a_short_window_is_not_given():
     energy = sampled(Driver())["energy"]
-    assert energy["value"] is None and "not meaningful" in energy["unavailable"]
+    assert energy["value"] is None and "5 s are needed" in energy["unavailable"]
 
 
-def test_energy_is_the_difference_over_the_window(monkeypatch):
+def test_energy_is_what_the_counter_grew_by_with_how_sure_that_is(monkeypatch):
     monkeypatch.setattr(nvml, "MIN_ENERGY_WINDOW_S", 0.0)
-    assert sampled(Driver())["energy"]["value"] == pytest.approx(2.5)
+    energy = sampled(Driver(), seconds=0.1)["energy"]
+    assert energy["value"] == pytest.approx(2.5) and energy["source"] == "nvmlDeviceGetTotalEnergyConsumption"
+    assert energy["uncertain_percent"] == pytest.approx(100 * 0.2 / energy["window_s"])
 
 
-def test_missing_energy_is_said():
-    energy = sampled(Driver({"nvmlDeviceGetTotalEnergyConsumption"}))["energy"]
+def test_without_the_counter_energy_is_the_mean_power(monkeypatch):
+    monkeypatch.setattr(nvml, "MIN_ENERGY_WINDOW_S", 0.0)
+    energy = sampled(Driver({"nvmlDeviceGetTotalEnergyConsumption"}), seconds=0.1)["energy"]
+    assert energy["value"] == pytest.approx(500 * energy["window_s"]) and "power samples" in energy["source"]
+
+
+def test_energy_that_nothing_tells_is_missing():
+    energy = sampled(Driver({"nvmlDeviceGetTotalEnergyConsumption", 186, "nvmlDeviceGetPowerUsage"}))["energy"]
     assert energy["value"] is None and "Not Supported" in energy["unavailable"]
+
+
+def test_how_long_the_window_must_go_on():
+    with NvmlSampler("GPU-aaaa", library=Driver()) as sampler:
+        assert 4.0 < sampler.missing_s() <= 5.0
+    nothing = Driver({"nvmlDeviceGetTotalEnergyConsumption", 186, "nvmlDeviceGetPowerUsage"})
+    with NvmlSampler("GPU-aaaa", library=nothing) as sampler:
+        assert sampler.missing_s() == 0.0
+    with NvmlSampler(None) as sampler:
+        assert sampler.missing_s() == 0.0
+
+
+def test_energy_of_a_step_and_of_a_sample(monkeypatch):
+    monkeypatch.setattr(nvml, "MIN_ENERGY_WINDOW_S", 0.0)
+    summary = per_step(sampled(Driver()), requests=50, steps=5)
+    assert summary["window_steps"] == 5
+    assert summary["energy"]["joules_per_step"] == pytest.approx(0.5)
+    assert summary["energy"]["joules_per_sample"] == pytest.approx(0.05)
+    short = {"available": True, "energy": {"value": None, "unavailable": "short"}}
+    assert per_step(short, 50, 5) == short | {"window_steps": 5}
+    assert per_step({"available": False, "reason": "none"}, 50, 5) == {"available": False, "reason": "none"}
+
+
+def test_each_missing_counter_has_a_line_and_those_of_one_reason_share_it():
+    lines = missing_counters(sampled(Driver({"nvmlDeviceGetClockInfo", 74, "nvmlDeviceGetViolationStatus"})))
+    assert "sm_clock_mhz, memory_clock_mhz (NVML): nvmlDeviceGetClockInfo: Not Supported" in lines
+    assert any(line.startswith("time at the power limit (NVML): field 74: Not Supported") for line in lines)
+    assert any(line.startswith("energy (NVML): not meaningful") for line in lines)
+    (gpm,) = (line for line in lines if "tensor_active_percent" in line)
+    assert gpm.endswith("(NVML): this GPU has no such counters; Hopper and later have")
+    assert len(lines) == 4
+
+
+def test_where_nothing_is_sampled_one_line_says_so():
+    assert missing_counters(sampled(Driver(), None)) == [
+        "power, clocks, temperature (NVML): no NVIDIA GPU is being measured"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +312,42 @@ def test_the_driver_version():
     assert driver_version(Driver({"nvmlSystemGetDriverVersion"})) is None
 
 
+def test_every_name_that_is_asked_of_the_driver_exists():
+    """In NVIDIA's own module; a call by a wrong name would for ever be a counter that is not available."""
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    for module in (nvml, gpm):
+        names = set(re.findall(r"\b(?:c_)?nvml[A-Z]\w+|\bNVML_(?:FI|GPM)_\w+\b", inspect.getsource(module)))
+        names -= {"nvmlValueType_t", "nvmlPerfPolicyType_t", "nvmlGpmMetricId_t", "nvmlReturn"}  # of the C header
+        assert len(names) > 5 and not {name for name in names if not name.endswith("_") and not hasattr(pynvml, name)}
+
+
+def test_the_stand_in_has_the_parameters_of_the_real_functions():
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    functions = [name for name in vars(Driver) if name.startswith("nvml")]
+    assert len(functions) > 20
+    for name in functions:
+        _, *ours = inspect.signature(getattr(Driver, name)).parameters
+        real = inspect.signature(getattr(pynvml, name)).parameters
+        assert ours == [key for key, parameter in real.items() if parameter.default is parameter.empty], name
+
+
+def test_the_numbers_are_those_of_the_real_module():
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    named = {"power": "POWER", "thermal": "THERMAL", "sync_boost": "SYNC_BOOST", "board": "BOARD_LIMIT"}
+    for name, (field, policy) in LIMITS.items():
+        policy_name = named.get(name, "RELIABILITY")
+        assert field == getattr(pynvml, f"NVML_FI_DEV_PERF_POLICY_{policy_name}")
+        assert policy == getattr(pynvml, f"NVML_PERF_POLICY_{policy_name}")
+    metrics = ("SM_UTIL", "SM_OCCUPANCY", "ANY_TENSOR_UTIL", "DRAM_BW_UTIL", "FP32_UTIL")
+    assert list(METRICS.values()) == [getattr(pynvml, f"NVML_GPM_METRIC_{name}") for name in metrics]
+    assert VERSION == pynvml.NVML_GPM_METRICS_GET_VERSION and len(METRICS) <= pynvml.NVML_GPM_METRIC_MAX
+    assert (pynvml.NVML_FI_DEV_POWER_AVERAGE, pynvml.NVML_FI_DEV_POWER_INSTANT) == (185, 186)
+    for mask, name in CLOCK_EVENT_REASONS.items():
+        words = name.title().replace("_", "")
+        known = [f"nvmlClocks{kind}Reason{words}" for kind in ("Event", "Throttle")]
+        assert mask in {getattr(pynvml, key) for key in known if hasattr(pynvml, key)}, name
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_is_sampled():
     device = torch.device("cuda")
@@ -279,4 +359,6 @@ def test_a_real_gpu_is_sampled():
             torch.cuda.synchronize()
     summary = sampler.summary()
     assert summary["available"] and summary["counters"]["sm_clock_mhz"]["max"] > 500
+    if torch.cuda.get_device_capability() >= (9, 0) and isinstance(summary["gpm"]["tensor_active_percent"], float):
+        assert summary["gpm"]["tensor_active_percent"] > 50
     assert json.loads(json.dumps(summary)) == summary

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mfubench.measure.stats import median_ci
+from mfubench.measure.stats import bimodal, dip, median_ci
 
 
 def test_one_sample_has_no_spread():
@@ -50,3 +50,80 @@ def test_what_has_no_median_is_refused(samples):
 def test_a_level_is_a_fraction(level):
     with pytest.raises(ValueError, match="level"):
         median_ci([1.0], level=level)
+
+
+TWO_CLUSTERS = [10.0, 10.1, 10.2, 10.1, 10.0, 13.0, 13.1, 12.9, 13.0, 13.2]
+
+
+@pytest.mark.parametrize(("samples", "expected"), [([1.0] * 10 + [2.0] * 10, 0.25), (np.arange(20.0), 1 / 40)])
+def test_the_dip_of_two_points_is_a_quarter_and_that_of_a_ramp_one_step(samples, expected):
+    assert dip(samples) == pytest.approx(expected)
+
+
+def test_the_dip_has_neither_unit_nor_direction():
+    """And is at least the half step by which a distribution function of samples is off any other."""
+    generator = np.random.default_rng(3)
+    for size in (4, 7, 12):
+        x = generator.uniform(size=size)
+        assert dip(x) >= 1 / (2 * size) - 1e-12
+        assert dip(3.0 * x + 7.0) == pytest.approx(dip(x)) == pytest.approx(dip(-x))
+
+
+def test_a_wider_gap_is_a_deeper_dip():
+    depths = [dip([*range(10), *range(10 + gap, 20 + gap)]) for gap in (0, 5, 20, 1000)]
+    assert depths == sorted(depths) and depths[0] == pytest.approx(1 / 40) and depths[-1] > 0.2
+
+
+def mixture(generator, size, share, ratio, spread):
+    slow = generator.uniform(size=size) < share
+    return np.where(slow, ratio, 1.0) * generator.lognormal(0, spread, size) * 10
+
+
+BIMODAL = {
+    "half as slow again, 30 % apart": (0.5, 1.3, 0.01),
+    "two bins of a runner": (0.5, 25.5 / 22.5, 0.004),
+    "noisy but far apart": (0.5, 1.6, 0.03),
+}
+
+
+@pytest.mark.parametrize("case", BIMODAL)
+def test_timings_with_two_modes_are_found(case):
+    generator = np.random.default_rng(0)
+    found = [bimodal(mixture(generator, 20, *BIMODAL[case])) for _ in range(60)]
+    assert sum(modes is not None for modes in found) >= 50
+    ratio = BIMODAL[case][1]
+    assert all(modes.slow / modes.fast == pytest.approx(ratio, rel=0.1) for modes in found if modes)
+
+
+UNIMODAL = {
+    "normal": lambda generator, size: generator.normal(10, 0.3, size),
+    "skewed": lambda generator, size: 10 + generator.exponential(3, size),
+    "heavy tail": lambda generator, size: 10 * generator.lognormal(0, 1.2, size),
+    "uniform": lambda generator, size: generator.uniform(5, 15, size),
+    "two far off": lambda generator, size: np.r_[generator.normal(10, 0.1, size - 2), 40, 41],
+    "a steady drift": lambda generator, size: np.linspace(10, 12, size) + generator.normal(0, 0.05, size),
+}
+
+
+@pytest.mark.parametrize("size", [10, 20, 60])
+@pytest.mark.parametrize("case", UNIMODAL)
+def test_timings_with_one_mode_are_not_taken_for_two(case, size):
+    """However skewed, and however far off a few are: at most one in fifty."""
+    generator = np.random.default_rng(1)
+    found = [bimodal(UNIMODAL[case](generator, size)) is not None for _ in range(100)]
+    assert sum(found) <= 2
+
+
+def test_the_slow_ones_are_named():
+    modes = bimodal(TWO_CLUSTERS * 2)
+    assert modes.is_slow == (False,) * 5 + (True,) * 5 + (False,) * 5 + (True,) * 5
+    assert (modes.fast, modes.slow) == (10.1, 13.0)
+
+
+def test_modes_that_are_close_do_not_matter():
+    assert bimodal([10.0] * 10 + [10.3] * 10) is None
+
+
+@pytest.mark.parametrize("samples", [[1.0], [1.0, 2.0], [1.0, 1.0, 1.0], [5.0] * 30])
+def test_few_or_equal_samples_have_one_mode(samples):
+    assert bimodal(samples) is None

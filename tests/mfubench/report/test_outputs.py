@@ -12,7 +12,8 @@ from rich.console import Console
 
 from mfubench.report import html, markdown, terminal, write_reports
 from mfubench.report.format import GROUP
-from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run
+from mfubench.run import LedgerLine
+from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run, some_counters
 
 HEADLINE = (
     "kunlun small, train, fp32 on AMD EPYC 9654 96-Core Processor: 12.34 ms a step [12.11, 12.61], 2604 samples/s, "
@@ -74,20 +75,32 @@ def test_facts_are_in_every_output(render, fact):
 
 
 def test_a_gpu_run_has_its_peaks_and_counters(render):
-    text = render(a_gpu_run())
-    assert "MFU 33.2 %" in text and "989 TFLOP/s, dense (NVIDIA H100 datasheet, SXM)" in text
-    assert "no datasheet peak" not in text
-    assert "1755" in text and "n/a (not supported by this driver)" in text
-
-
-def test_counters_may_have_a_key_of_their_own(render):
-    nvml = a_gpu_run().nvml
-    counters = {name: found for name, found in nvml.items() if name != "available"}
-    energy = {"value": 71.52, "unit": "J", "window_s": 1.5}
     run = a_gpu_run()
-    run.nvml = {"available": True, "window_s": 1.5, "counters": counters, "energy": energy}
     text = render(run)
-    assert "1755" in text and "n/a (not supported by this driver)" in text and "71.5 J" in text
+    assert "MFU 33.2 %" in text and "no datasheet peak" not in text
+    for fact in ("NVIDIA H100 datasheet, SXM", "989", "712", "2911", "3350", "bf16 GEMM, TFLOP/s", "2026-02-03"):
+        assert fact in text
+    for fact in ("1755", "6.10 s, 494 steps", "3997 J, to 3 %", "0.253 J", "gpu idle", "Tensor active", "44.2 %"):
+        assert fact in text
+    assert "HFU 40.0 % and the tensor pipe active for 44.2 % of the time agree" in text
+
+
+def test_a_counter_that_contradicts_the_flops_is_told(render):
+    run = a_gpu_run()
+    run.nvml["cross_check"]["contradiction"] = "HFU is 60.0% and the tensor pipe was active for 30.0% of the time"
+    text = render(run)
+    assert run.nvml["cross_check"]["contradiction"] in text and "of the time agree" not in text
+
+
+def test_what_the_driver_lacks_is_left_out_of_its_tables(render):
+    """The reasons stand under what was not measured."""
+    missing = {"unavailable": "not available: Not Supported"}
+    counters = dict.fromkeys(("power_w", "sm_clock_mhz"), missing)
+    nvml = some_counters(counters=counters, clock_events=missing, limits={"power": missing}, gpm={"x": missing})
+    nvml |= {"cross_check": None, "energy": {"value": None, "unavailable": "not meaningful: the window was 2 s"}}
+    text = render(a_gpu_run(nvml=nvml))
+    assert "n/a (not meaningful: the window was 2 s)" in text and "Energy a step" not in text
+    assert "held the clocks down" not in text and "1755" not in text
 
 
 @pytest.mark.parametrize("workload", [{"num_candidates": 16}, {"num_candidates": 1, "request_level": True}])
@@ -189,7 +202,7 @@ def test_markdown_tables_are_even():
 
 
 def test_markdown_says_how_many_rows_it_leaves_out():
-    assert "12 more modules; report.html lists them all." in markdown.render([a_run()])
+    assert "12 more modules; run.json lists them all." in markdown.render([a_run()])
 
 
 def test_reports_are_written_whole(tmp_path):
@@ -201,8 +214,23 @@ def test_reports_are_written_whole(tmp_path):
 def test_a_report_needs_neither_torch_nor_pandas():
     code = (
         "import sys, mfubench.report.html, mfubench.report.markdown; from mfubench.report import terminal; "
-        "terminal.stdout_console(); print({'torch', 'pandas', 'numpy', 'jinja2'} & sys.modules.keys())"
+        "terminal.stdout_console(); print({'torch', 'pandas', 'numpy', 'jinja2', 'altair'} & sys.modules.keys())"
     )
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=where)
     assert done.stdout.strip() == "set()"
+
+
+def test_runs_are_held_against_a_baseline(render):
+    slower = a_run(step={"timings_ms": [24.2, 24.68, 25.2]}, ledger=[])
+    text = render(a_run(), slower)
+    assert "ratios are to run 1" in text and "baseline" in text and "2.000" in text
+    assert "run 2 - run 1 ms" in text and "measured apart" in text
+
+
+def test_ledgers_stand_side_by_side_with_their_differences(render):
+    lines = [LedgerLine("useful", 5.1, 0.4, []), LedgerLine("data", 0.11, 0.01, [])]
+    text = render(a_run(), a_run(ledger=lines)).replace("|", " ").replace("  ", " ")
+    text = " ".join(text.split())
+    assert re.search(r"useful 4\.1\d* 5\.1\d* 1\.0+ ", text)
+    assert re.search(r"launch 0\.82\d* 0 -0\.82", text)

@@ -227,16 +227,16 @@ def test_what_cannot_fit_is_refused_to_the_byte(
 ) -> None:
     """Training keeps a gradient and two moments beside each parameter."""
     needed = copies * sum(parameter.nbytes for parameter in zoo().module.parameters())
-    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: needed - 1)
+    monkeypatch.setattr(prepare_module, "free_host_memory", lambda: needed - 1)
     with pytest.raises(BadInput, match=f"transformer needs {needed / 1e9:.1f} GB for its parameters"):
         zoo(mode=mode)
-    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: needed)
+    monkeypatch.setattr(prepare_module, "free_host_memory", lambda: needed)
     assert zoo(mode=mode).inputs
 
 
 def test_the_largest_model_is_refused_before_it_is_allocated(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its 36 GB of parameters are only counted, on meta tensors, and no batch is drawn."""
-    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(prepare_module, "free_host_memory", lambda: 20 * 10**9)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("the model is being built"))
     with pytest.raises(
         BadInput, match=r"kunlun needs 14\d\.\d GB .*; 20.0 GB are free on cpu; choose a smaller --size"
@@ -245,7 +245,7 @@ def test_the_largest_model_is_refused_before_it_is_allocated(zoo: Zoo, monkeypat
 
 
 def test_a_host_that_does_not_tell_its_memory_is_not_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_free_host_memory", lambda: None)
+    monkeypatch.setattr(prepare_module, "free_host_memory", lambda: None)
     assert zoo().inputs
 
 

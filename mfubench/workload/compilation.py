@@ -1,0 +1,52 @@
+"""Compiling a workload's module, and seeing what the compiler makes of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mfubench.errors import BadInput
+from mfubench.measure.compiled import Compilation, compiler_loaded, watched
+from mfubench.measure.scopes import module_names
+
+from .spec import Workload
+
+
+@contextmanager
+def compiled(workload: Workload) -> Iterator[tuple[nn.Module, Compilation | None]]:
+    """The module that runs in the steps, and what is compiled inside this context; None where nothing can be.
+
+    A user's own module may be compiled already, in whole or in part: that is undone, to be done again in sight.
+
+    Raises:
+        BadInput: both the user and ``--compile`` want the module compiled.
+    """
+    if workload.spec.compile == "none" and not compiler_loaded():
+        yield workload.module, None
+        return
+    if compiler_loaded():
+        torch.compiler.reset()
+    module = compiled_module(workload)
+    with watched(module_names(module)) as compilation:
+        yield module, compilation
+
+
+def compiled_module(workload: Workload) -> nn.Module:
+    """The module that runs in the steps: the workload's own, or with ``--compile`` a compiled one.
+
+    Raises:
+        BadInput: both the user and ``--compile`` want the module compiled.
+    """
+    kind, module = workload.spec.compile, workload.module
+    if kind == "none":
+        return module
+    if hasattr(module, "_orig_mod"):
+        raise BadInput(f"--compile {kind}: the model is wrapped in torch.compile already; leave --compile out")
+    for part in module.modules():
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:  # sparse gradients stay eager
+            part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+    compiled: nn.Module = torch.compile(  # type: ignore[assignment]
+        module, mode="reduce-overhead" if kind == "cudagraphs" else None, dynamic=True
+    )
+    return compiled

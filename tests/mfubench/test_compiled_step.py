@@ -1,0 +1,118 @@
+"""A profile of a compiled step is about that step: its kernels, by the sets of modules that they serve."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mfubench.attribute.join import UNOWNED
+from mfubench.errors import BadInput
+from mfubench.profiling import profile_workload
+from mfubench.run import Run
+from mfubench.workload.spec import Workload
+from mfubench.workload.step import make_optimizers
+
+pytestmark = [
+    pytest.mark.usefixtures("fixed_calibration"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch"),  # of its own parts
+    pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on a CPU"),
+]
+B, D, H = 64, 32, 128
+
+
+class Net(nn.Module):
+    """A table whose gradients are sparse, and two layers with something between them that is fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(50, D, sparse=True, mode="sum")
+        self.up, self.act, self.norm, self.down = nn.Linear(D, H), nn.GELU(), nn.LayerNorm(H), nn.Linear(H, D)
+
+    def forward(self, ids: Tensor, x: Tensor) -> dict[str, Tensor]:
+        return {"score": self.down(self.norm(self.act(self.up(self.table(ids) + x))))}
+
+
+def workload_of(zoo: Callable[..., Workload], module: nn.Module, **options: str) -> Workload:
+    """A user's module as a workload: the mean of its score as loss."""
+    inputs = [(torch.randint(50, (B, 3)), torch.randn(B, D)) for _ in range(2)]
+    made = zoo(steps=2)
+    return replace(
+        made,
+        spec=replace(made.spec, **options),  # type: ignore[arg-type]
+        module=module.train(),
+        inputs=inputs,
+        num_samples=[B, B],
+        forward=lambda model, batch: model(*batch),
+        loss=lambda output, batch: output["score"].mean(),
+        to_device=lambda batch: batch,
+        optimizers=make_optimizers(module),
+        needed=None,
+    )
+
+
+def holds(run: Run) -> None:
+    """The books of a compiled step of ``Net`` balance, and name its modules."""
+    step_ms = run.step["time_ms"]["median"]
+    assert sum(line.ms for line in run.ledger) == pytest.approx(step_ms, rel=1e-3)
+    assert sum(row.fwd_model_flops + row.bwd_model_flops for row in run.modules) == run.flops["model"]
+    assert (run.flops["fwd_model"], run.flops["bwd_model"]) == (4 * B * D * H, 8 * B * D * H)
+    assert run.flops["coverage"] == 1.0
+    fused = {row.name for row in run.modules if row.type == "fused"}
+    assert any({"act", "norm"} <= set(name.split(" + ")) for name in fused), fused
+    products = {(row.module, row.direction) for row in run.kernels if row.kind == "gemm"}
+    assert products == {(name, direction) for name in ("up", "down") for direction in ("fwd", "bwd")}
+    assert any(row.operator.startswith("cpp_fused") for row in run.kernels)
+    assert any(row.module == "table" and row.kind == "embedding" for row in run.kernels)  # as it was written
+    assert run.trace["attributed_share"] > 0.9
+    told = " ".join(run.not_measured)
+    assert "memory of the compiled step" in told and "names none" not in told
+
+
+@pytest.mark.parametrize("who", ["the tool", "its author"])
+def test_a_compiled_step_is_known_by_its_own_kernels(who: str, zoo: Callable[..., Workload]) -> None:
+    """Whoever has compiled it; an author's may have run before."""
+    if who == "the tool":
+        holds(profile_workload(workload_of(zoo, Net(), compile="model")))
+        return
+    module = Net()
+    module.table.forward = torch.compiler.disable(module.table.forward)  # type: ignore[method-assign]
+    compiled = torch.compile(module)
+    compiled(torch.randint(50, (B, 3)), torch.randn(B, D))
+    holds(profile_workload(workload_of(zoo, compiled)))  # type: ignore[arg-type]
+
+
+def test_a_part_that_another_compiler_made_is_not_attributed(zoo: Callable[..., Workload]) -> None:
+    module = Net()
+    module.up = torch.compile(module.up, backend="eager")  # type: ignore[assignment]
+    run = profile_workload(workload_of(zoo, module))
+    assert "another compiler than Inductor" in " ".join(run.not_measured)
+    assert sum(line.ms for line in run.ledger) == pytest.approx(run.step["time_ms"]["median"], rel=1e-3)
+    assert {line.cause for line in run.ledger} >= {"useful", "not_attributed"}
+    products = {(row.module, row.direction) for row in run.kernels if row.kind == "gemm"}
+    assert (UNOWNED, "fwd") in products and ("down", "fwd") in products and ("up", "fwd") not in products
+
+
+def test_a_step_that_is_not_compiled_says_nothing_of_it(zoo: Callable[..., Workload]) -> None:
+    run = profile_workload(workload_of(zoo, Net()))
+    assert not any("compiled" in line for line in run.not_measured)
+
+
+def test_compiling_twice_is_refused(zoo: Callable[..., Workload]) -> None:
+    with pytest.raises(BadInput, match="--compile model: the model is wrapped"):
+        profile_workload(workload_of(zoo, torch.compile(Net()), compile="model"))  # type: ignore[arg-type]
+
+
+def test_a_step_that_does_not_compile_is_bad_input(
+    zoo: Callable[..., Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(
+        "mfubench.workload.compilation._compile", lambda module, kind: torch.compile(module, backend=broken)
+    )
+    with pytest.raises(BadInput, match=r"compiled step failed; --compile none runs it eagerly.*no compiler here"):
+        profile_workload(workload_of(zoo, Net(), compile="model"))
