@@ -1,6 +1,7 @@
 """Options that every command has, and where their output goes: results to stdout, everything else to stderr."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from mfubench.errors import BadInput
 
 DEBUG_FLAG = "--debug"
+UNITS = {"s": 1, "m": 60, "h": 3600}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -53,6 +56,18 @@ def overrides(pairs: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise BadInput(f"--set {pair!r} has no '='; give KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs or [])
+
+
+def seconds(option: str, given: str) -> float:
+    """A duration such as 9m in seconds.
+
+    Raises:
+        BadInput: it is none.
+    """
+    found = DURATION.fullmatch(given)
+    if found is None or float(found[1]) == 0:
+        raise BadInput(f"{option} {given}; allowed: a number above 0 with s, m or h, such as 90s, 9m, 2h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def writable_folder(folder: Path | None) -> None:

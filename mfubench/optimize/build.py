@@ -27,6 +27,14 @@ def build(spec: WorkloadSpec, changes: Sequence[Change] = ()) -> Built:
     for change in changes:
         spec = change.respec(spec)
     workload = prepare(spec)
+    return Built(workload, change_module(workload, changes))
+
+
+def change_module(workload: Workload, changes: Sequence[Change]) -> Undo:
+    """Change input sets, module and optimizers of a workload whose spec has the rest, and hand out what undoes it.
+
+    Undone, module and optimizers compute what they did; the input sets stay as they are.
+    """
     undos = []
     for change in changes:
         change.rebatch(workload)
@@ -34,4 +42,4 @@ def build(spec: WorkloadSpec, changes: Sequence[Change] = ()) -> Built:
         change.describe(workload.description)
     if changes:
         workload.description["changes"] = [change.title for change in changes]
-    return Built(workload, together(undos))
+    return together(undos)

@@ -27,6 +27,10 @@ class Change:
     alters: ClassVar[str] = ""  # what of the training or the numbers it alters beyond rounding, in words
     exclusive: ClassVar[bool] = False  # one of its kind takes the place of another
 
+    def excludes(self, other: "Change") -> bool:
+        """Whether ``other`` is not worth trying once this is kept."""
+        return self.exclusive and type(other) is type(self)
+
     @property
     def title(self) -> str:
         """The change in a few words, which tell it from every other."""
@@ -162,6 +166,10 @@ class UseBatchSize(Change):
     def respec(self, spec: "WorkloadSpec") -> "WorkloadSpec":
         """The workload's batch size."""
         return replace(spec, batch_size=self.batch_size)
+
+    def excludes(self, other: Change) -> bool:
+        """Smaller batches; a larger one takes this one's place."""
+        return isinstance(other, UseBatchSize) and other.batch_size < self.batch_size
 
     def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:
         """The script draws its batches itself."""
