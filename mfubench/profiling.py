@@ -256,7 +256,7 @@ def _ceilings(
     others: dict[str, float] = {
         name: load_or_calibrate(workload.device, name).gemm_tflops[name]
         for name in DTYPES[workload.device.type]
-        if name in seen and name != workload.dtype
+        if name in seen and name != workload.dtype and (workload.dtype, name) != ("tf32", "fp32")
     }
     return Ceilings(sheet_tflops or measured, measured, calibration.copy_gb_s, {workload.dtype: measured, **others})
 

@@ -1,4 +1,7 @@
-"""An op: its implementations by name, its cost, and the rule by which ``impl`` chooses."""
+"""An op: its implementations by name, its cost, and the rule by which ``impl`` chooses.
+
+``impl`` is one name for all ops, or that and other names for single ones: ``"auto,gdpa=reference,rms_norm=triton"``.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,11 +30,12 @@ class Op:
     implementations: Mapping[str, Callable[..., torch.Tensor]]
 
     def choose(self, impl: str, device: torch.device) -> str:
-        """The implementation that ``impl`` means on ``device``.
+        """The implementation that ``impl`` means for this op on ``device``.
 
         Raises:
             UnsupportedImpl: an unknown name, or an implementation that this op does not have or cannot run there.
         """
+        impl = named_impls(impl).get(self.name, impl.partition(",")[0])
         if impl not in IMPLS:
             raise UnsupportedImpl(f"impl={impl!r} is unknown; allowed: {', '.join(IMPLS)}")
         if impl == "auto":
@@ -56,6 +60,24 @@ class Op:
             return function(*args, **kwargs)
         finally:
             observer.exit_op()
+
+
+def named_impls(impl: str) -> dict[str, str]:
+    """The ops that ``impl`` names, each with its own implementation.
+
+    Raises:
+        UnsupportedImpl: a part that is not ``op=implementation``.
+    """
+    parts = impl.split(",")[1:]
+    if not all("=" in part for part in parts):
+        raise UnsupportedImpl(f"impl={impl!r}; allowed: one of {', '.join(IMPLS)}, then ,op=implementation for each op")
+    return dict(part.split("=", 1) for part in parts)
+
+
+def with_impl(impl: str, op: str, chosen: str) -> str:
+    """``impl`` with another implementation for ``op``."""
+    named = {**named_impls(impl), op: chosen}
+    return ",".join([impl.partition(",")[0], *(f"{name}={value}" for name, value in sorted(named.items()))])
 
 
 def _check_triton_runs(op: str, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from .compare import compare
 from .doctor import doctor
 from .kernels import kernels
 from .models import models
+from .optimize import optimize
 from .options import DEBUG_FLAG
 from .profile import profile
 from .report import report
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(kernels)
-for command in (profile, compare, report, ablate, campaign, models, doctor):
+for command in (profile, optimize, compare, report, ablate, campaign, models, doctor):
     app.command()(command)
 
 

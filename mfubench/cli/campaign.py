@@ -1,23 +1,17 @@
 """``mfubench campaign``."""
 
 import json as json_module
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mfubench.errors import BadInput
-
-from .options import Debug, Json, Quiet, Verbose, writable_folder
+from .options import Debug, Json, Quiet, Verbose, seconds, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
     from mfubench.campaign.store import Store
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 
 def campaign(
@@ -56,7 +50,7 @@ def campaign(
 
     mfubench campaign --out out/campaign --table README.md
     """
-    limits = {name: _seconds(name, given) for name, given in (("--budget", budget), ("--task-limit", task_limit))}
+    limits = {name: seconds(name, given) for name, given in (("--budget", budget), ("--task-limit", task_limit))}
     from mfubench.campaign.plan import plan
     from mfubench.campaign.store import Store
 
@@ -86,18 +80,6 @@ def campaign(
     if outcome.left:
         print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
     _put(store, json, verbose)
-
-
-def _seconds(option: str, given: str) -> float:
-    """A duration such as 9m in seconds.
-
-    Raises:
-        BadInput: it is none.
-    """
-    found = DURATION.fullmatch(given)
-    if found is None or float(found[1]) == 0:
-        raise BadInput(f"{option} {given}; allowed: a number above 0 with s, m or h, such as 90s, 9m, 2h")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Options that every command has, and where their output goes: results to stdout, everything else to stderr."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from mfubench.errors import BadInput
 
 DEBUG_FLAG = "--debug"
+UNITS = {"s": 1, "m": 60, "h": 3600}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -28,7 +31,9 @@ Set = Annotated[
 Impl = Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")]
 Compile = Annotated[str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
-Dtype = Annotated[str | None, typer.Option(help="bf16 (autocast) or fp32. [default: bf16 on CUDA, fp32 on a CPU]")]
+Dtype = Annotated[
+    str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. [default: bf16 on CUDA, fp32 on a CPU]")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")]
 BatchSize = Annotated[int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")]
@@ -51,6 +56,18 @@ def overrides(pairs: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise BadInput(f"--set {pair!r} has no '='; give KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs or [])
+
+
+def seconds(option: str, given: str) -> float:
+    """A duration such as 9m in seconds.
+
+    Raises:
+        BadInput: it is none.
+    """
+    found = DURATION.fullmatch(given)
+    if found is None or float(found[1]) == 0:
+        raise BadInput(f"{option} {given}; allowed: a number above 0 with s, m or h, such as 90s, 9m, 2h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def writable_folder(folder: Path | None) -> None:

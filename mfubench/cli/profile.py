@@ -70,6 +70,10 @@ def profile(
         ),
     ] = None,
     data: Data = "synthetic",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A recipe.toml of `mfubench optimize` to apply first.", show_default=False),
+    ] = None,
     out: Out = None,
     trace: Annotated[
         bool, typer.Option("--trace", help=f"Keep the trace: DIR/{TRACE_NAME}, and for TensorBoard.")
@@ -90,6 +94,8 @@ def profile(
     mfubench profile kunlun --size base --set comp_skip=false --set engagement.window=100 --json
 
     mfubench profile my_package.my_module:build --batch-size 256
+
+    mfubench profile kunlun --size small --recipe out/optimized/recipe.toml
     """
     from mfubench.workload.spec import WorkloadSpec
 
@@ -102,8 +108,12 @@ def profile(
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
     writable_folder(out)
-    from mfubench.profiling import profile as profile_workload
+    from mfubench.optimize.recipe import prepare_with, read_recipe
+    from mfubench.profiling import profile as profile_spec
+    from mfubench.profiling import profile_workload
     from mfubench.timeout import time_limit
+
+    given = read_recipe(recipe) if recipe is not None else None
 
     known: list[Callable[[], Run]] = []
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
@@ -111,7 +121,11 @@ def profile(
         try:
             # What a user's own model prints is no part of the result.
             with time_limit(timeout, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
-                run = profile_workload(spec, progress=progress, trace_path=trace_path, keep=known.append)
+                if given is None:
+                    run = profile_spec(spec, progress=progress, trace_path=trace_path, keep=known.append)
+                else:
+                    workload = prepare_with(spec, given)
+                    run = profile_workload(workload, progress=progress, trace_path=trace_path, keep=known.append)
         except (TimeUp, KeyboardInterrupt):
             _keep(known, out, trace_path)
             raise

@@ -70,6 +70,31 @@ def time_in_turn(
     return timings
 
 
+def time_in_blocks(
+    steps: Sequence[Callable[[int], None]], *, device: torch.device, first: int, num_blocks: int
+) -> list[list[tuple[float, float]]]:
+    """Milliseconds of each of ``steps`` in blocks, ``[step][block]``: each runs twice a block, on the same index.
+
+    A block runs them in one order and then in the reverse one, ABBA for two, the next one the other way round, so that
+    a steady drift of the machine falls out of a block's ratios. Indices count from ``first`` on. Warming up is the
+    caller's.
+    """
+    turns: list[tuple[int, int]] = []
+    for block in range(first, first + num_blocks):
+        order = list(range(len(steps)))[:: 1 if block % 2 == 0 else -1]
+        turns += [(block, which) for which in (*order, *reversed(order))]
+
+    def turn(at: int) -> None:
+        block, which = turns[at]
+        steps[which](block)
+
+    found: list[list[list[float]]] = [[[] for _ in range(num_blocks)] for _ in steps]
+    timings = time_steps(turn, device=device, num_steps=len(turns), warmup=0)
+    for (block, which), milliseconds in zip(turns, timings, strict=True):
+        found[which][block - first].append(milliseconds)
+    return [[(before, after) for before, after in blocks] for blocks in found]
+
+
 def keep_going(step: Callable[[int], None], *, device: torch.device, first: int, seconds: float, step_ms: float) -> int:
     """Call ``step(index)`` from index ``first`` on until ``seconds`` are over, and say how often.
 

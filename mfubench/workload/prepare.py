@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mfu_kernels.jagged import trusted_offsets
+from mfu_kernels.precision import widened
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.check_batch import check_batch
@@ -37,6 +38,8 @@ def prepare(spec: WorkloadSpec, source: Source | None = None) -> Workload:
     device, dtype = device_and_dtype(spec)
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none or model")
+    if dtype == "tf32" and device.type != "cuda":
+        raise BadInput("--dtype tf32 needs a CUDA device; here is none; use --dtype fp32 or bf16")
     if ":" in spec.model:
         from .user import prepare_user
 
@@ -136,7 +139,8 @@ def _forward(module: nn.Module, batch: Batch) -> Any:
 def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Tensor:
     if isinstance(output, TrainingOutput):
         return _click_loss(output.logits, batch) + output.auxiliary_loss
-    return nn.functional.binary_cross_entropy_with_logits(output.float(), batch.labels)
+    logits = widened(output)
+    return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:

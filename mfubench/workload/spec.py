@@ -17,7 +17,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "impl": ("auto", "reference", "triton"),
     "compile": ("none", "model", "cudagraphs"),
     "mode": ("train", "infer"),
-    "dtype": ("bf16", "fp32"),
+    "dtype": ("bf16", "fp32", "tf32"),
     "device": ("auto", "cpu", "cuda"),
     "peak": ("datasheet", "measured"),
 }

@@ -1,7 +1,8 @@
 """One step of a workload: data, forward, loss, backward, optimizer; the same code in every pass."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,28 +23,56 @@ def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module
 
     ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
     """
+    run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase, module=module)
+    if workload.spec.mode == "train":
+        with phase(OPTIMIZER):
+            update(workload)
+
+
+def update(workload: Workload) -> None:
+    """The optimizers' part of a step."""
+    for optimizer in workload.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def run_passes(
+    workload: Workload, batch: Any, *, phase: Phase = _unmarked, module: nn.Module | None = None
+) -> tuple[Any, torch.Tensor | None]:
+    """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
     module = workload.module if module is None else module
     train = workload.spec.mode == "train"
-    with torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train), _tf32(workload):
         with phase(DATA):
-            inputs = workload.to_device(workload.inputs[index % len(workload.inputs)])
+            inputs = workload.to_device(batch)
         with phase(FORWARD), _autocast(workload):
             output = workload.forward(module, inputs)
         if not train:
-            return
+            return output, None
         with phase(LOSS), _autocast(workload):
             loss = workload.loss(output, inputs)
         with phase(BACKWARD):
             loss.backward()
-        with phase(OPTIMIZER):
-            for optimizer in workload.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+    return output, loss.detach()
 
 
 def _autocast(workload: Workload) -> AbstractContextManager[None]:
     """bf16 means autocast over fp32 master weights."""
     return torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.dtype == "bf16")
+
+
+@contextmanager
+def _tf32(workload: Workload) -> Iterator[None]:
+    """tf32 means fp32 products whose factors are rounded; it is a setting of the process, and off otherwise."""
+    if workload.dtype != "tf32":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:

@@ -1,4 +1,4 @@
-"""The user's own model: ``package.module:build``, where ``build()`` gives ``(module, make_batch[, loss])``."""
+"""The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``."""
 
 import importlib
 import inspect
@@ -6,31 +6,32 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
+from mfu_kernels.precision import widened
 from mfubench.errors import BadInput
 
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 
-SIGNATURE = "build() must return (module, make_batch) or (module, make_batch, loss)"
+SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
 
 def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_size: int) -> Workload:
     """The workload of ``spec.model``, ``package.module:function``, imported with the working directory on the path.
 
     Raises:
-        BadInput: it does not import, has another signature, raises, or gives what is no model or no batch.
+        BadInput: it does not import, has another signature, raises, or gives what is no model, batch or optimizer.
     """
     _refuse_zoo_options(spec)
     torch.manual_seed(spec.seed)
-    module, make_batch, loss = _build(spec.model)
+    module, make_batch, loss, optimizers = _build(spec.model)
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = module.to(device)
@@ -53,7 +54,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         forward=_call,
         loss=loss,
         to_device=lambda batch: batch,
-        optimizers=make_optimizers(module) if spec.mode == "train" else [],
+        optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
     )
 
 
@@ -69,7 +70,16 @@ def _refuse_zoo_options(spec: WorkloadSpec) -> None:
         raise BadInput(f"{', '.join(wrong)} belongs to the zoo's models; {spec.model} makes its own model and batches")
 
 
-def _build(name: str) -> tuple[nn.Module, Callable[..., Any], Callable[[Any, Any], torch.Tensor]]:
+class _Model(NamedTuple):
+    """What ``build()`` gave, with defaults for what it left out."""
+
+    module: nn.Module
+    make_batch: Callable[..., Any]
+    loss: Callable[[Any, Any], torch.Tensor]
+    optimizers: Callable[[nn.Module], Any]
+
+
+def _build(name: str) -> _Model:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise BadInput(f"{name!r} names no function; give package.module:build")
@@ -87,16 +97,32 @@ def _build(name: str) -> tuple[nn.Module, Callable[..., Any], Callable[[Any, Any
         built = function()
     except Exception as error:
         raise BadInput(f"{name} raised {short(error)}") from error
-    if not isinstance(built, tuple) or len(built) not in (2, 3) or not isinstance(built[0], nn.Module):
+    if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
-    module, make_batch, *rest = built
-    for what, value, arity in (("make_batch", make_batch, 2), ("loss", rest[0] if rest else default_loss, 2)):
+    defaults = (None, None, default_loss, make_optimizers)
+    given: tuple[Any, ...] = (*built, *defaults[len(built) :])
+    model = _Model(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))  # type: ignore[arg-type]
+    for function, arguments in _CALLED_WITH.items():
+        value, wanted = getattr(model, function), f"{function}({', '.join(arguments)})"
         if not callable(value):
-            raise BadInput(f"{name}: {what} is {_kind(value)}; it must be a function of two arguments")
-        _require_signature(
-            name, value, arity, f"{what}({'batch_size, device' if what == 'make_batch' else 'output, batch'})"
-        )
-    return module, make_batch, rest[0] if rest else default_loss
+            raise BadInput(f"{name}: {function} is {_kind(value)}; it must be callable as {wanted}")
+        _require_signature(name, value, len(arguments), wanted)
+    return model
+
+
+_CALLED_WITH = {"make_batch": ("batch_size", "device"), "loss": ("output", "batch"), "optimizers": ("module",)}
+
+
+def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Module) -> list[torch.optim.Optimizer]:
+    """What the user's function made of the module that is on its device now: one optimizer, or several."""
+    try:
+        made = function(module)
+    except Exception as error:
+        raise BadInput(f"{name}: optimizers(module) raised {short(error)}") from error
+    listed = [made] if isinstance(made, torch.optim.Optimizer) else made
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
+        raise BadInput(f"{name}: optimizers(module) returned {_kind(made)}; a torch optimizer or a list is needed")
+    return list(listed)
 
 
 def _require_signature(name: str, function: Callable[..., Any], arity: int, wanted: str) -> None:
@@ -130,22 +156,23 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     Raises:
         BadInput: there is none that a gradient could flow from.
     """
-    found = [tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.requires_grad]
+    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
     if not found:
         raise BadInput(
             f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
         )
-    return torch.stack([tensor.float().mean() for tensor in found]).sum()
+    return torch.stack([widened(tensor).mean() for tensor in found]).sum()
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor anywhere in ``value``: in lists, tuples, dicts, dataclasses, at any depth."""
     if is_dataclass(value) and not isinstance(value, type):
         value = [getattr(value, field.name) for field in fields(value)]
     for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors(leaf)
+            yield from tensors_in(leaf)
 
 
 def _shapes(batch: Any) -> list[str]:

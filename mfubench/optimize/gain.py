@@ -1,0 +1,66 @@
+"""How much faster, for each sample: blocks of steps in turn, and when they are enough to say.
+
+A block runs the old step and the new one as ABBA (``measure.timing.time_in_blocks``); its gain is the log ratio of
+their times for each sample, geometric means of both runs. The gain of a change is the median over blocks. Its interval
+is looked at after each of ``LOOKS`` blocks, and all that a search ever looks at share ``ALPHA``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mfubench.measure.stats import bootstrap_median
+
+ALPHA = 0.05
+LEAST = math.log(1.01)  # a gain that is worth a change
+LOOKS = (16, 32, 64)
+Blocks = Sequence[tuple[float, float]]
+Verdict = Literal["faster", "not faster", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How many times faster, with the interval that ``alpha`` leaves, and what that says; over ``blocks`` blocks."""
+
+    ratio: float
+    low: float
+    high: float
+    alpha: float
+    blocks: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """``faster`` if all of the interval is above 1 %, ``not faster`` if none is, else ``open``."""
+        if math.log(self.low) > LEAST:
+            return "faster"
+        return "not faster" if math.log(self.high) < LEAST else "open"
+
+    @classmethod
+    def of(cls, logs: Sequence[float], alpha: float) -> "Gain":
+        """The gain of blocks with these log ratios."""
+        middle, low, high = bootstrap_median(logs, alpha)
+        return cls(math.exp(middle), math.exp(low), math.exp(high), alpha, len(logs))
+
+
+def log_ratios(old: Blocks, new: Blocks, samples: Callable[[int], float]) -> list[float]:
+    """Each block's log of old over new; ``samples`` of a block are how many times the old one's samples the new has."""
+    return [
+        math.log(samples(block) * math.sqrt(a * b / (c * d)))
+        for block, ((a, b), (c, d)) in enumerate(zip(old, new, strict=True))
+    ]
+
+
+def measure_gain(
+    blocks: Callable[[int, int], Sequence[float]], alpha: float, looks: Sequence[int] = LOOKS
+) -> list[float]:
+    """Log ratios of as many blocks as it takes to say whether it is faster, or of all.
+
+    ``blocks(first, count)`` runs them; ``alpha`` is split over the looks.
+    """
+    logs: list[float] = []
+    for enough in looks:
+        logs += blocks(len(logs), enough - len(logs))
+        if Gain.of(logs, alpha / len(looks)).verdict != "open":
+            break
+    return logs

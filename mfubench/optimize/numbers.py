@@ -1,0 +1,271 @@
+"""Whether a changed model still computes what it computed: outputs, every gradient, and the losses of a short training.
+
+Nothing is held against a tolerance that somebody chose. The truth is the model as it was, in fp64. How far one may be
+from it is measured on the model as it was: it runs in the changed model's dtype, as it is and with its parameters moved
+by up to half a unit in the last place of that dtype, and the farthest of these runs sets the budget of each tensor. A
+changed model may err ``FACTOR`` times as much, in the root mean square and at the worst element. Its losses over
+``STEPS`` steps may stray from the original's as far, times that factor, as trainings from such moved parameters do.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mfu_models.batch import Batch
+from mfubench.workload.spec import Workload
+from mfubench.workload.step import run_passes, update
+from mfubench.workload.user import tensors_in
+
+FACTOR = 4.0
+MOVED = 5  # runs with moved parameters
+TRAININGS = 3  # from moved parameters
+STEPS = 20
+ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The tensor that came closest to its budget, or went beyond it: ``share`` of 1 is the budget itself."""
+
+    tensor: str
+    share: float
+    batch: str
+    dtype: str
+    truth: str
+
+    @property
+    def passed(self) -> bool:
+        """Within the budget; a number that is not finite never is."""
+        return self.share <= 1.0
+
+    def __str__(self) -> str:
+        how = "within" if self.passed else "beyond"
+        what = f"{self.batch}, {self.dtype}, truth {self.truth}"
+        return f"{self.tensor} errs {self.share:.3g} of its budget, {how} it ({what})"
+
+
+def check_results(original: Workload, changed: Workload, batches: Mapping[str, Any]) -> Finding:
+    """Hold outputs and gradients of ``changed`` on each of ``batches``, by name, against those of ``original``.
+
+    Both hold the same parameters. Returns the worst finding; the first beyond its budget ends the check.
+    """
+    worst: Finding | None = None
+    with _without_chance([original, changed]):
+        for name, batch in batches.items():
+            found = _check_batch(original, changed, name, batch)
+            worst = found if worst is None or not found.share <= worst.share else worst
+            if not worst.passed:
+                break
+    assert worst is not None, "a check needs a batch"
+    return worst
+
+
+def _check_batch(original: Workload, changed: Workload, name: str, batch: Any) -> Finding:
+    honest = replace(original, dtype=changed.dtype)
+    truth, truth_dtype = _truth(original, batch)
+    runs = [results(honest, batch), *(results(moved, batch) for moved in _moved(honest, MOVED))]
+    found = results(changed, batch)
+    if found.keys() != truth.keys():
+        other = sorted(found.keys() ^ truth.keys())
+        return Finding(f"{other[0]} (only one of the two has it)", float("inf"), name, changed.dtype, truth_dtype)
+    shares = {key: _share(found[key], truth[key], [run[key] for run in runs], changed.dtype) for key in truth}
+    key = max(shares, key=lambda item: shares[item])
+    return Finding(key, shares[key], name, changed.dtype, truth_dtype)
+
+
+def results(workload: Workload, batch: Any) -> Results:
+    """Outputs and, where it trains, the gradient of every parameter, by name; nothing is left in the parameters."""
+    for parameter in workload.module.parameters():
+        parameter.grad = None
+    output, _ = run_passes(workload, batch)
+    found = {f"output {place}": tensor.detach() for place, tensor in enumerate(tensors_in(output))}
+    for name, parameter in workload.module.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient of {name}"], parameter.grad = parameter.grad, None
+    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+
+
+def _truth(original: Workload, batch: Any) -> tuple[Results, str]:
+    """Results in fp64, or in fp32 where the model's own code does not run in fp64, and which of them."""
+    wide = replace(original, module=copy.deepcopy(original.module).double(), dtype="fp64")
+    try:
+        return results(wide, _double(batch)), "fp64"
+    except Exception as error:  # whatever a user's own operator raises for a dtype that it does not know
+        return results(replace(original, dtype="fp32"), batch), f"fp32, as fp64 raises {type(error).__name__}"
+
+
+def _double(batch: Any) -> Any:
+    if isinstance(batch, Batch):
+        return replace(batch, dense=batch.dense.double(), labels=batch.labels.double())
+    return tree_map(lambda leaf: leaf.double() if _is_floating(leaf) else leaf, batch)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _moved(workload: Workload, count: int) -> Iterator[Workload]:
+    """The workload with parameters moved by rounding errors of its dtype, ``count`` times another way."""
+    for seed in range(count):
+        moved = copy.deepcopy(workload.module)
+        move_parameters(moved, ROUNDOFF[workload.dtype], seed)
+        yield replace(workload, module=moved)
+
+
+def move_parameters(module: nn.Module, roundoff: float, seed: int) -> None:
+    """Multiply every number by a factor drawn from 1 - ``roundoff`` to 1 + ``roundoff``."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+                parameter.copy_(parameter.double() * (1 + roundoff * drawn.to(parameter.device)))
+
+
+def _share(found: Tensor, truth: Tensor, runs: Sequence[Tensor], dtype: str) -> float:
+    """How much of the budget the error of ``found`` takes, in the worse of two norms."""
+    if found.shape != truth.shape:
+        return float("inf")
+    values = _values([found, truth, *runs])
+    if values is None:
+        return float("inf")
+    found, truth, *runs = values
+    if truth.numel() == 0:
+        return 0.0
+    floor = ROUNDOFF[dtype] ** 2 * float(truth.abs().max())  # where the original happens to make no error at all
+    return max(_ratio(norm(found - truth), FACTOR * max(norm(run - truth) for run in runs) + floor) for norm in NORMS)
+
+
+def _ratio(error: float, budget: float) -> float:
+    if not error < float("inf"):
+        return float("inf")
+    return 0.0 if error == 0 else error / budget if budget else float("inf")
+
+
+NORMS: tuple[Callable[[Tensor], float], ...] = (
+    lambda error: float(error.square().mean().sqrt()),
+    lambda error: float(error.abs().max()),
+)
+
+
+def _values(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """All in fp64; row-sparse ones as the values of their rows, where all have the same rows. None if rows differ."""
+    sparse = [tensor.is_sparse for tensor in tensors]
+    if not any(sparse):
+        return [tensor.double() for tensor in tensors]
+    if not all(sparse):
+        return [(tensor.to_dense() if tensor.is_sparse else tensor).double() for tensor in tensors]
+    packed = [tensor.coalesce() for tensor in tensors]
+    if any(not torch.equal(tensor.indices(), packed[0].indices()) for tensor in packed):
+        return None
+    return [tensor.values().double() for tensor in packed]
+
+
+# Trainings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The step at which the losses strayed farthest, measured in what they may stray."""
+
+    step: int
+    share: float
+
+    @property
+    def passed(self) -> bool:
+        """Within the noise at every step."""
+        return self.share <= 1.0
+
+    def __str__(self) -> str:
+        how = "within" if self.passed else "beyond"
+        return f"losses of {STEPS} steps stray {self.share:.3g} of {FACTOR:g} times the noise, {how} it"
+
+
+def check_training(original: Workload, changed: Workload) -> Training:
+    """Train both from the same parameters, and the original from moved ones; all are as they were afterwards.
+
+    Where the model draws random numbers, each training of the original draws its own, and so sets the noise.
+    """
+    chance = draws_random_numbers(original)
+    reference = _train(original, seed=0)
+    noise = [0.0] * STEPS
+    for number in range(TRAININGS):
+        with _kept(original):
+            move_parameters(original.module, ROUNDOFF[changed.dtype], number)
+            moved = _train(original, seed=number + 1 if chance else 0)
+        noise = [max(known, abs(a - b)) for known, a, b in zip(noise, moved, reference, strict=True)]
+    widest, shares = 0.0, []
+    for known, loss, expected in zip(noise, _train(changed, seed=0), reference, strict=True):
+        widest = max(widest, known)
+        floor = ROUNDOFF[changed.dtype] * abs(expected)
+        shares.append(_ratio(abs(loss - expected), FACTOR * widest + floor))
+    step = max(range(STEPS), key=lambda at: shares[at])
+    return Training(step, shares[step])
+
+
+def _train(workload: Workload, seed: int) -> list[float]:
+    torch.manual_seed(seed)
+    losses = []
+    with _kept(workload):
+        for index in range(STEPS):
+            _, loss = run_passes(workload, workload.inputs[index % len(workload.inputs)])
+            update(workload)
+            losses.append(loss)
+    return [float(loss) for loss in losses if loss is not None]
+
+
+@contextmanager
+def _kept(workload: Workload) -> Iterator[None]:
+    """Afterwards module and optimizers hold what they held before."""
+    module = copy.deepcopy(workload.module.state_dict())
+    optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in workload.optimizers]
+    try:
+        yield
+    finally:
+        workload.module.load_state_dict(module)
+        for optimizer, state in zip(workload.optimizers, optimizers, strict=True):
+            optimizer.load_state_dict(state)
+
+
+# Chance -----------------------------------------------------------------------------------------------------------
+
+
+def draws_random_numbers(workload: Workload) -> bool:
+    """Whether a step draws random numbers, as dropout does."""
+    before = _generators(workload.device)
+    results(workload, workload.inputs[0])
+    return any(not torch.equal(a, b) for a, b in zip(before, _generators(workload.device), strict=True))
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+@contextmanager
+def _without_chance(workloads: Sequence[Workload]) -> Iterator[None]:
+    """A model that draws random numbers is held against itself in evaluation, where dropout is off.
+
+    Raises:
+        ValueError: it draws them there too.
+    """
+    if not draws_random_numbers(workloads[0]):
+        yield
+        return
+    training = [{module: module.training for module in workload.module.modules()} for workload in workloads]
+    for workload in workloads:
+        workload.module.eval()
+    try:
+        if draws_random_numbers(workloads[0]):
+            raise ValueError("the model draws random numbers in evaluation too: its numbers cannot be compared")
+        yield
+    finally:
+        for modes in training:
+            for module, mode in modes.items():
+                module.training = mode

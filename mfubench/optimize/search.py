@@ -1,0 +1,375 @@
+"""The search: profile, try what is predicted to win most, keep what is proved, until nothing is left or time is up."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+from mfu_kernels.errors import InvalidArgument
+from mfubench.errors import MfubenchError, ToolBroke
+from mfubench.run import Run, read_run, write_text
+from mfubench.workload.spec import WorkloadSpec
+
+from .changes import Change, added, from_plain, to_plain
+from .document import NotTried, Optimization, Step, step_of
+from .gain import ALPHA, Gain
+from .isolated import GaveUp, run_isolated
+from .log import FILE, Log, read_log, require_same
+from .recipe import Kept, Recipe
+from .remedies import WORTH, Cells, Proposal, cells_of, proposals
+from .survey import OpUse, Survey
+from .tasks import Finale, finale, identify, profile_changed, take_stock
+from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
+
+FINISHING = 0.4  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
+LEAST_S = 5.0  # less is left: no trial is begun
+Progress = Callable[[str, float], None]
+
+
+class Runner(Protocol):
+    """Runs a task, by default in a process of its own (`isolated.run_isolated`)."""
+
+    def __call__(self, task: Any, argument: Any, *, limit_s: float, phase_limits: Any = ..., tell: Any = ...) -> Any:
+        """The task's result; raises GaveUp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to search and how long: ``compile_s`` is what compiling may take in one trial."""
+
+    spec: WorkloadSpec
+    out: Path | None = None
+    budget_s: float = 600.0
+    compile_s: float = 240.0
+    judge: Judge = "time"
+
+
+@dataclass(slots=True)
+class State:
+    """Where a search stands."""
+
+    identity: Mapping[str, Any]
+    run: Run
+    survey: Survey
+    cells: Cells
+    waiting: list[Proposal]
+    alpha: float
+    steps: list[Step] = field(default_factory=list)
+    kept: tuple[Change, ...] = ()
+    resumed: bool = False
+
+    def take(self, step: Step) -> None:
+        """A trial has ended."""
+        change = from_plain(step.plain)
+        self.steps.append(step)
+        proposal = next((p for p in self.waiting if p.change == change), None)
+        self.waiting = [p for p in self.waiting if p.change != change]
+        if step.kept:
+            self.kept = added(self.kept, change)
+            if proposal is not None:
+                proposal.take(self.cells)
+            self.waiting = [p for p in self.waiting if p.change is None or not change.excludes(p.change)]
+
+
+def optimize(plan: Plan, *, progress: Progress = lambda stage, done: None, run: Runner = run_isolated) -> Optimization:
+    """Search ``plan``; with a folder, leave its log, recipe, runs and document there, or go on from its log.
+
+    Raises:
+        BadInput, mfu_kernels.errors.InvalidArgument: a workload that does not run, another search's folder.
+        ToolBroke: the profile itself broke.
+    """
+    search = Search(plan, progress, run)
+    return search.search()
+
+
+class Search:
+    """One search. Nothing of torch runs in this process: what is tried can break its own only."""
+
+    def __init__(self, plan: Plan, progress: Progress, run: Runner) -> None:
+        self.plan, self.run = plan, run
+        self.began = monotonic()
+        self.progress = lambda stage: progress(stage, min(1.0, self.seconds / plan.budget_s))
+        self.log = Log(plan.out / FILE if plan.out else None)
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return monotonic() - self.began
+
+    def search(self) -> Optimization:
+        """From the profile to the document."""
+        state = self._take_up() or self._begin()
+        stopped = self._try_all(state)
+        end = self._finish(state)
+        document = self._document(state, stopped, end)
+        if self.plan.out is not None:
+            self._write(state, document, end)
+        self.log.append("end", {"stopped": stopped})
+        return document
+
+    # The beginning
+
+    def _begin(self) -> State:
+        identity, run, survey = self._must(take_stock, self.plan.spec, "profiling the start")
+        self.log.begin(self._identity(identity))
+        self.log.append("survey", {"survey": asdict(survey)})
+        if self.plan.out is not None:
+            _put_run(run, self.plan.out / "start")
+        return self._state(self._identity(identity), run, survey)
+
+    def _take_up(self) -> State | None:
+        """Where an interrupted search in this folder stood."""
+        if self.log.file is None or self.plan.out is None:
+            return None
+        facts = read_log(self.log.file)
+        surveys = [fact["survey"] for fact in facts or () if fact["kind"] == "survey"]
+        if not facts or not surveys or not (self.plan.out / "start" / "run.json").exists():
+            return None
+        identity = self._identity(self._must(identify, self.plan.spec, "looking at the model"))
+        require_same(self.log.file, facts[0]["identity"], identity)
+        state = self._state(identity, read_run(self.plan.out / "start"), _survey(surveys[-1]))
+        state.resumed = True
+        for fact in facts:
+            if fact["kind"] == "step":
+                state.take(Step(**fact["step"]))
+        self.log.go_on(facts)
+        return state
+
+    def _identity(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        return {**found, "judge": self.plan.judge}
+
+    def _state(self, identity: Mapping[str, Any], run: Run, survey: Survey) -> State:
+        cells = cells_of(run)
+        listed = proposals(run, survey, self.plan.judge)
+        count = sum(self._worth(proposal, cells) for proposal in listed if proposal.change)
+        return State(identity, run, survey, cells, listed, ALPHA / max(1, count))
+
+    def _worth(self, proposal: Proposal, cells: Cells) -> bool:
+        """Whether enough is predicted; what is judged by numbers alone is tried whatever it would win."""
+        if self.plan.judge == "numbers":
+            return proposal.change is not None
+        return proposal.predicted_ms(cells) > WORTH * sum(cells.values())
+
+    # Trials
+
+    def _try_all(self, state: State) -> str:
+        """Try what is waiting, the best prediction first; why it stopped."""
+        deadline = (1.0 - FINISHING) * self.plan.budget_s
+        while True:
+            proposal = self._next(state)
+            if proposal is None or proposal.change is None:
+                return "nothing is left that is predicted to win more than 1 %"
+            if deadline - self.seconds < LEAST_S:
+                return "the time budget is spent"
+            step = self._try(state, proposal, proposal.change, deadline)
+            if step is None:
+                return f"the time budget ended while {proposal.title} was tried"
+            state.take(step)
+            self.log.append("step", {"step": asdict(step)})
+
+    def _next(self, state: State) -> Proposal | None:
+        open_ = [p for p in state.waiting if p.change is not None and self._worth(p, state.cells)]
+        return max(open_, key=lambda p: p.predicted_ms(state.cells), default=None)
+
+    def _try(self, state: State, proposal: Proposal, change: Change, deadline: float) -> Step | None:
+        """One trial and, if it passes, its confirmation; None if the budget ended in it."""
+        began = self.seconds
+        request = Request(self.plan.spec, state.kept, change, state.alpha, self.plan.judge)
+        trial = self._attempt(try_change, request, proposal.title, deadline)
+        if trial is None:
+            return None
+        measured = trial
+        if trial.refused is None and self.plan.judge == "time":
+            again = self._attempt(confirm, request, f"{proposal.title}: confirming", deadline)
+            if again is None:
+                return None
+            measured, trial.refused = (again if again.logs else trial), again.refused
+        return _step(state, proposal, change, trial, measured, self.seconds - began)
+
+    def _attempt(self, task: Any, request: Request, title: str, deadline: float) -> Trial | None:
+        """What the task found, also where it broke; None if the budget ended in it."""
+        limit_s = max(LEAST_S, deadline - self.seconds)
+        try:
+            found: Trial = self.run(
+                task, request, limit_s=limit_s, phase_limits={COMPILING: self.plan.compile_s}, tell=self._telling(title)
+            )
+        except (GaveUp, MfubenchError, InvalidArgument) as error:
+            if self.seconds > deadline - 1.0:
+                return None
+            return Trial(refused=str(error))
+        return found
+
+    def _telling(self, title: str) -> Callable[[str], None]:
+        return lambda phase: self.progress(f"{title}: {phase}")
+
+    def _must(self, task: Any, argument: Any, stage: str) -> Any:
+        """A task without which there is no search."""
+        self.progress(stage)
+        try:
+            return self.run(task, argument, limit_s=self.plan.budget_s, tell=lambda phase: None)
+        except GaveUp as error:
+            raise ToolBroke(f"{stage}: {error}") from error
+
+    # The end
+
+    def _finish(self, state: State) -> "_End":
+        end = _End()
+        if self.plan.judge == "time":
+            self._compare(state, end)
+        else:
+            end.why_no_plain = "--judge numbers times nothing"
+        if state.kept:
+            self.progress("profiling the end")
+            request = Finale(self.plan.spec, state.kept, plain=False, dynamic=True)
+            try:
+                end.run = self.run(profile_changed, request, limit_s=self._left(), tell=self._telling("the end"))
+            except (GaveUp, MfubenchError, InvalidArgument) as error:
+                end.notes.append(f"the end was not profiled: {error}")
+        return end
+
+    def _left(self) -> float:
+        return max(LEAST_S, self.plan.budget_s - self.seconds)
+
+    def _compare(self, state: State, end: "_End") -> None:
+        """Start, end and plain torch.compile in turn; without the latter where it does not compile in time."""
+        request = Finale(self.plan.spec, state.kept, plain=True, dynamic=state.survey.shapes_vary)
+        stage = "start, end and plain torch.compile in turn"
+        for with_plain in (True, False):
+            if not with_plain and not state.kept:
+                break
+            limits = {COMPILING: self.plan.compile_s} if with_plain else {}
+            try:
+                end.gains = self.run(
+                    finale,
+                    replace(request, plain=with_plain),
+                    limit_s=self._left(),
+                    phase_limits=limits,
+                    tell=self._telling(stage),
+                )
+                break
+            except (GaveUp, MfubenchError, InvalidArgument) as error:
+                if with_plain:
+                    end.why_no_plain = str(error)
+                else:
+                    end.notes.append(f"start and end were not timed in turn: {error}")
+            stage = "start and end in turn"
+
+    def _document(self, state: State, stopped: str, end: "_End") -> Optimization:
+        plain = end.gains.get("plain")
+        nothing_kept = dict.fromkeys(("median", "ci95_low", "ci95_high"), 1.0)
+        unchanged = None if state.kept or self.plan.judge != "time" else nothing_kept
+        start = json.loads(state.run.to_json())
+        return Optimization(
+            workload=state.run.workload,
+            environment=state.run.environment,
+            judge=self.plan.judge,
+            budget_s=self.plan.budget_s,
+            seconds=self.seconds,
+            stopped=stopped,
+            speedup=end.gains.get("end", unchanged),
+            plain_compile={"speedup": plain, "reason": None if plain else end.why_no_plain},
+            over_plain_compile=end.gains.get("end over plain"),
+            steps=state.steps,
+            not_tried=_not_tried(state),
+            kept=[change.title for change in state.kept],
+            alters=[f"{change.title}: {change.alters}" for change in state.kept if change.alters],
+            start=step_of(start),
+            end=step_of(json.loads(end.run.to_json())) if end.run else None,
+            notes=[*end.notes, *_notes(self.plan.judge, state)],
+            resumed=state.resumed,
+        )
+
+    def _write(self, state: State, document: Optimization, end: "_End") -> None:
+        assert self.plan.out is not None
+        if end.run is not None:
+            _put_run(end.run, self.plan.out / "end")
+        recipe = self._recipe(state, document)
+        recipe.write(self.plan.out / "recipe.toml")
+        write_text(self.plan.out / "optimize.json", document.to_json())
+
+    def _recipe(self, state: State, document: Optimization) -> Recipe:
+        description = state.run.workload
+        gains = {json.dumps(step.plain): step.speedup for step in state.steps if step.kept}
+        measured = {
+            **{key: description[key] for key in ("mode", "dtype", "device", "batch_size", "data", "data_hash")},
+            **{key: state.run.environment[key] for key in ("device_name", "torch", "triton", "date")},
+            "speedup": document.speedup,
+        }
+        model = {key: description[key] for key in ("model", "size", "model_hash")}
+        return Recipe(
+            {**model, "architecture": state.identity["architecture"]},
+            measured,
+            self.plan.judge,
+            tuple(Kept(change, gains.get(json.dumps(to_plain(change)))) for change in state.kept),
+        )
+
+
+@dataclass(slots=True)
+class _End:
+    """What the end brought."""
+
+    gains: dict[str, dict[str, float]] = field(default_factory=dict)
+    why_no_plain: str = ""
+    run: Run | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def _put_run(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.json", run.to_json())
+
+
+def _survey(given: Mapping[str, Any]) -> Survey:
+    ops = {name: OpUse(**use) for name, use in given["ops"].items()}
+    return Survey(**{**given, "ops": ops})
+
+
+def _step(state: State, proposal: Proposal, change: Change, trial: Trial, measured: Trial, seconds: float) -> Step:
+    gain = Gain.of(measured.logs, 0.05) if measured.logs else None
+    old_ms = measured.old_ms or 0.0
+
+    def won(ratio: float) -> float:
+        return old_ms * (1 - 1 / ratio)
+
+    return Step(
+        change=proposal.title,
+        plain=to_plain(change),
+        cause=proposal.cause(state.cells),
+        predicted_ms=proposal.predicted_ms(state.cells),
+        measured_ms=won(gain.ratio) if gain else None,
+        ci95=[won(gain.low), won(gain.high)] if gain else None,
+        speedup={"median": gain.ratio, "ci95_low": gain.low, "ci95_high": gain.high} if gain else None,
+        kept=trial.refused is None,
+        reason=trial.refused or _why_kept(gain),
+        alters=change.alters,
+        numbers=trial.numbers,
+        seconds=seconds,
+    )
+
+
+def _why_kept(gain: Gain | None) -> str:
+    if gain is None:
+        return "numbers right; time not judged"
+    return f"numbers right; {gain.ratio:.3f} times as fast, confirmed in a fresh process"
+
+
+def _not_tried(state: State) -> list[NotTried]:
+    def why(proposal: Proposal) -> str:
+        if proposal.why_not:
+            return proposal.why_not
+        if proposal.predicted_ms(state.cells) > WORTH * sum(state.cells.values()):
+            return "the time budget was spent before its turn"
+        return "less than 1 % predicted"
+
+    return [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
+
+
+def _notes(judge: str, state: State) -> Sequence[str]:
+    notes = []
+    if judge == "numbers":
+        notes.append("--judge numbers: kept by their numbers alone; no time was judged, and no speed is claimed")
+    if state.resumed:
+        notes.append("resumed: trials from the log were not repeated")
+    return notes

@@ -1,0 +1,294 @@
+"""Swaps on a live model: what a change does to its modules, functions and optimizers, and how it is taken back.
+
+A swap patches instances, never classes, and hands out what undoes it; undone in reverse order, the model computes bit
+for bit what it did. Parameters, their names and the state dict stay as they are.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeGuard, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfu_kernels as ops
+from mfu_kernels.registry import Impl, with_impl
+
+Undo = Callable[[], None]
+MODEL = "model"  # as a region: the whole model
+_MISSING = object()
+Table = nn.Embedding | nn.EmbeddingBag
+
+
+def patch(target: Any, name: str, value: Any) -> Undo:
+    """Set an attribute of one instance; undone, it has the one that it had, or its class's again."""
+    before = vars(target).get(name, _MISSING)
+    setattr(target, name, value)
+
+    def undo() -> None:
+        delattr(target, name) if before is _MISSING else setattr(target, name, before)
+
+    return undo
+
+
+def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Undo:
+    """Run ``around(forward, *args)`` in place of the module's ``forward``; a copy of the module wraps its own."""
+    inner = _own_forward(module)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return around(inner, self, *args, **kwargs)
+
+    return patch(module, "forward", types.MethodType(forward, module))
+
+
+def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The module's forward as a function of the module: bound, it would keep a copy of the module to the original."""
+    own = vars(module).get("forward")
+    if own is None:
+        return type(module).forward
+    if getattr(own, "__self__", None) is module:
+        return cast(Callable[..., Any], own.__func__)
+    return lambda _self, *args, **kwargs: own(*args, **kwargs)
+
+
+def together(undos: Iterable[Undo]) -> Undo:
+    """Undo all, the last first."""
+    listed = list(undos)
+
+    def undo() -> None:
+        while listed:
+            listed.pop()()
+
+    return undo
+
+
+# An op's implementation -------------------------------------------------------------------------------------------
+
+
+def use_impl(model: nn.Module, op: str, impl: str) -> Undo:
+    """Choose ``impl`` for ``op`` in every module that calls it, and in torch's own modules that compute the same.
+
+    Modules of the zoo choose by their attribute ``impl``. `torch_modules_of` says which of torch's stand for which op;
+    calls of ``F.scaled_dot_product_attention`` without mask or dropout, on rows of one length, become
+    ``window_attention`` without a window.
+    """
+    undos = [patch(m, "impl", with_impl(m.impl, op, impl)) for m in model.modules() if _has_impl(m)]  # type: ignore[arg-type]
+    for module in torch_modules_of(model, op):
+        undos.append(patch(module, "forward", types.MethodType(_FORWARDS[op], module)))
+        undos.append(patch(module, "_mfubench_impl", impl))
+    if op == "window_attention":
+        undos.append(_replace_in_forward(model, _attention_by(cast(Impl, impl))))
+    return together(undos)
+
+
+def _has_impl(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "impl", None), str)
+
+
+def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
+    """torch's own modules in ``model`` that compute what ``op`` does: one normalised dimension, forward as it is."""
+    kind: Any = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}.get(op)
+    if kind is None:
+        return []
+    same = [m for m in model.modules() if isinstance(m, kind) and type(m).forward is kind.forward]
+    return [module for module in same if len(module.normalized_shape) == 1]
+
+
+def _layer_norm(self: Any, x: Tensor) -> Tensor:
+    return ops.layer_norm(x, self.weight, self.bias, eps=self.eps, impl=self._mfubench_impl)
+
+
+def _rms_norm(self: Any, x: Tensor) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+    return ops.rms_norm(x, self.weight, eps=eps, impl=self._mfubench_impl)
+
+
+_FORWARDS: dict[str, Callable[..., Tensor]] = {"layer_norm": _layer_norm, "rms_norm": _rms_norm}
+
+
+def _attention_by(impl: Impl) -> Callable[..., Tensor]:
+    original = F.scaled_dot_product_attention
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if attn_mask is not None or dropout_p or query.ndim != 4 or not query.shape == key.shape == value.shape:
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        rows, _, length, _ = query.shape
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+        offsets = torch.arange(0, rows * length + 1, length, device=query.device)
+        mixed = ops.window_attention(
+            q, k, v, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
+        )
+        unpacked: Tensor = mixed.unflatten(0, (rows, length)).transpose(1, 2)
+        return unpacked
+
+    return attention
+
+
+def _replace_in_forward(model: nn.Module, attention: Callable[..., Tensor]) -> Undo:
+    """While ``model`` runs its forward, torch's attention is ``attention``; nobody else's changes."""
+
+    def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        undo = patch(F, "scaled_dot_product_attention", attention)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            undo()
+
+    return wrap_forward(model, around)
+
+
+# Modules and optimizers -------------------------------------------------------------------------------------------
+
+
+def without_attention_weights(model: nn.Module) -> Undo:
+    """Every ``nn.MultiheadAttention`` leaves out the weights that it returns, so that it can use a fused kernel."""
+    return together(patch(m, "forward", types.MethodType(_attend, m)) for m in attention_modules(model))
+
+
+def attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
+    """The ``nn.MultiheadAttention`` whose forward is torch's own."""
+    return [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and _plain_attention(m)]
+
+
+def _plain_attention(module: nn.MultiheadAttention) -> bool:
+    return type(module).forward is nn.MultiheadAttention.forward and "forward" not in vars(module)
+
+
+def _attend(
+    self: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    return nn.MultiheadAttention.forward(
+        self, query, key, value, key_padding_mask, False, attn_mask, average_attn_weights, is_causal
+    )
+
+
+def is_table(module: nn.Module) -> TypeGuard[Table]:
+    """Whether the module looks up rows of a table."""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Undo:
+    """Gradients of tables hold the rows of the batch only, where the optimizer takes such gradients."""
+    return together(patch(m, "sparse", True) for _, m in tables_to_make_sparse(model, optimizers))
+
+
+def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, Table]]:
+    """Tables with dense gradients whose optimizer does the same with row-sparse ones, by name."""
+    takes = {id(parameter) for optimizer in optimizers for parameter in _takes_sparse(optimizer)}
+    for name, module in model.named_modules():
+        plain = is_table(module) and module.max_norm is None and not module.scale_grad_by_freq
+        if plain and not module.sparse and id(module.weight) in takes:
+            yield name, cast(Table, module)
+
+
+def _takes_sparse(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """Parameters that ``optimizer`` updates alike from dense and row-sparse gradients."""
+    for group in optimizer.param_groups:
+        plain = not group.get("weight_decay") and not group.get("momentum") and not group.get("maximize")
+        if isinstance(optimizer, (torch.optim.SGD, torch.optim.Adagrad)) and plain and not group.get("fused"):
+            yield from group["params"]
+
+
+def update_together(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Undo:
+    """Optimizers that loop over their parameters update them ``fused``, in one kernel, or ``foreach``, in a few."""
+    undos = []
+    for optimizer in looping_optimizers(model, optimizers, how):
+        for group in (optimizer.defaults, *optimizer.param_groups):
+            undos += [_set_item(group, "fused", how == "fused"), _set_item(group, "foreach", how == "foreach")]
+    return together(undos)
+
+
+def _set_item(group: dict[str, Any], key: str, value: Any) -> Undo:
+    before = group[key]
+    group[key] = value
+    return lambda: group.__setitem__(key, before)
+
+
+def looping_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], how: str
+) -> list[torch.optim.Optimizer]:
+    """Those that can update ``fused`` or ``foreach`` and do not.
+
+    Row-sparse gradients go one by one in any case, and what torch decides by itself on a GPU is left alone.
+    """
+    sparse = {id(m.weight) for m in model.modules() if is_table(m) and m.sparse}
+    return [optimizer for optimizer in optimizers if _loops(optimizer, how, sparse)]
+
+
+def _loops(optimizer: torch.optim.Optimizer, how: str, sparse: set[int]) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not {"fused", "foreach"} <= optimizer.defaults.keys() or any(id(p) in sparse for p in parameters):
+        return False
+    on_cuda = any(parameter.is_cuda for parameter in parameters)
+    foreach = all(group["foreach"] or (group["foreach"] is None and on_cuda) for group in optimizer.param_groups)
+    fused = all(group["fused"] for group in optimizer.param_groups)
+    return not fused and not (how == "foreach" and foreach)
+
+
+# Compilers and dtypes ---------------------------------------------------------------------------------------------
+
+
+def class_name(module: nn.Module) -> str:
+    """What a region is called: the module's class, with its package."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def compile_region(model: nn.Module, region: str, *, dynamic: bool, cudagraphs: bool = False) -> Undo:
+    """Compile every module of the class ``region``, each by itself, or the whole ``model``.
+
+    Equal blocks share their compiled code, which is what makes compiling by region cheap. Tables with row-sparse
+    gradients, which the compiler does not take, stay eager.
+    """
+    roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
+    undos: list[Undo] = []
+    for root in roots:
+        undos += [_stay_eager(part) for part in root.modules() if is_table(part) and part.sparse]
+        undos.append(_compile(root, dynamic, cudagraphs))
+    return together(undos)
+
+
+def _stay_eager(module: nn.Module) -> Undo:
+    return patch(module, "forward", types.MethodType(torch.compiler.disable(_own_forward(module)), module))
+
+
+def _compile(module: nn.Module, dynamic: bool, cudagraphs: bool) -> Undo:
+    undo = patch(module, "_compiled_call_impl", None)  # torch's own place for what stands in for the call
+    module.compile(dynamic=dynamic, mode="reduce-overhead" if cudagraphs else None)
+    return undo
+
+
+def autocast_forward(model: nn.Module) -> Undo:
+    """``model``'s forward runs under bf16 autocast, over parameters that stay as they are."""
+    device_type = next((parameter.device.type for parameter in model.parameters()), "cpu")
+
+    def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type, torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    return wrap_forward(model, around)
+
+
+def use_tf32() -> Undo:
+    """fp32 products of this process round their factors to TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    return lambda: setattr(matmul, "fp32_precision", before)

@@ -1,0 +1,210 @@
+"""One trial: a change held against what is kept so far, in numbers and in time.
+
+Each function runs in a process of its own (see ``isolated``), tells its phases as it goes, and takes and gives plain
+values. Numbers come first: what is wrong is never timed. Then the time; then, of what is faster, the losses.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from mfubench.measure.timing import time_in_blocks
+from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
+from mfubench.workload.step import run_step
+
+from .build import build
+from .changes import BucketByLength, Change, Compile, UseBatchSize, UseImpl, added
+from .gain import LOOKS, Gain, log_ratios, measure_gain
+from .numbers import check_results, check_training
+from .rows import with_empty_histories
+
+Tell = Callable[[str], None]
+Judge = Literal["time", "numbers"]
+CHECKED_REQUESTS = 16  # of a batch whose numbers are checked, where batches may differ in shape
+PREPARING, COMPILING, NUMBERS, TIMING, LOSSES = (
+    "preparing",
+    "compiling",
+    "checking numbers",
+    "timing",
+    "checking losses",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to try: ``change`` on top of ``kept``. ``alpha`` is what the search leaves this trial."""
+
+    spec: WorkloadSpec
+    kept: tuple[Change, ...]
+    change: Change
+    alpha: float
+    judge: Judge = "time"
+
+
+@dataclass(slots=True)
+class Trial:
+    """What a trial found. ``refused`` is the reason that ended it; ``logs`` are the log ratios of its blocks."""
+
+    refused: str | None = None
+    numbers: list[str] = field(default_factory=list)
+    logs: list[float] = field(default_factory=list)
+    old_ms: float | None = None  # median step of what was kept so far
+
+
+def try_change(request: Request, tell: Tell) -> Trial:
+    """Numbers, time and losses of one change."""
+    trial = Trial()
+    checked = _Checked(request, tell)
+    trial.refused = checked.results(trial.numbers)
+    if trial.refused is None and request.judge == "time":
+        _time(request, trial, tell)
+        gain = Gain.of(trial.logs, request.alpha / len(LOOKS))
+        if gain.verdict != "faster":
+            trial.refused = _not_faster(gain)
+    if trial.refused is None:
+        trial.refused = checked.training(trial.numbers)
+    return trial
+
+
+def confirm(request: Request, tell: Tell) -> Trial:
+    """The time once more; this process has seen nothing of the trial."""
+    trial = Trial()
+    _time(request, trial, tell)
+    gain = Gain.of(trial.logs, request.alpha / len(LOOKS))
+    if gain.verdict != "faster":
+        trial.refused = f"not confirmed in a fresh process: {_not_faster(gain)}"
+    return trial
+
+
+def _not_faster(gain: Gain) -> str:
+    shown = f"{gain.ratio:.3f} times as fast [{gain.low:.3f}, {gain.high:.3f}], {gain.blocks} blocks"
+    if gain.verdict == "not faster":
+        return f"not faster by 1 %: {shown}"
+    return f"undecided: the interval reaches below 1 % faster: {shown}"
+
+
+def _time(request: Request, trial: Trial, tell: Tell) -> None:
+    arms = arms_of(request.spec, [request.kept, added(request.kept, request.change)], tell)
+    tell(TIMING)
+    timings: list[float] = []
+
+    def blocks(first: int, count: int) -> list[float]:
+        old, new = arms.blocks(first, count)
+        timings.extend(ms for block in old for ms in block)
+        return log_ratios(old, new, lambda block: arms.samples[1] / arms.samples[0])
+
+    trial.logs = measure_gain(blocks, request.alpha)
+    trial.old_ms = sorted(timings)[len(timings) // 2] / arms.steps_a_turn
+
+
+# Arms -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Workloads that are timed in turn; a turn of each is ``steps_a_turn`` steps with ``samples`` in all."""
+
+    workloads: list[Workload]
+    samples: list[int]
+    steps_a_turn: int
+
+    def blocks(self, first: int, count: int) -> list[list[tuple[float, float]]]:
+        """Milliseconds ``[arm][block]`` of ``count`` blocks (``time_in_blocks``)."""
+        turns = [self._turn(workload) for workload in self.workloads]
+        return time_in_blocks(turns, device=self.workloads[0].device, first=first, num_blocks=count)
+
+    def _turn(self, workload: Workload) -> Callable[[int], None]:
+        def turn(index: int) -> None:
+            for step in range(self.steps_a_turn):
+                run_step(workload, index * self.steps_a_turn + step)
+
+        return turn
+
+
+def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) -> Arms:
+    """Workloads in each of ``states``, compiled and warm.
+
+    Where one of them draws other batches from the same requests, a turn is a whole round over the input sets, so that
+    every arm's turn has the same requests in it.
+    """
+    tell(PREPARING)
+    spec = replace(spec, steps=max(spec.steps, NUM_ROTATED))
+    workloads = [build(spec, state).workload for state in states]
+    whole = any(isinstance(change, BucketByLength) for state in states for change in state)
+    num_sets = len(workloads[0].inputs)
+    for workload in workloads:
+        tell(COMPILING)
+        for index in range(max(num_sets, WARMUP_STEPS)):
+            run_step(workload, index)
+    samples = [sum(w.num_samples) if whole else w.num_samples[0] for w in workloads]
+    return Arms(workloads, samples, num_sets if whole else 1)
+
+
+# Numbers ----------------------------------------------------------------------------------------------------------
+
+
+class _Checked:
+    """The model as it was beside the changed one, on batches small enough to be run many times."""
+
+    def __init__(self, request: Request, tell: Tell) -> None:
+        self.request, self.tell = request, tell
+        self.changes = list(added(request.kept, request.change))
+        fixed = any(isinstance(change, Compile) and not change.dynamic for change in self.changes)
+        self.spec = replace(request.spec, steps=NUM_ROTATED)
+        if not fixed:  # a compiled region would be compiled for other shapes again
+            self.spec = replace(self.spec, batch_size=CHECKED_REQUESTS)
+        # The batch's size and order are no part of what a model computes.
+        self.changes = [c for c in self.changes if not isinstance(c, (UseBatchSize, BucketByLength))]
+
+    def results(self, notes: list[str]) -> str | None:
+        """Why the results of some batch are wrong, or None; what was found goes to ``notes``."""
+        self.tell(PREPARING)
+        original, changed = build(self.spec).workload, build(self.spec, self.changes).workload
+        self.tell(COMPILING)
+        run_step_without_update(changed)
+        self.tell(NUMBERS)
+        batches = {"a batch": original.inputs[0]}
+        if original.needed is not None:  # of the zoo, whose batches we know how to change
+            batches["a batch with empty rows"] = with_empty_histories(original.inputs[1])
+        else:
+            notes.append("rows of zero length: not checked, the model makes its own batches")
+        dtypes = [changed.dtype]
+        if changed.dtype != "fp32" and isinstance(self.request.change, UseImpl):
+            dtypes.append("fp32")  # a kernel that is wrong by less than the run's dtype would pass there
+        for dtype in dtypes:
+            try:
+                found = check_results(original, replace(changed, dtype=dtype), batches)
+            except ValueError as error:
+                return str(error)
+            notes.append(str(found))
+            if not found.passed:
+                return f"wrong numbers: {found}"
+        _release(original.device)
+        return None
+
+    def training(self, notes: list[str]) -> str | None:
+        """Why the losses of a short training are wrong, or None."""
+        if self.spec.mode != "train":
+            notes.append("losses: not checked, the mode is infer")
+            return None
+        self.tell(LOSSES)
+        original, changed = build(self.spec).workload, build(self.spec, self.changes).workload
+        found = check_training(original, changed)
+        notes.append(str(found))
+        return None if found.passed else f"wrong losses: {found}"
+
+
+def run_step_without_update(workload: Workload) -> None:
+    """A first pass, in which what is to be compiled is compiled."""
+    from .numbers import results
+
+    results(workload, workload.inputs[0])
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,126 @@
+"""A search as a page: how much faster the model became, what did it, and what did not."""
+
+from typing import TYPE_CHECKING, Any
+
+from . import format as fmt
+from .blocks import Block, Column, Facts, Items, Page, Section, Table
+
+if TYPE_CHECKING:
+    from mfubench.optimize.document import NotTried, Optimization, Step
+
+BY_NUMBERS = "numbers"
+
+
+def optimization_page(found: "Optimization") -> Page:
+    """Everything that a report says about a search."""
+    warnings = [f"This alters more than speed: {altered}" for altered in found.alters]
+    if found.judge == BY_NUMBERS:
+        warnings.insert(0, "Judged by numbers only (--judge numbers): no time was judged, and no speed is claimed")
+    return Page(
+        title=f"Optimization of {_name(found)}",
+        headline=_headline(found),
+        warnings=warnings,
+        sections=[
+            Section("Start, end, and plain torch.compile", [_ends(found)], brief=True),
+            Section("What was tried, in order", [_steps(found.steps)], brief=True),
+            Section("What was not tried", [_not_tried(found.not_tried)], brief=True),
+            Section("Numbers", [_numbers(found.steps)]),
+            Section("Notes", [Items(found.notes or ["None."])]),
+            Section("Method", [Items([found.method])]),
+            Section("Workload", [_facts(found.workload)]),
+            Section("Environment", [_facts(found.environment)]),
+        ],
+    )
+
+
+def _name(found: "Optimization") -> str:
+    w = found.workload
+    return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
+
+
+def _headline(found: "Optimization") -> str:
+    device = found.environment.get("device_name") or found.workload["device"]
+    tried, kept = len(found.steps), len(found.kept)
+    parts = [f"{_name(found)} on {device}: {kept} of {tried} changes kept"]
+    if found.judge != BY_NUMBERS and found.speedup is not None:
+        parts.append(f"{_times(found.speedup)} times as fast for each sample as the start")
+        plain = found.plain_compile["speedup"]
+        known = _times(plain) if plain else fmt.not_known(found.plain_compile["reason"])
+        parts.append(f"plain torch.compile of the whole model {known} times")
+    return f"{'; '.join(parts)}; stopped: {found.stopped}"
+
+
+def _times(speedup: dict[str, float]) -> str:
+    return fmt.interval(speedup["median"], speedup["ci95_low"], speedup["ci95_high"])
+
+
+def _ends(found: "Optimization") -> Block:
+    why = found.plain_compile["reason"] or ""
+
+    def times(speedup: dict[str, float] | None, why_not: str) -> str:
+        return _times(speedup) if speedup else fmt.not_known(why_not)
+
+    not_timed = "time was not judged" if found.judge == BY_NUMBERS else "see the notes"
+    pairs = [
+        ("Kept, in order", "; ".join(found.kept) or "nothing"),
+        ("The end, times as fast as the start", times(found.speedup, not_timed)),
+        ("Plain torch.compile of the whole model", times(found.plain_compile["speedup"], why)),
+        ("The end, times as fast as plain torch.compile", times(found.over_plain_compile, why or "nothing was kept")),
+        ("The start's step", _step_time(found.start)),
+        ("The end's step", _step_time(found.end) if found.end else fmt.not_known("see the notes")),
+        ("Budget", f"{found.seconds:.0f} of {found.budget_s:.0f} s"),
+    ]
+    return Facts(pairs)
+
+
+def _step_time(run: dict[str, Any]) -> str:
+    time = run["step"]["time_ms"]
+    shown = fmt.interval(time["median"], time["ci95_low"], time["ci95_high"], "ms")
+    return f"{shown}, {fmt.number(run['step']['samples_per_s'])} samples/s"
+
+
+def _steps(steps: "list[Step]") -> Block:
+    if not steps:
+        return Items(["Nothing was tried."])
+    measured = [fmt.NOT_KNOWN if s.measured_ms is None or s.ci95 is None else _ms(s.measured_ms, s.ci95) for s in steps]
+    return Table.of(
+        "Milliseconds of a step that a change wins: as the ledger bounds it, and as measured, with its 95 % interval, "
+        "on top of what was kept before it.",
+        [
+            (Column("change"), [step.change for step in steps]),
+            (Column("cause"), [step.cause for step in steps]),
+            (Column("predicted ms", numeric=True), fmt.column([step.predicted_ms for step in steps])),
+            (Column("measured ms", numeric=True), measured),
+            (Column("kept"), ["yes" if step.kept else "no" for step in steps]),
+            (Column("why"), [step.reason for step in steps]),
+            (Column("alters", brief=False), [step.alters for step in steps]),
+            (Column("seconds", numeric=True, brief=False), fmt.column([step.seconds for step in steps])),
+        ],
+    )
+
+
+def _ms(measured: float, ci95: list[float]) -> str:
+    low, high = ci95
+    return fmt.interval(measured, low, high)
+
+
+def _not_tried(listed: "list[NotTried]") -> Block:
+    if not listed:
+        return Items(["Nothing was left out."])
+    return Table.of(
+        "Remedies that were not tried, and why.",
+        [
+            (Column("remedy"), [each.change for each in listed]),
+            (Column("cause"), [each.cause for each in listed]),
+            (Column("predicted ms", numeric=True), fmt.column([each.predicted_ms for each in listed])),
+            (Column("why not"), [each.reason for each in listed]),
+        ],
+    )
+
+
+def _numbers(steps: "list[Step]") -> Block:
+    return Items([f"{step.change}: {note}" for step in steps for note in step.numbers] or ["Nothing was checked."])
+
+
+def _facts(values: dict[str, Any]) -> Facts:
+    return Facts([(fmt.label(key), fmt.value(key, given)) for key, given in values.items()])
