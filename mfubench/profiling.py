@@ -294,18 +294,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
     run = Run(
         workload=workload.description,
         environment=environment(workload.device),
-        peak={
-            "dtype": workload.dtype,
-            "in_use": "measured" if passes.sheet_tflops is None else "datasheet",
-            "datasheet_tflops": passes.sheet_tflops,
-            "source": passes.sheet.source if passes.sheet else None,
-            "measured_tflops": measured,
-            "measured_date": passes.calibration.date,
-            "measured_how": passes.calibration.how,
-            "bandwidth_gb_s": passes.calibration.copy_gb_s,
-            "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
-            "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
-        },
+        peak=_peak(workload, passes),
         step={
             "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
             "samples_per_s": requests / total_s,
@@ -357,6 +346,22 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
     _blank(run, passes)
     run.warnings += _warnings(run, workload)
     return run
+
+
+def _peak(workload: Workload, passes: Passes) -> dict[str, Any]:
+    """The peak in use and its source, and what was measured on this device beside it."""
+    return {
+        "dtype": workload.dtype,
+        "in_use": "measured" if passes.sheet_tflops is None else "datasheet",
+        "datasheet_tflops": passes.sheet_tflops,
+        "source": passes.sheet.source if passes.sheet else None,
+        "measured_tflops": passes.ceilings.measured_tflops,
+        "measured_date": passes.calibration.date,
+        "measured_how": passes.calibration.how,
+        "bandwidth_gb_s": passes.calibration.copy_gb_s,
+        "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
+        "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
+    }
 
 
 def _requests(workload: Workload, steps: int) -> int:

@@ -19,7 +19,6 @@ from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 from .boundary import _fwd_outputs
 from .mask import keys_to_visit, positions_of, seen_by, visit
 
-
 SIZES = ("num_heads", "max_length", "window", "first_keys", "num_candidates", "bias_length")
 """Numbers that differ from batch to batch, or from model to model: no kernel is compiled anew for one."""
 

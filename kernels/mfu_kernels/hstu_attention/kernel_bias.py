@@ -39,7 +39,10 @@ def hstu_attention_dbias_kernel(
     """One share [BLOCK, BLOCK] of the tiles on one diagonal: those of CANDIDATES behind the first, or all others."""
     diagonal = tl.program_id(0) % num_diagonals
     head = ((tl.program_id(0) // num_diagonals) % num_heads).to(tl.int64)
-    group, num_groups = tl.program_id(0) // (num_diagonals * num_heads), tl.num_programs(0) // (num_diagonals * num_heads)
+    group, num_groups = (
+        tl.program_id(0) // (num_diagonals * num_heads),
+        tl.num_programs(0) // (num_diagonals * num_heads),
+    )
     places = tl.arange(0, BLOCK)
     share = tl.zeros([BLOCK, BLOCK], tl.float32)
     for row in range(group, num_rows, num_groups):

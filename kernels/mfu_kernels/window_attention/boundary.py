@@ -39,7 +39,9 @@ _backward = define(
 
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, *mask: Any) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, *mask: Any
+    ) -> Tensor:
         out, levels = _forward(q, k, v, offsets, angles, *mask)
         ctx.save_for_backward(q, k, v, offsets, angles, out, levels)
         ctx.mask = mask

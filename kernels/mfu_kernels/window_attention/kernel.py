@@ -68,7 +68,9 @@ def window_attention_fwd_kernel(
         mixed = tl.dot(weights.to(near_v.dtype), near_v, mixed * fade[:, None], input_precision="ieee")
         highest = higher
     total = tl.where(total > 0, total, 1.0)  # queries behind the row's end
-    store_tile(out + (begin * num_heads + head) * D, mixed * (1.0 / total)[:, None], queries, length, num_heads * D, D, PADDED)
+    store_tile(
+        out + (begin * num_heads + head) * D, mixed * (1.0 / total)[:, None], queries, length, num_heads * D, D, PADDED
+    )
     places = levels + head * num_tokens + begin + queries
     tl.store(places, highest, mask=queries < length)
     tl.store(places + num_tokens.to(tl.int64) * num_heads, tl.log2(total), mask=queries < length)

@@ -68,7 +68,9 @@ def window_attention_dq_kernel(
             near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
             scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
             seen = within(tl.arange(0, BLOCK_N)[None, :], (earliest - start)[:, None], (end - start)[:, None])
-            weights = weights_again(scores * (scale * LOG2E), seen, highest, log_total, q.dtype.element_ty == tl.float32)
+            weights = weights_again(
+                scores * (scale * LOG2E), seen, highest, log_total, q.dtype.element_ty == tl.float32
+            )
             near_v = load_tile(v, keys, length, v_t, D, PADDED)
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
             dscores = weights * (dweights - projection[:, None])
