@@ -11,6 +11,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 80, 10 + 1  # one may 
 OVERSIZE: dict[str, str] = {}  # file -> why it may be longer
 LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more parameters
     "mfubench/cli/campaign.py:campaign": "a command's options are its parameters",
+    "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
     "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
     "kernels/mfu_kernels/hstu_attention/op.py:hstu_attention": "an attention and the three parts of its mask",
@@ -36,7 +37,9 @@ def test_functions_fit_in_a_head(path: Path) -> None:
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             parameters = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
-            assert parameters <= MAX_PARAMETERS or jitted(node), f"{node.name} has {parameters} parameters"
+            # What launches a kernel takes what its operator of torch.library takes: tensors and numbers, no objects.
+            fixed = jitted(node) or (path.name.startswith("kernel") and node.name in ("forward", "backward"))
+            assert parameters <= MAX_PARAMETERS or fixed, f"{node.name} has {parameters} parameters"
 
 
 @pytest.mark.parametrize("path", CODE, ids=named)
