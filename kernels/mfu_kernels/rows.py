@@ -9,8 +9,6 @@ from torch import Tensor
 from .launching import config
 from .modes import MetaParameters
 
-MAX_WIDTH = 16_384
-"""Widest row: one program holds it in registers."""
 WALKERS_PER_PROCESSOR = 4
 INTERPRETED_WALKERS = 3  # few, so that each walks several blocks also on small inputs
 

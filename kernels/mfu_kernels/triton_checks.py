@@ -9,6 +9,7 @@ from .precision import matmul_dtype
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
+MAX_ROW_WIDTH = 16_384
 
 
 def check_dtypes(op: str, **arguments: Tensor | None) -> None:
@@ -33,6 +34,16 @@ def check_head_dim(op: str, d: int) -> None:
     """
     if not MIN_HEAD_DIM <= d <= MAX_HEAD_DIM:
         raise invalid(op, "the head dimension", d, f"{MIN_HEAD_DIM} to {MAX_HEAD_DIM} with impl='triton'")
+
+
+def check_row_width(op: str, width: int) -> None:
+    """One program holds a whole row in registers.
+
+    Raises:
+        InvalidArgument: a row is too wide for that.
+    """
+    if width > MAX_ROW_WIDTH:
+        raise invalid(op, "the row width", width, f"at most {MAX_ROW_WIDTH} with impl='triton'; use impl='reference'")
 
 
 def cast_for_matmul(*tensors: Tensor) -> tuple[Tensor, ...]:

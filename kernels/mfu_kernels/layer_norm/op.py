@@ -5,10 +5,11 @@ from torch import Tensor
 from mfu_kernels.checks import check_norm
 from mfu_kernels.registry import Impl, Op
 
+from .boundary import layer_norm_triton
 from .cost import layer_norm_cost
 from .reference import layer_norm_reference
 
-OP = Op("layer_norm", "norm", layer_norm_cost, {"reference": layer_norm_reference})
+OP = Op("layer_norm", "norm", layer_norm_cost, {"reference": layer_norm_reference, "triton": layer_norm_triton})
 
 
 def layer_norm(

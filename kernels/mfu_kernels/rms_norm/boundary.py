@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mfu_kernels.boundary import define
-from mfu_kernels.triton_checks import check_dtypes
+from mfu_kernels.triton_checks import check_dtypes, check_row_width
 
 
 def _fwd_outputs(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -48,5 +48,6 @@ class _RmsNorm(torch.autograd.Function):
 def rms_norm_triton(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """The kernel on the rows of ``x`` [..., D]; arguments and result as `rms_norm` has them."""
     check_dtypes("rms_norm", x=x, weight=weight)
+    check_row_width("rms_norm", x.shape[-1])
     out: Tensor = _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, eps)
     return out.view(x.shape)

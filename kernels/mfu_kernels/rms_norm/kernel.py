@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mfu_kernels.launching import Kernel, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rows import MAX_WIDTH as MAX_WIDTH
 from mfu_kernels.rows import num_walkers, row_configs, with_unit_stride
 
 from .boundary import _bwd_outputs, _fwd_outputs

@@ -6,10 +6,13 @@ from mfu_kernels.checks import check_matmul_dtypes, check_shapes
 from mfu_kernels.jagged import check_offsets, host_max_length
 from mfu_kernels.registry import Impl, Op
 
+from .boundary import seed_pooling_triton
 from .cost import seed_pooling_cost
 from .reference import seed_pooling_reference
 
-OP = Op("seed_pooling", "attention", seed_pooling_cost, {"reference": seed_pooling_reference})
+OP = Op(
+    "seed_pooling", "attention", seed_pooling_cost, {"reference": seed_pooling_reference, "triton": seed_pooling_triton}
+)
 
 
 def seed_pooling(

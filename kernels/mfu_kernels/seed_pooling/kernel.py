@@ -1,0 +1,195 @@
+"""Seed pooling in Triton, forward: one program for a row's chunk of keys, one head and a block of seeds.
+
+The seeds stay in registers or shared memory while the keys and values of the chunk stream past once, so that the kernel
+is bound by reading them. Where rows alone do not fill the device, they are split into chunks; each chunk is then pooled
+as if it were a row, in fp32, and a second kernel combines a row's chunks by their softmax denominators, in order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import with_unit_stride
+
+from .boundary import _fwd_outputs
+
+PROGRAMS_PER_PROCESSOR = 8
+PROCESSORS = 132  # where there is no device to ask
+MAX_BLOCK_N = 128
+MIN_CHUNK = 256  # keys; shorter chunks spend more on combining than on reading
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _program(num_seeds, num_heads, BLOCK_S: tl.constexpr):
+    """This program's seeds, head and piece of the batch; those that read the same keys follow each other."""
+    num_blocks = tl.cdiv(num_seeds, BLOCK_S)
+    pid = tl.program_id(0)
+    seeds = (pid % num_blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    return seeds, (pid // num_blocks) % num_heads, (pid // num_blocks // num_heads).to(tl.int64)
+
+
+@triton.jit
+def seed_pooling_fwd_kernel(
+    seeds, k, v, offsets, out, highest, total,
+    num_heads, num_seeds, width, seeds_s, seeds_h, k_t, k_h, v_t, v_h, scale_log2, num_chunks, chunk_length,
+    D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Pool one chunk of a row. ``out`` [B chunks, S, H, d]; ``highest`` and ``total`` [B chunks, H, S]."""
+    s, head, piece = _program(num_seeds, num_heads, BLOCK_S)
+    row, chunk = piece // num_chunks, piece % num_chunks
+    n, dims = tl.arange(0, BLOCK_N), tl.arange(0, D)
+    inside_s, inside_d = s < num_seeds, dims < width
+    begin = tl.load(offsets + row).to(tl.int64) + chunk * chunk_length
+    end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), begin + chunk_length)
+    queries = tl.load(
+        seeds + head * seeds_h + s[:, None] * seeds_s + dims[None, :],
+        mask=inside_s[:, None] & inside_d[None, :], other=0.0,
+    )  # fmt: skip
+    places_k = head * k_h + n[:, None] * k_t + dims[None, :]
+    places_v = head * v_h + n[:, None] * v_t + dims[None, :]
+    high = tl.full([BLOCK_S], float("-inf"), dtype=tl.float32)
+    denominator = tl.zeros([BLOCK_S], dtype=tl.float32)
+    pooled = tl.zeros([BLOCK_S, D], dtype=tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        inside_n = n < end - start
+        inside = inside_n[:, None] & inside_d[None, :]
+        keys = tl.load(k + start * k_t + places_k, mask=inside, other=0.0)
+        values = tl.load(v + start * v_t + places_v, mask=inside, other=0.0)
+        scores = tl.dot(queries, keys.T, input_precision="ieee")
+        scores = tl.where(inside_n[None, :], scores, float("-inf"))
+        higher = tl.maximum(high, tl.max(scores, axis=1))
+        weights = tl.exp2((scores - higher[:, None]) * scale_log2)
+        fade = tl.exp2((high - higher) * scale_log2)
+        denominator = denominator * fade + tl.sum(weights, axis=1)
+        pooled = tl.dot(weights.to(values.dtype), values, pooled * fade[:, None], input_precision="ieee")
+        high = higher
+
+    # An empty row gives zeros; an empty chunk of another row is one that nobody reads.
+    kept = s < tl.where((begin < end) | (chunk == 0), num_seeds, 0)
+    pooled /= tl.where(denominator > 0.0, denominator, 1.0)[:, None]
+    places = ((piece * num_seeds + s[:, None]) * num_heads + head) * width + dims[None, :]
+    tl.store(out + places, pooled.to(out.dtype.element_ty), mask=kept[:, None] & inside_d[None, :])
+    place = (piece * num_heads + head) * num_seeds + s
+    tl.store(highest + place, high, mask=kept)
+    tl.store(total + place, denominator, mask=kept)
+
+
+@triton.jit
+def seed_pooling_combine_kernel(
+    parts, parts_highest, parts_total, offsets, out, highest, total,
+    num_heads, num_seeds, width, scale_log2, num_chunks, chunk_length,
+    D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Weigh each chunk of a row by its share of the row's softmax denominator, for one head and a block of seeds."""
+    s, head, row = _program(num_seeds, num_heads, BLOCK_S)
+    dims = tl.arange(0, D)
+    inside_s = s < num_seeds
+    inside = inside_s[:, None] & (dims < width)[None, :]
+    places = (s[:, None] * num_heads + head) * width + dims[None, :]
+    row_size = num_seeds * num_heads * width
+    length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
+    high = tl.full([BLOCK_S], float("-inf"), dtype=tl.float32)
+    denominator = tl.zeros([BLOCK_S], dtype=tl.float32)
+    pooled = tl.zeros([BLOCK_S, D], dtype=tl.float32)
+    for chunk in range(tl.cdiv(length, chunk_length)):
+        piece = row * num_chunks + chunk
+        place = (piece * num_heads + head) * num_seeds + s
+        part_high = tl.load(parts_highest + place, mask=inside_s, other=0.0)
+        part = tl.load(parts + piece * row_size + places, mask=inside, other=0.0)
+        higher = tl.maximum(high, part_high)
+        fade = tl.exp2((high - higher) * scale_log2)
+        share = tl.exp2((part_high - higher) * scale_log2) * tl.load(parts_total + place, mask=inside_s, other=0.0)
+        denominator = denominator * fade + share
+        pooled = pooled * fade[:, None] + part * share[:, None]
+        high = higher
+
+    pooled /= tl.where(denominator > 0.0, denominator, 1.0)[:, None]
+    tl.store(out + row * row_size + places, pooled.to(out.dtype.element_ty), mask=inside)
+    place = (row * num_heads + head) * num_seeds + s
+    tl.store(highest + place, high, mask=inside_s)
+    tl.store(total + place, denominator, mask=inside_s)
+
+
+def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    block = seed_block(key)
+    if key["bytes"] == 4:
+        return [config(4, 2, BLOCK_S=block, BLOCK_N=32), config(4, 1, BLOCK_S=block, BLOCK_N=16)]
+    return [config(4, 3, BLOCK_S=block, BLOCK_N=64), config(8, 2, BLOCK_S=block, BLOCK_N=128)]
+
+
+def _combine_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
+
+
+FORWARD = Kernel(seed_pooling_fwd_kernel, _forward_configs)
+COMBINE = Kernel(seed_pooling_combine_kernel, _combine_configs)
+
+
+def forward(
+    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """The pooled rows [B, S, H, d], and each softmax's highest score and denominator, fp32 [2, B, H, S]."""
+    out, softmax = _fwd_outputs(seeds, k, v, offsets, scale, max_length)
+    seeds, k, v, offsets = with_unit_stride(seeds), with_unit_stride(k), with_unit_stride(v), offsets.contiguous()
+    num_seeds, num_heads, width = seeds.shape
+    num_rows, key = len(out), shape_key(seeds)
+    num_chunks, chunk_length = chunks(num_rows * num_heads, max_length, k.device)
+    parts, parts_softmax = out, softmax
+    if num_chunks > 1:
+        parts = softmax.new_empty(num_rows * num_chunks, *out.shape[1:])
+        parts_softmax = softmax.new_empty(2, num_rows * num_chunks, *softmax.shape[2:])
+    FORWARD.launch(
+        lambda c: (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
+        seeds, k, v, offsets, parts, *parts_softmax, num_heads, num_seeds, width,
+        *seeds.stride()[:2], *k.stride()[:2], *v.stride()[:2], scale * LOG2_E, num_chunks, chunk_length,
+        key=key, D=key["d"],
+    )  # fmt: skip
+    if num_chunks > 1:
+        COMBINE.launch(
+            lambda c: (num_rows * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
+            parts, *parts_softmax, offsets, out, *softmax,
+            num_heads, num_seeds, width, scale * LOG2_E, num_chunks, chunk_length, key=key, D=key["d"],
+        )  # fmt: skip
+    return out, softmax
+
+
+def chunks(num_pairs: int, max_length: int, device: torch.device) -> tuple[int, int]:
+    """Into how many chunks, of how many keys, rows are split so that ``num_pairs`` rows and heads fill the device."""
+    return pieces(max_length, min(programs_wanted(device, num_pairs), triton.cdiv(max_length, MIN_CHUNK)))
+
+
+def programs_wanted(device: torch.device, num_groups: int) -> int:
+    """Programs for each of ``num_groups`` independent parts of the work, so that together they fill the device."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
+    return triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, num_groups)
+
+
+def pieces(length: int, wanted: int) -> tuple[int, int]:
+    """About ``wanted`` equal pieces, at least one: how many, and the size of each, a multiple of every tile."""
+    size = max(1, triton.cdiv(length, max(1, wanted) * MAX_BLOCK_N)) * MAX_BLOCK_N
+    return max(1, triton.cdiv(length, size)), size
+
+
+def shape_key(seeds: Tensor) -> MetaParameters:
+    """What the best config depends on."""
+    num_seeds, _, width = seeds.shape
+    return {
+        "seeds": next_power_of_2(num_seeds),
+        "d": max(16, next_power_of_2(width)),
+        "bytes": seeds.element_size(),
+    }
+
+
+def seed_block(key: MetaParameters) -> int:
+    """Seeds of one program: backward holds their gradient, fp32 [d, block], in registers.
+
+    Forward takes the same block in fp32, so that backward finds its scores again to the bit.
+    """
+    most = 32 if key["bytes"] == 4 else 128 if int(key["d"]) <= 128 else 64
+    return min(max(16, int(key["seeds"])), most)

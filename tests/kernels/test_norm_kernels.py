@@ -1,0 +1,101 @@
+"""The kernels of the norms beyond their numeric contract: the library boundary, which gradients, what is refused."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfu_kernels import InvalidArgument, UnsupportedImpl, layer_norm, rms_norm
+from mfu_kernels.triton_checks import MAX_ROW_WIDTH
+from tests.kernels.running import COMPILES, RUNS_KERNELS, draw, output_and_gradients
+
+pytestmark = RUNS_KERNELS
+NORMS = pytest.mark.parametrize("norm", [rms_norm, layer_norm], ids=["rms_norm", "layer_norm"])
+LIBRARY = torch.ops.mfubench
+
+
+def arguments(norm: Callable[..., Tensor], *rows: int) -> dict[str, Tensor]:
+    """All tensors that the norm takes, 12 wide, the residual in another dtype than x."""
+    tensors = {"x": draw(*rows, 12), "weight": draw(12)}
+    if norm is layer_norm:
+        tensors |= {"bias": draw(12), "residual": draw(*rows, 12, dtype=torch.float16)}
+    return tensors
+
+
+@NORMS
+def test_library_operators_are_what_they_say(norm: Callable[..., Tensor]) -> None:
+    given, grad, mean, rstd = arguments(norm, 5), draw(5, 12), draw(5), draw(5).abs()
+    x, weight = given["x"], given["weight"]
+    if norm is rms_norm:
+        calls = [(LIBRARY.rms_norm_fwd, (x, w, 1e-6)) for w in (weight, None)]
+        calls += [(LIBRARY.rms_norm_bwd, (grad, x, w, rstd)) for w in (weight, None)]
+    else:
+        bias, residual = given["bias"], given["residual"]
+        calls = [(LIBRARY.layer_norm_fwd, (x, *others, 1e-5)) for others in ((weight, bias, residual), (None,) * 3)]
+        calls += [
+            (LIBRARY.layer_norm_bwd, (grad, x, weight, added, mean, rstd, *needs))
+            for added in (x, residual)
+            for needs in itertools.product((True, False), repeat=3)
+        ]
+    for operator, call in calls:
+        torch.library.opcheck(operator, call)
+
+
+@COMPILES
+@NORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_compiled_in_one_graph_equals_eager(norm: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    tensors = arguments(norm, 2, 3)
+    tensors["x"] = tensors["x"].to(dtype)
+    actual = output_and_gradients(compiled, tensors, impl="triton")
+    for name, expected in output_and_gradients(norm, tensors, impl="triton").items():
+        assert torch.equal(actual[name], expected), name
+
+
+@NORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_gradients_that_are_needed_and_no_others(norm: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    tensors = arguments(norm, 5)
+    if norm is layer_norm:
+        tensors["residual"] = tensors["residual"].to(dtype)
+    for needed in itertools.product((False, True), repeat=len(tensors)):
+        actual = output_and_gradients(norm, tensors, needed, impl="triton")
+        expected = output_and_gradients(norm, tensors, needed, impl="reference")
+        torch.testing.assert_close(actual, expected, msg=lambda m, needed=needed: f"{needed}: {m}")
+
+
+@NORMS
+def test_inputs_of_several_dimensions_and_any_strides(norm: Callable[..., Tensor]) -> None:
+    tensors = arguments(norm, 2, 3) | {"x": draw(2, 12, 3).transpose(1, 2)}
+    if norm is layer_norm:
+        tensors["residual"] = draw(12, 2, 3).permute(1, 2, 0)
+    torch.testing.assert_close(norm(**tensors, impl="triton"), norm(**tensors, impl="reference"))
+
+
+@NORMS
+def test_no_rows_give_no_rows_and_gradients_of_zeros(norm: Callable[..., Tensor]) -> None:
+    results = output_and_gradients(norm, arguments(norm, 0), impl="triton")
+    assert results["out"].shape == (0, 12)
+    assert not any(tensor.any() for tensor in results.values())
+
+
+@NORMS
+def test_the_widest_row_is_normalised(norm: Callable[..., Tensor]) -> None:
+    x = {"x": draw(2, MAX_ROW_WIDTH)}
+    actual, expected = (output_and_gradients(norm, x, impl=impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(actual, expected)
+
+
+@NORMS
+def test_what_kernels_do_not_take_is_refused_by_name(norm: Callable[..., Tensor]) -> None:
+    name = norm.__name__
+    with pytest.raises(UnsupportedImpl, match=rf"^{name}: impl='triton' takes .*; weight is torch.float64; use impl="):
+        norm(draw(2, 8), draw(8).double(), impl="triton")
+    with pytest.raises(InvalidArgument, match=rf"^{name}: the row width is {MAX_ROW_WIDTH + 1}; allowed: at most"):
+        norm(draw(1, MAX_ROW_WIDTH + 1), impl="triton")
+    with pytest.raises(InvalidArgument, match=rf"^{name}: weight is of shape \[5\] .*; allowed: \[8\]"):
+        norm(draw(2, 8), draw(5), impl="triton")
