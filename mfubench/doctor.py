@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from .errors import BadInput
-from .measure.calibrate import load_or_calibrate
+from .measure.calibrate import DTYPES, load_or_calibrate
 from .measure.environment import device_uuid, environment
-from .measure.nvml import NvmlSampler
+from .measure.nvml import NvmlSampler, missing_counters
 from .measure.peaks import datasheet
 
 NVML_WINDOW_S = 0.3
@@ -18,7 +18,7 @@ def examine(*, refresh: bool, progress: Callable[[str, float], None]) -> dict[st
     """Environment, peaks and counters of the device that ``--device auto`` means; ``refresh`` measures peaks anew."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peaks: dict[str, Any] = {"datasheet": _datasheet(device)}
-    dtypes = ("bf16", "fp32") if device.type == "cuda" else ("fp32", "bf16")
+    dtypes = DTYPES[device.type]
     for place, dtype in enumerate(dtypes):
         progress(f"calibrating {dtype}", place / len(dtypes))
         calibration = load_or_calibrate(device, dtype, refresh=refresh)
@@ -47,7 +47,6 @@ def _counters(device: torch.device) -> dict[str, Any]:
     summary = sampler.summary()
     if not summary["available"]:
         return {"NVML": f"not available: {summary['reason']}"}
-    return {
-        name: f"not available: {seen['unavailable']}" if "unavailable" in seen else f"{seen['mean']:.4g} {seen['unit']}"
-        for name, seen in summary["counters"].items()
-    }
+    found = {name: f"{seen['mean']:.4g} {seen['unit']}" for name, seen in summary["counters"].items() if "mean" in seen}
+    found |= {name: seen for name, seen in summary["gpm"].items() if isinstance(seen, float)}
+    return found | {"not available": missing_counters(summary)}

@@ -2,7 +2,8 @@
 
     MfubenchError                5
     ├── BadInput                 2   a value, file or name that the caller can mend
-    │   └── UnknownAccelerator   2   no datasheet row for this device
+    │   ├── UnknownAccelerator   2   no datasheet row for this device
+    │   └── OutOfMemory          2   more memory than the device, or the host, has free
     └── ToolBroke                5   the tool or the benchmark failed; nothing is wrong with the input
 
 ``mfu_kernels.errors.InvalidArgument``, which the packages below raise, counts as bad input and exits with 2 too.
@@ -28,6 +29,10 @@ class BadInput(MfubenchError):
 
 class UnknownAccelerator(BadInput):
     """No datasheet peak is recorded for the device; none is ever assumed."""
+
+
+class OutOfMemory(BadInput):
+    """The workload needs more memory than its device, or the host, has free."""
 
 
 class ToolBroke(MfubenchError):

@@ -1,6 +1,7 @@
 """Profile a workload: run the passes, attribute, and put everything into one Run."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,21 @@ from torch import nn
 
 from mfu_kernels.errors import InvalidArgument
 
+from .attribute.crosscheck import cross_check
 from .attribute.join import Attribution, attribute
 from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
 from .attribute.roofline import DTYPE_NAMES, Ceilings
-from .errors import BadInput, MfubenchError, ToolBroke
-from .measure.calibrate import DTYPES, Calibration, load_or_calibrate
+from .attribute.steadiness import unsteady
+from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
+from .measure.calibrate import DTYPES, Calibration, load_or_calibrate, peaks_by_dtype
 from .measure.count import Count, count_step
 from .measure.environment import device_uuid, environment
-from .measure.memory import peak_of_step
-from .measure.nvml import NvmlSampler
+from .measure.memory import peak_of_step, ran_out_of_memory
+from .measure.nvml import NvmlSampler, missing_counters, per_step
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
 from .measure.stats import median_ci
-from .measure.timing import time_steps
+from .measure.timing import keep_going, time_steps
 from .measure.trace import trace_steps
 from .run import Run
 from .workload.prepare import prepare
@@ -32,8 +35,6 @@ from .workload.step import run_step
 Progress = Callable[[str, float], None]
 """Told the stage in words and how much of the whole is done, 0 to 1."""
 MAX_DISTORTION, MIN_COVERAGE = 1.2, 0.95
-MAX_MEAN_OF_MEDIAN, MIN_CLOCK_SHARE = 1.15, 0.95
-HARMLESS_CLOCK_EVENTS = ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
 
 
 def _silent(_stage: str, _done: float) -> None:
@@ -116,34 +117,45 @@ def _first_step(workload: Workload) -> None:
         if workload.device.type == "cuda":
             torch.cuda.synchronize(workload.device)
             torch.cuda.reset_peak_memory_stats(workload.device)
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f"the step ran out of memory: {error}; use a smaller --batch-size or --size") from error
     except (MfubenchError, InvalidArgument):
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            message = f"the step ran out of memory: {error}; use a smaller --batch-size or --size"
+            raise OutOfMemory(message) from error
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
         raise BadInput(f"the model's step failed: {type(error).__name__}: {error}") from error
 
 
 def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:
-    spec, module = workload.spec, _compiled(workload)
+    spec, module = workload.spec, timed_module(workload)
     if spec.compile != "none":
         progress("compiling", 0.15)
         for index in range(len(workload.inputs)):
             run_step(workload, index, module=module)
-    with NvmlSampler(device_uuid(workload.device)) as sampler:
+
+    def step(index: int) -> None:
+        run_step(workload, index, module=module)
+
+    sampler = NvmlSampler(device_uuid(workload.device))
+    with ExitStack() as window:
         timings = time_steps(
-            lambda index: run_step(workload, index, module=module),
+            step,
             device=workload.device,
             num_steps=spec.steps,
             warmup=WARMUP_STEPS,
+            started=lambda: window.enter_context(sampler),
             progress=lambda done: progress(f"timing step {done} of {spec.steps}", 0.2 + 0.4 * done / spec.steps),
         )
-    return timings, sampler.summary()
+        # Steps that are not timed: the energy of a short window means nothing.
+        more = keep_going(
+            step, device=workload.device, first=spec.steps, seconds=sampler.missing_s(), step_ms=median_ci(timings)[0]
+        )
+    return timings, per_step(sampler.summary(), _requests(workload, spec.steps + more), spec.steps + more)
 
 
-def _compiled(workload: Workload) -> nn.Module:
+def timed_module(workload: Workload) -> nn.Module:
     """The module that is timed; the other passes look at the eager one, whose modules still have names."""
     kind = workload.spec.compile
     if kind == "none":
@@ -204,7 +216,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
     median, low, high = median_ci(timings)
     total_s = sum(timings) / 1e3
     total = count.total()
-    requests = sum(workload.num_samples[i % len(workload.inputs)] for i in range(spec.steps))
+    requests = _requests(workload, spec.steps)
     padded = _padded(workload, count)
 
     def utilisation(flops: float, tflops: float | None) -> float | None:
@@ -224,6 +236,8 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
             "measured_date": passes.calibration.date,
             "measured_how": passes.calibration.how,
             "bandwidth_gb_s": passes.calibration.copy_gb_s,
+            "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
+            "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
         },
         step={
             "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
@@ -231,6 +245,7 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
             "requests_per_s": requests / total_s,
             "candidates_per_s": requests * workload.num_candidates / total_s,
             "timings_ms": timings,
+            "num_input_sets": len(workload.inputs),
         },
         flops={
             "model": total.model,
@@ -270,8 +285,14 @@ def _assemble(workload: Workload, passes: Passes, memory: Any, device_peak: int 
         not_measured=_not_measured(workload, passes),
         warnings=list(workload.warnings),
     )
+    if run.nvml["available"]:
+        run.nvml["cross_check"] = cross_check(run)
     run.warnings += _warnings(run, workload)
     return run
+
+
+def _requests(workload: Workload, steps: int) -> int:
+    return sum(workload.num_samples[index % len(workload.inputs)] for index in range(steps))
 
 
 def _padded(workload: Workload, count: Count) -> int:
@@ -297,8 +318,7 @@ def _not_measured(workload: Workload, passes: Passes) -> list[str]:
             "no datasheet peak is kept for a CPU" if workload.device.type == "cpu" else "--peak measured was asked for"
         )
         missing.append(f"MFU and HFU against a datasheet: {reason}")
-    if not passes.nvml.get("available"):
-        missing.append(f"power, clocks, temperature (NVML): {passes.nvml.get('reason')}")
+    missing += missing_counters(passes.nvml)
     if workload.spec.compile != "none":
         missing.append("modules of the compiled step: shares come from the eager step, the total from the compiled one")
     return missing
@@ -331,30 +351,10 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
         found.append(
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
         )
-    found += _unsteady(run)
+    found += unsteady(run)
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
-    return found
-
-
-def _unsteady(run: Run) -> list[str]:
-    """What says that the device or the host was not the run's alone, or did not keep its pace."""
-    found = []
-    timings, middle = run.step["timings_ms"], run.step["time_ms"]["median"]
-    mean = sum(timings) / len(timings)
-    if mean > MAX_MEAN_OF_MEDIAN * middle:
-        found.append(f"some steps were much slower: the mean step is {mean / middle:.2f} times the median one")
-    counters = run.nvml.get("counters", {})
-    clock = counters.get("sm_clock_mhz", {})
-    if clock.get("max") and clock["min"] < MIN_CLOCK_SHARE * clock["max"]:
-        found.append(f"the SM clock moved between {clock['min']:.0f} and {clock['max']:.0f} MHz")
-    if counters.get("other_processes", {}).get("max"):
-        found.append("another process was on the GPU")
-    shares = run.nvml.get("clock_events", {}).get("shares", {})
-    throttled = [name for name, share in shares.items() if share and name not in HARMLESS_CLOCK_EVENTS]
-    if throttled:
-        found.append(f"the clock was held down: {', '.join(throttled)}")
     return found
 
 

@@ -26,6 +26,23 @@ FLOP_CONVENTION = (
     "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
 )
 
+CAUSE_FAMILIES = (
+    *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer"),
+    *("data", "communication", "launch", "host_sync", "idle_other", "not_attributed"),
+)
+"""What a cause's name begins with, up to a dot, in the order in which the ledger accounts."""
+
+
+def family_of(cause: str) -> str:
+    """The part of a cause's name that the ledger accounts by."""
+    return cause.partition(".")[0]
+
+
+def family_place(cause: str) -> int:
+    """Where a cause's family stands in the ledger; the last place for one that this release does not know."""
+    family = family_of(cause)
+    return CAUSE_FAMILIES.index(family) if family in CAUSE_FAMILIES else len(CAUSE_FAMILIES)
+
 
 @dataclass(slots=True)
 class ModuleRow:
@@ -55,6 +72,16 @@ class ModuleRow:
     intensity: float | None = None
     activation_bytes: int = 0
     causes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model_flops(self) -> int:
+        """Forward and backward."""
+        return self.fwd_model_flops + self.bwd_model_flops
+
+    @property
+    def achieved_tflops(self) -> float | None:
+        """Model FLOPs for each second of the module's time; None without time."""
+        return self.model_flops / self.time_ms / 1e9 if self.time_ms else None
 
 
 @dataclass(slots=True)
@@ -112,10 +139,21 @@ class Run:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def peaks(self) -> list[dict[str, Any]]:
+        """Measured and datasheet peak by dtype: those that the step used, at least the run's own, and those kept."""
+        own = {key: self.peak[key] for key in ("dtype", "measured_tflops", "measured_date", "datasheet_tflops")}
+        return self.peak.get("by_dtype") or [own | {"used": True}]
+
+    @property
     def title(self) -> str:
         """Model, size, mode and dtype in a few words."""
         w = self.workload
         return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
+
+    @property
+    def device(self) -> str:
+        """The device's name, or its kind where it has none."""
+        return str(self.environment.get("device_name") or self.workload["device"])
 
     def to_json(self) -> str:
         """The document as JSON, keys in the order of the dataclass, ``schema_version`` first."""
@@ -157,12 +195,13 @@ _NUMBER = (int, float)
 _MAYBE = (int, float, type(None))
 # What readers take for granted inside a Run, by dotted path.
 _EXPECTED: Mapping[str, Any] = {
-    **dict.fromkeys(("environment", "impls", "memory.by_kind"), dict),
+    **dict.fromkeys(("environment", "impls", "memory.by_kind", "workload.overrides"), dict),
     **dict.fromkeys(
         ("step.timings_ms", "flops.unknown_ops", "modules", "kernels", "ledger", "hotspots", "warnings"), list
     ),
     **dict.fromkeys(("not_measured", "ranks"), list),
     **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
+    **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data_hash")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
     **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
     **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _NUMBER),

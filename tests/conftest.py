@@ -1,4 +1,7 @@
-"""What all tests share: a fixed seed, the real data sets, and skipping what needs a GPU where there is none."""
+"""What all tests share: a fixed seed, the real data sets, and skipping what needs a GPU where there is none.
+
+Without a GPU Triton's interpreter runs the kernels. That is settled while triton is imported, so for all tests at once.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(1)
 

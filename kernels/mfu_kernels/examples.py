@@ -1,8 +1,8 @@
 """Inputs of an op by name: the cases that its kernels are checked on, and the shapes that they are timed on.
 
-Each op with a triton implementation has an ``examples.py`` with one `Examples`. A case is a mapping of plain values, such
-as ``{"lengths": (3, 0, 5), "d": 64, "std": 4.0}``, from which ``make`` draws the op's arguments on any device, also on
-"meta", where nothing is stored.
+Each op with a triton implementation has an ``examples.py`` with one `Examples`. A case is a mapping of plain values,
+such as ``{"lengths": (3, 0, 5), "d": 64, "std": 4.0}``, from which ``make`` draws the op's arguments on any device,
+also on "meta", where nothing is stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence

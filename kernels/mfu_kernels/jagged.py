@@ -1,11 +1,31 @@
 """Jagged rows: packed values [T, ...] and offsets [B+1]; row b is values[offsets[b]:offsets[b+1]] and may be empty."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .checks import invalid
+
+_trusted = False
+_checked: WeakIdKeyDictionary = WeakIdKeyDictionary()  # offsets on a device -> T and version when they were right
+
+
+@contextmanager
+def trusted_offsets() -> Iterator[None]:
+    """Inside, numbers of offsets on a device are not read: their batch was checked on the host, and reading them waits.
+
+    Outside, each new tensor of offsets is read once, because a kernel would follow wrong ones beyond its tensors.
+    """
+    global _trusted
+    before, _trusted = _trusted, True
+    try:
+        yield
+    finally:
+        _trusted = before
 
 
 def row_lengths(offsets: Tensor) -> list[int]:
@@ -45,11 +65,12 @@ def from_padded(padded: Tensor, offsets: Tensor, num_values: int) -> Tensor:
 def check_offsets(op: str, offsets: Tensor, values: Tensor, *, num_rows: int | None, max_length: int | None) -> None:
     """``offsets`` describe all of the packed ``values`` in ``num_rows`` rows (any number if None).
 
-    The numbers in them are checked on a CPU only: elsewhere, that would wait for the device.
+    The numbers in them are checked on a CPU always, on a GPU once for each tensor of offsets, which waits for the
+    device, unless `trusted_offsets` says that it was done; neither while compiling or capturing a CUDA graph.
 
     Raises:
-        InvalidArgument: wrong shape, dtype or device; on a CPU also offsets that do not start at 0, that decrease or
-            that do not end at T, and a ``max_length`` below the longest row.
+        InvalidArgument: wrong shape, dtype or device; offsets that do not start at 0, that decrease or that do not end
+            at T; a ``max_length`` below the longest row.
     """
     given_rows = offsets.shape[0] - 1 if offsets.ndim == 1 else 0
     if given_rows < 1 or (num_rows is not None and given_rows != num_rows):
@@ -60,8 +81,23 @@ def check_offsets(op: str, offsets: Tensor, values: Tensor, *, num_rows: int | N
         raise invalid(op, "offsets", f"on {offsets.device}", f"{values.device}, where the values are")
     if max_length is not None and max_length < 0:
         raise invalid(op, "max_length", max_length, "None or the longest row's length, at least 0")
-    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    if offsets.device.type == "cpu":
         _check_numbers(op, offsets.tolist(), values.shape[0], max_length)
+    elif offsets.device.type == "cuda" and not (_trusted or torch.cuda.is_current_stream_capturing()):
+        _check_once(op, offsets, values.shape[0], max_length)
+
+
+def _check_once(op: str, offsets: Tensor, num_values: int, max_length: int | None) -> None:
+    """`_check_numbers`, unless the same tensor, unchanged, was found right before."""
+    if offsets.is_inference():  # such a tensor does not count its versions
+        _check_numbers(op, offsets.tolist(), num_values, max_length)
+        return
+    given = (num_values, max_length, offsets._version)
+    if _checked.get(offsets) != given:
+        _check_numbers(op, offsets.tolist(), num_values, max_length)
+        _checked[offsets] = given
 
 
 def _check_numbers(op: str, offsets: list[int], num_values: int, max_length: int | None) -> None:

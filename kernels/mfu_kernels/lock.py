@@ -1,7 +1,7 @@
 """The lock: for each GPU, the configs that won a measurement, with its date and figures. Committed beside the code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -12,9 +12,13 @@ SCHEMA_VERSION = 1
 FILE_NAME = "lock.json"
 
 
+Entry = Mapping[str, Any]
+_adopted: list[Entry] = []
+
+
 @cache
-def entries() -> tuple[Mapping[str, Any], ...]:
-    """Every entry: kernel, device, key, config, date, ms, versions.
+def committed() -> tuple[Entry, ...]:
+    """Every committed entry: kernel, device, key, config, and the measurement that it won: date, ms, versions.
 
     Raises:
         RuntimeError: the file is of another schema.
@@ -30,9 +34,24 @@ def key_text(key: MetaParameters) -> str:
     return " ".join(f"{name}={key[name]}" for name in sorted(key))
 
 
+def adopt(entries: Sequence[Entry]) -> None:
+    """Let ``entries``, which were just measured, hold in this process before the committed ones."""
+    _adopted.extend(entries)
+    _by_place.cache_clear()
+
+
+def merged() -> list[Entry]:
+    """The committed entries with those that this process adopted in their places, as they would be committed."""
+    return list({_place(entry): entry for entry in (*committed(), *_adopted)}.values())
+
+
+def _place(entry: Entry) -> tuple[str, str, str]:
+    return entry["kernel"], entry["device"], entry["key"]
+
+
 @cache
 def _by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
-    return {(entry["kernel"], entry["device"], entry["key"]): entry["config"] for entry in entries()}
+    return {_place(entry): entry["config"] for entry in merged()}
 
 
 def locked_config(kernel: str, device_name: str, key: MetaParameters) -> Mapping[str, Any] | None:

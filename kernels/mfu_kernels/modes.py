@@ -3,12 +3,14 @@
 Importing this does not import triton.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 MetaParameters = Mapping[str, int | str | bool]
+ConfigChoice = Callable[[str, Sequence[Any]], Any]
+"""Chooses one of a kernel's configs by its name and its space, or None to leave the choice to the launch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Compiled:
 
 _sink: Callable[[Compiled], None] | None = None
 _all_configs = False
-_forced: int | None = None
+_forced: "ConfigChoice | None" = None
 
 
 def compiling_ahead() -> bool:
@@ -54,16 +56,21 @@ def ahead() -> tuple[Callable[[Compiled], None] | None, bool]:
 
 
 @contextmanager
-def forced_config(index: int | None) -> Iterator[None]:
-    """Inside, every kernel takes config ``index`` modulo the size of its space; None: what it takes by itself."""
+def forced_config(choice: ConfigChoice) -> Iterator[None]:
+    """Inside, launches take the config that ``choice`` gives them, before what is locked and the default."""
     global _forced
-    before, _forced = _forced, index
+    before, _forced = _forced, choice
     try:
         yield
     finally:
         _forced = before
 
 
-def forced() -> int | None:
-    """The index that `forced_config` asks for."""
-    return _forced
+def forced(kernel: str, configs: Sequence[Any]) -> Any:
+    """The config that `forced_config` asks for, or None."""
+    return None if _forced is None else _forced(kernel, configs)
+
+
+def nth_config(index: int | None) -> ConfigChoice:
+    """Config ``index`` modulo the size of each kernel's space; None leaves the choice to the launch."""
+    return lambda _kernel, configs: None if index is None else configs[index % len(configs)]

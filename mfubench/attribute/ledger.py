@@ -10,25 +10,13 @@ from torch import nn
 from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
-from mfubench.run import KernelRow, LedgerLine, ModuleRow
+from mfubench.run import KernelRow, LedgerLine, ModuleRow, family_of, family_place
 
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
-ORDER = (
-    "padding",
-    "recompute",
-    "useful",
-    "amortized",
-    "peak_gap",
-    "dtype",
-    "memory_bound",
-    "inefficiency",
-    "optimizer",
-)
-ORDER_OUTSIDE = ("data", "communication", "launch", "host_sync", "idle_other", "not_attributed")
 WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
-WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "launch")
+WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "optimizer", "data", "launch")
 NUM_TOP_MODULES = 3
 NUM_HOTSPOTS = 10
 NUM_KERNELS = 1000  # of a Run: enough to find what matters, and the file stays small
@@ -37,10 +25,14 @@ NO_SPAN_US = 1e-3  # the trace's own resolution
 
 @dataclass(slots=True)
 class Slices:
-    """Milliseconds by module and cause, and by module and direction."""
+    """Milliseconds by module and cause, and by module and direction.
+
+    ``floors``: by the cause that a whole phase is, what its bytes take at the copy bandwidth.
+    """
 
     causes: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
     times: dict[str, Split] = field(default_factory=lambda: defaultdict(_split))
+    floors: Split = field(default_factory=lambda: _split())
 
 
 def _split() -> Split:
@@ -65,6 +57,9 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
         slices.causes[module][cause] += gap * scale
         slices.times[module][direction] += gap * scale
+    for key, work in count.work.items():
+        if key.module in WHOLE_PHASES:
+            slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices
@@ -89,8 +84,7 @@ def ledger_lines(slices: Slices, step_ms: float) -> list[LedgerLine]:
         for cause, ms in split.items():
             totals[cause] += ms
             holders[cause][module] += ms
-    order = {family: place for place, family in enumerate((*ORDER, *ORDER_OUTSIDE))}
-    names = sorted(totals, key=lambda cause: (order[cause.partition(".")[0]], -totals[cause]))
+    names = sorted(totals, key=lambda cause: (family_place(cause), -totals[cause]))
     return [
         LedgerLine(cause, totals[cause], totals[cause] / step_ms, _largest(holders[cause]))
         for cause in names
@@ -154,18 +148,23 @@ def kernel_rows(attribution: Attribution, step_ms: float, steps: int) -> list[Ke
 
 
 def hotspots(slices: Slices, step_ms: float) -> list[dict[str, Any]]:
-    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them."""
+    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them.
+
+    A cause is won as a whole, but for a phase that has bytes of its own to move.
+    """
     found = [
         {
             "module": module,
             "cause": cause,
             "time_ms": sum(slices.times[module].values()),
-            "won_ms": ms,
-            "share": ms / step_ms,
+            "won_ms": won_ms,
+            "share": won_ms / step_ms,
             "advice": advice(cause),
         }
         for module, split in slices.causes.items()
         for cause, ms in split.items()
-        if ms > 0 and cause.partition(".")[0] in WINNABLE and module not in (FORWARD, BACKWARD, UNOWNED)
+        if (won_ms := ms - slices.floors[cause]) > 0
+        and family_of(cause) in WINNABLE
+        and module not in (FORWARD, BACKWARD, UNOWNED)
     ]
     return sorted(found, key=lambda spot: -float(spot["won_ms"]))[:NUM_HOTSPOTS]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mfu_kernels.cost import OpClass
 from mfubench.measure.count import Work
+from mfubench.run import family_of
 
 Split = defaultdict[str, float]  # milliseconds by cause
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -92,7 +93,7 @@ def verdict(split: Mapping[str, float]) -> str:
     """The largest cause of a module's own slice of the step, as a verdict; causes of one family count together."""
     families: Split = defaultdict(float)
     for cause, ms in split.items():
-        family = cause.partition(".")[0]
+        family = family_of(cause)
         families[VERDICTS.get(family, family)] += ms
     if not families:
         return "idle"
@@ -114,6 +115,8 @@ _ADVICE: dict[str, str] = {
     "dtype": "run this product in the run's own dtype",
     "launch": "torch.compile, CUDA graphs, or a larger batch",
     "memory_bound": "fuse with its neighbours, or move fewer bytes",
+    "optimizer": "one fused kernel for all parameters, or fewer bytes of state; its bytes at the copy bandwidth remain",
+    "data": "prepare and copy the next batch while this one runs",
     "inefficiency": "a better kernel, shape or layout; it is above its own roofline",
 }
 _FUSE = {

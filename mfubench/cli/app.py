@@ -14,7 +14,11 @@ import typer
 
 from mfubench.errors import MfubenchError
 
+from .ablate import ablate
+from .campaign import campaign
+from .compare import compare
 from .doctor import doctor
+from .kernels import kernels
 from .models import models
 from .options import DEBUG_FLAG
 from .profile import profile
@@ -26,7 +30,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (profile, report, models, doctor):
+app.add_typer(kernels)
+for command in (profile, compare, report, ablate, campaign, models, doctor):
     app.command()(command)
 
 

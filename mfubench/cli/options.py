@@ -20,6 +20,38 @@ Out = Annotated[
     typer.Option("--out", metavar="DIR", help="Folder for run.json, report.md and report.html.", show_default=False),
 ]
 
+# What a workload is made of; each has the default of the command that takes it.
+Size = Annotated[str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... [default: base]")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the model's config.")
+]
+Impl = Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")]
+Compile = Annotated[str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")]
+Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
+Dtype = Annotated[str | None, typer.Option(help="bf16 (autocast) or fp32. [default: bf16 on CUDA, fp32 on a CPU]")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")]
+BatchSize = Annotated[int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")]
+Candidates = Annotated[
+    int | None,
+    typer.Option(help="Candidates a request. [default: the size's where a model scores whole requests, else 1]"),
+]
+Steps = Annotated[int, typer.Option(help="Timed steps.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]
+Data = Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")]
+
+
+def overrides(pairs: list[str] | None) -> dict[str, str]:
+    """The fields that ``--set`` overrides.
+
+    Raises:
+        BadInput: one without a value.
+    """
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise BadInput(f"--set {pair!r} has no '='; give KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs or [])
+
 
 def writable_folder(folder: Path | None) -> None:
     """Make sure before a long run that ``folder`` can be made and written, without leaving anything there.

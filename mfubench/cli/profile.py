@@ -10,7 +10,28 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
+from .options import (
+    BatchSize,
+    Candidates,
+    Compile,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Impl,
+    Json,
+    Mode,
+    Out,
+    Peak,
+    Quiet,
+    Seed,
+    Set,
+    Size,
+    Steps,
+    Verbose,
+    overrides,
+    writable_folder,
+)
 from .progress import stages
 
 TRACE_NAME = "trace.json.gz"
@@ -24,38 +45,23 @@ def profile(
         str,
         typer.Argument(metavar="MODEL", help="A model of the zoo (see `mfubench models`), or package.module:build."),
     ],
-    size: Annotated[
-        str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... [default: base]")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the model's config.")
-    ] = None,
-    impl: Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")] = "auto",
-    compile_: Annotated[
-        str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")
-    ] = "none",
-    mode: Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")] = "train",
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16 (autocast) or fp32. [default: bf16 on CUDA, fp32 on a CPU]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    peak: Annotated[
-        str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Candidates a request. [default: the size's where a model scores whole requests, else 1]"),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Timed steps.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    compile_: Compile = "none",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    device: Device = "auto",
+    peak: Peak = None,
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    steps: Steps = 20,
+    seed: Seed = 0,
     timeout: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Give up on a workload that takes longer.", show_default=False),
     ] = None,
-    data: Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")] = "synthetic",
+    data: Data = "synthetic",
     out: Out = None,
     trace: Annotated[
         bool, typer.Option("--trace", help=f"Keep the trace: DIR/{TRACE_NAME}, and for TensorBoard.")
@@ -82,7 +88,7 @@ def profile(
     if trace and out is None:
         raise BadInput("--trace needs --out DIR, the folder that the trace goes to")
     spec = WorkloadSpec(
-        model=model, size=size, overrides=_overrides(set_ or []), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
     )  # fmt: skip
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
@@ -112,10 +118,3 @@ def profile(
         sys.stdout.write(run.to_json() + "\n")
     else:
         print_runs([run], stdout_console(), full=verbose)
-
-
-def _overrides(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise BadInput(f"--set {pair!r} has no '='; give KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,8 +1,8 @@
 """How far a kernel may err: measured against an honest implementation, never chosen.
 
 The truth is the op's reference in fp64. The honest implementation is the same reference with what the hardware forces
-and nothing more: inputs and outputs of the kernel's dtype, the operands of every matmul rounded to it, all else in fp32.
-A kernel may err twice as much forward and three times as much backward, and always by one rounding of its output.
+and nothing more: inputs, outputs and the operands of every matmul are of the kernel's dtype, all else is fp32. A kernel
+may err twice as much forward and three times as much backward, and always by one rounding of its output.
 """
 
 from collections.abc import Mapping

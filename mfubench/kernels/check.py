@@ -14,9 +14,11 @@ from torch import Tensor
 
 from mfu_kernels.errors import InvalidArgument
 from mfu_kernels.examples import Draw, Examples, Inputs
-from mfu_kernels.modes import forced_config
+from mfu_kernels.modes import forced_config, nth_config
+from mfubench.measure.environment import environment
 
-from .budget import Results, Verdict, honest, judge, results, truth
+from .budget import FACTORS, Results, Verdict, honest, judge, results, truth
+from .machine_code import toolchain
 from .pairwise import pairwise_cover, whole_product
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -59,7 +61,7 @@ class OpResult:
 
 
 def cases_of(examples: Examples, device: torch.device, *, full: bool) -> list[dict[str, Any]]:
-    """The cases to check on ``device``: all pairs of values, or the whole product, with dtypes and configs as factors."""
+    """The cases to check on ``device``: all pairs of values or the whole product, with dtypes and configs."""
     configs = tuple(range(MAX_CONFIGS))
     factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: (None, *configs)}
     return list(whole_product(factors)) if full else pairwise_cover(factors)
@@ -70,7 +72,7 @@ def check_case(examples: Examples, case: Mapping[str, Any], device: torch.device
     dtype = DTYPES[case[DTYPE]]
     inputs = examples.make(case, Draw(dtype, device))
     try:
-        with forced_config(case[CONFIG]), poisoned_memory():
+        with forced_config(nth_config(case[CONFIG])), poisoned_memory():
             shape = _output_shape(examples, inputs)
             weights = Draw(dtype, device, seed=1).normal(*shape) if shape else torch.ones((), device=device)
             once = results(examples, inputs, weights, impl="triton")
@@ -106,13 +108,14 @@ def _faults(once: Results, again: Results, exact: Results) -> list[str]:
 def poisoned_memory() -> Iterator[None]:
     """Inside, ``torch.empty`` and its kin are full of NaN, so that what a kernel does not write shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
@@ -133,3 +136,38 @@ def check_op(
     if device.type == "cpu":
         found.not_proved = ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]
     return found
+
+
+def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> dict[str, Any]:
+    """What was checked where, as JSON: a summary of each op, and every failed case."""
+    return {
+        "schema_version": 1,
+        "environment": environment(device),
+        "toolchain": toolchain(),
+        "run_by": "Triton's interpreter" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cover": "the whole product" if full else "all pairs",
+        "budget": FACTORS,
+        "ops": [
+            {
+                "op": op.op,
+                "cases": len(op.cases),
+                "failed": len(op.failed),
+                "worst_error_of_budget": op.worst,
+                "dtypes": sorted({case.case[DTYPE] for case in op.cases}),
+                "not_proved": op.not_proved,
+                "failures": [
+                    {
+                        "case": {name: _plain(value) for name, value in case.case.items()},
+                        "over_budget": {v.name: v.ratio for v in case.verdicts if v.ratio > 1},
+                        "faults": list(case.faults),
+                    }
+                    for case in op.failed
+                ],
+            }
+            for op in found
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

@@ -8,7 +8,7 @@ that multiplies constants toggles fewer bits, draws less power and clocks higher
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from mfubench.errors import BadInput, ToolBroke
 from mfubench.run import write_text
 
 from .environment import cache_directory, device_name, device_uuid, now
+from .peaks import Datasheet
 
 if TYPE_CHECKING:
     import torch
@@ -130,20 +131,53 @@ def load_or_calibrate(
     Raises:
         BadInput, ToolBroke: as ``calibrate``.
     """
-    _check(device, dtype)
     plan = plan or PLANS[device.type]
     cache = cache or cache_directory() / "calibration.json"
-    key = _fingerprint(device, dtype, plan)
-    kept = _entries(cache)
-    if not refresh and (found := _parse(kept.get(key), dtype)):
+    if not refresh and (found := kept_calibration(device, dtype, cache, plan)):
         return found
     measured = calibrate(device, [dtype], progress, plan)
+    key = _fingerprint(device, dtype, plan)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(cache, json.dumps(_entries(cache) | {key: asdict(measured)}, indent=1))
     except OSError as error:
         warnings.warn(f"the calibration is not kept: cannot write {cache}: {error}", RuntimeWarning, stacklevel=2)
     return measured
+
+
+def kept_calibration(
+    device: "torch.device", dtype: str, cache: Path | None = None, plan: Plan | None = None
+) -> Calibration | None:
+    """The kept calibration of this device for one dtype; None where there is none. Nothing is measured.
+
+    Raises:
+        BadInput: a device or dtype that cannot be calibrated.
+    """
+    _check(device, dtype)
+    entries = _entries(cache or cache_directory() / "calibration.json")
+    return _parse(entries.get(_fingerprint(device, dtype, plan or PLANS[device.type])), dtype)
+
+
+def peaks_by_dtype(
+    device: "torch.device", own: Calibration, sheet: Datasheet | None, used: Collection[str]
+) -> list[dict[str, Any]]:
+    """Measured and datasheet TFLOP/s of each dtype that ``device`` has; a peak that nobody measured yet is None.
+
+    ``own`` is the calibration of the run's dtype, ``used`` the dtypes that its step computed in.
+    """
+    rows = []
+    for dtype in DTYPES[device.type]:
+        found = own if dtype in own.gemm_tflops else kept_calibration(device, dtype)
+        rows.append(
+            {
+                "dtype": dtype,
+                "measured_tflops": found.gemm_tflops[dtype] if found else None,
+                "measured_date": found.date if found else None,
+                "datasheet_tflops": sheet.tflops(dtype) if sheet else None,
+                "used": dtype in used,
+            }
+        )
+    return rows
 
 
 def _check(device: "torch.device", dtype: str) -> None:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from mfubench.errors import OutOfMemory
+
 from .operators import OperatorMode
 from .scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
 
@@ -157,6 +159,12 @@ class MemoryTracker(ScopeTracker):
             if storage.kind == "activations":
                 kept[storage.module] += sign * storage.nbytes
         return kept if BACKWARD in self._phases else Counter[str]()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device or the host has no memory left; torch raises a plain error on a CPU."""
+    kinds = (OutOfMemory, torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -18,10 +18,14 @@ from typing import Any, Self
 
 from mfubench.errors import BadInput
 
+from .gpm import GpmWindow
+
 MIN_INTERVAL_S = 0.05
-# The energy register moves every 20 to 100 ms and the power sensor covers a quarter of an A100's or H100's run time
-# (arXiv 2312.02741), so the energy of a short window is mostly noise.
+# The energy register moves every 20 to 100 ms, so that each end of a window is off by as much, and the power sensor
+# covers a quarter of an A100's or H100's run time (arXiv 2312.02741): the energy of a short window is mostly noise.
 MIN_ENERGY_WINDOW_S = 5.0
+ENERGY_STEP_S = 0.1
+MAX_LAG_MS = 500.0  # by which the driver's clock of a limit may run behind
 
 CLOCK_EVENT_REASONS = {
     0x1: "gpu_idle",
@@ -34,6 +38,9 @@ CLOCK_EVENT_REASONS = {
     0x80: "hw_power_brake_slowdown",
     0x100: "display_clock_setting",
 }
+# Counters of the nanoseconds for which a limit held the clock down: field (NVML_FI_DEV_PERF_POLICY_*) and, where the
+# driver has no such field, nvmlPerfPolicyType_t.
+LIMITS = {"power": (74, 0), "thermal": (75, 1), "sync_boost": (76, 2), "board": (77, 3), "reliability": (79, 5)}
 _SM_CLOCK, _MEMORY_CLOCK, _GPU_SENSOR = 1, 2, 0
 _VALUE_FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
@@ -101,6 +108,10 @@ class _Series:
             return
         self.reason = "not available: " + "; ".join(errors)
 
+    def grown(self) -> float | None:
+        """What a counter that only grows grew by between its two samples."""
+        return self.values[1] - self.values[0] if len(self.values) == 2 else None
+
     def summary(self) -> dict[str, Any]:
         if not self.values:
             return {"unavailable": self.reason}
@@ -128,6 +139,16 @@ def _new_counters() -> dict[str, _Series]:
     }
 
 
+def _new_limits() -> dict[str, _Series]:
+    def violation(policy: int) -> _Source:
+        return _call("nvmlDeviceGetViolationStatus", policy, scale=1e-6, part="violationTime")
+
+    return {
+        name: _Series("ms", (_field_value(f"field {number}", number, 1e-6), violation(policy)))
+        for name, (number, policy) in LIMITS.items()
+    }
+
+
 class NvmlSampler:
     """Samples one GPU's counters from a thread while the ``with`` block runs; afterwards, ``summary()``.
 
@@ -152,6 +173,8 @@ class NvmlSampler:
         new_events = _call("nvmlDeviceGetCurrentClocksEventReasons")
         self._clock_events = _Series("bitmask", (new_events, _call("nvmlDeviceGetCurrentClocksThrottleReasons")))
         self._energy = _Series("J", (_call("nvmlDeviceGetTotalEnergyConsumption", scale=1e-3),))
+        self._limits = _new_limits()
+        self._gpm: GpmWindow | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nvml-sampler", daemon=True)
 
@@ -162,7 +185,9 @@ class NvmlSampler:
             self._reason = str(error)
             return self
         self._reason = None
-        self._energy.sample(self._library, self._handle)
+        self._gpm = GpmWindow(self._library, self._handle)
+        self._gpm.begin()
+        self._sample_totals()
         self._start_s = time.perf_counter()
         self._thread.start()
         return self
@@ -175,18 +200,27 @@ class NvmlSampler:
         self._stop.set()
         self._thread.join()
         self._window_s = time.perf_counter() - self._start_s
-        self._energy.sample(self._library, self._handle)
+        self._sample_totals()
+        if self._gpm is not None:
+            self._gpm.end()
         if not self._clock_events.values:  # a block shorter than the interval
             self._sample()
         with suppress(self._library.NVMLError):
             self._library.nvmlShutdown()
 
+    def missing_s(self) -> float:
+        """Inside the block: the seconds that it must go on for its energy to mean something; 0 where none is known."""
+        if not self._energy.values and not self._counters["power_w"].values:
+            return 0.0
+        return max(0.0, MIN_ENERGY_WINDOW_S - (time.perf_counter() - self._start_s))
+
     def summary(self) -> dict[str, Any]:
         """What was seen, ready for JSON.
 
         ``{"available": False, "reason"}``, or ``window_s``, per name in ``counters`` ``{min, mean, max, unit, samples,
-        source}`` or ``{"unavailable": reason}``, ``energy`` in joules over the window, and ``clock_events``: the share
-        of samples in which each reason for a lowered clock was set.
+        source}`` or ``{"unavailable": reason}``, ``energy`` in joules over the window, ``clock_events``: for each
+        reason for a lowered clock that was ``seen`` its ``share`` of the samples and its ``ms``, ``limits``: the same
+        as the driver itself counted it, and ``gpm``: percentages of the window.
         """
         if self._reason is not None:
             return {"available": False, "reason": self._reason}
@@ -197,6 +231,8 @@ class NvmlSampler:
             "counters": {name: series.summary() for name, series in self._counters.items()},
             "energy": self._energy_summary(),
             "clock_events": self._clock_events_summary(),
+            "limits": {name: self._limit_summary(series) for name, series in self._limits.items()},
+            "gpm": self._gpm.summary() if self._gpm is not None else {},
         }
 
     def _run(self) -> None:
@@ -207,15 +243,27 @@ class NvmlSampler:
         for series in (*self._counters.values(), self._clock_events):
             series.sample(self._library, self._handle)
 
+    def _sample_totals(self) -> None:
+        for series in (self._energy, *self._limits.values()):
+            series.sample(self._library, self._handle)
+
     def _energy_summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {"value": None, "unit": "J", "window_s": self._window_s}
-        if len(self._energy.values) < 2:
-            return summary | {"unavailable": self._energy.reason}
+        """From the driver's energy counter; where it has none, from the mean of the power samples."""
+        found: dict[str, Any] = {"value": self._energy.grown(), "unit": "J", "window_s": self._window_s}
+        power = self._counters["power_w"].values
+        if found["value"] is not None:
+            found["source"] = self._energy.sources[0].name
+        elif power:
+            found |= {
+                "value": sum(power) / len(power) * self._window_s,
+                "source": f"mean of {len(power)} power samples",
+            }
+        else:
+            return found | {"unavailable": self._energy.reason}
         if self._window_s < MIN_ENERGY_WINDOW_S:
-            reason = f"not meaningful: the window is shorter than {MIN_ENERGY_WINDOW_S:g} s"
-            return summary | {"unavailable": reason}
-        before, after = self._energy.values
-        return summary | {"value": after - before}
+            short = f"the window was {self._window_s:.2g} s and {MIN_ENERGY_WINDOW_S:g} s are needed"
+            return found | {"value": None, "unavailable": f"not meaningful: {short}"}
+        return found | {"uncertain_percent": 100 * 2 * ENERGY_STEP_S / self._window_s}
 
     def _clock_events_summary(self) -> dict[str, Any]:
         masks = [int(value) for value in self._clock_events.values]
@@ -223,8 +271,41 @@ class NvmlSampler:
             return {"unavailable": self._clock_events.reason}
         bits = [1 << bit for bit in range(max(masks).bit_length())]
         shares = {CLOCK_EVENT_REASONS.get(b, hex(b)): sum(bool(m & b) for m in masks) / len(masks) for b in bits}
-        seen = {name: share for name, share in shares.items() if share}
-        return {"shares": seen, "samples": len(masks), "source": self._clock_events.sources[0].name}
+        seen = {name: self._held(1e3 * share * self._window_s) for name, share in shares.items() if share}
+        return {"seen": seen, "samples": len(masks), "source": self._clock_events.sources[0].name}
+
+    def _held(self, ms: float) -> dict[str, float]:
+        return {"ms": ms, "share": ms / (1e3 * self._window_s)}
+
+    def _limit_summary(self, series: _Series) -> dict[str, Any]:
+        grown = series.grown()
+        if grown is None:
+            return {"unavailable": series.reason}
+        if not 0 <= grown <= 1e3 * self._window_s + MAX_LAG_MS:
+            return {"unavailable": f"not available: {series.sources[0].name} grew by {grown:.4g} ms in the window"}
+        return self._held(grown) | {"source": series.sources[0].name}
+
+
+def per_step(summary: dict[str, Any], requests: int, steps: int) -> dict[str, Any]:
+    """A ``summary()`` whose window held ``steps`` steps of ``requests`` samples in all, with the energy of each."""
+    if not summary["available"]:
+        return summary
+    joules = summary["energy"]["value"]
+    each = {} if joules is None else {"joules_per_step": joules / steps, "joules_per_sample": joules / requests}
+    return summary | {"window_steps": steps, "energy": summary["energy"] | each}
+
+
+def missing_counters(summary: dict[str, Any]) -> list[str]:
+    """A line for each counter that a ``summary()`` lacks, with the reason; one line for those that share it."""
+    if not summary["available"]:
+        return [f"power, clocks, temperature (NVML): {summary['reason']}"]
+    totals = {"energy": summary["energy"], "clock_events": summary["clock_events"]}
+    limits = {f"time at the {name} limit": found for name, found in summary["limits"].items()}
+    missing: dict[str, list[str]] = {}
+    for name, found in (summary["counters"] | totals | limits | summary["gpm"]).items():
+        if isinstance(found, dict) and "unavailable" in found:
+            missing.setdefault(found["unavailable"].removeprefix("not available: "), []).append(name)
+    return [f"{', '.join(names)} (NVML): {reason}" for reason, names in missing.items()]
 
 
 def driver_version(library: Any = None) -> str | None:

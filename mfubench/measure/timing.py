@@ -1,10 +1,13 @@
 """The timing pass: whole steps, no hook, no profiler. Only its numbers feed MFU and the gate."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from time import perf_counter
 
 import torch
+
+WAIT_S = 0.25
 
 
 def time_steps(
@@ -13,14 +16,16 @@ def time_steps(
     device: torch.device,
     num_steps: int,
     warmup: int,
+    started: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
     """Milliseconds of ``num_steps`` calls of ``step(index)`` after ``warmup`` calls that are not counted.
 
+    ``started`` is called between the two, when the device has done the warm-up.
     On CUDA the host never waits inside: events are recorded around each step and read when all have run.
     """
-    for index in range(warmup):
-        step(index)
+    _run(step, range(warmup), device)
+    started()
     if device.type == "cuda":
         return _with_events(step, num_steps, progress)
     timings = []
@@ -32,9 +37,61 @@ def time_steps(
     return timings
 
 
+def time_in_turn(
+    steps: Sequence[Callable[[int], None]],
+    *,
+    device: torch.device,
+    num_rounds: int,
+    warmup: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[float]]:
+    """Milliseconds of each of ``steps`` in ``num_rounds`` rounds, ``[step][round]``, after ``warmup`` rounds.
+
+    Every round runs each of them once on the same index, in an order drawn anew (with a fixed seed), so that neither
+    a machine that changes its pace nor the neighbour that ran before favours one of them.
+    """
+    generator = random.Random(0)
+    orders = [generator.sample(range(len(steps)), len(steps)) for _ in range(num_rounds)]
+    turns = [(index, which) for index, order in enumerate(orders) for which in order]
+    for index in range(warmup):
+        for step in steps:
+            step(index)
+
+    def turn(at: int) -> None:
+        index, which = turns[at]
+        steps[which](index)
+
+    timings: list[list[float]] = [[] for _ in steps]
+    found = time_steps(
+        turn, device=device, num_steps=len(turns), warmup=0, progress=lambda done: progress(done // len(steps))
+    )
+    for (_, which), milliseconds in zip(turns, found, strict=True):
+        timings[which].append(milliseconds)
+    return timings
+
+
+def keep_going(step: Callable[[int], None], *, device: torch.device, first: int, seconds: float, step_ms: float) -> int:
+    """Call ``step(index)`` from index ``first`` on until ``seconds`` are over, and say how often.
+
+    A step takes about ``step_ms``; the host waits for the device a few times a second, so that it never runs far ahead.
+    """
+    end, index = perf_counter() + seconds, first
+    several = max(1, round(1e3 * WAIT_S / step_ms))
+    while perf_counter() < end:
+        _run(step, range(index, index + several), device)
+        index += several
+    return index - first
+
+
+def _run(step: Callable[[int], None], indices: Iterable[int], device: torch.device) -> None:
+    for index in indices:
+        step(index)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _with_events(step: Callable[[int], None], num_steps: int, progress: Callable[[int], None]) -> list[float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
-    torch.cuda.synchronize()
     events[0].record()
     for index in range(num_steps):
         step(index)

@@ -1,6 +1,12 @@
 """What a report is made of, as plain data: every output renders these and nothing else, so all say the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from mfubench.figures import Figure
+
+from . import format as fmt
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,11 @@ class Facts:
 
     pairs: list[tuple[str, str]]
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Facts":
+        """The keys of a document as words, with their values as text."""
+        return cls([(fmt.label(key), fmt.value(key, given)) for key, given in values.items()])
+
 
 @dataclass(frozen=True, slots=True)
 class Items:
@@ -52,7 +63,16 @@ class Items:
     sentences: list[str]
 
 
-Block = Table | Facts | Items
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure that a page may draw, and the sentence that says what it shows; its numbers are in the table below."""
+
+    title: str
+    summary: str
+    figure: Figure
+
+
+Block = Table | Facts | Items | Chart
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from mfubench.run import LedgerLine
+from mfubench.run import LedgerLine, family_of
 
 MEANING = {
     "padding": "work on padded or masked-out positions; jagged ops or bucketing win it back",
@@ -27,5 +27,5 @@ MEANING = {
 
 def meanings(lines: Iterable[LedgerLine]) -> list[tuple[str, str]]:
     """The meaning of each kind of cause that occurs, in the order in which they occur."""
-    kinds = dict.fromkeys(line.cause.partition(".")[0] for line in lines)
+    kinds = dict.fromkeys(family_of(line.cause) for line in lines)
     return [(kind, MEANING[kind]) for kind in kinds if kind in MEANING]

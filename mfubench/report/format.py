@@ -10,7 +10,7 @@ from typing import Any
 GROUP = "\u00a0"  # between thousands: a no-break space, so that a wrapped line never splits a number
 NOT_KNOWN = "n/a"
 MEBI = 1024**2
-GIGA = 10**9
+MEGA, GIGA, TERA = 10**6, 10**9, 10**12
 # How a document's key ends, and what its label shows of that: a unit that stands beside the value is left out.
 UNITS = {"_bytes": "", "_w": "", "_mhz": "", "_c": "", "_percent": "", "_tflops": " TFLOP/s", "_gb_s": " GB/s"}
 
@@ -61,6 +61,12 @@ def interval(middle: float, low: float, high: float, unit: str = "") -> str:
     return f"{at}{unit and f' {unit}'} [{start}, {end}]"
 
 
+def change(share: float, low: float, high: float) -> str:
+    """A relative change with its interval, 0.311 as ``+31.1 % [+28.0, +34.2]``; an exact one stands alone."""
+    middle, *ends = (f"{'+' if given > 0 else ''}{cell}" for given, cell in _signed(share, low, high))
+    return f"{middle} %" if low == high else f"{middle} % [{', '.join(ends)}]"
+
+
 def flops(value: float | None) -> str:
     """FLOPs in the thousands that fit: F, kF, MF, GF, TF, PF."""
     return _scaled(value, 1000, ("F", "kF", "MF", "GF", "TF", "PF"))
@@ -109,6 +115,10 @@ def value(key: str, given: Any) -> str:
         case list():
             return ", ".join(value(key, item) for item in given) or "none"
     return str(given)
+
+
+def _signed(*shares: float) -> list[tuple[float, str]]:
+    return list(zip(shares, column(shares, unit=0.01, least=1), strict=True))
 
 
 def _decimals(value: float, digits: int) -> int:

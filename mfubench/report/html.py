@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
+from . import charts
+from .blocks import Page
 from .comparison import page
 
 if TYPE_CHECKING:
@@ -14,11 +16,20 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS = 25
+REMEDY = (
+    "`pip install altair vl-convert-python` brings what draws charts; `mfubench report DIR --out DIR` then draws them, "
+    "here or on another machine that has the run.json. Their numbers are in the tables."
+)
 
 
 def render(runs: Sequence[Run]) -> str:
     """The report of ``runs``; a long table is folded after its first rows."""
-    return _template().render(page=page(runs), shown=ROWS)
+    return render_page(page(runs))
+
+
+def render_page(given: Page) -> str:
+    """Any page."""
+    return _template().render(page=given, shown=ROWS, draw=charts.svg, why_no_charts=charts.why_not(), remedy=REMEDY)
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mfubench.run import Run
 
-from .blocks import Block, Facts, Items, Page, Table
+from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
 
 ROWS = 20
@@ -38,11 +38,14 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
         case Facts(pairs):
             return "\n".join(f"- **{escape(key)}**: {escape(given)}" for key, given in pairs)
+        case Chart():
+            return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
         case Table():
-            return _table(block)
+            return render_table(block)
 
 
-def _table(table: Table) -> str:
+def render_table(table: Table) -> str:
+    """A table below its caption."""
     rows = table.rows[:ROWS] if table.rest else table.rows
     lines = [
         _row([column.header for column in table.columns]),

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from mfubench.run import Run
+from mfubench.figures import Roofline, Waterfall, roofline, waterfall
+from mfubench.run import ModuleRow, Run
 
 from . import format as fmt
-from .blocks import Block, Column, Facts, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
 from .causes import meanings
+from .device import counters, peaks
 from .verdict import headline, of_requests, step_time, throughput, why_no_mfu
 
 FLOPS = {
@@ -21,25 +23,27 @@ FLOPS = {
     "recomputed": "of these recomputed",
 }
 
+NUM_NAMED = 3  # of the largest losses, in a sentence
 PER_REQUEST = {"per_request": "Model FLOPs a request", "per_candidate": "Model FLOPs a candidate"}
 
 
 def run_page(run: Run) -> Page:
     """Everything that a report says about ``run``."""
+    fall = waterfall(run)
     impls = Facts(sorted(run.impls.items())) if run.impls else Items(["No op of ours."])
     sections = [
-        Section("MFU and HFU", [_utilization(run), _flops(run), _peaks(run)]),
-        Section("MFU loss ledger", [_ledger(run)], brief=True),
+        Section("MFU and HFU", [_utilization(run), _flops(run), *peaks(run)]),
+        Section("MFU loss ledger", [*_waterfall(fall), _ledger(run, fall)], brief=True),
         Section("Hotspots", [_hotspots(run.hotspots)]),
         Section("Modules", [_modules(run)], brief=True),
-        Section("Module rooflines", [_rooflines(run)]),
+        Section("Module rooflines", _rooflines(run)),
         Section("Memory", [_memory(run.memory)]),
-        Section("Device counters (NVML)", _nvml(run.nvml)),
+        Section("Device counters (NVML)", counters(run.nvml)),
         Section("Trace", [_trace(run.trace)]),
         Section("Not measured", [Items(run.not_measured or ["Nothing was left out."])]),
-        Section("Workload", [_facts(run.workload)]),
+        Section("Workload", [Facts.of(run.workload)]),
         Section("Implementations that ran", [impls]),
-        Section("Environment", [_facts(run.environment)]),
+        Section("Environment", [Facts.of(run.environment)]),
         Section("Method", [Facts([("FLOP convention", run.flop_convention), *meanings(run.ledger)])]),
     ]
     return Page(run.title, headline(run), run.warnings, sections)
@@ -79,24 +83,22 @@ def _flops_or_other(key: str, given: Any) -> str:
     return fmt.flops(given) if type(given) in (int, float) else fmt.value(key, given)
 
 
-def _peaks(run: Run) -> Facts:
-    peak = run.peak
-    sheet = f"{fmt.number(peak['datasheet_tflops'])} TFLOP/s, dense ({peak['source']})"
-    how = "".join(f"; {peak[key]}" for key in ("measured_how",) if key in peak)
-    return Facts(
-        [
-            ("Peak in use", f"{peak['in_use']}, {peak['dtype']}"),
-            ("Datasheet peak", sheet if peak["datasheet_tflops"] else fmt.not_known(why_no_mfu(run))),
-            ("Measured GEMM peak", f"{fmt.number(peak['measured_tflops'])} TFLOP/s"),
-            ("Measured copy bandwidth", f"{fmt.number(peak['bandwidth_gb_s'])} GB/s"),
-            ("Measured", f"{peak['measured_date']}{how}"),
-        ]
+def _waterfall(fall: Waterfall) -> list[Block]:
+    if not fall.drops:
+        return []
+    largest = ", ".join(f"{drop.line.cause} {fmt.percent(drop.line.share)}" for drop in fall.largest(NUM_NAMED))
+    summary = (
+        f"From 100 % of the median step down to {fmt.percent(fall.useful)} that is useful, the MFU of that step "
+        f"against the peak in use. The largest losses: {largest}."
     )
+    return [Chart("MFU waterfall", summary, fall)]
 
 
-def _ledger(run: Run) -> Table:
+def _ledger(run: Run, fall: Waterfall) -> Table:
     lines = run.ledger
     *ms, all_ms = fmt.column([*(line.ms for line in lines), sum(line.ms for line in lines)], digits=4)
+    *left, useful = fmt.percents([*(drop.left for drop in fall.drops), fall.useful])
+    left_by_cause = dict(zip((drop.line.cause for drop in fall.drops), left, strict=True))
     *shares, all_shares = fmt.percents([*(line.share for line in lines), sum(line.share for line in lines)])
     table = Table.of(
         "The causes of the step time, in the order in which they are accounted; they add up to it.",
@@ -104,10 +106,11 @@ def _ledger(run: Run) -> Table:
             (Column("cause"), [line.cause for line in lines]),
             (Column("ms", numeric=True), ms),
             (Column("share %", numeric=True, bar=True), shares),
+            (Column("left %", numeric=True, brief=False), [left_by_cause.get(line.cause, "") for line in lines]),
             (Column("top modules"), [", ".join(line.modules) for line in lines]),
         ],
     )
-    return replace(table, total=["total", all_ms, all_shares, ""])
+    return replace(table, total=["total", all_ms, all_shares, useful, ""])
 
 
 def _hotspots(spots: list[dict[str, Any]]) -> Block:
@@ -155,23 +158,50 @@ def _modules(run: Run) -> Table:
     )
 
 
-def _rooflines(run: Run) -> Table:
+def _rooflines(run: Run) -> list[Block]:
+    figure = roofline(run)
     rows = sorted(run.modules, key=lambda row: row.time_ms, reverse=True)
-    return Table.of(
+    ranks = {mark.row.name: str(mark.rank) for mark in figure.marks} if figure else {}
+
+    def numbers(header: str, values: list[float | None], unit: float = 1) -> tuple[Column, list[str]]:
+        return Column(header, numeric=True), fmt.column(values, unit=unit)
+
+    table = Table.of(
         "Attainable is what the measured roofline allows for the useful work and the least bytes, FLOP/byte the model "
-        "FLOPs for each of these; activations are what the forward made and the backward still needs.",
+        "FLOPs for each of these; kept is what the forward made and the backward still needs. Why: the causes of a "
+        "module's time that its verdict rests on, in ms.",
         [
             (Column("module"), [row.name for row in rows]),
-            (Column("ms", numeric=True), fmt.column([row.time_ms for row in rows])),
-            (Column("attainable ms", numeric=True), fmt.column([row.attainable_ms for row in rows])),
-            (Column("FLOP/byte", numeric=True), fmt.column([row.intensity for row in rows])),
-            (
-                Column("activations MiB", numeric=True),
-                fmt.column([row.activation_bytes for row in rows], unit=fmt.MEBI),
-            ),
+            (Column("mark", numeric=True), [ranks.get(row.name, "") for row in rows]),
+            numbers("ms", [row.time_ms for row in rows]),
+            numbers("attainable ms", [row.attainable_ms for row in rows]),
+            numbers("model GFLOP", [row.model_flops for row in rows], fmt.GIGA),
+            numbers("least MB", [row.bytes for row in rows], fmt.MEGA),
+            numbers("FLOP/byte", [row.intensity for row in rows]),
+            numbers("GFLOP/s", [row.achieved_tflops for row in rows], fmt.GIGA / fmt.TERA),
+            (Column("verdict"), [row.verdict for row in rows]),
+            (Column("why, ms"), [_why(row) for row in rows]),
+            numbers("peak MiB", [row.memory_bytes for row in rows], fmt.MEBI),
+            numbers("kept MiB", [row.activation_bytes for row in rows], fmt.MEBI),
         ],
         rest="modules",
     )
+    return [*([_roofline_chart(figure)] if figure else []), table]
+
+
+def _roofline_chart(figure: Roofline) -> Chart:
+    longest = figure.marks[0]
+    summary = (
+        f"The {len(figure.marks)} longest of {figure.num_modules} modules with model FLOPs, "
+        f"{fmt.percent(figure.marked_share)} of the step; a mark's area is its share. The longest, {longest.row.name}, "
+        f"reaches {fmt.flops(longest.flop_s)}/s of {fmt.flops(longest.attainable_flop_s)}/s attainable."
+    )
+    return Chart("Roofline of the modules", summary, figure)
+
+
+def _why(row: ModuleRow) -> str:
+    causes = sorted((cause for cause in row.causes if row.causes[cause]), key=lambda cause: -abs(row.causes[cause]))
+    return ", ".join(f"{cause} {fmt.number(row.causes[cause])}" for cause in causes[:NUM_NAMED])
 
 
 def _memory(memory: dict[str, Any]) -> Facts:
@@ -185,24 +215,6 @@ def _memory(memory: dict[str, Any]) -> Facts:
     )
 
 
-def _nvml(nvml: dict[str, Any]) -> list[Block]:
-    if not nvml["available"]:
-        return [Items([f"Not available: {nvml['reason']}"])]
-    counters = nvml.get("counters", nvml)
-    read = {name: found for name, found in counters.items() if isinstance(found, dict) and "mean" in found}
-    other = {name: found for name, found in (nvml | counters).items() if name not in {*read, "available", "counters"}}
-    spread = ("min", "mean", "max")
-    table = Table(
-        "Sampled beside the timed steps.",
-        [Column("counter"), Column("unit"), *(Column(key, numeric=True) for key in (*spread, "samples"))],
-        [
-            [fmt.label(name), found["unit"], *fmt.column([found[key] for key in spread]), str(found["samples"])]
-            for name, found in read.items()
-        ],
-    )
-    return [*([table] if read else []), *([_facts(other)] if other else [])]
-
-
 def _trace(trace: dict[str, Any]) -> Facts:
     return Facts(
         [
@@ -212,7 +224,3 @@ def _trace(trace: dict[str, Any]) -> Facts:
             ("Chrome trace", str(trace["path"] or "not kept")),
         ]
     )
-
-
-def _facts(values: dict[str, Any]) -> Facts:
-    return Facts([(fmt.label(key), fmt.value(key, given)) for key, given in values.items()])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
-from .blocks import Block, Facts, Items, Page, Table
+from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
 from .format import GROUP
 
@@ -82,6 +82,8 @@ def _block(block: Block, wide: bool) -> "RenderableType":
             return _text("\n".join(f"- {sentence}" for sentence in sentences))
         case Facts(pairs):
             return _facts(pairs)
+        case Chart():
+            return _text(block.summary)
         case Table():
             return _table(block, wide)
 

@@ -9,7 +9,7 @@ def headline(run: Run) -> str:
     """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
     return (
-        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {device(run)}: {step_time(run, 'ms a step')}, "
+        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {run.device}: {step_time(run, 'ms a step')}, "
         f"{throughput(run)}, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
         f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; "
         f"{fmt.part_of(run.flops['model'], run.flops['padded'])} of the padded FLOPs are useful model FLOPs"
@@ -21,11 +21,6 @@ def name(run: Run) -> str:
     w = run.workload
     overrides = f", {fmt.value('overrides', w['overrides'])}" if w["overrides"] else ""
     return f"{run.title}, impl {w['impl']}, compile {w['compile']}{overrides}"
-
-
-def device(run: Run) -> str:
-    """The device's name, or its kind where it has none."""
-    return str(run.environment.get("device_name") or run.workload["device"])
 
 
 def step_time(run: Run, unit: str = "") -> str:

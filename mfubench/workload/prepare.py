@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from mfu_kernels.jagged import trusted_offsets
 from mfu_models import ModelSpec, model_spec
 from mfu_models.batch import Batch, Schema
 from mfu_models.common.check_batch import check_batch
 from mfu_models.common.flops import FlopCount
 from mfu_models.output import TrainingOutput
-from mfubench.data import open_source
-from mfubench.errors import BadInput
+from mfubench.data import Source, open_source
+from mfubench.errors import BadInput, OutOfMemory
 
 from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from .step import make_optimizers
@@ -25,35 +26,42 @@ DEFAULT_SIZE = "base"
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
 
 
-def prepare(spec: WorkloadSpec) -> Workload:
-    """Build the workload.
+def prepare(spec: WorkloadSpec, source: Source | None = None) -> Workload:
+    """Build the workload; ``source`` is its data source where that is open already.
 
     Raises:
         BadInput: a device that is not there, a model or data source that cannot be had, more memory than there is.
         mfu_kernels.errors.InvalidArgument: the same, from the packages below.
     """
-    device = _device(spec.device)
-    dtype = spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    device, dtype = device_and_dtype(spec)
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none or model")
     if ":" in spec.model:
         from .user import prepare_user
 
         return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
-    return _prepare_zoo(spec, model_spec(spec.model), device, dtype)
+    return _prepare_zoo(spec, model_spec(spec.model), device, dtype, source)
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def device_and_dtype(spec: WorkloadSpec) -> tuple[torch.device, str]:
+    """The device that ``spec`` runs on, and the dtype that it asks for or the device's default.
+
+    Raises:
+        BadInput: a CUDA device where none is.
+    """
+    if spec.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: no CUDA device is visible; use --device cpu, or see `mfubench doctor`")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return device, spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
 
 
-def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dtype: str) -> Workload:
+def _prepare_zoo(
+    spec: WorkloadSpec, model: ModelSpec, device: torch.device, dtype: str, source: Source | None
+) -> Workload:
     size = spec.size or DEFAULT_SIZE
     batch_size = spec.batch_size or DEFAULT_BATCH_SIZE[device.type]
     synthetic = model.config(size).schema
-    source = open_source(spec.data, synthetic)
+    source = source or open_source(spec.data, synthetic)
     config = model.config(size, source.schema, _overrides(spec, model))
     num_candidates = config.num_candidates if model.request_level else spec.candidates or 1
     _check_memory(model, config, device, spec.mode)
@@ -68,7 +76,7 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
             batch_size, num_sets, seed=spec.seed, max_lengths=max_lengths, num_candidates=num_candidates
         )
     except MemoryError as error:
-        raise BadInput(f"--batch-size {batch_size}: {error}; use a smaller one") from error
+        raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one") from error
     for batch in requests:
         check_batch(batch, source.schema, max_lengths)
 
@@ -95,7 +103,7 @@ def _prepare_zoo(spec: WorkloadSpec, model: ModelSpec, device: torch.device, dty
         module=module,
         inputs=requests if model.request_level else [batch.per_impression() for batch in requests],
         num_samples=[batch.num_requests for batch in requests],
-        forward=lambda model, batch: model(batch),
+        forward=_forward,
         loss=_click_loss,
         to_device=mover(device),
         optimizers=make_optimizers(module) if spec.mode == "train" else [],
@@ -117,6 +125,11 @@ def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
     """Also for sequences that the model does not read, so that models which read others still share their data."""
     longest = max(read.values())
     return {sequence.name: read.get(sequence.name, longest) for sequence in schema.sequences}
+
+
+def _forward(module: nn.Module, batch: Batch) -> Any:
+    with trusted_offsets():  # `check_batch` has read them
+        return module(batch)
 
 
 def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Tensor:
@@ -185,7 +198,7 @@ def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str
     wanted = parameters * (4 if mode == "train" else 1)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
     if free is not None and wanted > free:
-        raise BadInput(
+        raise OutOfMemory(
             f"{model.name} needs {wanted / 1e9:.1f} GB for its parameters"
             f"{', gradients and optimizer state' if mode == 'train' else ''}; {free / 1e9:.1f} GB are free on "
             f"{device.type}; choose a smaller --size, or see its FLOPs with `mfubench models`"

@@ -1,31 +1,50 @@
 """Every option that the command line exposes stands here; adding one is a visible act."""
 
+from typing import Any
+
 from typer.main import get_command
 
 from mfubench.cli import app
 
 EVERYWHERE = {"--json", "--quiet", "--verbose", "--debug"}
+WORKLOAD = {
+    *("model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"),
+    *("--candidates", "--steps", "--seed", "--data"),
+}
 FROZEN = {
-    "profile": EVERYWHERE
-    | {"model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"}
-    | {"--steps", "--seed", "--data", "--out", "--trace", "--candidates", "--timeout"},
+    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout"},
+    "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
+    "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
+    "campaign": EVERYWHERE | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--table"},
+    "kernels list": EVERYWHERE,
+    "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
+    "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},
+    "kernels bench": EVERYWHERE | {"ops", "--shape", "--peer", "--rounds", "--tune", "--out"},
 }
 
 
+def every_command() -> dict[str, Any]:
+    """Commands by name, those of a group with the group's before it."""
+    found = {}
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {key}": item for key, item in inner.items()}
+    return found
+
+
 def test_commands_and_options_are_frozen() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
     seen = {
         name: {parameter.opts[0] for parameter in command.params if parameter.name != "help"}
-        for name, command in commands.items()
+        for name, command in every_command().items()
     }
     assert seen == FROZEN
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in every_command().items():
         assert f"mfubench {name}" in (command.help or ""), f"`mfubench {name} --help` shows no example"
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"

@@ -11,7 +11,12 @@ ORDER = list(PACKAGES)
 FORBIDDEN = {
     "mfubench/measure": ("mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.profiling"),
     "mfubench/attribute": ("mfubench.report", "mfubench.cli", "mfubench.workload", "mfubench.profiling"),
+    "mfubench/kernels": (
+        *("mfu_models", "mfubench.attribute", "mfubench.workload", "mfubench.profiling"),
+        *("mfubench.report", "mfubench.cli"),
+    ),
     "mfubench/data": ("mfubench.measure", "mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.workload"),
+    "mfubench/ablate": ("mfubench.report", "mfubench.cli"),
     "mfubench/report": ("torch", "mfu_models", "mfu_kernels", "mfubench.measure", "mfubench.attribute", "mfubench.cli"),
 }
 

@@ -7,10 +7,12 @@ import pytest
 
 from tests.house.tree import CODE, TESTS, named
 
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 80, 10
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 80, 10 + 1  # one may be self
 OVERSIZE: dict[str, str] = {}  # file -> why it may be longer
 LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more parameters
+    "mfubench/cli/campaign.py:campaign": "a command's options are its parameters",
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
+    "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
     "kernels/mfu_kernels/hstu_attention/op.py:hstu_attention": "an attention and the three parts of its mask",
     "kernels/mfu_kernels/hstu_attention/cost.py:hstu_attention_cost": "it takes what its op takes",
 }
@@ -22,6 +24,11 @@ def test_file_fits_on_a_desk(path: Path) -> None:
     assert lines <= MAX_FILE_LINES or named(path) in OVERSIZE, f"{lines} lines"
 
 
+def jitted(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Triton compiles it: its parameters are pointers, strides and tiles, which nothing can bundle."""
+    return any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
 @pytest.mark.parametrize("path", CODE, ids=named)
 def test_functions_fit_in_a_head(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -29,7 +36,7 @@ def test_functions_fit_in_a_head(path: Path) -> None:
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             parameters = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
-            assert parameters <= MAX_PARAMETERS + 1, f"{node.name} has {parameters} parameters"  # one may be self
+            assert parameters <= MAX_PARAMETERS or jitted(node), f"{node.name} has {parameters} parameters"
 
 
 @pytest.mark.parametrize("path", CODE, ids=named)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mfu_kernels import OPS, InvalidArgument, UnsupportedImpl
+from mfu_kernels import OPS, InvalidArgument, UnsupportedImpl, jagged
 from mfu_kernels.cost import observing
+from mfu_kernels.jagged import trusted_offsets
 from tests.kernels.cases import (
     CASES,
     GDPA_CASES,
@@ -226,6 +227,27 @@ def test_bad_offsets(case: Case, offsets: Tensor) -> None:
         case.run(case.tensors([2, 3]), offsets=offsets)
 
 
+@pytest.mark.gpu
+@by_name(JAGGED)
+@pytest.mark.parametrize("name", ["starts after 0", "decreases", "ends before T"])
+def test_bad_offsets_on_a_gpu_unless_they_are_trusted(case: Case, name: str) -> None:
+    tensors = {key: tensor.detach().cuda() for key, tensor in case.tensors([2, 3]).items()}
+    with pytest.raises(InvalidArgument, match=f"^{case.function.__name__}: offsets is "):
+        case.run(tensors, offsets=BAD_OFFSETS[name].cuda(), **case.bound(5))
+
+
+def test_offsets_on_a_device_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(jagged, "_check_numbers", lambda op, numbers, total, longest: read.append(total))
+    offsets = torch.tensor([0, 2, 5])
+    for _ in range(2):
+        jagged._check_once("gdpa", offsets, 5, 3)
+    assert read == [5]
+    offsets[1] = 3  # another version of the same tensor
+    jagged._check_once("gdpa", offsets, 5, 3)
+    assert read == [5, 5]
+
+
 @by_name(JAGGED)
 @pytest.mark.parametrize("max_length", [-1, 2])
 def test_bad_max_length(case: Case, max_length: int) -> None:
@@ -242,7 +264,8 @@ def test_with_max_length_given_nothing_waits_for_the_device(case: Case) -> None:
     weights = torch.randn_like(case.run(tensors, **others, impl="reference"))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        case.run(tensors, **others, impl="reference").backward(weights)
+        with trusted_offsets():
+            case.run(tensors, **others, impl="reference").backward(weights)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected = case.run(case.tensors(lengths), **case.offsets(lengths))

@@ -48,4 +48,5 @@ class _RmsNorm(torch.autograd.Function):
 def rms_norm_triton(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """The kernel on the rows of ``x`` [..., D]; arguments and result as `rms_norm` has them."""
     check_dtypes("rms_norm", x=x, weight=weight)
-    return _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, eps).view(x.shape)
+    out: Tensor = _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, eps)
+    return out.view(x.shape)

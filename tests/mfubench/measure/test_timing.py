@@ -9,7 +9,7 @@ from torch import nn
 
 from mfu_kernels.cost import current_observer
 from mfubench.measure.calibrate import Calibration
-from mfubench.measure.timing import time_steps
+from mfubench.measure.timing import time_in_turn, time_steps
 from mfubench.profiling import profile_workload
 from mfubench.workload.spec import WARMUP_STEPS
 from mfubench.workload.step import run_step
@@ -136,3 +136,33 @@ def test_on_a_gpu_the_host_does_not_wait_between_steps() -> None:
 
     timings = time_steps(step, device=x.device, num_steps=5, warmup=2)
     assert len(timings) == 5 and min(timings) > 0
+
+
+def test_steps_in_turn_share_each_rounds_index_in_an_order_that_changes() -> None:
+    ran: list[tuple[str, int]] = []
+    told: list[int] = []
+    steps = [lambda index, name=name: ran.append((name, index)) for name in "ab"]
+    timings = time_in_turn(steps, device=CPU, num_rounds=40, warmup=2, progress=told.append)
+    assert [len(own) for own in timings] == [40, 40] and told[-1] == 40
+    assert ran[:4] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    rounds = [ran[4 + 2 * at : 6 + 2 * at] for at in range(40)]
+    assert all({index for _, index in each} == {at} for at, each in enumerate(rounds))
+    assert all({name for name, _ in each} == {"a", "b"} for each in rounds)
+    first = [each[0][0] for each in rounds]
+    assert 10 < first.count("a") < 30 and first != ["a", "b"] * 20
+
+
+def test_steps_in_turn_keep_their_own_timings_on_a_machine_that_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that runs ever faster: each round's ratio stays, whichever of the two went first."""
+    now = [0.0]
+
+    def takes(seconds: float) -> Any:
+        def step(_index: int) -> None:
+            now[0] += seconds * (1 + now[0])
+
+        return step
+
+    monkeypatch.setattr("mfubench.measure.timing.perf_counter", lambda: now[0])
+    fast, slow = time_in_turn([takes(0.002), takes(0.003)], device=CPU, num_rounds=60, warmup=0)
+    assert fast[-1] > 1.3 * fast[0]
+    assert all(after / before == pytest.approx(1.5, rel=0.01) for before, after in zip(fast, slow, strict=True))

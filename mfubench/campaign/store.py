@@ -1,0 +1,106 @@
+"""A campaign's folder: one JSON file a task, written whole, and what says whose they are.
+
+A folder belongs to one device and one state of the code, so that a later call resumes it and never mixes two.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mfubench.errors import BadInput
+from mfubench.run import write_text
+
+from .plan import Task
+
+SCHEMA_VERSION = 1
+INDEX = "campaign.json"
+DONE, FAILED, ABSENT = "done", "failed", "not run"
+
+
+def code_hash() -> str:
+    """A hash of every source file of the three packages: results of other code are other results."""
+    import mfu_kernels
+    import mfu_models
+    import mfubench
+
+    digest = hashlib.sha256()
+    for package in (mfu_kernels, mfu_models, mfubench):
+        folder = Path(package.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Store:
+    """The folder of one campaign."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, environment: Mapping[str, Any]) -> None:
+        """Make the folder, or go on with one of the same device and code.
+
+        Raises:
+            BadInput: it holds another campaign.
+        """
+        identity = {"device": environment["device_name"], "code": code_hash()}
+        if (self.folder / INDEX).exists():
+            found = self.index()["identity"]
+            for name, value in identity.items():
+                if found.get(name) != value:
+                    raise BadInput(
+                        f"{self.folder} holds a campaign of {name} {found.get(name)}, this is {value}; "
+                        "choose another --out"
+                    )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        index = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
+        write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+    def index(self) -> dict[str, Any]:
+        """Identity and environment.
+
+        Raises:
+            BadInput: no campaign is here, or one of another schema.
+        """
+        file = self.folder / INDEX
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+        except OSError as error:
+            raise BadInput(f"cannot read {file}: {error.strerror}; give a folder of `mfubench campaign`") from None
+        except ValueError:
+            raise BadInput(f"{file} is not JSON; give a folder of `mfubench campaign`") from None
+        if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION or "identity" not in found:
+            raise BadInput(f"{file} is no campaign of schema_version {SCHEMA_VERSION}; run `mfubench campaign` anew")
+        return found
+
+    def place(self, task: Task) -> Path:
+        """Where the task's result lies."""
+        return self.folder / task.stage / f"{task.name}.json"
+
+    def is_done(self, task: Task) -> bool:
+        """Whether the task has a result that stands; one that failed or was cut off is tried again."""
+        found = self.read(task.stage, task.name)
+        return found is not None and found["status"] == DONE
+
+    def write(self, task: Task, status: str, reason: str | None, document: Any) -> None:
+        """Keep a task's result."""
+        place = self.place(task)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        result = {"task": task.id, "arguments": dict(task.arguments), "status": status, "reason": reason}
+        write_text(place, json.dumps({**result, "document": document}, indent=1) + "\n")
+
+    def read(self, stage: str, name: str) -> dict[str, Any] | None:
+        """The result of a task, None where there is none or it is unreadable."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / stage / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def results(self, stage: str) -> list[dict[str, Any]]:
+        """Every result of a stage, by name."""
+        files = sorted((self.folder / stage).glob("*.json"))
+        return [found for file in files if (found := self.read(stage, file.stem)) is not None]

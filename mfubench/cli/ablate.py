@@ -1,0 +1,101 @@
+"""``mfubench ablate``."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mfubench.errors import BadInput
+
+from .options import (
+    BatchSize,
+    Candidates,
+    Compile,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Impl,
+    Json,
+    Mode,
+    Out,
+    Peak,
+    Quiet,
+    Seed,
+    Set,
+    Size,
+    Verbose,
+    overrides,
+    writable_folder,
+)
+from .progress import stages
+
+
+def ablate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with a road: kunlun.")],
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    compile_: Compile = "none",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    device: Device = "auto",
+    peak: Peak = None,
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    steps: Annotated[int, typer.Option(help="Timed steps of each setting, and rounds of each pair of them.")] = 20,
+    seed: Seed = 0,
+    data: Data = "synthetic",
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Begin nothing new once they are over.", show_default=False),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Walk the road from InterFormer's parts to the full Kunlun, one switch a step, beside what was published.
+
+    Every setting is profiled; neighbours on the road are timed in turn, and so is the full model with and without each
+    switch. DIR gets ablation.json, runs/STEP/run.json, report.md and report.html as the results come; the same command
+    goes on where it was interrupted or its budget ended.
+
+    Examples:
+
+    mfubench ablate kunlun --size small --out out/ablation
+
+    mfubench ablate kunlun --size tiny --data kuairand:PATH --steps 50 --budget 600 --out out/ablation
+    """
+    from mfubench.workload.spec import WorkloadSpec
+
+    if budget is not None and not budget > 0:
+        raise BadInput(f"--budget {budget:g}; allowed: more than 0 seconds")
+    spec = WorkloadSpec(
+        model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
+    )  # fmt: skip
+    writable_folder(out)
+    from mfubench.ablate.ladder import Ladder
+    from mfubench.report import write_page
+    from mfubench.report.ablation import ablation_page
+    from mfubench.report.terminal import print_page, stdout_console
+
+    ladder = Ladder(spec, out)
+    try:
+        with stages(quiet=quiet, verbose=verbose) as progress:
+            ladder.climb(budget_s=budget, progress=progress)
+    finally:
+        ladder.keep()
+        ablation = ladder.ablation()
+        if out is not None and out.exists():
+            write_page(ablation_page(ablation), out)
+        done, of = ladder.progress_made
+        if done and not ablation.complete:
+            kept = f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
+            print(f"mfubench: {done} of {of} measurements done; {kept}", file=sys.stderr)
+    if json:
+        sys.stdout.write(ablation.to_json() + "\n")
+    else:
+        print_page(ablation_page(ablation), stdout_console(), full=verbose)

@@ -1,0 +1,123 @@
+"""``mfubench campaign``."""
+
+import json as json_module
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfubench.errors import BadInput
+
+from .options import Debug, Json, Quiet, Verbose, writable_folder
+from .progress import stages
+
+if TYPE_CHECKING:
+    from mfubench.campaign.store import Store
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+
+
+def campaign(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that keeps every result as it comes.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
+    task_limit: Annotated[str, typer.Option(metavar="TIME", help="How long one task may take.")] = "5m",
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="calibration, contract, bench, profile or road; may be given again."),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="Sizes of the zoo. [default: base and large on CUDA, tiny on a CPU]"),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. [default: all]")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Find each kernel's best config before it is timed.")] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run nothing; put the results of DIR between the markers in FILE."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a device everything, the most valuable first: its peaks, the kernels' numbers and speed, the zoo, the road.
+
+    A kill at any moment leaves what is done; the same command goes on from there, and tries again what failed. DIR gets
+    a file for each task, report.md and report.html.
+
+    Examples:
+
+    mfubench campaign --budget 9m --out out/campaign
+
+    mfubench campaign --budget 30m --size tiny --stage contract --stage profile --out out/campaign
+
+    mfubench campaign --out out/campaign --table README.md
+    """
+    limits = {name: _seconds(name, given) for name, given in (("--budget", budget), ("--task-limit", task_limit))}
+    from mfubench.campaign.plan import plan
+    from mfubench.campaign.store import Store
+
+    store = Store(out)
+    if table is not None:
+        from mfubench.report.campaign import put_table, results_table
+
+        put_table(results_table(store.index(), _results(store)), table)
+        return
+    writable_folder(out)
+    import torch
+
+    from mfubench.campaign.runner import run_campaign
+    from mfubench.measure.environment import environment
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune)
+    store.open(environment(torch.device(device)))
+    try:
+        with stages(quiet=quiet, verbose=verbose) as progress:
+            outcome = run_campaign(
+                tasks, store, device,
+                budget_s=limits["--budget"], task_limit_s=limits["--task-limit"], progress=progress,
+            )  # fmt: skip
+    finally:
+        _write(store)
+    if outcome.left:
+        print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
+    _put(store, json, verbose)
+
+
+def _seconds(option: str, given: str) -> float:
+    """A duration such as 9m in seconds.
+
+    Raises:
+        BadInput: it is none.
+    """
+    found = DURATION.fullmatch(given)
+    if found is None or float(found[1]) == 0:
+        raise BadInput(f"{option} {given}; allowed: a number above 0 with s, m or h, such as 90s, 9m, 2h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:
+    from mfubench.campaign.plan import STAGES
+
+    return {stage: store.results(stage) for stage in STAGES}
+
+
+def _write(store: "Store") -> None:
+    from mfubench.report import write_page
+    from mfubench.report.campaign import campaign_page
+
+    write_page(campaign_page(store.index(), _results(store)), store.folder)
+
+
+def _put(store: "Store", json: bool, verbose: bool) -> None:
+    if json:
+        sys.stdout.write(json_module.dumps({**store.index(), "results": _results(store)}, indent=1) + "\n")
+        return
+    from mfubench.report.campaign import campaign_page
+    from mfubench.report.terminal import print_page, stdout_console
+
+    print_page(campaign_page(store.index(), _results(store)), stdout_console(), full=verbose)

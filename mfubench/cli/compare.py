@@ -1,0 +1,76 @@
+"""``mfubench compare``."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfubench.errors import BadInput
+
+from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run.json files, or folders that hold one.")],
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Which of them is the baseline. [default: the first]")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare them also where device, dtype, mode or data differ, and say so.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Hold runs against a baseline: step time ratio, utilisation, FLOPs, memory, energy, ledgers side by side.
+
+    Runs compare when device, dtype, mode and data agree; others are refused (exit code 2) unless --force is given. DIR
+    gets comparison.json, report.md and report.html.
+
+    Examples:
+
+    mfubench compare out/transformer out/kunlun
+
+    mfubench compare out/a out/b out/c --baseline out/b --out out/abc
+    """
+    from mfubench.comparison import compare as compare_runs
+    from mfubench.comparison import require_comparable
+    from mfubench.report import write_page
+    from mfubench.report.comparison import comparison_page
+    from mfubench.report.terminal import print_page, stdout_console
+    from mfubench.run import read_run, write_text
+
+    place = _place(runs, baseline)
+    documents = [read_run(path) for path in runs]
+    require_comparable(dict(zip(map(str, runs), documents, strict=True)), force=force)
+    writable_folder(out)
+    found = compare_runs(documents, baseline=place)
+    page = comparison_page(documents, found)
+    text = json_module.dumps(found.to_document(documents), indent=1)
+    if out is not None:
+        write_page(page, out)
+        write_text(out / "comparison.json", text)
+    if json:
+        sys.stdout.write(text + "\n")
+    else:
+        print_page(page, stdout_console(), full=verbose)
+
+
+def _place(runs: list[Path], baseline: Path | None) -> int:
+    """The baseline's place among ``runs``, each of which is another file."""
+    files = [path.resolve() for path in runs]
+    files = [path / "run.json" if path.is_dir() else path for path in files]
+    for path, file in zip(runs, files, strict=True):
+        if files.count(file) > 1:
+            raise BadInput(f"{path} is given twice; give runs that were measured apart")
+    if baseline is None:
+        return 0
+    wanted = baseline.resolve()
+    wanted = wanted / "run.json" if wanted.is_dir() else wanted
+    if wanted not in files:
+        raise BadInput(f"--baseline {baseline} is not among the runs: {', '.join(map(str, runs))}")
+    return files.index(wanted)

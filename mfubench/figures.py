@@ -1,0 +1,204 @@
+"""The numbers of a report's charts, derived from the rows of a Run, so that a report only draws.
+
+Shares are of the median step. All lists keep the order in which they are drawn.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, log10
+
+from .run import LedgerLine, ModuleRow, Run, family_of, family_place
+
+USEFUL = "useful"
+NUM_MARKS = 100  # of a roofline: the longest modules; more would hide each other
+NUM_LABELLED = 9  # of its marks
+NEAR = 0.04  # of a roofline's width or height: marks whose labels would cover each other
+WIDE = 0.12  # of the longest stack: what holds a family's name
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A line of the ledger in the waterfall: the share of the step that it takes, and what is left after it."""
+
+    line: LedgerLine
+    before: float
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """From the whole step down to ``useful``, the share that is left when every other line has had its part."""
+
+    drops: list[Drop]
+    useful: float
+    step_ms: float
+
+    def largest(self, number: int) -> list[Drop]:
+        """The drops that take most."""
+        return sorted(self.drops, key=lambda drop: -drop.line.share)[:number]
+
+
+def waterfall(run: Run) -> Waterfall:
+    """The ledger's own lines, in its order, taken from 100 % one after the other: what is useful remains."""
+    left, drops = 1.0, []
+    for line in run.ledger:
+        if line.cause != USEFUL:
+            drops.append(Drop(line, left, left - line.share))
+            left -= line.share
+    return Waterfall(drops, left, run.step["time_ms"]["median"])
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A module on the roofline: FLOPs for each byte, FLOP/s that it reaches, FLOP/s that the roofline allows it."""
+
+    rank: int
+    row: ModuleRow
+    intensity: float
+    flop_s: float
+    attainable_flop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A roof: slanted at ``gb_s`` until its ridge, level at ``flop_s`` from there on."""
+
+    basis: str
+    dtype: str
+    flop_s: float
+    gb_s: float
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs for each byte from which on the bandwidth bounds no more."""
+        return self.flop_s / (self.gb_s * 1e9)
+
+    def corners(self, least: float, most: float) -> list[tuple[float, float]]:
+        """The roof as (FLOPs for each byte, FLOP/s), between two intensities."""
+        at = [least, *([self.ridge] if least < self.ridge < most else []), most]
+        return [(intensity, min(self.flop_s, self.gb_s * 1e9 * intensity)) for intensity in at]
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Modules under the roofs of their device.
+
+    ``num_modules`` have model FLOPs and time of their own, and the longest of them a mark; these hold ``marked_share``
+    of the step, and the rest of it moves bytes or waits. ``labels`` are the places of the very longest, together where
+    they would cover each other. ``intensities`` and ``rates`` are the decades between which all of it lies.
+    """
+
+    marks: list[Mark]
+    labels: list[tuple[Mark, list[int]]]
+    ceilings: list[Ceiling]
+    num_modules: int
+    marked_share: float
+    intensities: list[float]
+    rates: list[float]
+
+
+def roofline(run: Run) -> Roofline | None:
+    """The longest modules that have model FLOPs, and the roofs of each dtype that was used; None without modules."""
+    ranked = sorted((row for row in run.modules if row.intensity and row.time_ms), key=lambda row: -row.time_ms)
+    marks = [_mark(rank, row) for rank, row in enumerate(ranked[:NUM_MARKS], 1)]
+    if not marks:
+        return None
+    ceilings = _ceilings(run)
+    intensities = _decades([*(mark.intensity for mark in marks), *(ceiling.ridge for ceiling in ceilings)])
+    rates = _decades([*(mark.flop_s for mark in marks), *(ceiling.flop_s for ceiling in ceilings)])
+    return Roofline(
+        marks=marks,
+        labels=_labels(marks[:NUM_LABELLED], len(intensities) - 1, len(rates) - 1),
+        ceilings=ceilings,
+        num_modules=len(ranked),
+        marked_share=sum(mark.row.share for mark in marks),
+        intensities=intensities,
+        rates=rates,
+    )
+
+
+def _mark(rank: int, row: ModuleRow) -> Mark:
+    reached = (row.achieved_tflops or 0.0) * 1e12
+    return Mark(rank, row, row.intensity or 0.0, reached, row.model_flops / row.attainable_ms * 1e3)
+
+
+def _ceilings(run: Run) -> list[Ceiling]:
+    found, peak = [], run.peak
+    for row in run.peaks:
+        if row["used"]:
+            bases = (("measured", peak["bandwidth_gb_s"]), ("datasheet", peak.get("datasheet_bandwidth_gb_s")))
+            found += [
+                Ceiling(basis, row["dtype"], row[f"{basis}_tflops"] * 1e12, gb_s)
+                for basis, gb_s in bases
+                if row[f"{basis}_tflops"] and gb_s
+            ]
+    return found
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    return [10.0**power for power in range(floor(log10(min(values))), floor(log10(max(values))) + 2)]
+
+
+def _labels(marks: Sequence[Mark], decades_across: int, decades_up: int) -> list[tuple[Mark, list[int]]]:
+    labels: list[tuple[Mark, list[int]]] = []
+    for mark in marks:
+        for other, ranks in labels:
+            across = abs(log10(mark.intensity / other.intensity)) / decades_across
+            if across < NEAR and abs(log10(mark.flop_s / other.flop_s)) / decades_up < NEAR:
+                ranks.append(mark.rank)
+                break
+        else:
+            labels.append((mark, [mark.rank]))
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One family of causes in a stack; ``wide`` where a name fits into it."""
+
+    family: str
+    ms: float
+    share: float
+    start_ms: float
+    end_ms: float
+    wide: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A run's step as families of causes in the ledger's order; what is below zero stacks to the left of it."""
+
+    run: Run
+    step_ms: float
+    segments: list[Segment]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """The steps of several runs, in the same milliseconds."""
+
+    stacks: list[Stack]
+
+
+def stacks(runs: Sequence[Run]) -> Stacks:
+    """One stack a run."""
+    longest = max(run.step["time_ms"]["median"] for run in runs)
+    return Stacks([Stack(run, run.step["time_ms"]["median"], _segments(run, WIDE * longest)) for run in runs])
+
+
+def _segments(run: Run, wide_ms: float) -> list[Segment]:
+    totals: dict[str, float] = defaultdict(float)
+    for line in run.ledger:
+        totals[family_of(line.cause)] += line.ms
+    reached = {True: 0.0, False: 0.0}  # to the right of zero, and to the left
+    segments = []
+    for family in sorted((family for family in totals if totals[family]), key=family_place):
+        ms = totals[family]
+        start, reached[ms > 0] = reached[ms > 0], reached[ms > 0] + ms
+        share = ms / run.step["time_ms"]["median"]
+        segments.append(Segment(family, ms, share, start, reached[ms > 0], abs(ms) > wide_ms))
+    return segments
+
+
+Figure = Waterfall | Roofline | Stacks

@@ -1,0 +1,129 @@
+"""What a compiled kernel's machine code says: registers, spills, tensor-core class, asynchronous copies, access width.
+
+Read with the tools that Triton brings along: `cuobjdump` for resources, `nvdisasm` for the instructions, and `ptxas`
+once more, only where a stack shows, for the bytes that it spills. Toolchains differ, so numbers of two of them do not
+compare.
+"""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .targets import Target
+
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
+TENSOR_CORES = {  # strongest first
+    "tcgen05": re.compile(r"UT\w*MMA"),
+    "wgmma": re.compile(r"[HIQB]GMMA"),
+    "mma": re.compile(r"[HIQDO]MMA"),
+}
+ASYNC_COPIES = {"tma": re.compile(r"UTMALDG|UTMASTG|UTMAREDG|UBLKCP"), "cp.async": re.compile(r"LDGSTS")}
+GLOBAL_ACCESS = re.compile(r"LDG|STG|LDGSTS|LD|ST")
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+TMA_BYTES = 16
+THREADS = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)")
+SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCode:
+    """One kernel's code. Bytes of spill are stored and loaded ones together; ``access_bytes`` is the widest access."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    tensor_core: str | None
+    async_copy: str | None
+    access_bytes: int
+    instructions: int
+    warps: int
+    occupancy: float
+
+
+def read_machine_code(compiled: Any, target: Target) -> MachineCode:
+    """Take apart a CompiledKernel of Triton's that was compiled for ``target``."""
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", str(cubin))
+        code = _tool("nvdisasm", "-c", str(cubin))
+        registers, stack = (int(_first(rf"{name}:(\d+)", usage)) for name in ("REG", "STACK"))
+        spills = _spills(compiled.asm["ptx"], target, Path(folder)) if stack else 0
+    operations = [(name, modifiers.split(".")) for name, modifiers in INSTRUCTION.findall(code)]
+    names = {name for name, _ in operations}
+    warps = int(_first(THREADS.pattern, compiled.asm["ptx"])) // 32
+    shared = int(compiled.metadata.shared)
+    return MachineCode(
+        registers=registers,
+        spill_bytes=spills,
+        shared_bytes=shared,
+        tensor_core=_class_of(names, TENSOR_CORES),
+        async_copy=_class_of(names, ASYNC_COPIES),
+        access_bytes=_widest(operations),
+        instructions=sum(name != "NOP" for name, _ in operations),
+        warps=warps,
+        occupancy=target.occupancy(registers, shared, warps),
+    )
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"the toolchain's output holds no {pattern}")
+    return found.group(1)
+
+
+def _class_of(names: set[str], classes: dict[str, re.Pattern[str]]) -> str | None:
+    return next((label for label, pattern in classes.items() if any(pattern.match(name) for name in names)), None)
+
+
+def _widest(operations: list[tuple[str, list[str]]]) -> int:
+    """Bytes of the widest access of one thread to global memory; the copy engine's counts as the widest there is."""
+    widths = [0]
+    for name, modifiers in operations:
+        if ASYNC_COPIES["tma"].match(name):
+            widths.append(TMA_BYTES)
+        elif GLOBAL_ACCESS.fullmatch(name):
+            widths.append(next((WIDTHS[part] for part in modifiers if part in WIDTHS), 4))
+    return max(widths)
+
+
+def _spills(ptx: str, target: Target, folder: Path) -> int:
+    source = folder / "kernel.ptx"
+    source.write_text(ptx)
+    arch = _first(r"\.target\s+(\w+)", ptx)
+    command = [_ptxas(target.capability), "-v", f"--gpu-name={arch}", str(source), "-o", str(folder / "again.cubin")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(sum(map(int, pair)) for pair in SPILLS.findall(told))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([str(_folder() / name), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@cache
+def _folder() -> Path:
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def _ptxas(capability: int) -> str:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(capability).path)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions that the numbers depend on: triton, and its assembler for each kind of target."""
+    import triton
+
+    versions = {"triton": triton.__version__}
+    for name in ("ptxas", "ptxas-blackwell"):
+        if (_folder() / name).exists():
+            versions[name] = _first(r"V([\d.]+)", _tool(name, "--version"))
+    return versions

@@ -1,0 +1,144 @@
+"""Every kernel compiled for GPUs that need not be here, and what the compiled code says of its speed before it runs."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mfubench.errors import BadInput
+
+from .catalog import examples_of
+from .targets import TARGETS
+
+MATRIX_ROWS = 64  # fewer rows of a tile than a warpgroup's instruction takes
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRow:
+    """One kernel with one config on one target, at one named shape; ``error`` says why there is no code."""
+
+    op: str
+    shape: str
+    kernel: str
+    target: str
+    key: str
+    config: str
+    default: bool
+    registers: int | None = None
+    spill_bytes: int | None = None
+    shared_bytes: int | None = None
+    tensor_core: str | None = None
+    async_copy: str | None = None
+    access_bytes: int | None = None
+    instructions: int | None = None
+    warps: int | None = None
+    occupancy: float | None = None
+    error: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What two rows of the same code have in common: named shapes may lead to the same kernel, key and config."""
+        return (self.op, self.target, self.kernel, self.key, self.config)
+
+
+def compile_statically(
+    ops: Sequence[str],
+    targets: Sequence[str],
+    *,
+    all_configs: bool = False,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+) -> list[StaticRow]:
+    """Rows of every kernel of ``ops`` at its named shapes, ordered by op, target and kernel.
+
+    Each op and target is compiled in a process of its own, as many at once as there are cores.
+
+    Raises:
+        BadInput: an unknown target, or Triton's interpreter is on, which compiles nothing.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise BadInput(f"--target {target} is unknown; allowed: {', '.join(TARGETS)}")
+    from mfu_kernels.registry import interpreting
+
+    if interpreting():
+        raise BadInput("Triton's interpreter compiles nothing; unset TRITON_INTERPRET")
+    jobs = [(op, target, all_configs) for op in ops for target in targets]
+    rows: list[StaticRow] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1) or 1, mp_context=context) as pool:
+        futures = [pool.submit(_compile_job, *job) for job in jobs]
+        for done, future in enumerate(as_completed(futures), start=1):
+            found = future.result()
+            rows += found
+            progress(f"compiled {done} of {len(jobs)}: {found[0].op} for {found[0].target}", done / len(jobs))
+    return sorted(rows, key=lambda row: (list(ops).index(row.op), row.target, row.kernel, row.key, not row.default))
+
+
+def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow]:
+    from .ahead import activate, compile_op
+
+    examples, target = examples_of(op), TARGETS[target_name]
+    activate(target)
+    rows: dict[tuple[str, ...], StaticRow] = {}
+    for shape, case in examples.shapes.items():
+
+        def keep(compiled: Any, shape: str = shape) -> None:
+            row = StaticRow(
+                op, shape, compiled.kernel, target_name, _text(compiled.key), _config_text(compiled.config),
+                compiled.is_default,
+            )  # fmt: skip
+            if row.identity not in rows:
+                rows[row.identity] = _with_code(row, compiled.result, target)
+
+        compile_op(examples, case, keep, all_configs=all_configs)
+    return list(rows.values())
+
+
+def _with_code(row: StaticRow, result: Any, target: Any) -> StaticRow:
+    from dataclasses import replace
+
+    from .machine_code import read_machine_code
+
+    if isinstance(result, Exception):
+        return replace(row, error=" ".join(f"{type(result).__name__}: {result}".split())[:200])
+    return replace(row, **asdict(read_machine_code(result, target)))
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    from mfu_kernels.lock import key_text
+
+    return key_text(key)
+
+
+def _config_text(config: Any) -> str:
+    tiles = " ".join(f"{name}={value}" for name, value in config.kwargs.items())
+    return f"{tiles} warps={config.num_warps} stages={config.num_stages}".strip()
+
+
+def faults(rows: Sequence[StaticRow]) -> Iterator[str]:
+    """What no default config may do: fail to compile, spill, or ask for more shared memory than a block may have."""
+    for row in rows:
+        if not row.default:
+            continue
+        where = f"{row.kernel} on {row.target} ({row.key}; {row.config})"
+        if row.error is not None:
+            yield f"{where} does not compile: {row.error}"
+        elif row.spill_bytes:
+            yield f"{where} spills {row.spill_bytes} bytes"
+        elif row.shared_bytes is not None and row.shared_bytes > TARGETS[row.target].block_shared:
+            limit = TARGETS[row.target].block_shared
+            yield f"{where} needs {row.shared_bytes} bytes of shared memory, a block has {limit}"
+
+
+def document(rows: Sequence[StaticRow]) -> dict[str, Any]:
+    """The rows as JSON, with the toolchain that they hold for, and what is wrong with them."""
+    from .machine_code import toolchain
+
+    return {
+        "schema_version": 1,
+        "toolchain": toolchain(),
+        "rows": [asdict(row) for row in rows],
+        "faults": list(faults(rows)),
+    }

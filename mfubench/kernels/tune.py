@@ -1,0 +1,136 @@
+"""Find a kernel's best config by trying its space, and write down what won, where and how fast.
+
+Configs that do not compile, do not fit or spill are left out before anything is timed. Each kernel is varied alone,
+inside the op's forward or backward that launches it, in turns with the others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from mfu_kernels.examples import Draw, Examples
+from mfu_kernels.lock import adopt, key_text
+from mfu_kernels.modes import Compiled, compile_ahead, forced_config
+from mfubench.errors import BadInput
+from mfubench.measure.environment import now
+
+from .machine_code import read_machine_code, toolchain
+from .targets import TARGETS, Target
+from .timing import time_in_turns
+
+ROUNDS = 5
+TimeInTurns = Callable[..., dict[str, list[float]]]
+
+
+@dataclass(slots=True)
+class Launched:
+    """One kernel at one key: the configs that may win, and in which direction it runs."""
+
+    kernel: str
+    key: Any
+    direction: str
+    configs: list[Any] = field(default_factory=list)
+
+
+def device_target(device: torch.device) -> Target:
+    """The target whose limits hold on ``device``.
+
+    Raises:
+        BadInput: no GPU, or a generation without a row in `targets`.
+    """
+    if device.type != "cuda":
+        raise BadInput("configs are tuned on a GPU only; here is none")
+    name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    if name not in TARGETS:
+        raise BadInput(f"{name} has no row in mfubench/kernels/targets.py; it has: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def launched_kernels(examples: Examples, shape: str, target: Target) -> list[Launched]:
+    """Every kernel that the op launches at ``shape``, with the configs that compile, fit and do not spill."""
+    found: dict[tuple[str, str], Launched] = {}
+    direction = "forward"
+
+    def keep(compiled: Compiled) -> None:
+        place = found.setdefault(
+            (compiled.kernel, key_text(compiled.key)), Launched(compiled.kernel, compiled.key, direction)
+        )
+        if isinstance(compiled.result, Exception) or compiled.result.metadata.shared > target.block_shared:
+            return
+        if read_machine_code(compiled.result, target).spill_bytes == 0:
+            place.configs.append(compiled.config)
+
+    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
+    with compile_ahead(keep, all_configs=True):
+        out = examples.function(**leaves, **inputs.others, impl="triton")
+        direction = "backward"
+        out.backward(torch.empty_like(out))
+    return list(found.values())
+
+
+def tune_op(
+    examples: Examples,
+    device: torch.device,
+    *,
+    shapes: Sequence[str],
+    time: TimeInTurns = time_in_turns,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+) -> list[dict[str, Any]]:
+    """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock."""
+    target, device_name = device_target(device), torch.cuda.get_device_name(device)
+    won: list[dict[str, Any]] = []
+    for index, shape in enumerate(shapes):
+        progress(f"tuning {examples.function.__name__} at {shape}", index / len(shapes))
+        for launched in launched_kernels(examples, shape, target):
+            tuned = any(e["kernel"] == launched.kernel and e["key"] == key_text(launched.key) for e in won)
+            if not tuned and launched.configs:
+                won.append(_tune_kernel(examples, shape, launched, device, device_name, time))
+                adopt(won[-1:])
+    return won
+
+
+def _tune_kernel(
+    examples: Examples, shape: str, launched: Launched, device: torch.device, device_name: str, time: TimeInTurns
+) -> dict[str, Any]:
+    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device))
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
+
+    def forward() -> torch.Tensor:
+        return examples.function(**leaves, **inputs.others, impl="triton")
+
+    out = forward()
+    weights = torch.randn_like(out)
+
+    def backward() -> object:
+        return torch.autograd.grad(out, list(leaves.values()), weights, retain_graph=True)
+
+    run = forward if launched.direction == "forward" else backward
+
+    def with_config(config: Any) -> Callable[[], object]:
+        def call() -> object:
+            with forced_config(lambda kernel, _: config if kernel == launched.kernel else None):
+                return run()
+
+        return call
+
+    samples = time({str(at): with_config(config) for at, config in enumerate(launched.configs)}, rounds=ROUNDS)
+    ms = {at: median(values) for at, values in samples.items()}
+    best = min(ms, key=lambda at: ms[at])
+    config = launched.configs[int(best)]
+    return {
+        "kernel": launched.kernel,
+        "device": device_name,
+        "key": key_text(launched.key),
+        "config": {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages},
+        "shape": shape,
+        "measured": f"the op's {launched.direction} with this kernel's config alone varied",
+        "ms": ms[best],
+        "ms_of_default": ms["0"],
+        "configs_timed": len(ms),
+        "date": now(),
+        "toolchain": toolchain(),
+    }

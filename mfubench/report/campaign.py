@@ -1,0 +1,169 @@
+"""A campaign's folder as a page, and its results as the table that the README shows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mfubench.errors import BadInput
+from mfubench.run import write_text
+
+from . import format as fmt
+from .blocks import Column, Facts, Items, Page, Section, Table
+from .kernels import bench_table
+from .markdown import render_table
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Sequence[Result]]
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+DONE = "done"
+
+
+def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
+    """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them."""
+    sections = [
+        Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
+        Section("Models", [_models(_of(results, "profile"))], brief=True),
+        Section("Numeric contract", [_contract(_of(results, "contract"))], brief=True),
+        *_bench(_of(results, "bench")),
+        *_roads(_of(results, "road")),
+    ]
+    missing = [f"{item['task']}: {item['reason']}" for items in results.values() for item in items if item["reason"]]
+    if missing:
+        sections.append(Section("Not measured, and why", [Items(missing)], brief=True))
+    counts = [sum(item["status"] == DONE for item in results[stage]) for stage in results]
+    headline = f"{sum(counts)} of {sum(map(len, results.values()))} tasks have results"
+    return Page(f"Campaign on {index['identity']['device']}", headline, _warnings(results), sections)
+
+
+def _of(results: Results, stage: str) -> list[Any]:
+    """The documents of a stage's tasks that are done."""
+    return [item["document"] for item in results.get(stage, ()) if item["status"] == DONE]
+
+
+def _warnings(results: Results) -> list[str]:
+    """Each different warning of the profiles once, with how many of them it concerns."""
+    counted: dict[str, int] = {}
+    for item in results.get("profile", ()):
+        for warning in item["document"]["warnings"] if item["status"] == DONE else ():
+            counted[warning] = counted.get(warning, 0) + 1
+    busy = [
+        item["task"]
+        for item in results.get("bench", ())
+        if item["status"] == DONE and item["document"]["nvml"].get("counters", {}).get("other_processes", {}).get("max")
+    ]
+    found = [f"{warning} ({count} of the profiles)" for warning, count in counted.items()]
+    return found + [f"another process was on the GPU during {task}" for task in busy]
+
+
+def _device(index: Mapping[str, Any], calibrations: Sequence[Any]) -> Facts:
+    environment = index["environment"]
+    pairs = [
+        ("device", str(index["identity"]["device"])),
+        ("code", f"{index['identity']['code']} (hash of the sources)"),
+        *((name, str(environment[name])) for name in ("torch", "triton", "driver", "python") if environment.get(name)),
+    ]
+    for found in calibrations:
+        for dtype, peak in found["by_dtype"].items():
+            pairs.append((f"measured GEMM peak, {dtype}", f"{fmt.number(peak['gemm_tflops'][dtype])} TFLOP/s"))
+            pairs.append((f"measured copy bandwidth, beside {dtype}", f"{fmt.number(peak['copy_gb_s'])} GB/s"))
+    return Facts(pairs)
+
+
+def _models(runs: Sequence[Any]) -> Table:
+    ordered = sorted(runs, key=lambda run: (run["workload"]["mode"], run["workload"]["model"], run["workload"]["size"]))
+
+    def of(header: str, key: str) -> tuple[Column, list[str]]:
+        return Column(header), [str(run["workload"][key]) for run in ordered]
+
+    columns = [
+        of("model", "model"),
+        of("size", "size"),
+        of("mode", "mode"),
+        of("dtype", "dtype"),
+        of("ops", "impl"),
+        of("compile", "compile"),
+        (Column("step, ms [95 % CI]", numeric=True), [_step(run) for run in ordered]),
+        (Column("samples/s", numeric=True), [fmt.number(run["step"]["samples_per_s"], 4) for run in ordered]),
+        (Column("MFU %", numeric=True), fmt.percents([run["mfu"] for run in ordered])),
+        (Column("HFU %", numeric=True), fmt.percents([run["hfu"] for run in ordered])),
+        (
+            Column("MFU of measured peak %", numeric=True),
+            fmt.percents([run["mfu_of_measured_peak"] for run in ordered]),
+        ),
+    ]
+    return Table.of("MFU counts useful FLOPs against the dense datasheet peak, where there is one.", columns)
+
+
+def _step(run: Any) -> str:
+    time = run["step"]["time_ms"]
+    return fmt.interval(time["median"], time["ci95_low"], time["ci95_high"])
+
+
+def _contract(documents: Sequence[Any]) -> Table:
+    ops = [op for document in documents for op in document["ops"]]
+    columns = [
+        (Column("op"), [op["op"] for op in ops]),
+        (Column("verdict"), ["FAIL" if op["failed"] else "pass" for op in ops]),
+        (Column("cases", numeric=True), [fmt.count(op["cases"]) for op in ops]),
+        (Column("worst error, % of budget", numeric=True), fmt.percents([op["worst_error_of_budget"] for op in ops])),
+        (Column("dtypes"), [", ".join(op["dtypes"]) for op in ops]),
+    ]
+    run_by = documents[0]["run_by"] if documents else fmt.NOT_KNOWN
+    return Table.of(f"Each kernel against its reference in fp64, run by {run_by}.", columns)
+
+
+def _bench(documents: Sequence[Any]) -> list[Section]:
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for document in documents:
+        for row in document["rows"]:
+            groups.setdefault((row["op"], row["shape"]), []).append(row)
+    return [Section(f"{op}, {shape}", [bench_table(rows)], brief=True) for (op, shape), rows in groups.items()]
+
+
+def _roads(documents: Sequence[Any]) -> list[Section]:
+    """The road to Kunlun of each size; each has a report of its own in its folder."""
+    return [
+        Section(f"The road to Kunlun, {found['workload']['size']}", [_road(found)], brief=True) for found in documents
+    ]
+
+
+def _road(found: Any) -> Table:
+    steps = [step for step in found["steps"] if step["kind"] == "road"]
+    changes = {change["name"]: change for change in found["changes"] if change["kind"] == "road"}
+    rates = [None if step["row"] is None else step["row"]["samples_per_s"]["value"] for step in steps]
+    gains = [changes.get(step["name"], {}).get("relative", {}).get("samples_per_s", {}).get("value") for step in steps]
+    columns = [
+        (Column("step"), [step["name"] for step in steps]),
+        (Column("samples/s", numeric=True), fmt.column(rates)),
+        (Column("change of samples/s, %", numeric=True), fmt.percents(gains)),
+        (Column("why there is no number"), [step["reason"] for step in steps]),
+    ]
+    return Table.of("Each step turns on one switch more. Its folder has a report with intervals.", columns)
+
+
+def results_table(index: Mapping[str, Any], results: Results) -> str:
+    """The models' table in Markdown, with the device and what says that a command made it."""
+    documents = _of(results, "profile")
+    if not documents:
+        raise BadInput("this campaign has no profile yet: there is no table of results to make")
+    table = _models(documents)
+    environment = index["environment"]
+    made = f"Measured on {index['identity']['device']}, torch {environment.get('torch')}"
+    return f"{made}; written by `mfubench campaign --table`, never by hand.\n\n{render_table(table)}"
+
+
+def put_table(text: str, file: Path) -> None:
+    """Replace what stands between the markers in ``file``.
+
+    Raises:
+        BadInput: the file cannot be read, or has not both markers, once and in order.
+    """
+    try:
+        before = file.read_text()
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    head, begin, rest = before.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise BadInput(f"{file} has no lines {BEGIN} and {END} for the table to stand between")
+    write_text(file, f"{head}{BEGIN}\n{text}\n{END}{tail}")

@@ -1,0 +1,32 @@
+"""A worker for tests: a task's name says what befalls it."""
+
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from mfubench.campaign.runner import READY
+from mfubench.campaign.store import ABSENT, DONE, FAILED
+
+
+def act(pipe: Connection, device: str, folder: Path) -> None:
+    """Answer each task by the word in its argument ``do``, with the process's id."""
+    pipe.send(READY)
+    while True:
+        try:
+            _, arguments = pipe.recv()
+        except EOFError:
+            return
+        match arguments["do"]:
+            case "crash":
+                os._exit(9)
+            case "hang":
+                time.sleep(60)
+        answers: dict[str, tuple[str, str | None, Any, bool]] = {
+            "succeed": (DONE, None, {"pid": os.getpid()}, True),
+            "fail": (FAILED, "ValueError: no", None, True),
+            "break": (FAILED, "CUDA error: an illegal memory access", None, False),
+            "absent": (ABSENT, "needs a GPU", None, True),
+        }
+        pipe.send(answers[arguments["do"]])

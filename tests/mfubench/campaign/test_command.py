@@ -1,0 +1,60 @@
+"""The command: a whole small campaign, its pages, its table, and bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mfubench.cli import main
+from mfubench.report.campaign import BEGIN, END
+
+SMALL = ["--model", "transformer", "--stage", "calibration", "--stage", "profile", "--budget", "9m", "--quiet"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["campaign", *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, readme = tmp_path / "campaign", tmp_path / "README.md"
+    assert run("--out", str(out), *SMALL, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {item["task"] for item in told["results"]["profile"]} == {
+        "profile/transformer-tiny-train-eager",
+        "profile/transformer-tiny-infer-eager",
+    }
+    assert "transformer" in (out / "report.md").read_text() and "</html>" in (out / "report.html").read_text()
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert run("--out", str(out), "--table", str(readme)) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    samples = told["results"]["profile"][0]["document"]["step"]["samples_per_s"]
+    assert text.count("| transformer | tiny |") == 2 and samples > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "soon"], "--budget soon; allowed: a number above 0 with s, m or h"),
+        (["--budget", "0s"], "--budget 0s"),
+        (["--task-limit", "9"], "--task-limit 9"),
+        (["--stage", "lunch"], "--stage lunch is unknown; allowed: calibration"),
+        (["--table", "README.md"], "cannot read"),
+    ],
+)
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert run("--out", str(tmp_path / "none"), *arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, readme = tmp_path / "campaign", tmp_path / "README.md"
+    assert run("--out", str(out), *SMALL, "--quiet") == 0
+    readme.write_text("no place\n")
+    assert run("--out", str(out), "--table", str(readme)) == 2
+    assert readme.read_text() == "no place\n" and BEGIN in capsys.readouterr().err

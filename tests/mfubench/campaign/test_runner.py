@@ -1,0 +1,88 @@
+"""A task that crashes, hangs or breaks its process costs itself and no other; a later call goes on."""
+
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from mfubench.campaign.plan import Task
+from mfubench.campaign.runner import Outcome, run_campaign
+from mfubench.campaign.store import ABSENT, DONE, FAILED, Store
+from mfubench.errors import BadInput
+from tests.mfubench.campaign.loops import act
+
+HERE = {"device_name": "a CPU"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = Store(tmp_path / "campaign")
+    opened.open(HERE)
+    return opened
+
+
+def task(name: str, do: str) -> Task:
+    return Task("profile", name, {"do": do})
+
+
+def run(store: Store, *tasks: Task, budget_s: float = 60, task_limit_s: float = 30) -> Outcome:
+    return run_campaign(
+        tasks, store, "cpu",
+        budget_s=budget_s, task_limit_s=task_limit_s, progress=lambda stage, done: None, loop=act,
+    )  # fmt: skip
+
+
+def test_what_befalls_one_task_leaves_the_others(store: Store) -> None:
+    names = ("succeed", "crash", "break", "fail", "absent")
+    outcome = run(store, *(task(name, name) for name in names), task("last", "succeed"))
+    assert outcome == Outcome(done=2, before=0, failed=3, absent=1, left=0)
+    found = {item["task"]: item for item in store.results("profile")}
+    assert found["profile/crash"]["reason"] == "its process ended with code 9"
+    assert found["profile/break"]["status"] == FAILED and found["profile/absent"]["status"] == ABSENT
+    pids = [found[f"profile/{name}"]["document"]["pid"] for name in ("succeed", "last")]
+    assert pids[0] != pids[1], "after a crash and after a broken context the process is another"
+
+
+def test_a_task_that_hangs_is_given_up(store: Store) -> None:
+    start = monotonic()
+    outcome = run(store, task("hang", "hang"), task("last", "succeed"), task_limit_s=8)
+    assert outcome.failed == 1 and outcome.done == 1 and monotonic() - start < 50
+    (hung,) = (item for item in store.results("profile") if item["task"] == "profile/hang")
+    assert hung["reason"] == "gave up after 8 s"
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(store: Store) -> None:
+    run(store, task("one", "succeed"), task("two", "fail"))
+    first = store.read("profile", "one")
+    outcome = run(store, task("one", "succeed"), task("two", "succeed"))
+    assert outcome == Outcome(done=1, before=1, failed=0, absent=0, left=0)
+    assert store.read("profile", "one") == first and store.is_done(task("two", "succeed"))
+
+
+def test_nothing_is_begun_when_the_budget_is_spent(store: Store) -> None:
+    assert run(store, task("one", "succeed"), budget_s=0.1) == Outcome(done=0, before=0, failed=0, absent=0, left=1)
+    assert store.results("profile") == []
+
+
+def test_a_folder_belongs_to_one_device_and_one_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.open(HERE)
+    with pytest.raises(BadInput, match="campaign of device a CPU, this is a GPU; choose another --out"):
+        store.open({"device_name": "a GPU"})
+    monkeypatch.setattr("mfubench.campaign.store.code_hash", lambda: "0" * 16)
+    with pytest.raises(BadInput, match=f"this is {'0' * 16}"):
+        store.open(HERE)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 99, "identity": {}}'])
+def test_a_folder_that_holds_no_campaign(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput, match="cannot read"):
+        Store(tmp_path).index()
+    (tmp_path / "campaign.json").write_text(text)
+    with pytest.raises(BadInput, match=r"campaign\.json is no"):
+        Store(tmp_path).index()
+
+
+def test_a_result_that_is_cut_off_counts_as_none(store: Store) -> None:
+    store.write(task("one", "succeed"), DONE, None, {})
+    store.place(task("one", "succeed")).write_text('{"status": "do')
+    assert not store.is_done(task("one", "succeed"))

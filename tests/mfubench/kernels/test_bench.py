@@ -1,0 +1,127 @@
+"""What a benchmark says of what it timed; the timing itself needs a GPU."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfu_kernels import OPS, gdpa
+from mfu_kernels.examples import Draw, Inputs
+from mfu_kernels.rms_norm.examples import EXAMPLES
+from mfubench.errors import BadInput
+from mfubench.kernels import bench
+from mfubench.kernels.bench import OURS, BenchRow, bench_op
+from mfubench.kernels.peers import PEERS_BY_OP, CannotRun, Peer, named_peer, peers_of
+from mfubench.measure.calibrate import Calibration
+from mfubench.report.kernels import bench_page
+from mfubench.report.markdown import render_page
+
+CALIBRATION = Calibration("a GPU", {"bf16": 100.0}, 1000.0, {}, "2026-01-01", "2.13", 1, "by hand")
+CPU = torch.device("cpu")
+
+
+def small() -> Inputs:
+    return EXAMPLES.make({"rows": 6, "width": 8, "weight": True}, Draw(torch.float32, CPU))
+
+
+def refuse(_inputs: Inputs) -> Any:
+    raise CannotRun("it takes no norms")
+
+
+def wrong(x: Tensor, weight: Tensor) -> Tensor:
+    return x * weight
+
+
+def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reasons() -> None:
+    peers = [
+        Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference")),
+        *PEERS_BY_OP["rms_norm"][:1],
+        Peer("refuses", refuse),
+        Peer("wrong", lambda _: wrong),
+        Peer("ceiling", lambda _: wrong, same_math=False),
+        Peer("crashes", lambda _: lambda **tensors: 1 / 0),  # type: ignore[return-value]
+    ]
+    built, absent = bench._build(peers, small())
+    assert list(built.forward) == list(built.backward) == [OURS, "F.rms_norm", "ceiling"]
+    assert dict(absent)["refuses"] == "it takes no norms"
+    assert "differs from ours" in dict(absent)["wrong"] and "ZeroDivisionError" in dict(absent)["crashes"]
+    for call in (*built.forward.values(), *built.backward.values()):
+        call()
+        call()  # a backward runs again and again
+
+
+def test_a_failure_of_ours_is_no_footnote() -> None:
+    with pytest.raises(ZeroDivisionError):
+        bench._build([Peer(OURS, lambda _: lambda **tensors: 1 / 0)], small())  # type: ignore[return-value]
+
+
+def test_a_row_holds_rates_floor_and_paired_ratio() -> None:
+    samples, ours = [2.0, 2.2, 1.8], [1.0, 1.1, 0.9]
+    row = bench._row("gdpa", "X", "forward", "peer", True, samples, ours, (4e9, 1e9), CALIBRATION)
+    assert row.ms and row.ms[0] == 2.0 and row.times_ours and row.times_ours[0] == pytest.approx(2.0)
+    assert row.tflops == pytest.approx(2.0) and row.gb_s == pytest.approx(500)
+    assert row.floor_ms == pytest.approx(1.0)  # 1 GB at 1000 GB/s takes longer than 4 GFLOP at 100 TFLOP/s
+    assert row.share_of_floor == pytest.approx(0.5)
+
+
+def test_an_attention_backward_counts_as_two_and_a_half_forwards() -> None:
+    def run() -> Tensor:
+        q, (k, v) = torch.randn(4, 2, 8), torch.randn(2, 1, 3, 2, 8)
+        return gdpa(q, k, v, torch.tensor([0, 4]), impl="reference")
+
+    cost = bench._cost_of(run)
+    forward, backward = (bench._work("gdpa", cost, way)[0] for way in ("forward", "backward"))
+    assert forward == 2 * 2 * 4 * 3 * 2 * 8 and backward == 2.5 * forward
+
+
+def test_every_table_of_peers_is_of_an_op() -> None:
+    assert PEERS_BY_OP.keys() <= OPS.keys()
+
+
+def test_a_peer_by_name() -> None:
+    (compiled, *_, named) = peers_of("rms_norm", EXAMPLES, f"{__name__}:wrong")
+    assert compiled.name == "torch.compile(reference)" and named.name == f"{__name__}:wrong"
+    x = torch.randn(6, 8)
+    call = named.make(Inputs({"x": x, "weight": torch.ones(8)}))
+    assert torch.equal(call(x=x, weight=torch.ones(8)), x)
+
+
+@pytest.mark.parametrize("target", ["nowhere:f", f"{__name__}:nothing", f"{__name__}:CALIBRATION", "no_colon", ":f"])
+def test_a_peer_that_is_not_there(target: str) -> None:
+    with pytest.raises(BadInput, match="--peer"):
+        named_peer(target)
+
+
+def test_without_a_gpu_nothing_is_timed() -> None:
+    with pytest.raises(BadInput, match="on a GPU only"):
+        bench_op("rms_norm", EXAMPLES, CPU)
+
+
+def test_an_unknown_shape_names_those_there_are() -> None:
+    with pytest.raises(BadInput, match=r"norm 1\.18M x 512"):
+        bench._named("rms_norm", EXAMPLES, ["X1"])
+
+
+def test_the_page_shows_what_was_not_timed_and_why() -> None:
+    rows = [
+        bench._row("rms_norm", "S", "forward", OURS, True, [1.0, 1.1], [1.0, 1.1], (0, 1e9), CALIBRATION),
+        BenchRow("rms_norm", "S", "forward", "varlen_attn", False, reason="rows of unlike lengths"),
+    ]
+    peak = {"measured_tflops": 100.0, "bandwidth_gb_s": 1000.0}
+    told: Mapping[str, Any] = {
+        "environment": {"device_name": "a GPU"}, "toolchain": {"triton": "3.9.0"}, "dtype": "bf16",
+        "flop_convention": "2 per multiply-add", "peak": peak, "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    text = render_page(bench_page(told))
+    assert "rows of unlike lengths" in text and "other mathematics" in text and "a GPU" in text
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_ours_and_a_peer_are_timed_in_one_run() -> None:
+    rows = bench_op("rms_norm", EXAMPLES, torch.device("cuda"), shapes=["norm 295k x 512"], rounds=3)
+    timed = {(row.direction, row.implementation): row for row in rows if row.ms}
+    assert (OURS in {name for _, name in timed}) and ("backward", "F.rms_norm") in timed
+    assert all(0 < (row.share_of_floor or 0) < 1.2 for row in timed.values())

@@ -1,0 +1,98 @@
+"""The contract passes what is right, refuses what is wrong in any one way, and says what it did not prove."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfu_kernels import InvalidArgument
+from mfu_kernels.examples import Draw, Inputs
+from mfu_kernels.rms_norm import op as rms_norm_op
+from mfu_kernels.rms_norm.examples import EXAMPLES
+from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, judge
+from mfubench.kernels.check import CaseResult, cases_of, check_op, document, poisoned_memory
+from tests.mfubench.kernels import broken
+
+CPU = torch.device("cpu")
+
+
+def check_with(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> list[CaseResult]:
+    """The contract of rms_norm with ``function`` as its triton implementation."""
+    implementations: Mapping[str, Any] = {**rms_norm_op.OP.implementations, "triton": function}
+    monkeypatch.setattr(
+        rms_norm_op, "OP", type(rms_norm_op.OP)("rms_norm", "norm", rms_norm_op.OP.cost, implementations)
+    )
+    return check_op(EXAMPLES, CPU).cases
+
+
+def test_the_reference_passes_as_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = check_with(monkeypatch, broken.right)
+    assert len(cases) > 40 and all(case.passed for case in cases)
+
+
+@pytest.mark.parametrize("name", broken.BROKEN)
+def test_what_is_wrong_fails(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    cases = check_with(monkeypatch, broken.BROKEN[name])
+    assert any(not case.passed for case in cases)
+    assert any(case.passed for case in cases), "wrong in one way only, so that the other cases pass"
+
+
+def test_a_crash_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [case for case in check_with(monkeypatch, broken.crashes_on_no_rows) if not case.passed]
+    assert all(case.case["rows"] == 0 and case.faults == ["IndexError: no rows"] for case in failed)
+
+
+def test_dtypes_and_configs_are_factors_and_bf16_is_not_proved_on_a_cpu() -> None:
+    cases = cases_of(EXAMPLES, CPU, full=False)
+    assert {case["dtype"] for case in cases} == {"fp16", "fp32"}
+    assert {case["dtype"] for case in cases_of(EXAMPLES, torch.device("cuda"), full=False)} == {"bf16", "fp16", "fp32"}
+    assert {case["config"] for case in cases} == {None, *range(8)}
+    told = document([check_op(EXAMPLES, CPU)], CPU, full=False)
+    assert any("bf16" in reason for reason in told["ops"][0]["not_proved"])
+    assert told["ops"][0]["failed"] == 0 and told["toolchain"]["triton"]
+
+
+def test_bad_input_is_not_a_failed_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+        raise InvalidArgument("rms_norm: x is odd; allowed: even")
+
+    with pytest.raises(InvalidArgument, match="odd"):
+        check_with(monkeypatch, refuse)
+
+
+def test_poisoned_memory_is_nan_inside_only() -> None:
+    with poisoned_memory():
+        assert torch.empty(8).isnan().all() and torch.ones(3).new_empty(5).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_matmul_operands_are_rounded_and_nothing_else() -> None:
+    a, b = torch.randn(5, 7), torch.randn(7, 3)
+    with RoundedMatmuls(torch.float16):
+        product, total = a @ b, a + 1
+    assert torch.equal(product, a.half().float() @ b.half().float())
+    assert not torch.equal(product, a @ b) and torch.equal(total, a + 1)
+
+
+def test_a_budget_is_twice_the_honest_error_forward_and_three_times_backward() -> None:
+    exact = {OUTPUT: torch.ones(4, dtype=torch.float64), "x": torch.ones(4, dtype=torch.float64)}
+    fair = {name: (tensor + 0.01).float() for name, tensor in exact.items()}
+    kernel = {name: (tensor + 0.025).float() for name, tensor in exact.items()}
+    forward, backward = judge(kernel, fair, exact)
+    assert forward.ratio == pytest.approx(1.25, rel=1e-3) and backward.ratio == pytest.approx(0.025 / 0.03, rel=1e-3)
+
+
+def test_one_rounding_of_the_output_is_always_allowed() -> None:
+    exact = {OUTPUT: torch.full((4,), 1.0, dtype=torch.float64)}
+    off = {OUTPUT: (exact[OUTPUT] * (1 + torch.finfo(torch.float16).eps / 2)).half()}
+    (verdict,) = judge(off, {OUTPUT: exact[OUTPUT].half()}, exact)
+    assert verdict.ratio <= 1
+
+
+def test_the_same_seed_draws_the_same_numbers_and_meta_draws_none() -> None:
+    first, second = (Draw(torch.float32, CPU, seed=3).normal(4, 5, strided=True) for _ in range(2))
+    assert torch.equal(first, second) and not first.is_contiguous()
+    meta = EXAMPLES.make(EXAMPLES.shapes["norm 1.18M x 512"], Draw(torch.bfloat16, torch.device("meta")))
+    assert isinstance(meta, Inputs) and meta.tensors["x"].is_meta

@@ -1,0 +1,66 @@
+"""Compiling for absent GPUs: what the machine code says, what counts as a fault, and that numbers repeat."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from mfubench.errors import BadInput
+from mfubench.kernels.static import StaticRow, compile_statically, faults
+
+
+def mfubench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process where Triton compiles, whatever the tests' own does."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    code = "from mfubench.cli import main\nif __name__ == '__main__': main()"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    done = mfubench("kernels", "static", "rms_norm", "--target", "sm_90", "--json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_rows_have_what_the_contract_names(told: dict[str, Any]) -> None:
+    names = {"op", "kernel", "target", "config", "default", "registers", "spill_bytes", "shared_bytes", "tensor_core"}
+    for row in told["rows"]:
+        assert names | {"async_copy", "access_bytes", "occupancy"} <= row.keys()
+        assert row["default"] and row["spill_bytes"] == 0 and 16 <= row["registers"] <= 255
+        assert row["access_bytes"] == 16 and row["tensor_core"] is None and 0 < row["occupancy"] <= 1
+    assert {row["kernel"] for row in told["rows"]} == {"rms_norm_fwd_kernel", "rms_norm_bwd_kernel"}
+    assert told["toolchain"]["triton"] and told["toolchain"]["ptxas"] and told["faults"] == []
+
+
+def test_numbers_repeat(told: dict[str, Any]) -> None:
+    assert json.loads(mfubench("kernels", "static", "rms_norm", "--target", "sm_90", "--json").stdout) == told
+
+
+def row(**changes: Any) -> StaticRow:
+    facts: dict[str, Any] = {"registers": 64, "spill_bytes": 0, "shared_bytes": 1024} | changes
+    return StaticRow("gdpa", "X1024", "gdpa_fwd_kernel", "sm_90", "d=128", "M=128", facts.pop("default", True), **facts)
+
+
+def test_faults_of_what_a_launch_takes() -> None:
+    wrong = [
+        row(spill_bytes=8),
+        row(shared_bytes=232_449),
+        row(error="RuntimeError: no"),
+        row(spill_bytes=8, default=False),
+    ]
+    spills, large, fails = faults([row(), *wrong])
+    assert "spills 8 bytes" in spills and "232449 bytes of shared memory" in large and "does not compile" in fails
+
+
+def test_an_unknown_target_and_an_interpreter_are_bad_input() -> None:
+    with pytest.raises(BadInput, match="--target sm_70 is unknown; allowed: sm_80, sm_90, sm_100"):
+        compile_statically(["rms_norm"], ["sm_70"])
+    with pytest.raises(BadInput, match="unset TRITON_INTERPRET"):
+        compile_statically(["rms_norm"], ["sm_90"])
