@@ -11,6 +11,6 @@ def widened(x: Tensor) -> Tensor:
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a matmul of ``x`` computes and returns; autocast leaves fp64 alone."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

@@ -8,7 +8,7 @@ from .op import gdpa_block
 
 
 def _make(case: Case, draw: Draw) -> Inputs:
-    lengths, heads, d, num_keys = draw.lengths(case["lengths"]), case.get("heads", 4), case["d"], case["num_keys"]
+    lengths, heads, d, num_keys = draw.lengths(case["lengths"]), case["heads"], case["d"], case["num_keys"]
     strided, std = case.get("strided", False), case.get("std", 1.0)
     tensors = {
         "x": draw.normal(sum(lengths), heads, d, strided=strided),
@@ -25,7 +25,7 @@ def _make(case: Case, draw: Draw) -> Inputs:
 
 
 def _named(length: int, num_keys: int) -> Case:
-    return {"lengths": Dense(1152, length), "d": 128, "num_keys": num_keys}
+    return {"lengths": Dense(1152, length), "heads": 4, "d": 128, "num_keys": num_keys}
 
 
 EXAMPLES = Examples(
@@ -33,7 +33,7 @@ EXAMPLES = Examples(
     factors={
         "lengths": EDGE_LENGTHS,
         "num_keys": (17, 1, 64, 100, 257),
-        "heads": (4, 1, 3),
+        "heads": (2, 1, 3),
         "d": (16, 8, 64, 20),
         "activation": ("gelu_tanh", "gelu", "relu", "relu2", "leaky_relu", "silu", "hardswish", "identity"),
         "std": (1.0, 4.0, 11.0),

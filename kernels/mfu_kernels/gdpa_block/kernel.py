@@ -100,7 +100,7 @@ def gdpa_block_fwd_kernel(
                 tile = load_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH)
                 o = (tile.to(tl.float32) - mean[:, None]) * rstd[:, None]
                 queries = o.to(k.dtype.element_ty)
-                k_of_head, v_of_head = k + head.to(tl.int64) * k_head, v + head.to(tl.int64) * v_head
+                k_of_head, v_of_head = k + tl.cast(head, tl.int64) * k_head, v + tl.cast(head, tl.int64) * v_head
                 for start in range(0, num_keys, BLOCK_K):
                     keys = start + tl.arange(0, BLOCK_K)
                     keys_of_block = load_tile(k_of_head, keys, K_KEY, keys < num_keys, D, WIDTH)

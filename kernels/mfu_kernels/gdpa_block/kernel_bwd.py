@@ -69,7 +69,7 @@ def gdpa_block_bwd_x_kernel(
                     n = normed_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH, statistics, num_events)
                     dn = do.to(tl.float32)
                     queries = n.to(k.dtype.element_ty)
-                    k_of_head, v_of_head = k + head.to(tl.int64) * k_head, v + head.to(tl.int64) * v_head
+                    k_of_head, v_of_head = k + tl.cast(head, tl.int64) * k_head, v + tl.cast(head, tl.int64) * v_head
                     for start in range(0, num_keys, BLOCK_K):
                         keys = start + tl.arange(0, BLOCK_K)
                         keys_of_block = load_tile(k_of_head, keys, K_KEY, keys < num_keys, D, WIDTH)
@@ -120,8 +120,8 @@ def gdpa_block_bwd_kv_kernel(
     statistics += begin
     keys = block * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = keys < num_keys
-    keys_of_block = load_tile(k + batch * k_batch + head.to(tl.int64) * k_head, keys, K_KEY, inside, D, WIDTH)
-    values = load_tile(v + batch * v_batch + head.to(tl.int64) * v_head, keys, V_KEY, inside, D, WIDTH)
+    keys_of_block = load_tile(k + batch * k_batch + tl.cast(head, tl.int64) * k_head, keys, K_KEY, inside, D, WIDTH)
+    values = load_tile(v + batch * v_batch + tl.cast(head, tl.int64) * v_head, keys, V_KEY, inside, D, WIDTH)
     dkeys = tl.zeros([BLOCK_K, WIDTH], dtype=tl.float32)
     dvalues = tl.zeros([BLOCK_K, WIDTH], dtype=tl.float32)
     for start in range(0, length, BLOCK_Q):
