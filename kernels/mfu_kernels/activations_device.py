@@ -38,7 +38,7 @@ def activated(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
         if FAST and not _INTERPRETED:
             return half + half * _one_instruction("tanh.approx.f32", inside)
         else:
-            return half * _one_plus_tanh(inside, FAST)
+            return half * _one_plus_minus_tanh(inside, FAST)[0]
     else:
         return _value(scores * scale, NAME)
 
@@ -48,8 +48,8 @@ def activated_with_slope(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
     """act(x) and act'(x), from shared parts; kinks have the slopes that torch gives them."""
     if NAME == "gelu_tanh" or NAME == "silu" or (NAME == "gelu" and FAST):
         half = scores * (0.5 * scale)
-        twice = _one_plus_tanh(_inside_tanh(half, NAME), FAST)
-        return half * twice, _slope_by_tanh(half, twice, NAME)
+        plus, minus = _one_plus_minus_tanh(_inside_tanh(half, NAME), FAST)
+        return half * plus, _slope_by_tanh(half, plus, minus, NAME)
     else:
         x = scores * scale
         return _value(x, NAME), _slope(x, NAME)
@@ -68,14 +68,14 @@ def _inside_tanh(half, NAME: tl.constexpr):
 
 
 @triton.jit
-def _slope_by_tanh(half, twice, NAME: tl.constexpr):
-    """act'(x) where act(x) = half * twice and twice = 1 + tanh(.), so that 1 - tanh² = twice (2 - twice)."""
+def _slope_by_tanh(half, plus, minus, NAME: tl.constexpr):
+    """act'(x) where act(x) = half * plus, plus and minus are 1 ± tanh(.), and 1 - tanh² = plus * minus."""
     if NAME == "silu":
-        return twice * (half * (2.0 - twice) * 0.5 + 0.5)
+        return plus * (half * minus * 0.5 + 0.5)
     elif NAME == "gelu_tanh":
-        return twice * (half * (2.0 - twice) * (half * half * (_TANH_B * 1.5) + _TANH_A * 0.5) + 0.5)
+        return plus * (half * minus * (half * half * (_TANH_B * 1.5) + _TANH_A * 0.5) + 0.5)
     else:  # from the normal density in place of the fit
-        return twice * 0.5 + half * (_exp2(half * half * (_LOG2_E * -2.0), True) * (_INVERSE_SQRT_2PI * 2.0))
+        return plus * 0.5 + half * (_exp2(half * half * (_LOG2_E * -2.0), True) * (_INVERSE_SQRT_2PI * 2.0))
 
 
 @triton.jit
@@ -118,13 +118,15 @@ def _normal_cdf(x):
 
 
 @triton.jit
-def _one_plus_tanh(x, FAST: tl.constexpr):
-    """2 / (1 + exp(-2x)), without an overflow on the way."""
+def _one_plus_minus_tanh(x, FAST: tl.constexpr):
+    """1 + tanh(x) = 2 / (1 + exp(-2x)) and 1 - tanh(x), without an overflow on the way."""
     if FAST and not _INTERPRETED:
-        return _one_instruction("rcp.approx.ftz.f32", 0.5 + 0.5 * _exp2(x * (_LOG2_E * -2.0), FAST))
+        plus = _one_instruction("rcp.approx.ftz.f32", 0.5 + 0.5 * _exp2(x * (_LOG2_E * -2.0), FAST))
+        return plus, 2.0 - plus
     else:
         decay = tl.exp(tl.abs(x) * -2.0)
-        return tl.where(x < 0.0, 2.0 * decay, 2.0) / (1.0 + decay)
+        less, more = 2.0 * decay / (1.0 + decay), 2.0 / (1.0 + decay)  # each good to its own last bits
+        return tl.where(x < 0.0, less, more), tl.where(x < 0.0, more, less)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ def widened(x: Tensor) -> Tensor:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a matmul of ``x`` computes and returns; autocast leaves fp64 alone."""
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
+    """The dtype that a matmul of ``x`` computes and returns; autocast leaves fp64 and the device "meta" alone."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
     return x.dtype

@@ -1,0 +1,158 @@
+"""GDPA's forward in Triton.
+
+Short form: keys and values of one row and head fit into shared memory. One program owns them, loads them once, and
+streams that row's queries past them in tiles, software-pipelined. Above 128 keys they are held as two halves: the
+products of one half leave the tensor cores busy while the activation of the other is computed.
+Long form: a program owns one tile of queries and its sum in registers, and streams keys and values.
+
+Queries beyond a row's end and keys beyond n_kv are loaded as zeros; act(0) = 0 makes their weights zero.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.activations_device import activated
+from mfu_kernels.launching import Kernel, config
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import with_unit_stride
+
+from .boundary import _fwd_outputs
+from .tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
+
+
+@triton.jit
+def _attend(queries, keys, values, total, scale, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
+    """total + act(scale queries keysᵀ) values."""
+    scores = tl.dot(queries, keys.T, input_precision="tf32" if FAST else "ieee")
+    weights = activated(scores, scale, ACTIVATION, FAST).to(values.dtype)
+    return tl.dot(weights, values, total, input_precision="tf32" if FAST else "ieee")
+
+
+@triton.jit
+def gdpa_fwd_short_kernel(
+    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, splits, q_strides, k_strides, v_strides, out_strides,
+    ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """One row and head, or every ``splits``-th tile of its queries, with HALVES blocks of KEYS keys at hand."""
+    FAST: tl.constexpr = q.dtype.element_ty != tl.float32
+    program = tl.program_id(0) // splits
+    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
+    start, length = row_of(offsets, row)
+    q += start * q_strides[0] + head * q_strides[1]
+    out += start * out_strides[0] + head * out_strides[1]
+    k += row * k_strides[0] + head * k_strides[2]
+    v += row * v_strides[0] + head * v_strides[2]
+    block = tl.arange(0, KEYS)
+    keys = load_tile(k, block, k_strides[1], num_keys, DIM, WIDTH)
+    values = load_tile(v, block, v_strides[1], num_keys, DIM, WIDTH)
+    if HALVES == 2:
+        more_keys = load_tile(k, KEYS + block, k_strides[1], num_keys, DIM, WIDTH)
+        more_values = load_tile(v, KEYS + block, v_strides[1], num_keys, DIM, WIDTH)
+    for first in range(tl.program_id(0) % splits * TILE, length, splits * TILE):
+        rows = first + tl.arange(0, TILE)
+        queries = load_tile(q, rows, q_strides[0], length, DIM, WIDTH)
+        total = tl.zeros([TILE, WIDTH], tl.float32)
+        if HALVES == 2:
+            scores = tl.dot(queries, keys.T, input_precision="tf32" if FAST else "ieee")
+            more_scores = tl.dot(queries, more_keys.T, input_precision="tf32" if FAST else "ieee")
+            weights = activated(scores, scale, ACTIVATION, FAST).to(values.dtype)
+            total = tl.dot(weights, values, total, input_precision="tf32" if FAST else "ieee")
+            weights = activated(more_scores, scale, ACTIVATION, FAST).to(values.dtype)
+            total = tl.dot(weights, more_values, total, input_precision="tf32" if FAST else "ieee")
+        else:
+            total = _attend(queries, keys, values, total, scale, ACTIVATION, FAST)
+        store_tile(out, rows, out_strides[0], length, total, DIM, WIDTH)
+
+
+@triton.jit
+def gdpa_fwd_long_kernel(
+    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, max_length, q_strides, k_strides, v_strides, out_strides,
+    ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries of one row and head against blocks of KEYS keys; neighbours share keys and values in L2."""
+    FAST: tl.constexpr = q.dtype.element_ty != tl.float32
+    tiles = tl.cdiv(max_length, TILE)
+    program = tl.program_id(0) // tiles
+    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
+    start, length = row_of(offsets, row)
+    rows = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    if tl.program_id(0) % tiles * TILE >= length:
+        return
+    q += start * q_strides[0] + head * q_strides[1]
+    out += start * out_strides[0] + head * out_strides[1]
+    k += row * k_strides[0] + head * k_strides[2]
+    v += row * v_strides[0] + head * v_strides[2]
+    queries = load_tile(q, rows, q_strides[0], length, DIM, WIDTH)
+    total = tl.zeros([TILE, WIDTH], tl.float32)
+    for first in range(0, num_keys, KEYS):
+        block = first + tl.arange(0, KEYS)
+        keys = load_tile(k, block, k_strides[1], num_keys, DIM, WIDTH)
+        values = load_tile(v, block, v_strides[1], num_keys, DIM, WIDTH)
+        total = _attend(queries, keys, values, total, scale, ACTIVATION, FAST)
+    store_tile(out, rows, out_strides[0], length, total, DIM, WIDTH)
+
+
+def _short_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, TILE=tile) for tile in (32, 16)]
+    return [
+        config(num_warps=warps, num_stages=stages, TILE=tile)
+        for tile, warps, stages in ((64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3))
+        if int(key["d"]) * 2 * (2 * int(key["keys"]) + stages * tile) <= SHARED
+    ]
+
+
+def _long_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, TILE=32, KEYS=keys) for keys in (32, 16)]
+    return [
+        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=keys)
+        for tile, keys, warps, stages in ((128, 64, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 4, 3))
+        if int(key["d"]) * 2 * (tile + 2 * stages * keys) <= SHARED
+    ]
+
+
+SHARED = 166_912  # bytes a program may have on sm_80, the least of the targets
+SHORT = Kernel(gdpa_fwd_short_kernel, _short_configs)
+LONG = Kernel(gdpa_fwd_long_kernel, _long_configs)
+
+
+def _is_short(key: MetaParameters) -> bool:
+    """Whether keys, values and two tiles of queries fit into shared memory (16 bits), or few keys (32 bits)."""
+    if key["bytes"] == 4:
+        return int(key["d"]) * int(key["keys"]) <= 2048
+    return int(key["keys"]) <= 256 and int(key["d"]) * int(key["keys"]) <= 32_768
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, activation: list[str], max_length: int
+) -> Tensor:
+    """act(scale q kᵀ) v, [T, H, d]."""
+    out = _fwd_outputs(q, k, v, offsets, scale, activation, max_length)
+    if not q.shape[0]:
+        return out
+    q, k, v = (with_unit_stride(x) for x in (q, k, v))
+    key, (num_rows, num_keys) = key_of(q, k), k.shape[:2]
+    strides = q.stride()[:2], k.stride()[:3], v.stride()[:3], out.stride()[:2]
+    for first, heads, name in runs_of_heads(activation):
+        constants = {"ACTIVATION": name, "DIM": q.shape[2], "WIDTH": key["d"]}
+        programs = num_rows * heads
+        if _is_short(key):
+            halves = 2 if int(key["keys"]) > 128 else 1
+            splits = num_splits(programs, max_length, q.device)
+            SHORT.launch(
+                lambda _, n=programs * splits: (n,), q.device,
+                q, k, v, offsets, out, scale, num_keys, first, heads, splits, *strides,
+                key=key, KEYS=int(key["keys"]) // halves, HALVES=halves, **constants,
+            )  # fmt: skip
+        else:
+            LONG.launch(
+                lambda c, n=programs: (n * triton.cdiv(max_length, c["TILE"]),), q.device,
+                q, k, v, offsets, out, scale, num_keys, first, heads, max_length, *strides,
+                key=key, **constants,
+            )  # fmt: skip
+    return out

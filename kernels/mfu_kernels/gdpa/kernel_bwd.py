@@ -1,0 +1,159 @@
+"""GDPA's backward in Triton: five products, no atomics.
+
+One program owns a row and head, or a share of its queries. It walks the queries once for each block of keys, which it
+holds in shared memory with their values; their gradients are sums in registers. Scores are computed again, transposed
+([keys, queries]), so that weights and their gradients are left operands from registers; only dq = dsᵀ k takes them from
+shared memory, as (kᵀ ds)ᵀ, and is complete where one block holds all keys.
+
+Where it takes several walks, each adds to the dq that the walk before wrote, in dq's own memory: a program wrote it
+itself and recently, so it is found in L2, and every second walk goes backwards to meet the latest first. That is two
+products fewer than separate kernels for dq and for dk and dv. Above MAX_ROUNDED_KEYS keys, dq is summed in fp32 and
+rounded once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.activations_device import activated, activated_with_slope
+from mfu_kernels.launching import Kernel, config
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import with_unit_stride
+
+from .boundary import _bwd_outputs
+from .tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
+
+MAX_ROUNDED_KEYS = 1024
+
+
+@triton.jit
+def _walk(
+    grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, first_tile, splits,
+    grad_stride, q_stride, k_stride, v_stride, dq_stride, dk_stride,
+    ACTIVATION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr, ONE_WALK: tl.constexpr,
+):  # fmt: skip
+    """Every ``splits``-th tile of queries against the keys from ``first_key``."""
+    FAST: tl.constexpr = q.dtype.element_ty != tl.float32
+    PRECISION: tl.constexpr = "tf32" if FAST else "ieee"
+    block = first_key + tl.arange(0, KEYS)
+    keys = load_tile(k, block, k_stride, num_keys, DIM, WIDTH)
+    values = load_tile(v, block, v_stride, num_keys, DIM, WIDTH)
+    sum_k = tl.zeros([KEYS, WIDTH], tl.float32)
+    sum_v = tl.zeros([KEYS, WIDTH], tl.float32)
+    tiles = tl.cdiv(tl.maximum(tl.cdiv(length, TILE) - first_tile, 0), splits)
+    for i in range(0, tiles):
+        if ONE_WALK:
+            tile = first_tile + i * splits
+        else:
+            tile = first_tile + tl.where((first_key // KEYS) % 2 == 1, tiles - 1 - i, i) * splits
+        rows = tile * TILE + tl.arange(0, TILE)
+        queries = load_tile(q, rows, q_stride, length, DIM, WIDTH)
+        grads = load_tile(grad, rows, grad_stride, length, DIM, WIDTH)
+        scores = tl.dot(keys, queries.T, input_precision=PRECISION)
+        if NEEDS_Q or NEEDS_K:
+            change = tl.dot(values, grads.T, input_precision=PRECISION)
+            weights, slope = activated_with_slope(scores, scale, ACTIVATION, FAST)
+            change = (change * slope).to(queries.dtype)
+        else:
+            weights = activated(scores, scale, ACTIVATION, FAST)
+        if NEEDS_V:
+            sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
+        if NEEDS_K:
+            sum_k = tl.dot(change, queries, sum_k, input_precision=PRECISION)
+        if NEEDS_Q:
+            moved = tl.dot(keys.T, change, input_precision=PRECISION).T * scale
+            if not ONE_WALK:
+                kept = tl.where(first_key > 0, length, 0)
+                moved += load_tile(dq, rows, dq_stride, kept, DIM, WIDTH).to(tl.float32)
+            store_tile(dq, rows, dq_stride, length, moved, DIM, WIDTH)
+    if NEEDS_K:
+        store_tile(dk, block, dk_stride, num_keys, sum_k * scale, DIM, WIDTH)
+    if NEEDS_V:
+        store_tile(dv, block, dk_stride, num_keys, sum_v, DIM, WIDTH)
+
+
+@triton.jit
+def gdpa_bwd_kernel(
+    grad, q, k, v, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits, share_stride,
+    grad_strides, q_strides, k_strides, v_strides, dq_strides, dk_strides,
+    ACTIVATION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ALL_KEYS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One row and head, or one of ``splits`` shares of its queries with shares of dk and dv of its own."""
+    share, program = tl.program_id(0) % splits, tl.program_id(0) // splits
+    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
+    start, length = row_of(offsets, row)
+    grad += start * grad_strides[0] + head * grad_strides[1]
+    q += start * q_strides[0] + head * q_strides[1]
+    dq += start * dq_strides[0] + head * dq_strides[1]
+    k += row * k_strides[0] + head * k_strides[2]
+    v += row * v_strides[0] + head * v_strides[2]
+    to_share = share.to(tl.int64) * share_stride + row * dk_strides[0] + head * dk_strides[2]
+    dk += to_share
+    dv += to_share
+    if ALL_KEYS <= KEYS:  # no loop, out of which addresses would be hoisted into registers
+        _walk(
+            grad, q, k, v, dq, dk, dv, scale, length, num_keys, 0, share, splits,
+            grad_strides[0], q_strides[0], k_strides[1], v_strides[1], dq_strides[0], dk_strides[1],
+            ACTIVATION, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
+        )  # fmt: skip
+    else:
+        for first_key in range(0, num_keys, KEYS):
+            tl.debug_barrier()  # threads read what others of this program wrote in the walk before
+            _walk(
+                grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
+                grad_strides[0], q_strides[0], k_strides[1], v_strides[1], dq_strides[0], dk_strides[1],
+                ACTIVATION, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, False,
+            )  # fmt: skip
+
+
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    keys, d = int(key["keys"]), int(key["d"])
+    if key["bytes"] == 4:
+        return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
+    block = min(keys, 64 if d > 64 else 128)
+    return [
+        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size)
+        for size, tile, warps, stages in (
+            (block, 32 if d > 128 else 64, 8, 2),
+            (min(keys, 128), 64, 8, 2),
+            (min(keys, 128), 64, 8, 3),
+            (min(keys, 64), 64, 4, 2),
+        )
+    ]
+
+
+BACKWARD = Kernel(gdpa_bwd_kernel, _configs)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
+    scale: float, activation: list[str], max_length: int, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``q``, ``k`` and ``v``; those not in ``needs`` are empty."""
+    dq, dk, dv = _bwd_outputs(grad, q, k, v, offsets, scale, activation, max_length, needs)
+    if not q.shape[0]:
+        return dq, dk.zero_(), dv.zero_()
+    grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
+    key, (num_rows, num_keys, num_heads, d) = key_of(q, k), k.shape
+    splits = num_splits(num_rows * num_heads, max_length, q.device)
+    sum_q = dq.float() if num_keys > MAX_ROUNDED_KEYS else dq
+    shares = [
+        torch.empty(splits, *x.shape, dtype=torch.float32, device=x.device) if splits > 1 else x for x in (dk, dv)
+    ]
+    dense_q, dense_k = (num_heads * d, d), (num_keys * num_heads * d, num_heads * d, d)
+    for first, heads, name in runs_of_heads(activation):
+        BACKWARD.launch(
+            lambda _, n=num_rows * heads * splits: (n,), q.device,
+            grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
+            grad.stride()[:2], q.stride()[:2], k.stride()[:3], v.stride()[:3], dense_q, dense_k,
+            key=key, ACTIVATION=name, NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
+            DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
+        )  # fmt: skip
+    if splits > 1:
+        dk, dv = (share.sum(0).to(x.dtype) for share, x in zip(shares, (k, v), strict=True))
+    return sum_q.to(q.dtype), dk, dv
