@@ -74,10 +74,12 @@ class Ceiling:
         """FLOPs for each byte from which on the bandwidth bounds no more."""
         return self.flop_s / (self.gb_s * 1e9)
 
-    def corners(self, least: float, most: float) -> list[tuple[float, float]]:
-        """The roof as (FLOPs for each byte, FLOP/s), between two intensities."""
-        at = [least, *([self.ridge] if least < self.ridge < most else []), most]
-        return [(intensity, min(self.flop_s, self.gb_s * 1e9 * intensity)) for intensity in at]
+    def corners(self, intensities: Sequence[float], rates: Sequence[float]) -> list[tuple[float, float]]:
+        """The roof as (FLOPs for each byte, FLOP/s), from where it enters the decades of a chart to their end."""
+        slope = self.gb_s * 1e9
+        first, last = max(intensities[0], rates[0] / slope), intensities[-1]
+        at = [first, *([self.ridge] if first < self.ridge < last else []), last]
+        return [(intensity, min(self.flop_s, slope * intensity)) for intensity in at]
 
 
 @dataclass(frozen=True, slots=True)

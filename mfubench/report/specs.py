@@ -160,7 +160,7 @@ def _roofline(figure: Roofline) -> "alt.LayerChart":
             axis=alt.Axis(values=figure.rates, format="~s"),
         ),
     }
-    corners = [ceiling.corners(figure.intensities[0], figure.intensities[-1]) for ceiling in figure.ceilings]
+    corners = [ceiling.corners(figure.intensities, figure.rates) for ceiling in figure.ceilings]
     roofs = [
         {"name": _ceiling_name(ceiling), "basis": ceiling.basis, "intensity": intensity, "rate": rate}
         for ceiling, points in zip(figure.ceilings, corners, strict=True)

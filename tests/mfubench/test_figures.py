@@ -67,10 +67,11 @@ def test_each_dtype_that_was_used_has_the_roofs_that_are_known():
 def test_a_roof_rises_with_the_bandwidth_and_ends_at_the_peak():
     (roof,) = roofline(a_run()).ceilings
     assert roof.ridge == pytest.approx(412 / 21.7)
-    (x0, y0), (x1, y1), (x2, y2) = roof.corners(0.1, 1000.0)
+    (x0, y0), (x1, y1), (x2, y2) = roof.corners([0.1, 1000.0], [1e9, 1e12])
     assert (x0, x1, x2) == (0.1, roof.ridge, 1000.0)
     assert (y0, y1, y2) == (pytest.approx(2.17e9), pytest.approx(412e9), pytest.approx(412e9))
-    assert len(roof.corners(100.0, 1000.0)) == 2  # no ridge in sight
+    assert len(roof.corners([100.0, 1000.0], [1e9, 1e12])) == 2  # no ridge in sight
+    assert roof.corners([0.001, 1000.0], [2.17e9, 1e12])[0] == (pytest.approx(0.1), pytest.approx(2.17e9))
 
 
 def test_all_that_is_drawn_lies_between_the_decades():
