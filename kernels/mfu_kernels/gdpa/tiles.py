@@ -60,4 +60,4 @@ def key_of(q: Tensor, k: Tensor) -> MetaParameters:
 
 def num_splits(programs: int, max_length: int, device: torch.device) -> int:
     """Among how many programs a row's queries are shared out, so that few rows fill the device too."""
-    return max(1, min(num_walkers(device) // max(1, programs), triton.cdiv(max_length, SPLIT_ROWS)))
+    return max(1, min(num_walkers(device) // max(1, programs), -(-max_length // SPLIT_ROWS)))

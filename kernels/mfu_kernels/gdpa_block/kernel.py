@@ -19,7 +19,6 @@ from torch import Tensor
 from mfu_kernels.activations_device import activated
 from mfu_kernels.launching import Kernel, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _fwd_outputs
 
@@ -160,7 +159,11 @@ def with_rows_outside(tensor: Tensor) -> Tensor:
 
 def meta_parameters(x: Tensor, k: Tensor) -> MetaParameters:
     """What the best config depends on."""
-    return {"d": max(16, next_power_of_2(x.shape[2])), "num_keys": next_power_of_2(k.shape[1]), "bytes": k.element_size()}
+    return {
+        "d": max(16, next_power_of_2(x.shape[2])),
+        "num_keys": next_power_of_2(k.shape[1]),
+        "bytes": k.element_size(),
+    }
 
 
 def forward(

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import activated_with_slope
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _bwd_outputs
@@ -149,13 +149,19 @@ def gdpa_block_bwd_kv_kernel(
 def _x_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, BLOCK_Q=32, BLOCK_K=32), config(num_warps=4, BLOCK_Q=16, BLOCK_K=16)]
-    return [config(num_warps=8, num_stages=2, BLOCK_Q=128, BLOCK_K=64), config(num_warps=4, num_stages=2, BLOCK_Q=64, BLOCK_K=64)]
+    return [
+        config(num_warps=8, num_stages=2, BLOCK_Q=128, BLOCK_K=64),
+        config(num_warps=4, num_stages=2, BLOCK_Q=64, BLOCK_K=64),
+    ]
 
 
 def _kv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, BLOCK_Q=32, BLOCK_K=32), config(num_warps=4, BLOCK_Q=16, BLOCK_K=16)]
-    return [config(num_warps=8, num_stages=3, BLOCK_Q=32, BLOCK_K=128), config(num_warps=4, num_stages=2, BLOCK_Q=32, BLOCK_K=64)]
+    return [
+        config(num_warps=8, num_stages=3, BLOCK_Q=32, BLOCK_K=128),
+        config(num_warps=4, num_stages=2, BLOCK_Q=32, BLOCK_K=64),
+    ]
 
 
 BACKWARD_X = Kernel(gdpa_block_bwd_x_kernel, _x_configs)
@@ -188,22 +194,63 @@ def backward(
     grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
     key = meta_parameters(x, k)
     shared = {
-        "key": key, "H": num_heads, "D": d, "X_ROW": x.stride(0), "X_HEAD": x.stride(1), "K_KEY": k.stride(1), "V_KEY": v.stride(1),
-        "FAST": k.element_size() == 2, "WIDTH": key["d"],
+        "key": key,
+        "H": num_heads,
+        "D": d,
+        "X_ROW": x.stride(0),
+        "X_HEAD": x.stride(1),
+        "K_KEY": k.stride(1),
+        "V_KEY": v.stride(1),
+        "FAST": k.element_size() == 2,
+        "WIDTH": key["d"],
     }
     strides = (k.stride(0), k.stride(2), v.stride(0), v.stride(2))
     dattended = k.new_empty(x.shape)
     sums = statistics.new_empty(2, num_events)
     BACKWARD_X.launch(
-        lambda c: (num_rows * triton.cdiv(max_length, int(c["BLOCK_Q"])),), x.device,
-        grad, x, k, v, offsets, inner, statistics, dx, dattended, sums, num_events, num_keys, max_length, scale, *strides,
-        G_ROW=grad.stride(0), G_HEAD=grad.stride(1), RUNS=runs_of(activation), NEEDS_X=needs_x, **shared,
+        lambda c: (num_rows * triton.cdiv(max_length, int(c["BLOCK_Q"])),),
+        x.device,
+        grad,
+        x,
+        k,
+        v,
+        offsets,
+        inner,
+        statistics,
+        dx,
+        dattended,
+        sums,
+        num_events,
+        num_keys,
+        max_length,
+        scale,
+        *strides,
+        G_ROW=grad.stride(0),
+        G_HEAD=grad.stride(1),
+        RUNS=runs_of(activation),
+        NEEDS_X=needs_x,
+        **shared,
     )
     if needs_k or needs_v:
         for name, first, last in runs_of(activation):
             BACKWARD_KV.launch(
-                lambda c: (num_rows * num_heads * triton.cdiv(num_keys, int(c["BLOCK_K"])),), x.device,
-                dattended, x, k, v, offsets, statistics, dk, dv, num_events, num_keys, scale, *strides,
-                ACTIVATION=name, NEEDS_K=needs_k, NEEDS_V=needs_v, **shared,
+                lambda c: (num_rows * num_heads * triton.cdiv(num_keys, int(c["BLOCK_K"])),),
+                x.device,
+                dattended,
+                x,
+                k,
+                v,
+                offsets,
+                statistics,
+                dk,
+                dv,
+                num_events,
+                num_keys,
+                scale,
+                *strides,
+                ACTIVATION=name,
+                NEEDS_K=needs_k,
+                NEEDS_V=needs_v,
+                **shared,
             )
     return dx, dk, dv

@@ -129,4 +129,5 @@ def _diagonal_sums(tiles: Tensor) -> Tensor:
     sums = padded[..., : block * (2 * block - 1)].unflatten(-1, (block, 2 * block - 1)).sum(-2)
     from_zero = sums[..., block - 1 :].clone()
     from_zero[:, :-1, 1:] += sums[:, 1:, : block - 1]
-    return from_zero.flatten(1)
+    flat: Tensor = from_zero.flatten(1)
+    return flat

@@ -33,9 +33,10 @@ def _bwd_outputs(
     One that is not needed has no rows; nor has the residual's where its dtype is that of x, as it is then x's.
     """
     rows, width = x.shape
-    own = residual is not None and residual.dtype != x.dtype
+    dtype = x.dtype if residual is None else residual.dtype
+    own = dtype != x.dtype
     dx = x.new_empty(rows if needs_x or (needs_residual and not own) else 0, width)
-    dresidual = x.new_empty(rows if needs_residual and own else 0, width, dtype=residual.dtype if own else x.dtype)
+    dresidual = x.new_empty(rows if needs_residual and own else 0, width, dtype=dtype)
     return dx, dresidual, mean.new_empty(2 if needs_affine else 0, width)
 
 
@@ -85,4 +86,5 @@ def layer_norm_triton(
     check_dtypes("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
     rows = None if residual is None else residual.reshape(-1, x.shape[-1])
     check_row_width("layer_norm", x.shape[-1])
-    return _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, rows, eps).view(x.shape)
+    out: Tensor = _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, rows, eps)
+    return out.view(x.shape)

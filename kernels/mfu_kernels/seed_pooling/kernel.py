@@ -167,7 +167,7 @@ def chunks(num_pairs: int, max_length: int, device: torch.device) -> tuple[int, 
 def programs_wanted(device: torch.device, num_groups: int) -> int:
     """Programs for each of ``num_groups`` independent parts of the work, so that together they fill the device."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
-    return triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, num_groups)
+    return -(-PROGRAMS_PER_PROCESSOR * processors // num_groups)
 
 
 def pieces(length: int, wanted: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Window attention in Triton, backward: one kernel owns blocks of queries, the other blocks of keys; no atomics.
 
-Both compute the weights again from q, k and what forward saved of each query's softmax. The first also writes delta, the product of each
-query's output with its gradient, which the second needs. Weights stay as the tensor core left them: each kernel lays its
-scores out so that they are the left operand of the products that follow, untransposed.
+Both compute the weights again from q, k and what forward saved of each query's softmax. The first also writes delta,
+the product of each query's output with its gradient, which the second needs. Weights stay as the tensor core left them:
+each kernel lays its scores out so that they are the left operand of the products that follow, untransposed.
 """
 
 from collections.abc import Sequence
@@ -164,7 +164,8 @@ def backward(
     if q_grad or k_grad:
         DQ.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-            grad, q, k, v, turns, offsets, out, levels, delta, dq, *sizes, *strides, key=key, Q_GRAD=q_grad, **constants,
+            grad, q, k, v, turns, offsets, out, levels, delta, dq, *sizes, *strides,
+            key=key, Q_GRAD=q_grad, **constants,
         )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
