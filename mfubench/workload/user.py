@@ -149,8 +149,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _shapes(batch: Any) -> list[str]:
-    leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
-    return [f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in leaves]
+    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(batch)]
 
 
 def short(error: BaseException) -> str:
