@@ -88,10 +88,28 @@ _HARMLESS = re.compile(
 )
 
 
+# FBGEMM's operators that look up, sort and pack rows; its products, such as jagged_dense_bmm, are not among them.
+_FBGEMM: tuple[tuple[OpClass, re.Pattern[str]], ...] = (
+    ("embedding", re.compile(r"embedding|_embs|bounds_check_indices|_cache_|^(lru|lfu|lxu)_cache|pruned_.*_lookup")),
+    ("reduction", re.compile(r"cumsum|segment_sum|jagged_softmax|unique_indices|histogram")),
+    ("elementwise", re.compile(r"^jagged_dense.*elementwise|Quantized|offsets_range|lengths_range|murmur_hash")),
+    ("copy", re.compile(r"permute|bucketize|to_(padded_)?dense|dense_to_jagged|index_select|jagged_slice|reorder|pack_")),
+    ("copy", re.compile(r"regroup|tbe_input|expand_into_jagged|repeat_arange|all_to_one_device|uvm_to_")),
+)
+
+
+def _fbgemm_class(base: str) -> OpClass | None:
+    if _MATMUL_LIKE.search(base):
+        return None
+    return next((kind for kind, pattern in _FBGEMM if pattern.search(base)), None)
+
+
 @cache
 def op_class(name: str) -> OpClass:
     """Class of a dispatched operator, given as ``aten::mm`` or ``mm``; ``other`` for what is not known."""
     namespace, _, base = name.rpartition("::")
+    if namespace == "fbgemm":
+        return _fbgemm_class(base) or "other"
     if base in _CLASS:
         return _CLASS[base]
     if any(mark in base for mark in _ATTENTION_MARKS):
@@ -107,6 +125,8 @@ def op_class(name: str) -> OpClass:
 def may_hide_flops(name: str) -> bool:
     """Whether an operator without a FLOP formula could do matmul-like work: foreign ones, and a list of torch's."""
     namespace, _, base = name.rpartition("::")
+    if namespace == "fbgemm":
+        return _fbgemm_class(base) is None
     if namespace not in ("", "aten", "prim", "prims", "profiler"):
         return True
     return bool(_MATMUL_LIKE.search(base)) and not _HARMLESS.search(base)

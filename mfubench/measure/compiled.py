@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from mfu_kernels.cost import OpClass
 
 from .classify import op_class
+from .flops import LOOK_UPS
 from .operators import operator_name
 
 PASSES = ("post_grad_custom_pre_pass", "post_grad_custom_post_pass")
@@ -33,7 +34,6 @@ TELLS = "create_kernel_information_json"
 ARTIFACT = "inductor_provenance_tracking_node_mappings"  # told when a graph's kernels have been made
 ORDER: tuple[OpClass, ...] = ("attention", "gemm", "embedding", "norm", "reduction", "elementwise", "copy", "other")
 PRODUCTS: tuple[OpClass, ...] = ("attention", "gemm")  # classes of kernels that do matmul-like work
-LOOK_UPS = ("embedding", "index", "index_select", "gather", "_unsafe_index")
 
 Owner = str | None
 """A module's name, or None for the module whose forward the compiled region is."""

@@ -69,7 +69,7 @@ def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 
 def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
-    named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    named = _named(func, args, kwargs)
     q, k, v = named["query"], named["key"], named["value"]
     queries, keys = q.shape[-2], k.shape[-2]
     pairs = queries * keys
@@ -98,10 +98,38 @@ def _moves_nothing(func: Any) -> bool:
 
 
 def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """Least bytes that one call moves: each input read once and each output written once; a view moves none."""
+    """Least bytes that one call moves: each input read once and each output written once; a view moves none.
+
+    Of a table that rows are looked up in, no more is read than one row for each index.
+    """
     if _moves_nothing(func):
         return 0
-    return sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+    moved = sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+    if not isinstance(func, torch._ops.OpOverload):
+        return moved
+    named = _named(func, args, kwargs)
+    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
+    tables = [_nbytes(named[name]) for name in TABLES if isinstance(named.get(name), torch.Tensor)]
+    return moved if rows is None else moved - sum(max(0, table - rows) for table in tables)
+
+
+TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
+LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
+
+
+def _bytes_of_rows(name: str, named: dict[str, Any], out: Any) -> int | None:
+    """Bytes of the rows that a call looks up in a table, None where it reads its inputs whole."""
+    if name in LOOK_UPS:
+        return _nbytes(out)
+    if name.startswith("_embedding_bag") and "weight" in named:
+        return int(named["indices"].numel() * named["weight"][:1].nbytes)
+    if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
+        return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
+    return None
+
+
+def _named(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -176,8 +176,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _shapes(batch: Any) -> list[str]:
-    leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
-    return [f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in leaves]
+    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(batch)]
 
 
 def short(error: BaseException) -> str:

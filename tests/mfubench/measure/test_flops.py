@@ -189,13 +189,22 @@ BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]
     "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
     "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
     "a list": (lambda x, y: torch.cat([x, y]), (torch.ones(3), torch.ones(2)), {"cat": 4 * 10}),
-    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 36 + 4 * 8}),
+    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 8 + 4 * 8}),
+    "rows of a small table": (F.embedding, (torch.ones(99).long(), torch.ones(9, 4)), {"embedding": 792 + 144 + 1584}),
+    "rows picked": (lambda x, i: x[i], (torch.ones(9, 4), torch.tensor([2, 0])), {"index": 16 + 4 * 8 + 4 * 8}),
 }
 
 
 @pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
 def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
     assert {name.removeprefix("aten::"): moved for name, _, moved in calls(lambda: function(*inputs))} == expected
+
+
+def test_a_bag_reads_the_rows_that_it_sums() -> None:
+    """Two bags of three of a table's rows; beside their sums it gives what its backward wants."""
+    table, ids = torch.ones(900, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    (moved,) = (moved for name, _, moved in calls(lambda: F.embedding_bag(ids, table)) if "_embedding_bag" in name)
+    assert 6 * 16 + 6 * 8 + 2 * 16 <= moved < 900 * 16
 
 
 def test_a_sparse_gradient_counts_what_it_holds() -> None:
@@ -215,6 +224,8 @@ def test_a_sparse_gradient_counts_what_it_holds() -> None:
         *("aten::_linalg_solve_ex", "aten::cholesky_solve", "aten::triangular_solve", "aten::_trilinear"),
         *("aten::slow_conv_transpose2d", "aten::mkldnn_linear", "aten::_weight_int4pack_mm", "aten::_fft_r2c"),
         *("torchvision::roi_align", "mylib::attention", "higher_order::flex_attention"),
+        *("fbgemm::jagged_dense_bmm", "fbgemm::batched_dense_vec_jagged_2d_mul", "fbgemm::f8f8bf16_rowwise"),
+        "fbgemm::permute102_baddbmm_permute102",
     ],
 )
 def test_what_may_hide_flops_is_suspected(name: str) -> None:
@@ -229,6 +240,8 @@ def test_what_may_hide_flops_is_suspected(name: str) -> None:
         *("aten::resolve_conj", "aten::_convert_indices_from_coo_to_csr", "aten::linalg_vector_norm", "aten::lgamma"),
         *("aten::_linalg_check_errors", "aten::upsample_linear1d", "aten::upsample_trilinear3d", "aten::logcumsumexp"),
         *("aten::_foreach_add_", "aten::index_put_", "prim::device", "aten::_prelu_kernel", "aten::cummax"),
+        *("fbgemm::bounds_check_indices", "fbgemm::split_embedding_codegen_forward_unweighted_pt2_wrapper"),
+        *("fbgemm::asynchronous_complete_cumsum", "fbgemm::permute_2D_sparse_data", "fbgemm::jagged_to_padded_dense"),
     ],
 )
 def test_what_multiplies_no_matrices_is_not_suspected(name: str) -> None:
@@ -250,6 +263,10 @@ def test_what_multiplies_no_matrices_is_not_suspected(name: str) -> None:
         "aten::copy_": "copy",
         "aten::bucketize": "other",
         "mylib::gelu": "other",
+        "fbgemm::split_embedding_backward_codegen_sgd_unweighted_pt2_wrapper": "embedding",
+        "fbgemm::permute_pooled_embs_auto_grad": "embedding",
+        "fbgemm::block_bucketize_sparse_features": "copy",
+        "fbgemm::jagged_jagged_bmm": "other",
         "torch::autograd::AccumulateGrad": "other",
         "": "other",
     }.items(),
