@@ -176,7 +176,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _shapes(batch: Any) -> list[str]:
-    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(batch)]
+    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(batch)]
 
 
 def short(error: BaseException) -> str:

@@ -70,7 +70,8 @@ def gdpa_fwd_short_kernel(
 
 @triton.jit
 def gdpa_fwd_long_kernel(
-    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, max_length, q_strides, k_strides, v_strides, out_strides,
+    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, max_length,
+    q_strides, k_strides, v_strides, out_strides,
     ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one row and head against blocks of KEYS keys; neighbours share keys and values in L2."""
