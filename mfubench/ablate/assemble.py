@@ -55,7 +55,7 @@ def assemble(plan: Plan, identity: Mapping[str, Any], found: Found) -> Ablation:
         contradictions=list(plan.road.contradictions),
         rule=RULE,
         not_measured=_not_measured(found, steps, changes),
-        warnings=[*found.warnings, *_warnings(changes)],
+        warnings=[*found.warnings, *_warnings(changes), *_drift(found, changes)],
     )
 
 
@@ -180,3 +180,25 @@ def _warnings(changes: list[Change]) -> list[str]:
         if change.time_ratio is not None and not change.in_turn:
             found.append(f"{change.before} and {change.after} were {change.reason}")
     return list(dict.fromkeys(found))
+
+
+def _drift(found: Found, changes: list[Change]) -> list[str]:
+    """Whether the settings' own runs contradict the same settings timed in turn: then the machine changed its pace."""
+    pairs = {(change.before, change.after): change for change in changes if change.in_turn}
+    held = {
+        pair: (change.time_ratio, ratio_apart(*(found.runs[name].step["timings_ms"] for name in pair)))
+        for pair, change in pairs.items()
+        if change.time_ratio is not None and change.before != change.after
+    }
+    off = [
+        apart.value / in_turn.value
+        for in_turn, apart in held.values()
+        if apart.ci95_low > in_turn.ci95_high or apart.ci95_high < in_turn.ci95_low
+    ]
+    if not off:
+        return []
+    worst = max(max(ratio, 1 / ratio) for ratio in off)
+    return [
+        f"the machine changed its pace: of {len(held)} pairs, {len(off)} have another ratio profiled apart than timed "
+        f"in turn, by up to {worst:.2f} times. Rows' own samples/s, MFU and HFU do not compare; the changes do"
+    ]

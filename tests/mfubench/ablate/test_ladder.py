@@ -253,8 +253,29 @@ def test_a_machine_that_is_not_steady_is_warned_of(machine: Machine, monkeypatch
         return [10.0, 10.0, 10.0], [12.0, 12.1, 12.2]
 
     monkeypatch.setattr("mfubench.ablate.ladder.time_pair", drifting)
-    (warning,) = climbed().warnings
+    warning, pace = climbed().warnings  # the runs apart are steady, so that both are told
     assert "the full model again took 1.210 times [1.200, 1.220] as long as itself" in warning
+    assert "the machine changed its pace" in pace
+
+
+def test_a_pace_that_changes_between_runs_is_warned_of_and_is_in_no_change(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is profiled a tenth slower than the one before; in turn, the two of a pair share the pace."""
+    plain = machine.profile
+
+    def profile(spec: WorkloadSpec, **options: Any) -> Any:
+        run = plain(spec, **options)
+        pace = 1.1 ** len(machine.profiled)
+        run.step["timings_ms"] = [pace * time for time in run.step["timings_ms"]]
+        return run
+
+    monkeypatch.setattr("mfubench.ablate.ladder.profile_workload", profile)
+    ablation = climbed()
+    (warning,) = ablation.warnings
+    assert "of 16 pairs, 16 have another ratio profiled apart than timed in turn, by up to 2.14 times" in warning
+    change = ablation.change("road", "+gdpa")
+    assert change is not None and change.relative["samples_per_s"].value == pytest.approx(17 / 16 - 1)
 
 
 def test_settings_of_other_histories_are_not_one_switch_apart(
