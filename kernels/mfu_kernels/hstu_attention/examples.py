@@ -8,7 +8,7 @@ from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs, Uniform
 
 from .op import hstu_attention
 
-LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (2, 1), (63, 65, 0), (129,))
+LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (1, 9), (63, 65, 0), (129,))
 
 
 def _make(case: Case, draw: Draw) -> Inputs:
@@ -54,9 +54,9 @@ EXAMPLES = Examples(
     shapes={
         "hstu B128 L1024": {"lengths": Dense(128, 1024), "d": 128},
         "hstu B512 L4096": {"lengths": Dense(512, 4096), "d": 128},
-        "hstu B512 L4096, lengths U(1,4096)": {"lengths": Uniform(512, 4096), "d": 128},
-        "hstu B128 L1024, bias by distance": {"lengths": Dense(128, 1024), "d": 128, "bias": 1024},
-        "hstu B128 L1024 W256, 64 first keys, 20 candidates": {
+        "hstu B512 L4096 uniform": {"lengths": Uniform(512, 4096), "d": 128},
+        "hstu B128 L1024 bias": {"lengths": Dense(128, 1024), "d": 128, "bias": 1024},
+        "hstu B128 L1024 W256 semi-local": {
             **{"lengths": Dense(128, 1024), "d": 128, "window": 256, "first_keys": 64, "num_candidates": 20}
         },
     },

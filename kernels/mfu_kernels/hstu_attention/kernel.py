@@ -82,7 +82,7 @@ def hstu_attention_fwd_kernel(
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(64, 32, 4)] if key["d"] == 256 else [(128, 64, 8), (64, 64, 4), (64, 32, 4)]
+    tiles = [(64, 32, 4)] if key["d"] == 256 else [(128, 32, 8), (64, 64, 4), (128, 64, 8)]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 

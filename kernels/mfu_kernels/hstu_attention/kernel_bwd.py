@@ -114,14 +114,14 @@ def hstu_attention_dkv_kernel(
 def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 64, 4), (64, 32, 4), (128, 64, 8)]
+    tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 32, 4), (64, 64, 4), (128, 32, 8)]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 
 def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (64, 64, 4), (64, 128, 8)]
+    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 

@@ -8,7 +8,7 @@ from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
 
 from .op import window_attention
 
-LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (2, 1), (63, 65, 0), (129,))
+LENGTHS = ((5, 0, 70, 1), (0, 32, 0, 31, 33, 0), (0, 0), (1, 9), (63, 65, 0), (129,))
 
 
 def _make(case: Case, draw: Draw) -> Inputs:
@@ -59,7 +59,7 @@ EXAMPLES = Examples(
         "swa B1152 L1024 W64 both ways": _swa(1152, 1024, 64, causal=False),
         "swa B1152 L1024 W128 both ways": _swa(1152, 1024, 128, causal=False),
         "swa B1152 L1024 W256 both ways": _swa(1152, 1024, 256, causal=False),
-        "swa B1152 L1024 W128 both ways, rotated": _swa(1152, 1024, 128, causal=False, angles=True),
+        "swa B1152 L1024 W128 both ways rotated": _swa(1152, 1024, 128, causal=False, angles=True),
         "swa B1152 L2048 W128": _swa(1152, 2048, 128),
         "swa B512 L4096 W256": _swa(512, 4096, 256),
         "swa B32 L16384 W256": _swa(32, 16384, 256),
