@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .gain import ALPHA, LEAST, LOOKS
-from .numbers import FACTOR, MOVED, STEPS, TRAININGS
+from .numbers import FACTOR, ROUNDED, STEPS, TRAININGS
 
 SCHEMA_VERSION = 1
 METHOD = (
     "A change is predicted from the profile's ledger and tried on top of what is kept so far, in a process of its own, "
     "the best prediction first. A prediction is what the ledger says could be won at most. Numbers: outputs and every "
     f"gradient against the unchanged model in fp64, within {FACTOR:g} times the error that the unchanged model makes, "
-    f"the worst of {MOVED + 1} runs of which {MOVED} have parameters moved by rounding errors; losses of {STEPS} steps "
-    f"within {FACTOR:g} times what {TRAININGS} trainings of the unchanged model from such parameters stray. Time: "
-    "blocks ABBA of the old and the new step, the median of their log ratios for each sample with its bootstrap "
+    f"the worst of {ROUNDED + 1} runs of which {ROUNDED} have results moved by rounding errors; losses of {STEPS} "
+    f"steps within {FACTOR:g} times what {TRAININGS} of its trainings from moved parameters stray. Time: blocks ABBA "
+    "of the old and the new step, the median of their log ratios for each sample with its bootstrap "
     f"interval, looked at after {', '.join(map(str, LOOKS))} blocks; the {100 * ALPHA:g} % of searches that may keep "
     "what wins nothing are split over candidates and looks. Kept is what is all above "
     f"{100 * math.expm1(LEAST):.3g} % faster there and, measured anew, in a fresh process; measured_ms and ci95, a "
