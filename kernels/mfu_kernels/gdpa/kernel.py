@@ -123,10 +123,10 @@ LONG = Kernel(gdpa_fwd_long_kernel, _long_configs)
 
 
 def _is_short(key: MetaParameters) -> bool:
-    """Whether keys, values and two tiles of queries fit into shared memory (16 bits), or few keys (32 bits)."""
+    """Whether keys and values stay at hand: at 16 bits up to 128 keys of d = 128, of which 256 spill registers."""
     if key["bytes"] == 4:
         return int(key["d"]) * int(key["keys"]) <= 2048
-    return int(key["keys"]) <= 256 and int(key["d"]) * int(key["keys"]) <= 32_768
+    return int(key["keys"]) <= 256 and int(key["d"]) * int(key["keys"]) <= 16_384
 
 
 def forward(

@@ -115,7 +115,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     keys, d = int(key["keys"]), int(key["d"])
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
-    block = min(keys, 64 if d > 64 else 128)
+    block = min(keys, 64 if d > 128 else 128)
     return [
         config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size)
         for size, tile, warps, stages in (
