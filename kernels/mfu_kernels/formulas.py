@@ -57,17 +57,38 @@ class Pairs:
     padded: int
     hardware: int
 
+    def run_by(self, impl: str) -> "Pairs":
+        """A kernel runs over true lengths and kept pairs, where ``hardware`` is what the reference executes."""
+        return self if impl == "reference" else Pairs(self.model, self.padded, self.model)
 
-def attention_cost(pairs: Pairs, width: int, needs: tuple[bool, bool, bool], moved: Moved) -> OpCost:
+
+def attention_cost(
+    pairs: Pairs, width: int, needs: tuple[bool, bool, bool], moved: Moved, *, repeated: int = 0
+) -> OpCost:
     """Scores q kᵀ and a weighted sum of v, over all heads' ``width`` = H d.
 
     Each product costs 2 ``width`` a pair: two forward; backward one for each of dV, dP, dQ and dK that is needed, by
-    whether q, k and v need gradients (``needs``). The scores are saved, not recomputed.
+    whether q, k and v need gradients (``needs``). The reference saves the scores; an implementation that does not runs
+    ``repeated`` products more in its backward.
     """
     q, k, v = needs
+    backward = v + (q or k) + q + k
+    again = repeated if backward else 0
 
-    def products(count: int, bytes_moved: int) -> PassCost:
-        flops = 2 * width * count
-        return PassCost(flops * pairs.model, flops * pairs.padded, flops * pairs.hardware, bytes_moved)
+    def products(count: int, bytes_moved: int, again: int = 0) -> PassCost:
+        flops, more = 2 * width * count, 2 * width * again * pairs.hardware
+        executed = flops * pairs.hardware + more
+        return PassCost(flops * pairs.model, flops * pairs.padded, executed, bytes_moved, recomputed=more)
 
-    return OpCost(products(2, moved.fwd), products(v + (q or k) + q + k, moved.bwd))
+    return OpCost(products(2, moved.fwd), products(backward, moved.bwd, again))
+
+
+def repeated_in_two_kernels(q: bool, k: bool, v: bool) -> int:
+    """Products that a backward in two kernels repeats, by which of q, k and v need gradients.
+
+    One kernel makes dQ from scores and dP, and runs also for what the other takes from it; the other makes dV from the
+    scores, and dK from both.
+    """
+    for_queries = (q or k) * (2 + q)
+    for_keys = (k or v) * (1 + v + 2 * k)
+    return for_queries + for_keys - (v + (q or k) + q + k)

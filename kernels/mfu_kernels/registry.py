@@ -22,12 +22,17 @@ MIN_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One mathematical operation. ``cost`` takes the implementation's arguments and ``impl`` by keyword."""
+    """One mathematical operation. ``cost`` takes the implementation's arguments and ``impl`` by keyword.
+
+    ``proved_natively``: `mfubench kernels check` has passed on a GPU. Until then ``auto`` stays with the reference: an
+    interpreter proves what a kernel says, not what a compiler makes of it.
+    """
 
     name: str
     kind: OpClass
     cost: Callable[..., OpCost]
     implementations: Mapping[str, Callable[..., torch.Tensor]]
+    proved_natively: bool = False
 
     def choose(self, impl: str, device: torch.device) -> str:
         """The implementation that ``impl`` means for this op on ``device``.
@@ -40,7 +45,8 @@ class Op:
             raise UnsupportedImpl(f"impl={impl!r} is unknown; allowed: {', '.join(IMPLS)}")
         if impl == "auto":
             capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
-            return "triton" if capable and "triton" in self.implementations else "reference"
+            proved = self.proved_natively and "triton" in self.implementations
+            return "triton" if capable and proved else "reference"
         if impl not in self.implementations:
             have = ", ".join(sorted(self.implementations))
             raise UnsupportedImpl(f"{self.name} has no impl={impl!r} yet; it has: {have}; or use impl='auto'")

@@ -25,7 +25,11 @@ def gdpa_cost(
     max_length: int,
     impl: str,
 ) -> OpCost:
-    """Two products of 2 H d n_kv FLOPs a query; the reference executes them for ``max_length`` queries a row."""
-    pairs = dense_kv_pairs(offsets, k.shape[1], max_length)
+    """Two products of 2 H d n_kv FLOPs a query; the reference executes them for ``max_length`` queries a row.
+
+    The kernel's backward makes the scores again.
+    """
+    pairs = dense_kv_pairs(offsets, k.shape[1], max_length).run_by(impl)
     moved = moved_once((q, k, v, offsets), matmul_bytes(q.numel(), q))
-    return attention_cost(pairs, q.shape[1] * q.shape[2], (needs_grad(q), needs_grad(k), needs_grad(v)), moved)
+    needs = (needs_grad(q), needs_grad(k), needs_grad(v))
+    return attention_cost(pairs, q.shape[1] * q.shape[2], needs, moved, repeated=int(impl == "triton"))

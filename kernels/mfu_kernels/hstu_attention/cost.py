@@ -46,19 +46,30 @@ def hstu_attention_cost(
     """2 H d FLOPs a kept pair for its score, 2 H d_v for its value; the reference executes ``max_length``² pairs a row.
 
     Backward: dV and the weights' gradient, of d_v a pair each, then dQ and dK, of d each, as far as they are needed.
+    The kernels for dQ, for dK and dV, and for the bias make scores and the weights' gradient anew, each what it needs.
     """
     lengths = row_lengths(offsets)
     pairs = Pairs(
         model=sum(kept_pairs(length, window, first_keys, num_candidates) for length in lengths),
         padded=len(lengths) * kept_pairs(max(lengths), window, first_keys, num_candidates),
         hardware=len(lengths) * max_length**2,
-    )
+    ).run_by(impl)
     moved = moved_once((q, k, v, offsets, bias), matmul_bytes(v.numel(), q))
     score, value = 2 * q.shape[1] * q.shape[2], 2 * v.shape[1] * v.shape[2]
     weights = needs_grad(q, k, bias)
 
-    def products(flops: int, bytes_moved: int) -> PassCost:
-        return PassCost(flops * pairs.model, flops * pairs.padded, flops * pairs.hardware, bytes_moved)
+    def products(flops: int, bytes_moved: int, executed: int) -> PassCost:
+        again = (executed - flops) * pairs.hardware
+        return PassCost(
+            flops * pairs.model, flops * pairs.padded, executed * pairs.hardware, bytes_moved, recomputed=again
+        )
 
-    bwd = value * (needs_grad(v) + weights) + score * (needs_grad(q) + needs_grad(k))
-    return OpCost(products(score + value, moved.fwd), products(bwd, moved.bwd))
+    needs_q, needs_k, needs_v, needs_bias = (needs_grad(tensor) for tensor in (q, k, v, bias))
+    bwd = value * (needs_v + weights) + score * (needs_q + needs_k)
+    by_kernels = (
+        needs_q * (2 * score + value)
+        + (needs_k or needs_v) * (score + needs_v * value + needs_k * (value + score))
+        + needs_bias * (score + value)
+    )
+    executed = bwd if impl == "reference" else by_kernels
+    return OpCost(products(score + value, moved.fwd, score + value), products(bwd, moved.bwd, executed))

@@ -10,10 +10,14 @@ from mfu_kernels.jagged import row_lengths
 def seed_pooling_cost(
     seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale: float, max_length: int, impl: str
 ) -> OpCost:
-    """Two products of 2 H d S FLOPs an event; the reference executes them for ``max_length`` events a row."""
+    """Two products of 2 H d S FLOPs an event; the reference executes them for ``max_length`` events a row.
+
+    The kernel's backward makes the scores again.
+    """
     lengths = row_lengths(offsets)
     events = (sum(lengths), len(lengths) * max(lengths), len(lengths) * max_length)
-    pairs = Pairs(*(seeds.shape[0] * n for n in events))
+    pairs = Pairs(*(seeds.shape[0] * n for n in events)).run_by(impl)
     moved = moved_once((seeds, k, v, offsets), matmul_bytes(len(lengths) * seeds.numel(), seeds))
     width = seeds.shape[1] * seeds.shape[2]
-    return attention_cost(pairs, width, (needs_grad(seeds), needs_grad(k), needs_grad(v)), moved)
+    needs = (needs_grad(seeds), needs_grad(k), needs_grad(v))
+    return attention_cost(pairs, width, needs, moved, repeated=int(impl == "triton"))

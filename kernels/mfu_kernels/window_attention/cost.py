@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mfu_kernels.cost import OpCost
-from mfu_kernels.formulas import Pairs, attention_cost, matmul_bytes, moved_once, needs_grad
+from mfu_kernels.formulas import Pairs, attention_cost, matmul_bytes, moved_once, needs_grad, repeated_in_two_kernels
 from mfu_kernels.jagged import row_lengths
 
 
@@ -31,14 +31,18 @@ def window_attention_cost(
     max_length: int,
     impl: str,
 ) -> OpCost:
-    """Two products of 2 H d FLOPs a kept pair; the reference executes all ``max_length``² pairs of each row."""
+    """Two products of 2 H d FLOPs a kept pair; the reference executes all ``max_length``² pairs of each row.
+
+    The kernels' backward makes the scores and the weights' gradient once for queries and once for keys.
+    """
     lengths = row_lengths(offsets)
     pairs = Pairs(
         model=sum(kept_pairs(length, window, causal) for length in lengths),
         padded=len(lengths) * kept_pairs(max(lengths), window, causal),
         hardware=len(lengths) * max_length**2,
-    )
+    ).run_by(impl)
     moved = moved_once((q, k, v, offsets, angles), matmul_bytes(q.numel(), q))
     # Gradients of the angles pass through the rotated queries and keys.
     needs = (needs_grad(q, angles), needs_grad(k, angles), needs_grad(v))
-    return attention_cost(pairs, q.shape[1] * q.shape[2], needs, moved)
+    repeated = repeated_in_two_kernels(*needs) if impl == "triton" else 0
+    return attention_cost(pairs, q.shape[1] * q.shape[2], needs, moved, repeated=repeated)
