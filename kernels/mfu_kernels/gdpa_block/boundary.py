@@ -1,6 +1,5 @@
 """`gdpa_block` as operators of torch.library, and the autograd around them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ def _fwd_outputs(
     k: Tensor,
     v: Tensor,
     offsets: Tensor,
-    activation: Sequence[str],
+    activation: list[str],
     scale: float,
     eps: float,
     max_length: int,
@@ -36,7 +35,7 @@ def _bwd_outputs(
     offsets: Tensor,
     inner: Tensor,
     statistics: Tensor,
-    activation: Sequence[str],
+    activation: list[str],
     scale: float,
     max_length: int,
     needs_x: bool,
@@ -72,7 +71,7 @@ class _GdpaBlock(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         offsets: Tensor,
-        activation: Sequence[str],
+        activation: list[str],
         scale: float,
         eps: float,
         max_length: int,
@@ -105,5 +104,5 @@ def gdpa_block_triton(
     check_dtypes("gdpa_block", x=x, k=k, v=v)
     check_head_dim("gdpa_block", x.shape[2])
     k, v = cast_for_matmul(k, v)
-    save = needs_grad(x, k, v)
-    return _GdpaBlock.apply(x, k, v, offsets, list(activation), scale, eps, max_length, save)  # type: ignore[no-any-return]
+    save, names = needs_grad(x, k, v), list(activation)
+    return _GdpaBlock.apply(x, k, v, offsets.contiguous(), names, scale, eps, max_length, save)  # type: ignore[no-any-return]

@@ -1,5 +1,7 @@
 """What one call of `gdpa_block` costs."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from mfu_kernels.cost import OpCost
@@ -19,7 +21,18 @@ def gdpa_block_cost(
     max_length: int,
     impl: str,
 ) -> OpCost:
-    """The products of `gdpa`, whose queries need gradients if ``x`` does; bytes as if all of it were one kernel."""
+    """The products of `gdpa`, whose queries need gradients if ``x`` does; bytes as if all of it were one kernel.
+
+    The reference executes them for ``max_length`` events a row. The kernels take true lengths; backward, scores are made
+    again for dx, and again, with their gradient, for dk and dv.
+    """
     pairs = dense_kv_pairs(offsets, k.shape[1], max_length)
     moved = moved_once((x, k, v, offsets), num_bytes(x))
-    return attention_cost(pairs, x.shape[1] * x.shape[2], (needs_grad(x), needs_grad(k), needs_grad(v)), moved)
+    width, needs = x.shape[1] * x.shape[2], (needs_grad(x), needs_grad(k), needs_grad(v))
+    if impl != "triton":
+        return attention_cost(pairs, width, needs, moved)
+    cost = attention_cost(replace(pairs, hardware=pairs.model), width, needs, moved)
+    needs_x, needs_k, needs_v = needs
+    for_x, for_k_and_v = 3 * needs_x, (needs_k or needs_v) + 2 * needs_k + needs_v
+    executed = 2 * width * pairs.model * (for_x + for_k_and_v)
+    return replace(cost, bwd=replace(cost.bwd, hardware=executed, recomputed=executed - cost.bwd.model))

@@ -1,53 +1,61 @@
 """What `gdpa_block` is checked and timed on."""
 
+import math
+from itertools import cycle, islice
+
 import torch
 
-from mfu_kernels.examples import EDGE_LENGTHS, Case, Dense, Draw, Examples, Inputs
+from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
 
 from .op import gdpa_block
 
+MIXED = ("gelu", "silu", "silu", "identity")
+"""What "mixed" heads use in turn; `gdpa` is checked with every activation."""
+
 
 def _make(case: Case, draw: Draw) -> Inputs:
-    lengths, heads, d, num_keys = draw.lengths(case["lengths"]), case["heads"], case["d"], case["num_keys"]
-    strided, std = case.get("strided", False), case.get("std", 1.0)
+    """Scores have the standard deviation ``std``, as a normed event has unit variance; ``mean`` moves x."""
+    lengths, heads, d, strided = draw.lengths(case["lengths"]), case["heads"], case["d"], case.get("strided", False)
+    keys = (len(lengths), case["keys"], heads, d)
+    x = draw.normal(sum(lengths), heads, d, strided=strided)
     tensors = {
-        "x": draw.normal(sum(lengths), heads, d, strided=strided),
-        "k": draw.normal(len(lengths), num_keys, heads, d, std=std / d**0.5, strided=strided),
-        "v": draw.normal(len(lengths), num_keys, heads, d, strided=strided),
+        "x": x.add_(case.get("mean", 0.0)),
+        "k": draw.normal(*keys, std=case.get("std", 1.0) / math.sqrt(d), strided=strided),
+        "v": draw.normal(*keys, strided=strided),
     }
+    activation = case.get("activation", "gelu_tanh")
     others = {
         "offsets": draw.offsets(lengths, case.get("offsets", torch.int64)),
-        "activation": case.get("activation", "gelu_tanh"),
+        "activation": tuple(islice(cycle(MIXED), heads)) if activation == "mixed" else activation,
         "scale": case.get("scale", 1.0),
         "max_length": max(lengths) + case.get("slack", 0),
     }
     return Inputs(tensors, others)
 
 
-def _named(length: int, num_keys: int) -> Case:
-    return {"lengths": Dense(1152, length), "heads": 4, "d": 128, "num_keys": num_keys}
+def _shape(length: int, keys: int) -> Case:
+    return {"lengths": Dense(1152, length), "keys": keys, "heads": 4, "d": 128}
 
 
 EXAMPLES = Examples(
     function=gdpa_block,
     factors={
-        "lengths": EDGE_LENGTHS,
-        "num_keys": (17, 1, 64, 100, 257),
+        "lengths": ((5, 0, 65, 1), (0, 64, 0, 63), (0, 0), (129,), (1,)),
+        "keys": (17, 1, 64, 65, 257),
         "heads": (2, 1, 3),
-        "d": (16, 8, 64, 20),
-        "activation": ("gelu_tanh", "gelu", "relu", "relu2", "leaky_relu", "silu", "hardswish", "identity"),
+        "d": (16, 8, 20, 64),
+        "activation": ("gelu_tanh", "relu2", "mixed"),
         "std": (1.0, 4.0, 11.0),
-        "scale": (1.0, 0.25),
+        "scale": (1.0, 0.3),
+        "mean": (0.0, 5.0),
         "strided": (False, True),
         "offsets": (torch.int64, torch.int32),
+        "slack": (0, 70),
     },
     make=_make,
     shapes={
-        "PFFN Q256 KV256": _named(256, 256),
-        "PFFN Q512 KV256": _named(512, 256),
-        "PFFN Q1024 KV256": _named(1024, 256),
-        "PFFN Q2048 KV256": _named(2048, 256),
-        "PFFN Q1024 KV128": _named(1024, 128),
-        "PFFN Q1024 KV64": _named(1024, 64),
+        **{f"PFFN Q{n} KV256": _shape(n, 256) for n in (256, 512, 1024, 2048)},
+        **{f"PFFN Q1024 KV{n}": _shape(1024, n) for n in (128, 64)},
+        "tiny": {"lengths": (5, 0, 3), "keys": 3, "heads": 2, "d": 8},
     },
 )

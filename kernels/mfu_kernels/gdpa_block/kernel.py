@@ -10,142 +10,125 @@ is stored. n and the accumulators stay in fp32.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import activated
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.gdpa.tiles import key_of, load_tile, row_of, runs_of_heads, store_tile
+from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _fwd_outputs
 
 
 @triton.jit
-def load_tile(base, rows, STRIDE: tl.constexpr, inside, D: tl.constexpr, WIDTH: tl.constexpr):
-    """[rows, WIDTH] of one head of D features, zeros outside.
-
-    Strides that are constants leave one pointer a thread; offsets of 64 bits let the compiler fold the rest.
-    """
-    columns = tl.arange(0, WIDTH)
-    pointers = base + rows.to(tl.int64)[:, None] * STRIDE + columns.to(tl.int64)[None, :]
-    return tl.load(pointers, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
-
-
-@triton.jit
-def store_tile(base, rows, STRIDE: tl.constexpr, inside, D: tl.constexpr, WIDTH: tl.constexpr, tile):
-    """Write what `load_tile` reads."""
-    columns = tl.arange(0, WIDTH)
-    pointers = base + rows.to(tl.int64)[:, None] * STRIDE + columns.to(tl.int64)[None, :]
-    tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside[:, None] & (columns < D)[None, :])
-
-
-@triton.jit
-def first_and_count(offsets, max_length, BLOCK: tl.constexpr):
-    """Row of this program, its first event, and how many of BLOCK events from there on are left in the row."""
+def block_of_events(offsets, max_length, BLOCK: tl.constexpr):
+    """This program's jagged row, its first event in it, and how many events of the row are left from there on."""
     blocks_per_row = tl.cdiv(max_length, BLOCK)
-    batch = (tl.program_id(0) // blocks_per_row).to(tl.int64)
-    skipped = (tl.program_id(0) % blocks_per_row) * BLOCK
-    begin = tl.load(offsets + batch).to(tl.int64)
-    length = (tl.load(offsets + batch + 1) - begin).to(tl.int32)
-    return batch, begin + skipped, length - skipped
+    row = (tl.program_id(0) // blocks_per_row).to(tl.int64)
+    start, length = row_of(offsets, row)
+    skipped = tl.program_id(0) % blocks_per_row * BLOCK
+    return row, start + skipped, length - skipped
 
 
 @triton.jit
-def layer_norm_statistics(x, X_HEAD, X_ROW, eps, rows, inside, H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+def _layer_norm_statistics(
+    x, events, left, eps,
+    H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr,
+):  # fmt: skip
     """Mean and 1 / std of each event over all heads, whose means and squared deviations are merged one after another.
 
     cf. Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
     """
-    kept = (tl.arange(0, WIDTH) < D)[None, :]
-    mean = tl.zeros([rows.shape[0]], dtype=tl.float32)
-    squares = tl.zeros([rows.shape[0]], dtype=tl.float32)
+    kept = (tl.arange(0, WIDTH) < DIM)[None, :]
+    mean = tl.zeros([events.shape[0]], tl.float32)
+    squares = tl.zeros([events.shape[0]], tl.float32)
     for head in range(H):
-        tile = load_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH).to(tl.float32)
-        of_head = tl.sum(tile, axis=1) / D
+        tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+        of_head = tl.sum(tile, axis=1) / DIM
         deviations = tl.where(kept, tile - of_head[:, None], 0.0)
         step = of_head - mean
         mean += step / (head + 1)
-        squares += tl.sum(deviations * deviations, axis=1) + step * step * (D * head / (head + 1))
-    return mean, tl.rsqrt(squares / (H * D) + eps)
+        squares += tl.sum(deviations * deviations, axis=1) + step * step * (DIM * head / (head + 1))
+    return mean, tl.rsqrt(squares / (H * DIM) + eps)
 
 
 @triton.jit
 def gdpa_block_fwd_kernel(
-    x, k, v, offsets, out, inner, statistics, num_events, num_keys, max_length, scale, eps,
-    k_batch, k_head, v_batch, v_head,
-    H: tl.constexpr, D: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    RUNS: tl.constexpr, FAST: tl.constexpr, SAVE: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, k, v, offsets, out, inner, statistics, num_events, num_keys, max_length, scale, eps, k_strides, v_strides,
+    H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
+    RUNS: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """out = x + o / rms(o) with o = GDPA(n, k, v) + n and n = LN(x); ``inner`` holds o and may be ``out``."""
-    batch, first, count = first_and_count(offsets, max_length, BLOCK_Q)
-    if count > 0:
-        rows, columns = tl.arange(0, BLOCK_Q), tl.arange(0, WIDTH)
-        inside = rows < count
-        FEATURES: tl.constexpr = H * D
+    FAST: tl.constexpr = k.dtype.element_ty != tl.float32
+    FEATURES: tl.constexpr = H * DIM
+    row, first, left = block_of_events(offsets, max_length, BLOCK)
+    if left > 0:
+        events = tl.arange(0, BLOCK).to(tl.int64)
+        kept = (tl.arange(0, WIDTH) < DIM)[None, :]
         x += first * X_ROW
         out += first * FEATURES
         inner += first * FEATURES
-        k += batch * k_batch
-        v += batch * v_batch
+        k += row * k_strides[0]
+        v += row * v_strides[0]
 
-        mean, rstd = layer_norm_statistics(x, X_HEAD, X_ROW, eps, rows, inside, H, D, WIDTH)
-        squares = tl.zeros([BLOCK_Q], dtype=tl.float32)
+        mean, rstd = _layer_norm_statistics(x, events, left, eps, H, DIM, WIDTH, X_ROW, X_HEAD)
+        squares = tl.zeros([BLOCK], tl.float32)
         for run in tl.static_range(len(RUNS)):
-            for head in range(RUNS[run][1], RUNS[run][2]):
-                tile = load_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH)
-                o = (tile.to(tl.float32) - mean[:, None]) * rstd[:, None]
+            for head in range(RUNS[run][0], RUNS[run][0] + RUNS[run][1]):
+                tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+                o = (tile - mean[:, None]) * rstd[:, None]
                 queries = o.to(k.dtype.element_ty)
-                k_of_head, v_of_head = k + tl.cast(head, tl.int64) * k_head, v + tl.cast(head, tl.int64) * v_head
-                for start in range(0, num_keys, BLOCK_K):
-                    keys = start + tl.arange(0, BLOCK_K)
-                    keys_of_block = load_tile(k_of_head, keys, K_KEY, keys < num_keys, D, WIDTH)
-                    values = load_tile(v_of_head, keys, V_KEY, keys < num_keys, D, WIDTH)
-                    scores = tl.dot(queries, keys_of_block.T, input_precision="ieee")
-                    weights = activated(scores, scale, RUNS[run][0], FAST).to(values.dtype)
+                k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
+                v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
+                for first_key in range(0, num_keys, KEYS):
+                    block = first_key + tl.arange(0, KEYS).to(tl.int64)
+                    keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
+                    values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
+                    scores = tl.dot(queries, keys.T, input_precision="ieee")
+                    weights = activated(scores, scale, RUNS[run][2], FAST).to(values.dtype)
                     o = tl.dot(weights, values, o, input_precision="ieee")
                 rounded = o.to(inner.dtype.element_ty)
-                store_tile(inner + head * D, rows, FEATURES, inside, D, WIDTH, rounded)
-                stored = tl.where((columns < D)[None, :], rounded.to(tl.float32), 0.0)
+                store_tile(inner + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
+                stored = tl.where(kept, rounded.to(tl.float32), 0.0)
                 squares += tl.sum(stored * stored, axis=1)
         rrms = tl.rsqrt(squares / FEATURES + eps)
 
-        tl.debug_barrier()  # other threads read what these have stored
+        tl.debug_barrier()  # threads read what others of this program wrote
         for head in range(H):
-            tile = load_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH).to(tl.float32)
-            stored = load_tile(inner + head * D, rows, FEATURES, inside, D, WIDTH).to(tl.float32)
-            store_tile(out + head * D, rows, FEATURES, inside, D, WIDTH, tile + stored * rrms[:, None])
+            tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+            stored = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+            store_tile(out + head * DIM, events, FEATURES, left, tile + stored * rrms[:, None], DIM, WIDTH)
         if SAVE:
             statistics += first
-            tl.store(statistics + rows, mean, mask=inside)
-            tl.store(statistics + num_events + rows, rstd, mask=inside)
-            tl.store(statistics + 2 * num_events + rows, rrms, mask=inside)
+            tl.store(statistics + events, rrms, mask=events < left)
+            tl.store(statistics + num_events + events, mean, mask=events < left)
+            tl.store(statistics + 2 * num_events + events, rstd, mask=events < left)
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    d, itemsize = int(key["d"]), int(key["bytes"])
-    if itemsize == 4:
-        return [config(num_warps=4, BLOCK_Q=32, BLOCK_K=32), config(num_warps=4, BLOCK_Q=16, BLOCK_K=16)]
-    return [
-        config(num_warps=8, num_stages=2, BLOCK_Q=128, BLOCK_K=64),
-        config(num_warps=4, num_stages=2, BLOCK_Q=64, BLOCK_K=64),
-        config(num_warps=4, num_stages=3, BLOCK_Q=64, BLOCK_K=32),
-    ]
+    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128 (sm_90: 220 registers with many keys).
+
+    With many keys, 128 events a program halve how often L2 delivers the keys; with few, two small programs a
+    multiprocessor hide each other's norms. Blocks of 64 keys are better fed on sm_90, but spill on the others. Products
+    in fp32 have no tensor core, and hold whole heads in registers: with heads of 128 and more they spill.
+    """
+    if key["bytes"] == 4:
+        return [config(BLOCK=size, KEYS=size) for size in ((16, 32) if int(key["d"]) <= 64 else (16,))]
+    large, small = (128, 32, 8, 3), (64, 32, 4, 3)
+    if int(key["d"]) == 256:
+        tiles = [(64, 64, 8, 2), (64, 32, 8, 2)]
+    elif int(key["keys"]) > 128:
+        tiles = [large, small, (128, 64, 8, 2), (64, 64, 4, 2)]
+    else:
+        tiles = [small, large, (64, 64, 4, 2), (128, 64, 8, 2)]
+    return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
 
 
 FORWARD = Kernel(gdpa_block_fwd_kernel, _configs)
-
-
-def runs_of(activation: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
-    """Heads next to each other that share an activation: its name, the first of them, and the first after them."""
-    runs: list[tuple[str, int, int]] = []
-    for name, heads in groupby(activation):
-        first = runs[-1][2] if runs else 0
-        runs.append((name, first, first + len(list(heads))))
-    return tuple(runs)
 
 
 def with_rows_outside(tensor: Tensor) -> Tensor:
@@ -157,21 +140,12 @@ def with_rows_outside(tensor: Tensor) -> Tensor:
     return tensor if last == 1 and others[0] == max(others) else tensor.contiguous()
 
 
-def meta_parameters(x: Tensor, k: Tensor) -> MetaParameters:
-    """What the best config depends on."""
-    return {
-        "d": max(16, next_power_of_2(x.shape[2])),
-        "num_keys": next_power_of_2(k.shape[1]),
-        "bytes": k.element_size(),
-    }
-
-
 def forward(
     x: Tensor,
     k: Tensor,
     v: Tensor,
     offsets: Tensor,
-    activation: Sequence[str],
+    activation: list[str],
     scale: float,
     eps: float,
     max_length: int,
@@ -182,16 +156,13 @@ def forward(
     num_events, num_heads, d = x.shape
     if num_events:
         x, k, v = (with_rows_outside(tensor) for tensor in (x, k, v))
-        key = meta_parameters(x, k)
-
-        def grid(c: MetaParameters) -> tuple[int]:
-            return (k.shape[0] * triton.cdiv(max_length, int(c["BLOCK_Q"])),)
-
+        key: MetaParameters = {**key_of(x, k), "bytes": k.element_size()}
         FORWARD.launch(
-            grid, x.device,
+            lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
             x, k, v, offsets, out, inner if save else out, statistics, num_events, k.shape[1], max_length, scale, eps,
-            k.stride(0), k.stride(2), v.stride(0), v.stride(2),
-            key=key, H=num_heads, D=d, X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-            RUNS=runs_of(activation), FAST=k.element_size() == 2, SAVE=save, WIDTH=key["d"],
+            k.stride()[:3], v.stride()[:3],
+            key=key, H=num_heads, DIM=d, WIDTH=key["d"],
+            X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
+            RUNS=tuple(runs_of_heads(activation)), SAVE=save,
         )  # fmt: skip
     return out, inner, statistics

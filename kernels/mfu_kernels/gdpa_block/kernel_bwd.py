@@ -1,4 +1,13 @@
-"""The GDPA block in Triton, backward."""
+"""The GDPA block in Triton, backward: one kernel of its own, and GDPA's for the gradients of keys and values.
+
+As in the forward, a program owns all heads of BLOCK events and passes over them several times, out of the L2 cache: for
+what the gradient has in common with o, which RMSNorm takes out; for the gradient of GDPA's output and for n, both
+written down, because GDPA's backward reads them; for each head's attention, whose scores are computed again; and for
+LN's backward and the residual. Until then, ``dx`` itself holds the gradient of n.
+
+GDPA's backward could return the gradient of n too, with five products in place of seven. But then both norms would need
+kernels of their own before and after it, and tensors of x's size would cross device memory 12 times and not 8.
+"""
 
 from collections.abc import Sequence
 
@@ -7,165 +16,112 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import activated_with_slope
+from mfu_kernels.gdpa.kernel_bwd import backward as gdpa_backward
+from mfu_kernels.gdpa.tiles import key_of, load_tile, runs_of_heads, store_tile
 from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _bwd_outputs
-from .kernel import first_and_count, load_tile, meta_parameters, runs_of, store_tile, with_rows_outside
+from .kernel import block_of_events, with_rows_outside
 
 
 @triton.jit
-def normed_tile(x, rows, X_ROW: tl.constexpr, inside, D: tl.constexpr, WIDTH: tl.constexpr, statistics, num_events):
-    """n = (x - mean) / std, with the statistics read where they are used: registers are scarce."""
-    mean = tl.load(statistics + rows, mask=inside, other=0.0)
-    rstd = tl.load(statistics + num_events + rows, mask=inside, other=0.0)
-    return (load_tile(x, rows, X_ROW, inside, D, WIDTH).to(tl.float32) - mean[:, None]) * rstd[:, None]
-
-
-@triton.jit
-def gdpa_block_bwd_x_kernel(
-    grad, x, k, v, offsets, inner, statistics, dx, dattended, sums,
-    num_events, num_keys, max_length, scale, k_batch, k_head, v_batch, v_head,
-    H: tl.constexpr, D: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
+def gdpa_block_bwd_kernel(
+    grad, x, k, v, offsets, inner, statistics, dx, dattended, normed, sums,
+    num_events, num_keys, max_length, scale, k_strides, v_strides,
+    H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    RUNS: tl.constexpr, FAST: tl.constexpr, NEEDS_X: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    RUNS: tl.constexpr, NEEDS_X: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    batch, first, count = first_and_count(offsets, max_length, BLOCK_Q)
-    if count > 0:
-        rows = tl.arange(0, BLOCK_Q)
-        inside = rows < count
-        FEATURES: tl.constexpr = H * D
+    """``dattended``, the gradient of o, and ``normed``, n; if NEEDS_X, also dx. ``sums`` is scratch."""
+    FAST: tl.constexpr = k.dtype.element_ty != tl.float32
+    FEATURES: tl.constexpr = H * DIM
+    row, first, left = block_of_events(offsets, max_length, BLOCK)
+    if left > 0:
+        events = tl.arange(0, BLOCK).to(tl.int64)
         grad += first * G_ROW
         x += first * X_ROW
         inner += first * FEATURES
-        dx += first * FEATURES
         dattended += first * FEATURES
+        normed += first * FEATURES
         statistics += first
-        sums += first
-        k += batch * k_batch
-        v += batch * v_batch
-
-        along = tl.zeros([BLOCK_Q], dtype=tl.float32)
+        rrms = tl.load(statistics + events, mask=events < left, other=0.0)
+        mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
+        rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
+        along = tl.zeros([BLOCK], tl.float32)
         for head in range(H):
-            g = load_tile(grad + head * G_HEAD, rows, G_ROW, inside, D, WIDTH).to(tl.float32)
-            o = load_tile(inner + head * D, rows, FEATURES, inside, D, WIDTH).to(tl.float32)
+            g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
+            o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
             along += tl.sum(g * o, axis=1)
-        rrms = tl.load(statistics + 2 * num_events + rows, mask=inside, other=0.0)
         along *= rrms * rrms / FEATURES
         for head in range(H):
-            g = load_tile(grad + head * G_HEAD, rows, G_ROW, inside, D, WIDTH).to(tl.float32)
-            o = load_tile(inner + head * D, rows, FEATURES, inside, D, WIDTH).to(tl.float32)
+            g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
+            o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
             do = (g - o * along[:, None]) * rrms[:, None]
-            store_tile(dattended + head * D, rows, FEATURES, inside, D, WIDTH, do)
+            store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
+            tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+            n = (tile - mean[:, None]) * rstd[:, None]
+            store_tile(normed + head * DIM, events, FEATURES, left, n, DIM, WIDTH)
 
         if NEEDS_X:
-            tl.debug_barrier()  # other threads read what these have stored
-            total = tl.zeros([BLOCK_Q], dtype=tl.float32)
-            along = tl.zeros([BLOCK_Q], dtype=tl.float32)
+            dx += first * FEATURES
+            sums += first
+            k += row * k_strides[0]
+            v += row * v_strides[0]
+            tl.debug_barrier()  # threads read what others of this program wrote
+            total = tl.zeros([BLOCK], tl.float32)
+            along = tl.zeros([BLOCK], tl.float32)
             for run in tl.static_range(len(RUNS)):
-                for head in range(RUNS[run][1], RUNS[run][2]):
-                    do = load_tile(dattended + head * D, rows, FEATURES, inside, D, WIDTH)
-                    n = normed_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH, statistics, num_events)
+                for head in range(RUNS[run][0], RUNS[run][0] + RUNS[run][1]):
+                    queries = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH)
+                    do = load_tile(dattended + head * DIM, events, FEATURES, left, DIM, WIDTH)
                     dn = do.to(tl.float32)
-                    queries = n.to(k.dtype.element_ty)
-                    k_of_head, v_of_head = k + tl.cast(head, tl.int64) * k_head, v + tl.cast(head, tl.int64) * v_head
-                    for start in range(0, num_keys, BLOCK_K):
-                        keys = start + tl.arange(0, BLOCK_K)
-                        keys_of_block = load_tile(k_of_head, keys, K_KEY, keys < num_keys, D, WIDTH)
-                        values = load_tile(v_of_head, keys, V_KEY, keys < num_keys, D, WIDTH)
-                        scores = tl.dot(queries, keys_of_block.T, input_precision="ieee")
-                        dweights = tl.dot(do, values.T, input_precision="ieee")
-                        _, slope = activated_with_slope(scores, scale, RUNS[run][0], FAST)
-                        dscores = dweights * slope * scale
-                        dn = tl.dot(dscores.to(queries.dtype), keys_of_block, dn, input_precision="ieee")
+                    k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
+                    v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
+                    for first_key in range(0, num_keys, KEYS):
+                        block = first_key + tl.arange(0, KEYS).to(tl.int64)
+                        keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
+                        values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
+                        scores = tl.dot(queries, keys.T, input_precision="ieee")
+                        change = tl.dot(do, values.T, input_precision="ieee")
+                        _, slope = activated_with_slope(scores, scale, RUNS[run][2], FAST)
+                        change = (change * slope * scale).to(keys.dtype)
+                        dn = tl.dot(change, keys, dn, input_precision="ieee")
                     rounded = dn.to(dx.dtype.element_ty)
-                    store_tile(dx + head * D, rows, FEATURES, inside, D, WIDTH, rounded)
-                    n = normed_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH, statistics, num_events)
+                    store_tile(dx + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
+                    # Read again, which costs fewer registers than keeping it.
+                    n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                     stored = rounded.to(tl.float32)
                     total += tl.sum(stored, axis=1)
                     along += tl.sum(stored * n, axis=1)
-            tl.store(sums + rows, total / FEATURES, mask=inside)
-            tl.store(sums + num_events + rows, along / FEATURES, mask=inside)
+            # Through memory, so that the last pass keeps the layout of its loads.
+            tl.store(sums + events, total / FEATURES, mask=events < left)
+            tl.store(sums + num_events + events, along / FEATURES, mask=events < left)
 
             tl.debug_barrier()
-            total = tl.load(sums + rows, mask=inside, other=0.0)
-            along = tl.load(sums + num_events + rows, mask=inside, other=0.0)
-            rstd = tl.load(statistics + num_events + rows, mask=inside, other=0.0)
+            total = tl.load(sums + events, mask=events < left, other=0.0)
+            along = tl.load(sums + num_events + events, mask=events < left, other=0.0)
+            rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
             for head in range(H):
-                g = load_tile(grad + head * G_HEAD, rows, G_ROW, inside, D, WIDTH).to(tl.float32)
-                n = normed_tile(x + head * X_HEAD, rows, X_ROW, inside, D, WIDTH, statistics, num_events)
-                dn = load_tile(dx + head * D, rows, FEATURES, inside, D, WIDTH).to(tl.float32)
-                change = g + (dn - total[:, None] - n * along[:, None]) * rstd[:, None]
-                store_tile(dx + head * D, rows, FEATURES, inside, D, WIDTH, change)
+                g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
+                n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                dn = load_tile(dx + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                moved = g + (dn - total[:, None] - n * along[:, None]) * rstd[:, None]
+                store_tile(dx + head * DIM, events, FEATURES, left, moved, DIM, WIDTH)
 
 
-@triton.jit
-def gdpa_block_bwd_kv_kernel(
-    dattended, x, k, v, offsets, statistics, dk, dv,
-    num_events, num_keys, scale, k_batch, k_head, v_batch, v_head,
-    H: tl.constexpr, D: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    ACTIVATION: tl.constexpr, FAST: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    FEATURES: tl.constexpr = H * D
-    blocks_per_row = tl.cdiv(num_keys, BLOCK_K)
-    block = tl.program_id(0) % blocks_per_row
-    head = tl.program_id(0) // blocks_per_row % H
-    batch = (tl.program_id(0) // blocks_per_row // H).to(tl.int64)
-    begin = tl.load(offsets + batch).to(tl.int64)
-    length = (tl.load(offsets + batch + 1) - begin).to(tl.int32)
-    x += begin * X_ROW + head * X_HEAD
-    dattended += begin * FEATURES + head * D
-    statistics += begin
-    keys = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = keys < num_keys
-    keys_of_block = load_tile(k + batch * k_batch + tl.cast(head, tl.int64) * k_head, keys, K_KEY, inside, D, WIDTH)
-    values = load_tile(v + batch * v_batch + tl.cast(head, tl.int64) * v_head, keys, V_KEY, inside, D, WIDTH)
-    dkeys = tl.zeros([BLOCK_K, WIDTH], dtype=tl.float32)
-    dvalues = tl.zeros([BLOCK_K, WIDTH], dtype=tl.float32)
-    for start in range(0, length, BLOCK_Q):
-        rows = start + tl.arange(0, BLOCK_Q)
-        nearest = tl.minimum(rows, length - 1)
-        mean = tl.load(statistics + nearest)
-        rstd = tl.load(statistics + num_events + nearest)
-        tile = load_tile(x, rows, X_ROW, rows < length, D, WIDTH)
-        do = load_tile(dattended, rows, FEATURES, rows < length, D, WIDTH)
-        queries = ((tile.to(tl.float32) - mean[:, None]) * rstd[:, None]).to(k.dtype.element_ty)
-        scores = tl.dot(keys_of_block, queries.T, input_precision="ieee")
-        weights, slope = activated_with_slope(scores, scale, ACTIVATION, FAST)
-        if NEEDS_V:
-            dvalues = tl.dot(weights.to(do.dtype), do, dvalues, input_precision="ieee")
-        if NEEDS_K:
-            dweights = tl.dot(values, do.T, input_precision="ieee")
-            dkeys = tl.dot((dweights * slope).to(queries.dtype), queries, dkeys, input_precision="ieee")
-    to = batch * num_keys * FEATURES + head * D
-    if NEEDS_K:
-        store_tile(dk + to, keys, FEATURES, inside, D, WIDTH, dkeys * scale)
-    if NEEDS_V:
-        store_tile(dv + to, keys, FEATURES, inside, D, WIDTH, dvalues)
-
-
-def _x_configs(key: MetaParameters) -> Sequence[triton.Config]:
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128 (255 registers, two programs on sm_90)."""
     if key["bytes"] == 4:
-        return [config(num_warps=4, BLOCK_Q=32, BLOCK_K=32), config(num_warps=4, BLOCK_Q=16, BLOCK_K=16)]
-    return [
-        config(num_warps=8, num_stages=2, BLOCK_Q=128, BLOCK_K=64),
-        config(num_warps=4, num_stages=2, BLOCK_Q=64, BLOCK_K=64),
-    ]
+        return [config(BLOCK=size, KEYS=size) for size in ((16, 32) if int(key["d"]) <= 64 else (16,))]
+    if int(key["d"]) == 256:
+        tiles = [(64, 16, 8, 2)]
+    else:
+        tiles = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 3)]
+    return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
 
 
-def _kv_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    if key["bytes"] == 4:
-        return [config(num_warps=4, BLOCK_Q=32, BLOCK_K=32), config(num_warps=4, BLOCK_Q=16, BLOCK_K=16)]
-    return [
-        config(num_warps=8, num_stages=3, BLOCK_Q=32, BLOCK_K=128),
-        config(num_warps=4, num_stages=2, BLOCK_Q=32, BLOCK_K=64),
-    ]
-
-
-BACKWARD_X = Kernel(gdpa_block_bwd_x_kernel, _x_configs)
-BACKWARD_KV = Kernel(gdpa_block_bwd_kv_kernel, _kv_configs)
+BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
 
 
 def backward(
@@ -176,7 +132,7 @@ def backward(
     offsets: Tensor,
     inner: Tensor,
     statistics: Tensor,
-    activation: Sequence[str],
+    activation: list[str],
     scale: float,
     max_length: int,
     needs_x: bool,
@@ -184,73 +140,26 @@ def backward(
     needs_v: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``k`` and ``v``, each empty if it is not needed."""
-    dx, dk, dv = _bwd_outputs(
-        grad, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs_x, needs_k, needs_v
-    )
     num_events, num_heads, d = x.shape
-    num_rows, num_keys = k.shape[:2]
     if not num_events:
+        dx, dk, dv = _bwd_outputs(
+            grad, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs_x, needs_k, needs_v
+        )
         return dx, dk.zero_(), dv.zero_()
     grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
-    key = meta_parameters(x, k)
-    shared = {
-        "key": key,
-        "H": num_heads,
-        "D": d,
-        "X_ROW": x.stride(0),
-        "X_HEAD": x.stride(1),
-        "K_KEY": k.stride(1),
-        "V_KEY": v.stride(1),
-        "FAST": k.element_size() == 2,
-        "WIDTH": key["d"],
-    }
-    strides = (k.stride(0), k.stride(2), v.stride(0), v.stride(2))
-    dattended = k.new_empty(x.shape)
-    sums = statistics.new_empty(2, num_events)
-    BACKWARD_X.launch(
-        lambda c: (num_rows * triton.cdiv(max_length, int(c["BLOCK_Q"])),),
-        x.device,
-        grad,
-        x,
-        k,
-        v,
-        offsets,
-        inner,
-        statistics,
-        dx,
-        dattended,
-        sums,
-        num_events,
-        num_keys,
-        max_length,
-        scale,
-        *strides,
-        G_ROW=grad.stride(0),
-        G_HEAD=grad.stride(1),
-        RUNS=runs_of(activation),
-        NEEDS_X=needs_x,
-        **shared,
-    )
-    if needs_k or needs_v:
-        for name, first, last in runs_of(activation):
-            BACKWARD_KV.launch(
-                lambda c: (num_rows * num_heads * triton.cdiv(num_keys, int(c["BLOCK_K"])),),
-                x.device,
-                dattended,
-                x,
-                k,
-                v,
-                offsets,
-                statistics,
-                dk,
-                dv,
-                num_events,
-                num_keys,
-                scale,
-                *strides,
-                ACTIVATION=name,
-                NEEDS_K=needs_k,
-                NEEDS_V=needs_v,
-                **shared,
-            )
+    dx = x.new_empty(x.shape if needs_x else (0,))
+    dattended, normed = k.new_empty(x.shape), k.new_empty(x.shape)
+    key = key_of(normed, k)
+    BACKWARD.launch(
+        lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
+        grad, x, k, v, offsets, inner, statistics, dx, dattended, normed, statistics.new_empty(2, num_events),
+        num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
+        key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
+        X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
+        RUNS=tuple(runs_of_heads(activation)), NEEDS_X=needs_x,
+    )  # fmt: skip
+    if not (needs_k or needs_v):
+        return dx, k.new_empty(0), v.new_empty(0)
+    needs = [False, needs_k, needs_v]
+    _, dk, dv = gdpa_backward(dattended, normed, k, v, offsets, scale, activation, max_length, needs)
     return dx, dk, dv
