@@ -93,7 +93,10 @@ _FBGEMM: tuple[tuple[OpClass, re.Pattern[str]], ...] = (
     ("embedding", re.compile(r"embedding|_embs|bounds_check_indices|_cache_|^(lru|lfu|lxu)_cache|pruned_.*_lookup")),
     ("reduction", re.compile(r"cumsum|segment_sum|jagged_softmax|unique_indices|histogram")),
     ("elementwise", re.compile(r"^jagged_dense.*elementwise|Quantized|offsets_range|lengths_range|murmur_hash")),
-    ("copy", re.compile(r"permute|bucketize|to_(padded_)?dense|dense_to_jagged|index_select|jagged_slice|reorder|pack_")),
+    (
+        "copy",
+        re.compile(r"permute|bucketize|to_(padded_)?dense|dense_to_jagged|index_select|jagged_slice|reorder|pack_"),
+    ),
     ("copy", re.compile(r"regroup|tbe_input|expand_into_jagged|repeat_arange|all_to_one_device|uvm_to_")),
 )
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mfubench.errors import BadInput
-from mfubench.measure.compiled import Compilation, compiler_loaded, watched
+from mfubench.measure.compiled import Compilation, watched
 from mfubench.measure.scopes import module_names
 
 from .spec import Workload
@@ -23,11 +23,10 @@ def compiled(workload: Workload) -> Iterator[tuple[nn.Module, Compilation | None
         BadInput: both the user and ``--compile`` want the module compiled.
     """
     kind, module = workload.spec.compile, workload.module
-    if kind == "none" and not compiler_loaded():
+    if kind == "none" and not workload.may_be_compiled:
         yield module, None
         return
-    if compiler_loaded():
-        torch.compiler.reset()
+    torch.compiler.reset()
     if kind != "none":
         module = _compile(module, kind)
     with watched(module_names(module)) as compilation:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mfubench.errors import BadInput
+from mfubench.measure.compiled import compiler_loaded
 
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
@@ -31,6 +32,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     _refuse_zoo_options(spec)
     torch.manual_seed(spec.seed)
     module, make_batch, loss = _build(spec.model)
+    may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = module.to(device)
@@ -54,6 +56,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         loss=loss,
         to_device=lambda batch: batch,
         optimizers=make_optimizers(module) if spec.mode == "train" else [],
+        may_be_compiled=may_be_compiled,
     )
 
 
