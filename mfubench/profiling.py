@@ -20,7 +20,7 @@ from .attribute.steadiness import unsteady
 from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
 from .exhausted import out_of_memory, release
 from .measure.calibrate import DTYPES, Calibration, load_or_calibrate, peaks_by_dtype
-from .measure.compiled import Compilation, compiler_loaded, run_eagerly
+from .measure.compiled import Compilation, run_eagerly
 from .measure.count import Count, count_step
 from .measure.environment import device_uuid, environment
 from .measure.memory import MemoryPeak, peak_of_step
@@ -103,6 +103,11 @@ def profile_workload(
     progress("calibrating the device's peaks", 0.1)
     calibration = load_or_calibrate(device, workload.dtype)
     with compiled(workload) as (module, compilation):
+        if compilation is not None:
+            progress("compiling", 0.15)
+            with _told_as_input(workload, "the compiled step failed; --compile none runs it eagerly"):
+                for index in range(len(workload.inputs)):
+                    run_step(workload, index, module=module)
         timings, nvml = _timing_pass(workload, module, progress)
     compilation = compilation if compilation is not None and compilation.happened else None
     device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -201,11 +206,6 @@ def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
 
 def _timing_pass(workload: Workload, module: nn.Module, progress: Progress) -> tuple[list[float], dict[str, Any]]:
     spec = workload.spec
-    if module is not workload.module or compiler_loaded():
-        progress("compiling", 0.15)
-        with _told_as_input(workload, "the compiled step failed; --compile none runs it eagerly"):
-            for index in range(len(workload.inputs)):
-                run_step(workload, index, module=module)
 
     def step(index: int) -> None:
         run_step(workload, index, module=module)
@@ -438,9 +438,7 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
         )
     found += unsteady(run)
-    found += [
-        f"only a part was measured: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))
-    ]
+    found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")

@@ -79,7 +79,8 @@ def compiler_loaded() -> bool:
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as one that a compiler never looks into."""
-    return torch.compiler.disable(function) if compiler_loaded() else function
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
 
 
 def run_eagerly() -> AbstractContextManager[None]:

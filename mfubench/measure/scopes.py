@@ -52,9 +52,9 @@ class ScopeTracker:
     ``with tracker.attached():`` installs the hooks. Subclasses add what happens at ``opened`` and ``closed``.
     """
 
-    def __init__(self, model: nn.Module, *, with_costs: bool = False, with_ops: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, with_costs: bool = False, compiled: bool = False) -> None:
         self.model = model
-        self.with_ops = with_ops  # compiled code would be compiled again if it found its ops observed
+        self.compiled = compiled  # such code would be compiled again if it found its ops observed
         self.names = module_names(model)
         self.with_costs = with_costs
         self.scopes: list[Scope] = []
@@ -87,13 +87,15 @@ class ScopeTracker:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on every module, and op reports, for as long as this context lasts."""
-        before, after = uncompiled(self._before), uncompiled(self._after)
+        before, after = self._before, self._after
+        if self.compiled:
+            before, after = uncompiled(before), uncompiled(after)
         with ExitStack() as cleanup:
             for module in self.names:
                 cleanup.callback(module.register_forward_pre_hook(before).remove)
                 # Without always_call a forward that checkpointing cuts short would never close its scope.
                 cleanup.callback(module.register_forward_hook(after, always_call=True).remove)
-            if self.with_ops:
+            if not self.compiled:
                 cleanup.enter_context(observing(self))
             yield
 

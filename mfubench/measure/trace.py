@@ -29,8 +29,8 @@ NUM_NOTHING = 200
 class TraceTracker(ScopeTracker):
     """A scope tracker that writes each scope into the trace."""
 
-    def __init__(self, model: nn.Module, *, with_ops: bool = True) -> None:
-        super().__init__(model, with_ops=with_ops)
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
+        super().__init__(model, compiled=compiled)
         self._records: list[Any] = []
 
     def opened(self, scope: Scope) -> None:
@@ -77,7 +77,7 @@ def trace_steps(
     ``model`` were compiled, None where nothing is.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler's own log lines stand in the terminal
-    tracker = TraceTracker(model, with_ops=compilation is None)
+    tracker = TraceTracker(model, compiled=compilation is not None)
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mfubench.errors import BadInput
-from mfubench.measure.compiled import Compilation, compiler_loaded, watched
+from mfubench.measure.compiled import Compilation, watched
 from mfubench.measure.scopes import module_names
 
 from .spec import Workload
@@ -22,11 +22,10 @@ def compiled(workload: Workload) -> Iterator[tuple[nn.Module, Compilation | None
     Raises:
         BadInput: both the user and ``--compile`` want the module compiled.
     """
-    if workload.spec.compile == "none" and not compiler_loaded():
+    if workload.spec.compile == "none" and not workload.may_be_compiled:
         yield workload.module, None
         return
-    if compiler_loaded():
-        torch.compiler.reset()
+    torch.compiler.reset()
     module = compiled_module(workload)
     with watched(module_names(module)) as compilation:
         yield module, compilation

@@ -70,6 +70,7 @@ class Workload:
     ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``num_samples`` counts
     the requests of each input, each of ``num_candidates``, also where the model sees impressions. ``needed`` gives the
     closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
+    Such a module may be compiled by its author, in whole or in part.
     """
 
     spec: WorkloadSpec
@@ -85,4 +86,5 @@ class Workload:
     optimizers: list["torch.optim.Optimizer"]
     num_candidates: int = 1
     needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
+    may_be_compiled: bool = False
     warnings: list[str] = field(default_factory=list)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mfu_kernels.precision import widened
 from mfubench.errors import BadInput
+from mfubench.measure.compiled import compiler_loaded
 
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
@@ -32,6 +33,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     _refuse_zoo_options(spec)
     torch.manual_seed(spec.seed)
     module, make_batch, loss, optimizers = _build(spec.model)
+    may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = module.to(device)
@@ -55,6 +57,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         loss=loss,
         to_device=lambda batch: batch,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
+        may_be_compiled=may_be_compiled,
     )
 
 

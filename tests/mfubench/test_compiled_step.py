@@ -50,6 +50,7 @@ def workload_of(zoo: Callable[..., Workload], module: nn.Module, **options: str)
         to_device=lambda batch: batch,
         optimizers=make_optimizers(module),
         needed=None,
+        may_be_compiled=True,
     )
 
 
