@@ -19,6 +19,9 @@ FROZEN = {
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
     "campaign": EVERYWHERE | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--table"},
+    "optimize": EVERYWHERE
+    | {"model", "--size", "--set", "--impl", "--mode", "--dtype", "--device", "--peak", "--batch-size", "--candidates"}
+    | {"--steps", "--seed", "--data", "--budget", "--compile-budget", "--judge", "--out"},
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},
