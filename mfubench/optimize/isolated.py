@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 Tell = Callable[[str], None]
 Phases = Mapping[str, float]
+WATCH_S = 1.0
 
 
 class GaveUp(Exception):
@@ -111,9 +113,17 @@ def _end(process: Any) -> None:
     process.join()
 
 
+def _end_with(parent: int) -> None:
+    """End this process and all that it has started once the parent is gone, which then could not end it."""
+    while os.getppid() == parent:
+        sleep(WATCH_S)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _work(pipe: Any, task: Callable[[Any, Tell], Any], argument: Any) -> None:
     """The other side."""
     os.setsid()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr  # what a user's model prints is no part of any result
     import warnings

@@ -32,7 +32,7 @@ Cells = dict[Cell, float]  # milliseconds of a step
 FUSED = 0.5
 FUSIBLE = ("elementwise", "norm", "reduction", "copy", "other")
 OPTIMIZER = "(optimizer)"
-BATCH_FACTORS = (2, 4, 8)
+DOUBLINGS = 3  # of the batch size
 WORTH = 0.01  # of the step: less is not tried
 ADVICE = "advice, changes the model"
 LISTED = 5
@@ -40,12 +40,16 @@ LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A remedy: the change it is, or where there is none to try its name and ``why_not``; and what it claims."""
+    """A remedy: the change it is, or where there is none to try its name and ``why_not``; and what it claims.
+
+    One that goes further than another is worth trying only ``after`` that is kept.
+    """
 
     title: str
     claims: Mapping[Cell, float]
     change: Change | None = None
     why_not: str | None = None
+    after: Change | None = None
 
     def predicted_ms(self, cells: Cells) -> float:
         """Milliseconds of a step that it can win of what ``cells`` still hold."""
@@ -197,10 +201,12 @@ _PRODUCTS = ("useful", "peak_gap", "padding", "inefficiency.gemm")
 
 def _batches(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     """What a step costs whatever its size is shared by more samples; padding goes where like lengths meet."""
-    once = ledger.shares(lambda cause: float(cause in ("launch", "optimizer")))
-    for factor in BATCH_FACTORS:
-        claims = {cell: 1.0 - 1.0 / factor for cell in once}
-        yield _try(UseBatchSize(factor * survey.batch_size), claims)
+    halved = ledger.shares(lambda cause: 0.5 * (cause in ("launch", "optimizer")))
+    smaller = None
+    for doubling in range(1, DOUBLINGS + 1):
+        larger = UseBatchSize(survey.batch_size * 2**doubling)
+        yield Proposal(larger.title, halved, larger, after=smaller)
+        smaller = larger
     won = survey.padded_share_won
     if won is None:
         yield Proposal("bucket_by_length", {}, why_not="the model makes its own batches")

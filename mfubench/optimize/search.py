@@ -170,7 +170,7 @@ class Search:
             self.log.append("step", {"step": asdict(step)})
 
     def _next(self, state: State) -> Proposal | None:
-        open_ = [p for p in state.waiting if p.change is not None and self._worth(p, state.cells)]
+        open_ = [p for p in state.waiting if p.change and _reached(p, state) and self._worth(p, state.cells)]
         return max(open_, key=lambda p: p.predicted_ms(state.cells), default=None)
 
     def _try(self, state: State, proposal: Proposal, change: Change, deadline: float) -> Step | None:
@@ -355,10 +355,17 @@ def _why_kept(gain: Gain | None) -> str:
     return f"numbers right; {gain.ratio:.3f} times as fast, confirmed in a fresh process"
 
 
+def _reached(proposal: Proposal, state: State) -> bool:
+    """Whether what it goes further than is kept."""
+    return proposal.after is None or proposal.after in state.kept
+
+
 def _not_tried(state: State) -> list[NotTried]:
     def why(proposal: Proposal) -> str:
         if proposal.why_not:
             return proposal.why_not
+        if proposal.after is not None and not _reached(proposal, state):
+            return f"{proposal.after.title} was not kept"
         if proposal.predicted_ms(state.cells) > WORTH * sum(state.cells.values()):
             return "the time budget was spent before its turn"
         return "less than 1 % predicted"

@@ -61,9 +61,7 @@ def try_change(request: Request, tell: Tell) -> Trial:
     trial.refused = checked.results(trial.numbers)
     if trial.refused is None and request.judge == "time":
         _time(request, trial, tell)
-        gain = Gain.of(trial.logs, request.alpha / len(LOOKS))
-        if gain.verdict != "faster":
-            trial.refused = _not_faster(gain)
+        trial.refused = judge_time(trial.logs, request.alpha)
     if trial.refused is None:
         trial.refused = checked.training(trial.numbers)
     return trial
@@ -73,13 +71,16 @@ def confirm(request: Request, tell: Tell) -> Trial:
     """The time once more; this process has seen nothing of the trial."""
     trial = Trial()
     _time(request, trial, tell)
-    gain = Gain.of(trial.logs, request.alpha / len(LOOKS))
-    if gain.verdict != "faster":
-        trial.refused = f"not confirmed in a fresh process: {_not_faster(gain)}"
+    refused = judge_time(trial.logs, request.alpha)
+    trial.refused = refused and f"not confirmed in a fresh process: {refused}"
     return trial
 
 
-def _not_faster(gain: Gain) -> str:
+def judge_time(logs: Sequence[float], alpha: float) -> str | None:
+    """Why the log ratios of blocks do not show that a change is faster, or None where they do."""
+    gain = Gain.of(logs, alpha / len(LOOKS))
+    if gain.verdict == "faster":
+        return None
     shown = f"{gain.ratio:.3f} times as fast [{gain.low:.3f}, {gain.high:.3f}], {gain.blocks} blocks"
     if gain.verdict == "not faster":
         return f"not faster by 1 %: {shown}"

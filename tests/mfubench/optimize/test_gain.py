@@ -1,0 +1,106 @@
+"""What counts as faster: on numbers made by hand, and on the recorded noise of a step timed against itself."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfubench.optimize.gain import ALPHA, LOOKS, Gain, log_ratios, measure_gain
+from mfubench.optimize.search import Plan, optimize
+from mfubench.optimize.tasks import finale, profile_changed, take_stock
+from mfubench.optimize.trial import Request, Trial, confirm, judge_time
+from mfubench.workload.spec import WorkloadSpec
+from tests.mfubench.optimize.test_search import IDENTITY, start, survey
+
+RECORDED = json.loads(Path(__file__).with_name("recorded_noise.json").read_text())["microseconds"]
+SEARCHES, MAX_WRONG = 200, 0.01
+
+
+def test_a_block_counts_both_runs_and_the_samples() -> None:
+    """Old 10 ms for 4 samples, new 16 ms for 8: 1.25 times as fast."""
+    (found,) = log_ratios([(8.0, 12.5)], [(16.0, 16.0)], lambda block: 8 / 4)
+    assert math.exp(found) == pytest.approx(2 * 10 / 16)
+
+
+@pytest.mark.parametrize(
+    ("logs", "verdict"),
+    [([0.2] * 16, "faster"), ([-0.2] * 16, "not faster"), ([0.005] * 16, "not faster"), ([-0.1, 0.2] * 8, "open")],
+)
+def test_verdicts(logs: list[float], verdict: str) -> None:
+    assert Gain.of(logs, ALPHA).verdict == verdict
+
+
+def test_it_looks_until_it_can_say() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def blocks(first: int, count: int, value: float) -> list[float]:
+        asked.append((first, count))
+        spread = 0.08 if first < 16 else 0.0
+        return [value + spread * (-1) ** at for at in range(count)]
+
+    logs = measure_gain(lambda first, count: blocks(first, count, 0.05), ALPHA)
+    assert asked == [(0, 16), (16, 16)] and len(logs) == 32
+    asked.clear()
+    assert len(measure_gain(lambda first, count: blocks(first, count, -0.5), ALPHA)) == LOOKS[0]
+
+
+# Recorded noise ---------------------------------------------------------------------------------------------------
+
+
+def draw(generator: random.Random, process: int) -> Iterator[float]:
+    """Log ratios of one arm over the other in successive blocks of one process, from anywhere on, which arm is old at
+    random."""
+    arms = RECORDED[process]
+    old, new = generator.sample(range(len(arms)), 2)
+    place = generator.randrange(len(arms[0]))
+    while True:
+        block = place % len(arms[0])
+        yield from log_ratios([arms[old][block]], [arms[new][block]], lambda _block: 1.0)
+        place += 1
+
+
+class Replay:
+    """Ten candidates that change nothing, timed by what was recorded."""
+
+    def __init__(self, seed: int, shift: float = 0.0) -> None:
+        self.random, self.shift = random.Random(seed), shift
+        self.process: int | None = None
+
+    def __call__(self, task: Any, argument: Any, **_limits: Any) -> Any:
+        if task is take_stock:
+            return IDENTITY, start(), replace(survey(), regions={f"pkg.Block{at}": ["towers"] for at in range(10)})
+        if task in (finale, profile_changed):
+            return {} if task is finale else start()
+        return self.time(argument, fresh=task is confirm)
+
+    def time(self, request: Request, *, fresh: bool) -> Trial:
+        others = [at for at in range(len(RECORDED)) if not (fresh and at == self.process)]
+        self.process = self.random.choice(others)
+        noise = draw(self.random, self.process)
+        logs = measure_gain(lambda first, count: [next(noise) + self.shift for _ in range(count)], request.alpha)
+        return Trial(refused=judge_time(logs, request.alpha), logs=logs, old_ms=10.0)
+
+
+def replayed(seed: int, shift: float = 0.0) -> tuple[int, int]:
+    """How many of the candidates were tried and kept."""
+    found = optimize(Plan(WorkloadSpec("kunlun", size="tiny", device="cpu")), run=Replay(seed, shift))
+    tried = [step for step in found.steps if step.change.startswith("compile Block")]
+    return len(tried), sum(step.kept for step in tried)
+
+
+def test_searches_among_changes_that_change_nothing_keep_none() -> None:
+    found = [replayed(seed) for seed in range(SEARCHES)]
+    assert all(tried == 10 for tried, _ in found)
+    wrong = sum(kept > 0 for _, kept in found)
+    assert wrong <= MAX_WRONG * SEARCHES, f"{wrong} of {SEARCHES} searches kept a change that changes nothing"
+
+
+def test_the_same_noise_does_not_hide_a_gain() -> None:
+    """A test that kept nothing at all would pass the one above."""
+    found = [replayed(seed, shift=math.log(1.3)) for seed in range(20)]
+    assert sum(kept > 0 for _, kept in found) >= 15
