@@ -12,7 +12,7 @@ WORKLOAD = {
     *("--candidates", "--steps", "--seed", "--data"),
 }
 FROZEN = {
-    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout"},
+    "profile": EVERYWHERE | {"--recipe"} | WORKLOAD | {"--out", "--trace", "--timeout"},
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
     "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
