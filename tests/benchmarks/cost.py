@@ -1,10 +1,10 @@
-"""What a profile costs beside the plain steps that it profiles: at most 3 times as much and 10 s, on a CPU at size base.
+"""What a profile costs beside the plain steps that it profiles: at most 3 times as much and 10 s, on a CPU at base.
 
     python tests/benchmarks/cost.py [--models transformer,kunlun] [--size base] [--steps 20] [--pairs 3]
 
 For each model and mode, in one process: the steps that a profile times, run plainly, and a whole profile of the same
-workload, in alternation. Prints both medians and PASS or FAIL for each, and ends with 1 if any failed. The first profile
-on a machine also calibrates its peaks, which later ones find in the cache; that is done before.
+workload, in alternation. Prints both medians and PASS or FAIL for each, and ends with 1 if any failed. The first
+profile on a machine also calibrates its peaks, which later ones find in the cache; that is done before.
 """
 
 import argparse
