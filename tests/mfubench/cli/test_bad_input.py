@@ -201,7 +201,7 @@ with timeout.time_limit(2):
     while True:
         try:
             __import__("time").sleep(60)
-        except Exception:
+        except BaseException:
             pass  # as deaf as a library that does not return
 """
 
@@ -210,6 +210,13 @@ def test_what_is_deaf_to_the_signal_ends_too() -> None:
     found = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout) == (2, "")
     assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("mfubench: error: --timeout 2: ")
+
+
+def test_code_that_catches_every_error_is_interrupted_all_the_same() -> None:
+    """As compilers do, to go on without what failed."""
+    deaf = HANGS.replace("except BaseException", "except Exception").replace("GRACE_S = 0.3", "GRACE_S = 60")
+    found = subprocess.run([sys.executable, "-c", deaf], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1 and "TimeUp: --timeout 0.2" in found.stderr.splitlines()[-1]
 
 
 def test_a_limit_that_is_kept_leaves_nothing_behind() -> None:
