@@ -1,0 +1,40 @@
+"""What tests that run kernels share: on which device, when they are skipped, how a call's results are told apart."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfu_kernels.registry import interpreting
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUNS_KERNELS = pytest.mark.skipif(
+    DEVICE == "cpu" and not interpreting(), reason="needs a CUDA device, or TRITON_INTERPRET=1 before Python starts"
+)
+COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+"""Dynamo makes an instance of autograd.Function, against which torch itself warns."""
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers, the same for the same shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE, dtype)
+
+
+def output_and_gradients(
+    function: Callable[..., Tensor],
+    tensors: Mapping[str, Tensor],
+    needed: tuple[bool, ...] | None = None,
+    **others: Any,
+) -> dict[str, Tensor | None]:
+    """``out`` and the gradient of each tensor by its name, None for one that is not ``needed`` (all are, if None)."""
+    needed = (True,) * len(tensors) if needed is None else needed
+    leaves = {
+        name: tensor.detach().clone().requires_grad_(needs)
+        for (name, tensor), needs in zip(tensors.items(), needed, strict=True)
+    }
+    out = function(**leaves, **others)
+    if out.requires_grad:
+        out.backward(draw(*out.shape, dtype=out.dtype))
+    return {"out": out.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
