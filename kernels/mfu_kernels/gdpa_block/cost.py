@@ -23,8 +23,8 @@ def gdpa_block_cost(
 ) -> OpCost:
     """The products of `gdpa`, whose queries need gradients if ``x`` does; bytes as if all of it were one kernel.
 
-    The reference executes them for ``max_length`` events a row. The kernels take true lengths; backward, scores are
-    made again for dx, and again, with their gradient, for dk and dv.
+    The reference executes them for ``max_length`` events a row. The kernels take true lengths; backward, scores
+    are made again for dx, and once more, with their gradient, for dk and dv.
     """
     pairs = dense_kv_pairs(offsets, k.shape[1], max_length)
     moved = moved_once((x, k, v, offsets), num_bytes(x))

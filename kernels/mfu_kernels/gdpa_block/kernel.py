@@ -1,4 +1,4 @@
-"""The GDPA block in Triton, forward: one kernel, and a program owns all heads of BLOCK_Q events of one row.
+"""The GDPA block in Triton, forward: one kernel, and a program owns all heads of BLOCK events of one row.
 
 The norms run over all heads, so nothing less than whole events can be finished. A program therefore passes over its
 events three times, the second and third time out of the L2 cache: for the statistics of LN, for each head's attention,
@@ -117,7 +117,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     in fp32 have no tensor core, and hold whole heads in registers: with heads of 128 and more they spill.
     """
     if key["bytes"] == 4:
-        return [config(BLOCK=size, KEYS=size) for size in ((16, 32) if int(key["d"]) <= 64 else (16,))]
+        return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
     large, small = (128, 32, 8, 3), (64, 32, 4, 3)
     if int(key["d"]) == 256:
         tiles = [(64, 64, 8, 2), (64, 32, 8, 2)]

@@ -111,9 +111,9 @@ def gdpa_block_bwd_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The default spills on none of sm_80, sm_90, sm_100 with heads of 128 (255 registers, two programs on sm_90)."""
+    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128 (sm_90: 255 registers)."""
     if key["bytes"] == 4:
-        return [config(BLOCK=size, KEYS=size) for size in ((16, 32) if int(key["d"]) <= 64 else (16,))]
+        return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
     if int(key["d"]) == 256:
         tiles = [(64, 16, 8, 2)]
     else:

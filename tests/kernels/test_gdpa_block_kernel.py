@@ -1,0 +1,125 @@
+"""The kernels of the GDPA block beyond their contract: the library boundary, which gradients, cost, refusals."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block
+from tests.kernels.cases import cost_of
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
+
+pytestmark = RUNS_KERNELS
+LIBRARY = torch.ops.mfubench
+LENGTHS = [3, 0, 5]
+H, D, N_KV = 2, 8, 5
+PAIRS = sum(LENGTHS) * N_KV
+PRODUCT = 2 * H * D * PAIRS  # FLOPs
+
+
+def arguments(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    keys = (len(LENGTHS), N_KV, H, D)
+    return {
+        "x": draw(sum(LENGTHS), H, D, dtype=dtype),
+        "k": draw(*keys, dtype=dtype),
+        "v": draw(*keys, dtype=dtype) + 1,
+    }
+
+
+def offsets(lengths: list[int] = LENGTHS) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], device=DEVICE)
+
+
+def block(impl: str = "triton", **tensors: Any) -> Tensor:
+    return gdpa_block(**{"offsets": offsets(), "max_length": max(LENGTHS), "impl": impl} | tensors)
+
+
+def test_library_operators_are_what_they_say() -> None:
+    x, k, v = arguments().values()
+    given = (x, k, v, offsets())
+    for save in (True, False):
+        torch.library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
+    saved = (draw(*x.shape), draw(3, x.shape[0]).abs())
+    for needs in itertools.product((True, False), repeat=3):
+        torch.library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, *needs))
+
+
+@COMPILES
+def test_compiled_in_one_graph_equals_eager() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    actual, expected = (output_and_gradients(run, arguments()) for run in (compiled, block))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("needed", itertools.product((False, True), repeat=3), ids=str)
+def test_the_gradients_that_are_needed_and_no_others(needed: tuple[bool, ...]) -> None:
+    actual = output_and_gradients(block, arguments(), needed)
+    expected = output_and_gradients(block, arguments())
+    for (name, value), needs in zip(actual.items(), (True, *needed), strict=True):
+        assert torch.equal(value, expected[name]) if needs else value is None
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_rows_may_be_fewer_than_max_length_says_and_views_may_be_strided(dim: int) -> None:
+    tensors = arguments()
+    views = {name: torch.stack([t, t], dim=dim).select(dim, 0) for name, t in tensors.items()}
+    apart = offsets().repeat_interleave(2)[::2]
+    actual, expected = block(**views, offsets=apart, max_length=300), block(**tensors)
+    assert torch.equal(actual, expected)
+
+
+def test_events_far_from_zero_are_normalised() -> None:
+    tensors = arguments()
+    x = tensors["x"] + 1000
+    tensors |= {"x": x}
+    exact = block("reference", **{name: t.double() for name, t in tensors.items()})
+    torch.testing.assert_close(block(**tensors).double(), exact, rtol=0, atol=1e-3)
+
+
+def test_autocast_rounds_what_enters_a_matmul_and_nothing_else() -> None:
+    with torch.autocast(DEVICE, torch.float16):
+        actual = output_and_gradients(block, arguments())
+    assert {value.dtype for value in actual.values()} == {torch.float32}
+    expected = output_and_gradients(block, arguments(), impl="reference")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-2)
+
+
+def test_no_events_give_no_events_and_gradients_of_zeros() -> None:
+    tensors = {name: t[:0] if name == "x" else t for name, t in arguments().items()}
+    results = output_and_gradients(block, tensors, offsets=offsets([0, 0, 0]))
+    assert results["out"].shape == (0, H, D)
+    assert not any(tensor.any() for tensor in results.values())
+
+
+@pytest.mark.parametrize(
+    ("needed", "products", "repeated"),
+    [
+        ((True, True, True), 7, 3),
+        ((True, False, False), 3, 0),
+        ((False, True, True), 4, 1),
+        ((False, False, True), 2, 1),
+        ((False, False, False), 0, 0),
+    ],
+)
+def test_cost_counts_the_products_that_kernels_execute(needed: tuple[bool, ...], products: int, repeated: int) -> None:
+    tensors = {name: t.requires_grad_(needs) for (name, t), needs in zip(arguments().items(), needed, strict=True)}
+    cost, plain = (cost_of(lambda impl=impl: block(impl, **tensors, max_length=9)) for impl in ("triton", "reference"))
+    assert cost.fwd.hardware == cost.fwd.model == 2 * PRODUCT
+    assert (cost.bwd.hardware, cost.bwd.recomputed) == (products * PRODUCT, repeated * PRODUCT)
+    for ours, theirs in ((cost.fwd, plain.fwd), (cost.bwd, plain.bwd)):
+        assert (ours.model, ours.padded, ours.bytes) == (theirs.model, theirs.padded, theirs.bytes)
+
+
+def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
+    tensors = arguments()
+    with pytest.raises(UnsupportedImpl, match=r"^gdpa_block: impl='triton' takes .*; x is torch.float64; use impl="):
+        block(**{name: t.double() for name, t in tensors.items()})
+    for d in (4, 257):
+        wide = {name: torch.zeros(*t.shape[:-1], d, device=DEVICE) for name, t in tensors.items()}
+        with pytest.raises(InvalidArgument, match=rf"^gdpa_block: the head dimension is {d}; allowed: 8 to 256"):
+            block(**wide)
+    with pytest.raises(InvalidArgument, match=r"^gdpa_block: max_length is 4; allowed: at least 5"):
+        block(**tensors, max_length=4)
