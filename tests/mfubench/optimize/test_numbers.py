@@ -1,0 +1,240 @@
+"""Budgets that are computed: what rounds otherwise passes, what is wrong in one place does not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mfu_kernels import OPS
+from mfubench.optimize.build import build
+from mfubench.optimize.changes import UseDtype, UseImpl
+from mfubench.optimize.numbers import (
+    STEPS,
+    Finding,
+    check_results,
+    check_training,
+    draws_random_numbers,
+    results,
+    rounding,
+)
+from mfubench.optimize.rows import with_empty_histories
+from mfubench.workload.spec import Workload, WorkloadSpec
+
+SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=6, steps=2, device="cpu")
+OP = "sum_kron_linear"
+
+
+@pytest.fixture
+def original() -> Workload:
+    return build(SPEC).workload
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Tensor]], Workload]:
+    """The workload with a kernel of our own for OP: ``kernel(reference, x, z, w)``."""
+    reference = OPS[OP].implementations["reference"]
+
+    def planted(kernel: Callable[..., Tensor]) -> Workload:
+        implementation = lambda *args, **kwargs: kernel(reference, *args, **kwargs)  # noqa: E731
+        monkeypatch.setitem(OPS[OP].implementations, "triton", implementation)  # type: ignore[arg-type]
+        monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
+        return build(SPEC, [UseImpl(OP, "triton")]).workload
+
+    return planted
+
+
+def checked(original: Workload, changed: Workload) -> Finding:
+    batches = {"a batch": original.inputs[0], "a batch with empty rows": with_empty_histories(original.inputs[1])}
+    return check_results(original, changed, batches)
+
+
+def test_the_model_itself_is_well_within(original: Workload) -> None:
+    found = checked(original, build(SPEC).workload)
+    assert found.passed and found.share <= 0.25 and found.truth == "fp64"
+
+
+def test_another_order_of_the_same_sums_passes(original: Workload, plant: Any) -> None:
+    """H = sum_r Z_r^T X W_r, the W products first and the ranks summed from the last on."""
+
+    def other_order(_reference: Any, x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        terms = [z[r].T @ (x @ w[r]) for r in range(z.shape[0])]
+        total = terms.pop()
+        while terms:
+            total = total + terms.pop()
+        return total
+
+    found = checked(original, plant(other_order))
+    assert found.passed and found.share > 0
+
+
+class WrongGradient(torch.autograd.Function):
+    """The identity, whose gradient is off by one part in ten thousand in one element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        wrong = grad.clone()
+        wrong.view(-1)[grad.abs().argmax()] *= 1 + 1e-4
+        return wrong
+
+
+def test_one_wrong_gradient_is_refused(original: Workload, plant: Any) -> None:
+    """Outputs are right to the last bit; one element of one gradient is not."""
+    changed = plant(lambda reference, x, z, w: reference(x, z, WrongGradient.apply(w)))
+    found = checked(original, changed)
+    assert not found.passed and found.tensor.startswith("gradient of towers.") and found.tensor.endswith(".w")
+    batch = original.inputs[0]
+    assert torch.equal(results(original, batch)["output 0"], results(changed, batch)["output 0"])
+
+
+def test_a_missing_gradient_is_refused(original: Workload, plant: Any) -> None:
+    found = checked(original, plant(lambda reference, x, z, w: reference(x, z.detach(), w)))
+    assert not found.passed and "only one of the two has it" in found.tensor
+
+
+def test_numbers_that_are_not_finite_are_refused(original: Workload, plant: Any) -> None:
+    found = checked(original, plant(lambda reference, x, z, w: reference(x, z, w) * float("nan")))
+    assert not found.passed and found.share == float("inf")
+
+
+def test_wrong_only_on_empty_rows_is_refused(original: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = OPS["seed_pooling"].implementations["reference"]
+
+    def kernel(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, **options: Any) -> Tensor:
+        pooled = reference(seeds, k, v, offsets, **options)
+        empty = offsets.diff() == 0
+        return torch.where(empty[:, None, None, None], torch.ones_like(pooled), pooled)
+
+    monkeypatch.setitem(OPS["seed_pooling"].implementations, "triton", kernel)  # type: ignore[arg-type]
+    monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
+    changed = build(SPEC, [UseImpl("seed_pooling", "triton")]).workload
+    assert check_results(original, changed, {"a batch": original.inputs[0]}).passed
+    found = checked(original, changed)
+    assert not found.passed and found.batch == "a batch with empty rows"
+
+
+def test_bf16_is_held_to_what_bf16_errs(original: Workload) -> None:
+    changed = build(SPEC, [UseDtype("bf16")]).workload
+    found = checked(original, changed)
+    assert found.passed and found.dtype == "bf16"
+    strict = checked(original, replace(changed, dtype="fp32"))  # the same module without autocast
+    assert strict.passed and strict.dtype == "fp32"
+
+
+def test_wrong_beyond_bf16_is_refused_in_bf16(original: Workload, plant: Any) -> None:
+    changed = replace(plant(lambda reference, x, z, w: 1.5 * reference(x, z, w)), dtype="bf16")
+    assert not checked(original, changed).passed
+
+
+# Rounding ---------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_moves_sums_as_a_sum_from_left_to_right_may_err() -> None:
+    x = torch.full((4096,), 0.1)
+    naive = torch.tensor(0.0)
+    for value in x:
+        naive = naive + value
+    moved = []
+    for seed in range(20):
+        with rounding(seed):
+            moved.append(float(x.sum()))
+    truth = float(x.double().sum())
+    spread = max(abs(value - truth) for value in moved)
+    assert abs(float(x.sum()) - truth) < spread and abs(float(naive) - truth) < 64 * spread
+    assert len(set(moved)) > 1
+
+
+def test_rounding_leaves_copies_and_whole_numbers() -> None:
+    x, ids = torch.randn(1000), torch.arange(5)
+    with rounding(0):
+        assert torch.equal(x.clone(), x) and torch.equal(torch.cat([x, x])[:1000], x)
+        assert torch.equal(ids + ids, 2 * ids)
+        assert not torch.equal(x * 1.0, x)
+
+
+def test_rounding_moves_gradients_too() -> None:
+    weight = torch.randn(8, 8, requires_grad=True)
+
+    def gradient() -> Tensor:
+        (found,) = torch.autograd.grad((torch.ones(3, 8) @ weight).tanh().sum(), weight)
+        return found
+
+    plain = gradient()
+    with rounding(1):
+        moved = gradient()
+    assert not torch.equal(plain, moved)
+    torch.testing.assert_close(plain, moved, rtol=1e-5, atol=1e-6)
+
+
+# Trainings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_model_trains_alike_and_is_left_as_it_was(original: Workload) -> None:
+    before = {name: value.clone() for name, value in original.module.state_dict().items()}
+    found = check_training(original, build(SPEC).workload)
+    assert found.passed and found.share == 0.0
+    assert all(torch.equal(value, before[name]) for name, value in original.module.state_dict().items())
+    assert not any(state for optimizer in original.optimizers[:1] for state in optimizer.state.values())
+
+
+def test_a_training_that_drifts_is_refused(original: Workload) -> None:
+    """Right gradients, wrong updates: nothing but the losses shows it."""
+    changed = build(SPEC).workload
+    for group in changed.optimizers[0].param_groups:
+        group["lr"] *= 1.05
+    assert checked(original, changed).passed
+    found = check_training(original, changed)
+    assert not found.passed and 0 < found.step < STEPS
+
+
+# Chance -----------------------------------------------------------------------------------------------------------
+
+
+class Drops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.drop(self.first(x)))
+
+
+class AlwaysDrops(Drops):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.dropout(self.first(x), 0.5, training=True))
+
+
+def random_workload(original: Workload, kind: type[nn.Module]) -> tuple[Workload, Workload]:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        module = kind()
+        optimizers = [torch.optim.AdamW(module.parameters(), lr=1e-2)]
+        x = torch.randn(12, 6)
+        parts = {"module": module, "inputs": [(x,)], "num_samples": [12], "optimizers": optimizers, "needed": None}
+        forward, loss = (lambda model, batch: model(*batch)), (lambda output, batch: output.square().mean())
+        made.append(replace(original, forward=forward, loss=loss, **parts))
+    return made[0], made[1]
+
+
+def test_dropout_is_off_while_numbers_are_compared(original: Workload) -> None:
+    one, other = random_workload(original, Drops)
+    assert draws_random_numbers(one)
+    assert check_results(one, other, {"a batch": one.inputs[0]}).passed
+    assert one.module.training and one.module.drop.training
+    with torch.no_grad():
+        other.module.last.bias.add_(1e-3)
+    assert not check_results(one, other, {"a batch": one.inputs[0]}).passed
+    assert check_training(one, other).passed  # far within what dropout does by itself
+
+
+def test_chance_that_cannot_be_turned_off_is_refused(original: Workload) -> None:
+    one, other = random_workload(original, AlwaysDrops)
+    with pytest.raises(ValueError, match="random numbers in evaluation too"):
+        check_results(one, other, {"a batch": one.inputs[0]})

@@ -1,0 +1,313 @@
+"""Every swap changes what it says and nothing else; undone, in reverse, the model computes bit for bit what it did."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfu_kernels
+from mfu_kernels import OPS
+from mfubench.optimize import swap
+from mfubench.optimize.build import build
+from mfubench.optimize.changes import (
+    BucketByLength,
+    Change,
+    Compile,
+    SparseGradients,
+    UpdateTogether,
+    UseBatchSize,
+    UseDtype,
+    UseImpl,
+    WithoutAttentionWeights,
+    added,
+    from_plain,
+    to_plain,
+)
+from mfubench.optimize.numbers import results
+from mfubench.workload.spec import WorkloadSpec
+from tests.mfubench.optimize.small_model import SmallRanker
+from tests.mfubench.optimize.small_model import build as build_small
+
+SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=4, steps=2, device="cpu")
+STAND_IN = "triton"
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Every op has a kernel that counts its calls and gives its reference's result, a rounding error apart."""
+    calls: dict[str, int] = {}
+
+    def counting(name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def kernel(*args: Any, **kwargs: Any) -> Tensor:
+            calls[name] = calls.get(name, 0) + 1
+            return reference(*args, **kwargs) * (1 + 2.0**-20)
+
+        return kernel
+
+    for name, op in OPS.items():
+        monkeypatch.setitem(op.implementations, STAND_IN, counting(name, op.implementations["reference"]))  # type: ignore[arg-type]
+    monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
+    return calls
+
+
+def numbers(workload: Any) -> dict[str, Tensor]:
+    return results(workload, workload.inputs[0])
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    plain = {key: value.to_dense() if value.is_sparse else value for key, value in a.items()}
+    other = {key: value.to_dense() if value.is_sparse else value for key, value in b.items()}
+    return plain.keys() == other.keys() and all(torch.equal(plain[key], other[key]) for key in plain)
+
+
+def test_an_ops_implementation_is_swapped_alone(stand_in: dict[str, int]) -> None:
+    workload = build(SPEC).workload
+    before = numbers(workload)
+    undo = swap.use_impl(workload.module, "seed_pooling", STAND_IN)
+    during = numbers(workload)
+    assert stand_in.keys() == {"seed_pooling"} and not same(before, during)
+    undo()
+    stand_in.clear()
+    assert same(before, numbers(workload)) and not stand_in
+
+
+def test_several_ops_are_undone_in_reverse(stand_in: dict[str, int]) -> None:
+    workload = build(SPEC).workload
+    before, impls = numbers(workload), [getattr(m, "impl", None) for m in workload.module.modules()]
+    undos = [swap.use_impl(workload.module, op, STAND_IN) for op in ("layer_norm", "gdpa_block", "window_attention")]
+    numbers(workload)
+    assert stand_in.keys() == {"layer_norm", "gdpa_block", "window_attention"}
+    swap.together(undos)()
+    assert same(before, numbers(workload))
+    assert impls == [getattr(m, "impl", None) for m in workload.module.modules()]
+
+
+# The user's own modules -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> tuple[SmallRanker, dict[str, Tensor]]:
+    model, make_batch, *_ = build_small()
+    return model, make_batch(3, torch.device("cpu"))
+
+
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(**batch)
+    return out
+
+
+@pytest.mark.parametrize(("op", "calls"), [("layer_norm", 12), ("rms_norm", 1)])
+def test_torchs_norms_run_on_the_op(
+    op: str, calls: int, small: tuple[SmallRanker, dict[str, Tensor]], stand_in: dict[str, int]
+) -> None:
+    model, batch = small
+    before = outputs(model, batch)
+    undo = swap.use_impl(model, op, STAND_IN)
+    after = outputs(model, batch)
+    assert stand_in == {op: calls}
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    undo()
+    assert torch.equal(outputs(model, batch), before) and all("forward" not in vars(m) for m in model.modules())
+
+
+def test_a_subclass_of_a_norm_is_left_alone(stand_in: dict[str, int]) -> None:
+    class Odd(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    model = nn.Sequential(Odd(4), nn.LayerNorm((2, 4)))
+    swap.use_impl(model, "layer_norm", STAND_IN)
+    model(torch.zeros(3, 2, 4))
+    assert not stand_in
+
+
+def test_a_copy_of_a_swapped_model_has_its_own_weights(
+    small: tuple[SmallRanker, dict[str, Tensor]], stand_in: dict[str, int]
+) -> None:
+    model, batch = small
+    swap.use_impl(model, "layer_norm", STAND_IN)
+    swap.use_impl(model, "window_attention", STAND_IN)
+    swap.autocast_forward(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert outputs(model, batch).abs().max() == 0 and outputs(copied, batch).abs().max() > 0
+
+
+class Attends(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options, self.scale = options, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.scale * x, x, x, **self.options)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}])
+def test_torchs_attention_runs_on_the_op(options: dict[str, Any], stand_in: dict[str, int]) -> None:
+    model, x = Attends(**options), torch.randn(2, 3, 5, 4)
+    before = model(x)
+    undo = swap.use_impl(model, "window_attention", STAND_IN)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    assert stand_in == {"window_attention": 1}
+    assert F.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention  # outside, as it was
+    undo()
+    assert torch.equal(model(x), before) and stand_in == {"window_attention": 1}
+
+
+def test_attention_with_a_mask_stays_torchs(stand_in: dict[str, int]) -> None:
+    model = Attends(attn_mask=torch.ones(5, 5, dtype=torch.bool))
+    swap.use_impl(model, "window_attention", STAND_IN)
+    model(torch.randn(2, 3, 5, 4))
+    assert not stand_in
+
+
+def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]]) -> None:
+    model, batch = small
+    before = outputs(model, batch)
+    undo = swap.without_attention_weights(model)
+    attention = model.blocks[0].attention
+    x = torch.randn(2, 4, 32)
+    assert attention(x, x, x)[1] is None and attention(x, x, x, need_weights=True)[1] is None
+    torch.testing.assert_close(outputs(model, batch), before)
+    undo()
+    assert torch.equal(outputs(model, batch), before) and attention(x, x, x)[1] is not None
+
+
+def test_sparse_gradients_only_where_the_optimizer_takes_them() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 1))
+    ids = torch.tensor([[1, 2], [2, 5]])
+    adam, adagrad = torch.optim.Adam(model.parameters()), torch.optim.Adagrad(model.parameters())
+    assert not list(swap.tables_to_make_sparse(model, [adam]))
+    model(ids).sum().backward()
+    dense = model[0].weight.grad
+    model.zero_grad()
+    undo = swap.with_sparse_gradients(model, [adagrad])
+    model(ids).sum().backward()
+    assert model[0].weight.grad.is_sparse and torch.equal(model[0].weight.grad.to_dense(), dense)
+    adagrad.step()
+    undo()
+    assert not model[0].sparse
+
+
+@pytest.mark.parametrize("how", ["fused", "foreach"])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_looping_optimizer_updates_together(how: str, kind: Any) -> None:
+    def trained(steps: int, at: int | None) -> tuple[list[Tensor], Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 1))
+        optimizer = kind(model.parameters(), lr=0.1, foreach=False)
+        for step in range(steps):
+            if step == at:
+                swap.update_together(model, [optimizer], how)
+            model(torch.ones(2, 5)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [parameter.detach() for parameter in model.parameters()], (model, optimizer)
+
+    plain, _ = trained(4, None)
+    for at in (0, 2):  # before its first step, and in the middle of a training
+        together, (model, optimizer) = trained(4, at)
+        assert optimizer.param_groups[0][how]
+        torch.testing.assert_close(together, plain)
+        assert swap.looping_optimizers(model, [optimizer], how) == []
+
+
+def test_an_optimizer_of_row_sparse_gradients_is_left_alone() -> None:
+    workload = build(SPEC).workload
+    assert [type(o).__name__ for o in workload.optimizers] == ["AdamW", "Adagrad"]
+    assert swap.looping_optimizers(workload.module, workload.optimizers, "fused") == []
+
+
+# Compilers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """A backend that runs the captured graphs as they are, and notes them."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, **options | {"backend": backend}))
+    torch.compiler.reset()
+    yield graphs
+    torch.compiler.reset()
+
+
+def test_blocks_of_a_class_are_compiled_and_undone(
+    small: tuple[SmallRanker, dict[str, Tensor]], quick_compiler: list[Any]
+) -> None:
+    model, batch = small
+    before = outputs(model, batch)
+    undo = swap.compile_region(model, swap.class_name(model.blocks[0]), dynamic=False)
+    torch.testing.assert_close(outputs(model, batch), before)
+    assert len(quick_compiler) == 1  # six equal blocks share it
+    undo()
+    assert torch.equal(outputs(model, batch), before)
+    assert all(m._compiled_call_impl is None and "_compiled_call_impl" not in vars(m) for m in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any]) -> None:
+    workload = build(SPEC).workload
+    before = numbers(workload)
+    undo = swap.compile_region(workload.module, swap.MODEL, dynamic=True)
+    during = numbers(workload)
+    assert quick_compiler and during.keys() == before.keys()
+    undo()
+    assert same(before, numbers(workload))
+
+
+# Changes ----------------------------------------------------------------------------------------------------------
+
+EVERY = [
+    UseImpl("layer_norm", "reference"),
+    Compile("pkg.Block", dynamic=False),
+    UseDtype("bf16"),
+    UseBatchSize(6),
+    BucketByLength(),
+    UpdateTogether("fused"),
+    SparseGradients(),
+    WithoutAttentionWeights(),
+]
+
+
+@pytest.mark.parametrize("change", EVERY, ids=lambda change: change.name)
+def test_a_change_is_plain_values(change: Change) -> None:
+    assert from_plain(to_plain(change)) == change and change.title
+
+
+def test_changes_of_a_workload_are_in_its_description() -> None:
+    built = build(SPEC, EVERY)
+    w = built.workload
+    assert (w.dtype, w.num_samples, w.description["batch_size"]) == ("bf16", [6, 6], 6)
+    assert w.description["compile"] == "Block" and w.description["impl"] == "auto,layer_norm=reference"
+    assert w.description["changes"] == [change.title for change in EVERY]
+    assert w.description["data_hash"] != build(SPEC, [UseBatchSize(6)]).workload.description["data_hash"]
+
+
+def test_of_one_kind_the_last_stays() -> None:
+    kept = added(added((), UseBatchSize(8)), Compile("a.B"))
+    assert added(kept, UseBatchSize(16)) == (Compile("a.B"), UseBatchSize(16))
+    assert added(kept, Compile("a.C")) == (*kept, Compile("a.C"))
+
+
+def test_impl_names_ops_one_by_one() -> None:
+    from mfu_kernels.registry import with_impl
+
+    cpu = torch.device("cpu")
+    impl = with_impl(with_impl("auto", "gdpa", "reference"), "gdpa", "triton")
+    assert impl == "auto,gdpa=triton"
+    assert OPS["rms_norm"].choose(impl, cpu) == "reference"
+    with pytest.raises(mfu_kernels.UnsupportedImpl, match="op=implementation"):
+        OPS["rms_norm"].choose("auto,gdpa", cpu)
