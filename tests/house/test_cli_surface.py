@@ -12,7 +12,8 @@ WORKLOAD = {
     *("--candidates", "--steps", "--seed", "--data"),
 }
 FROZEN = {
-    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout"},
+    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe"},
+    "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
     "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
