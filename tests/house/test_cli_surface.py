@@ -12,16 +12,14 @@ WORKLOAD = {
     *("--candidates", "--steps", "--seed", "--data"),
 }
 FROZEN = {
-    "profile": EVERYWHERE | {"--recipe"} | WORKLOAD | {"--out", "--trace", "--timeout"},
+    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe"},
+    "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
     "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
     "campaign": EVERYWHERE | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--table"},
-    "optimize": EVERYWHERE
-    | {"model", "--size", "--set", "--impl", "--mode", "--dtype", "--device", "--peak", "--batch-size", "--candidates"}
-    | {"--steps", "--seed", "--data", "--budget", "--compile-budget", "--judge", "--out"},
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},

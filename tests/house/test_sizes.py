@@ -14,6 +14,7 @@ LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more 
     "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "kernels/mfu_kernels/gdpa_block/kernel_bwd.py:gdpa_block_bwd_kernel": "three passes over the same tiles",
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
+    "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
     "kernels/mfu_kernels/hstu_attention/op.py:hstu_attention": "an attention and the three parts of its mask",
     "kernels/mfu_kernels/hstu_attention/cost.py:hstu_attention_cost": "it takes what its op takes",

@@ -54,7 +54,7 @@ def test_compiled_in_one_graph_equals_eager() -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("needed", itertools.product((False, True), repeat=3), ids=str)
+@pytest.mark.parametrize("needed", list(itertools.product((False, True), repeat=3)), ids=str)
 def test_the_gradients_that_are_needed_and_no_others(needed: tuple[bool, ...]) -> None:
     actual = output_and_gradients(block, arguments(), needed)
     expected = output_and_gradients(block, arguments())

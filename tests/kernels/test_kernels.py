@@ -48,3 +48,15 @@ def test_a_kernel_executes_kept_pairs_and_says_what_it_repeats(op: str) -> None:
     assert (kernel.bwd.model, kernel.bwd.padded) == (reference.bwd.model, reference.bwd.padded)
     assert kernel.bwd.hardware == EXECUTED[op] * kernel.bwd.model
     assert kernel.bwd.recomputed == kernel.bwd.hardware - kernel.bwd.model and reference.bwd.recomputed == 0
+
+
+@pytest.mark.parametrize("op", ATTENTIONS)
+def test_offsets_may_be_strided(op: str) -> None:
+    examples = examples_of(op)
+    plainest = {name: values[0] for name, values in examples.factors.items()}
+    inputs = examples.make(plainest, Draw(torch.float32, DEVICE))
+    others = dict(inputs.others)
+    expected = examples.function(**inputs.tensors, **others, impl="triton")
+    others["offsets"] = others["offsets"].repeat_interleave(2)[::2]
+    assert not others["offsets"].is_contiguous()
+    assert torch.equal(examples.function(**inputs.tensors, **others, impl="triton"), expected)

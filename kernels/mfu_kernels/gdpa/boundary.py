@@ -61,4 +61,4 @@ def gdpa_triton(
     check_dtypes("gdpa", q=q, k=k, v=v)
     check_head_dim("gdpa", q.shape[-1])
     q, k, v = cast_for_matmul(q, k, v)
-    return _Gdpa.apply(q, k, v, offsets, scale, list(activation), max_length)  # type: ignore[no-any-return]
+    return _Gdpa.apply(q, k, v, offsets.contiguous(), scale, list(activation), max_length)  # type: ignore[no-any-return]

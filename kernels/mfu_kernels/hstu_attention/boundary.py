@@ -74,5 +74,5 @@ def hstu_attention_triton(
     for tensor in (q, v):
         check_head_dim("hstu_attention", tensor.shape[2])
     mask = (norm_length, alpha, window, first_keys, num_candidates, max_length)
-    out: Tensor = _HstuAttention.apply(q, k, v, offsets, bias, *mask)
+    out: Tensor = _HstuAttention.apply(q, k, v, offsets.contiguous(), bias, *mask)
     return out

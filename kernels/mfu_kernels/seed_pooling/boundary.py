@@ -78,5 +78,5 @@ def seed_pooling_triton(
     check_head_dim("seed_pooling", seeds.shape[2])
     if scale <= 0:  # the kernels look for the highest score before they scale it
         seeds, scale = seeds * scale, 1.0
-    out: Tensor = _SeedPooling.apply(*cast_for_matmul(seeds, k, v), offsets, scale, max_length)
+    out: Tensor = _SeedPooling.apply(*cast_for_matmul(seeds, k, v), offsets.contiguous(), scale, max_length)
     return out

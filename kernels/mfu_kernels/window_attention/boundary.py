@@ -76,5 +76,5 @@ def window_attention_triton(
     check_head_dim("window_attention", q.shape[2])
     if angles is not None and needs_grad(angles):
         q, k, angles = rotary_time_reference(q, angles), rotary_time_reference(k, angles), None
-    out: Tensor = _WindowAttention.apply(q, k, v, offsets, angles, window, causal, scale, max_length)
+    out: Tensor = _WindowAttention.apply(q, k, v, offsets.contiguous(), angles, window, causal, scale, max_length)
     return out

@@ -17,7 +17,9 @@ from mfubench.optimize.trial import Request, Trial, confirm, judge_time
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.test_search import IDENTITY, start, survey
 
-RECORDED = json.loads(Path(__file__).with_name("recorded_noise.json").read_text())["microseconds"]
+FILE = Path(__file__).with_name("recorded_noise.json")
+RECORDED = json.loads(FILE.read_text())["microseconds"] if FILE.exists() else []
+needs_recording = pytest.mark.skipif(not RECORDED, reason=f"no {FILE.name}; record it with record_noise.py")
 SEARCHES, MAX_WRONG = 200, 0.01
 
 
@@ -40,8 +42,8 @@ def test_it_looks_until_it_can_say() -> None:
 
     def blocks(first: int, count: int, value: float) -> list[float]:
         asked.append((first, count))
-        spread = 0.08 if first < 16 else 0.0
-        return [value + spread * (-1) ** at for at in range(count)]
+        slow = 0.08 if first < 16 else 0.0  # a quarter of the first look, too many to say
+        return [value - slow * (at % 4 == 0) for at in range(count)]
 
     logs = measure_gain(lambda first, count: blocks(first, count, 0.05), ALPHA)
     assert asked == [(0, 16), (16, 16)] and len(logs) == 32
@@ -53,8 +55,7 @@ def test_it_looks_until_it_can_say() -> None:
 
 
 def draw(generator: random.Random, process: int) -> Iterator[float]:
-    """Log ratios of one arm over the other in successive blocks of one process, from anywhere on, which arm is old at
-    random."""
+    """Log ratios of successive blocks of one process, from anywhere on; which arm is the old one is drawn."""
     arms = RECORDED[process]
     old, new = generator.sample(range(len(arms)), 2)
     place = generator.randrange(len(arms[0]))
@@ -93,6 +94,7 @@ def replayed(seed: int, shift: float = 0.0) -> tuple[int, int]:
     return len(tried), sum(step.kept for step in tried)
 
 
+@needs_recording
 def test_searches_among_changes_that_change_nothing_keep_none() -> None:
     found = [replayed(seed) for seed in range(SEARCHES)]
     assert all(tried == 10 for tried, _ in found)
@@ -100,6 +102,7 @@ def test_searches_among_changes_that_change_nothing_keep_none() -> None:
     assert wrong <= MAX_WRONG * SEARCHES, f"{wrong} of {SEARCHES} searches kept a change that changes nothing"
 
 
+@needs_recording
 def test_the_same_noise_does_not_hide_a_gain() -> None:
     """A test that kept nothing at all would pass the one above."""
     found = [replayed(seed, shift=math.log(1.3)) for seed in range(20)]
