@@ -97,14 +97,13 @@ def _check_triton_runs(op: str, device: torch.device) -> None:
             raise UnsupportedImpl(f"{op}: impl='triton' needs {need} or later; {device} is {has}; use impl='reference'")
     elif device.type != "cpu":
         raise UnsupportedImpl(f"{op}: impl='triton' runs on cuda or cpu, not {device.type}; use impl='reference'")
-    elif not interpreting():
+    elif not torch.compiler.is_compiling() and not interpreting():  # dynamo cannot look into triton's settings
         raise UnsupportedImpl(
             f"{op}: impl='triton' on a CPU runs under Triton's interpreter only: set TRITON_INTERPRET=1 before Python "
             "starts, or use impl='reference'"
         )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreting() -> bool:
     """Whether Triton's interpreter runs kernels in this process, on the host, in place of a compiler.
 
