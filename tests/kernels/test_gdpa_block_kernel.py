@@ -98,7 +98,7 @@ def test_no_events_give_no_events_and_gradients_of_zeros() -> None:
     ("needed", "products", "repeated"),
     [
         ((True, True, True), 7, 3),
-        ((True, False, False), 3, 0),
+        ((True, False, False), 3, 1),
         ((False, True, True), 4, 1),
         ((False, False, True), 2, 1),
         ((False, False, False), 0, 0),
