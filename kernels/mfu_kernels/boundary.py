@@ -1,4 +1,4 @@
-"""The torch.library boundary of a triton implementation: thin operators without autograd, which stands outside them.
+"""The operator boundary of a triton implementation: thin operators without autograd, which stands outside them.
 
 An op defines one operator for its forward and one for its backward, so that compilers, counters and profilers see each
 as one call. Nothing here imports triton: an operator's launcher is imported when it first runs, which may be inside
@@ -11,18 +11,19 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import library
 
 from .modes import compiling_ahead
 
 NAMESPACE = "mfubench"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY = library.Library(NAMESPACE, "FRAGMENT")
 
 
 def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callable[..., Any]:
     """The operator ``mfubench::NAME`` of a schema such as ``rms_norm_fwd(Tensor x, float eps) -> Tensor``.
 
     Args:
-        schema: in torch.library's language, arguments by position.
+        schema: in PyTorch's schema language, arguments by position.
         launcher: ``module:function`` that takes those arguments and launches the kernels.
         outputs: takes the same arguments and makes the empty outputs, on any device, without reading a number.
     """
@@ -42,5 +43,5 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):  # on a CPU triton's interpreter runs it
         _LIBRARY.impl(name, launch, key)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
-"""What the torch.library boundary of a kernel costs a call, in microseconds of host time: nothing is computed.
+"""What the operator boundary of a kernel costs a call, in microseconds of host time: nothing is computed.
 
     python tests/benchmarks/boundary.py [ROUNDS]
 
 The same empty launcher is called directly, through `mfu_kernels.boundary.define` as our kernels are, through the
-autograd function around that, and through ``torch.library.custom_op``; in turns, so that what drifts, drifts for all.
+autograd function around that, and through PyTorch's ``custom_op``; in turns, so that what drifts, drifts for all.
 """
 
 import sys
@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from mfu_kernels.boundary import define
 from mfubench.measure.stats import median_ci
@@ -40,7 +40,7 @@ class _WithAutograd(torch.autograd.Function):
         return grad, None
 
 
-@torch.library.custom_op("mfubench_benchmark::custom", mutates_args=())
+@library.custom_op("mfubench_benchmark::custom", mutates_args=())
 def _custom(x: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
@@ -62,7 +62,7 @@ def main() -> None:
         "direct call": (launch, plain),
         "define, as our kernels": (_thin, plain),
         "autograd function around it": (_WithAutograd.apply, leaf),
-        "torch.library.custom_op": (_custom, plain),
+        "custom_op": (_custom, plain),
     }
     for call, x in ways.values():
         microseconds(call, x)

@@ -38,7 +38,7 @@ def test_functions_fit_in_a_head(path: Path) -> None:
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             parameters = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
-            # What launches a kernel takes what its operator of torch.library takes: tensors and numbers, no objects.
+            # What launches a kernel takes what its PyTorch operator takes: tensors and numbers, no objects.
             fixed = jitted(node) or path.name.startswith(("kernel", "boundary"))
             assert parameters <= MAX_PARAMETERS or fixed, f"{node.name} has {parameters} parameters"
 

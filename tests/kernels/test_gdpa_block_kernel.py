@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block
 from tests.kernels.cases import cost_of
@@ -40,10 +40,10 @@ def test_library_operators_are_what_they_say() -> None:
     x, k, v = arguments().values()
     given = (x, k, v, offsets())
     for save in (True, False):
-        torch.library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
+        library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
     saved = (draw(*x.shape), draw(3, x.shape[0]).abs())
     for needs in itertools.product((True, False), repeat=3):
-        torch.library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, *needs))
+        library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, *needs))
 
 
 @COMPILES

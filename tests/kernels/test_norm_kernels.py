@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, layer_norm, rms_norm
 from mfu_kernels.triton_checks import MAX_ROW_WIDTH
@@ -40,7 +40,7 @@ def test_library_operators_are_what_they_say(norm: Callable[..., Tensor]) -> Non
             for needs in itertools.product((True, False), repeat=3)
         ]
     for operator, call in calls:
-        torch.library.opcheck(operator, call)
+        library.opcheck(operator, call)
 
 
 @COMPILES

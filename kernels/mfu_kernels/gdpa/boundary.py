@@ -1,4 +1,4 @@
-"""`gdpa` as operators of torch.library, and the autograd around them."""
+"""`gdpa` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

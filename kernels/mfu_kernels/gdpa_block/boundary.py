@@ -1,4 +1,4 @@
-"""`gdpa_block` as operators of torch.library, and the autograd around them."""
+"""`gdpa_block` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

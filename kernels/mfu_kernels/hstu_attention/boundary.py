@@ -1,4 +1,4 @@
-"""`hstu_attention` as operators of torch.library, and the autograd around them."""
+"""`hstu_attention` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

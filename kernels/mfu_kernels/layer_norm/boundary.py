@@ -1,4 +1,4 @@
-"""`layer_norm` as operators of torch.library, and the autograd around them."""
+"""`layer_norm` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

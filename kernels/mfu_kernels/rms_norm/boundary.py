@@ -1,4 +1,4 @@
-"""`rms_norm` as operators of torch.library, and the autograd around them."""
+"""`rms_norm` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

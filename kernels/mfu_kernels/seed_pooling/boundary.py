@@ -1,4 +1,4 @@
-"""`seed_pooling` as operators of torch.library, and the autograd around them."""
+"""`seed_pooling` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`window_attention` as operators of torch.library, and the autograd around them."""
+"""`window_attention` as PyTorch operators, and the autograd around them."""
 
 from typing import Any
 
