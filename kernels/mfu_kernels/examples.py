@@ -98,11 +98,9 @@ class Examples:
         factors: for each key of a case the values that the check covers; the first of each is the plainest.
         make: draws the arguments of a case.
         shapes: named cases of real size, for compiling ahead and for timing.
-        flops: whether the work is matmuls, so that speed is told in FLOP/s.
     """
 
     function: Callable[..., Tensor]
     factors: Mapping[str, Sequence[Any]]
     make: Callable[[Case, Draw], Inputs]
     shapes: Mapping[str, Case]
-    flops: bool = True

@@ -39,5 +39,4 @@ EXAMPLES = Examples(
         "norm 295k x 512": {"rows": 294_912, **_AFFINE},
         "norm 1.18M x 512 residual": {"rows": 1_179_648, "residual": "same", **_AFFINE},
     },
-    flops=False,
 )

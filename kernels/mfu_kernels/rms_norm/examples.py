@@ -31,5 +31,4 @@ EXAMPLES = Examples(
         "norm 1.18M x 512": {"rows": 1_179_648, "width": 512, "weight": True},
         "norm 295k x 512": {"rows": 294_912, "width": 512, "weight": True},
     },
-    flops=False,
 )

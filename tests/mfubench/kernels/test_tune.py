@@ -61,7 +61,7 @@ def test_the_fastest_config_wins_and_its_measurement_is_kept() -> None:
             ran.append(call())
         return {"0": [3.0] * rounds, "1": [1.0, 2.0, 1.0], "2": [2.0] * rounds}
 
-    examples = type(EXAMPLES)(EXAMPLES.function, {}, EXAMPLES.make, {"small": SMALL}, flops=False)
+    examples = type(EXAMPLES)(EXAMPLES.function, {}, EXAMPLES.make, {"small": SMALL})
     found = tune._tune_kernel(examples, "small", launched, CPU, "NVIDIA H200", time)
     best = launched.configs[1]
     assert found["config"] == {**best.kwargs, "num_warps": best.num_warps, "num_stages": best.num_stages}
