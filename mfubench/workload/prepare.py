@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -105,7 +105,7 @@ def _prepare_zoo(
         device=device,
         dtype=dtype,
         module=module,
-        inputs=requests if model.request_level else [batch.per_impression() for batch in requests],
+        inputs=_inputs(requests, model, device),
         num_samples=[batch.num_requests for batch in requests],
         forward=_forward,
         loss=_click_loss,
@@ -141,6 +141,12 @@ def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Te
         return _click_loss(output.logits, batch) + output.auxiliary_loss
     logits = widened(output)
     return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
+
+
+def _inputs(requests: Sequence[Batch], model: ModelSpec, device: torch.device) -> list[Batch]:
+    """The batches as ``model`` takes them, where a copy to ``device`` does not hold the host up."""
+    batches = requests if model.request_level else [batch.per_impression() for batch in requests]
+    return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:
