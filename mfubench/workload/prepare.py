@@ -83,6 +83,8 @@ def _prepare_zoo(
         raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one") from error
     for batch in requests:
         check_batch(batch, source.schema, max_lengths)
+    if device.type == "cuda":
+        requests = [batch.pin_memory() for batch in requests]
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
         lengths = batch.lengths()

@@ -1,6 +1,6 @@
 """The input of every model of the zoo: a batch of impressions with jagged event histories, and its schema."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,13 +113,19 @@ class Batch:
 
     def to(self, device: "torch.device | str", *, non_blocking: bool = False) -> "Batch":
         """The same batch on ``device``."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory from which a GPU fetches it while the host goes on."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
+        def changed(value: Any) -> Any:
             if isinstance(value, (EventSequence, Batch)):
-                return type(value)(*(move(getattr(value, field.name)) for field in fields(value)))
+                return type(value)(*(changed(getattr(value, field.name)) for field in fields(value)))
             if isinstance(value, Mapping):
-                return {key: move(item) for key, item in value.items()}
-            return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+                return {key: changed(item) for key, item in value.items()}
+            return change(value) if hasattr(value, "to") else value
 
-        moved: Batch = move(self)
-        return moved
+        batch: Batch = changed(self)
+        return batch
