@@ -30,6 +30,7 @@ FIRST_SHAPES: Mapping[str, Sequence[str]] = {
     "seed_pooling": (*ZOO, "B1152 L1024 S32"),
     "layer_norm": (*ZOO, "norm 1.18M x 512"),
     "rms_norm": ("norm 1.18M x 512",),
+    "rotary_time": ZOO,
 }
 # The pair that the paper's claim is about goes first: the full Kunlun with kernels, InterFormer as a baseline.
 FIRST_PROFILES = (
