@@ -42,7 +42,12 @@ def adopt(entries: Sequence[Entry]) -> None:
 
 def merged() -> list[Entry]:
     """The committed entries with those that this process adopted in their places, as they would be committed."""
-    return list({_place(entry): entry for entry in (*committed(), *_adopted)}.values())
+    return with_entries(_adopted)
+
+
+def with_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """The committed entries with ``entries`` in their places."""
+    return list({_place(entry): entry for entry in (*committed(), *entries)}.values())
 
 
 def _place(entry: Entry) -> tuple[str, str, str]:

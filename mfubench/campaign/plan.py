@@ -1,4 +1,7 @@
-"""What a campaign runs, in which order: peaks, the kernels' numbers, their speed, the zoo, the road to Kunlun."""
+"""What a campaign runs, in which order: peaks, the kernels' numbers, their speed, the zoo, the road to Kunlun.
+
+Compiling and the numeric contract keep processors busy, not the GPU: they run side by side, what is timed runs alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,14 +9,28 @@ from typing import Any
 
 from mfu_models import MODELS
 from mfubench.errors import BadInput
-from mfubench.kernels.catalog import ops_with_kernels
+from mfubench.kernels.catalog import examples_of, ops_with_kernels
 
-STAGES = ("calibration", "contract", "bench", "profile", "road")
+STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
+TOGETHER = ("contract", "compile")
+CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
+KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "eager": {"impl": "reference", "compile": "none"},
     "compiled": {"impl": "reference", "compile": "model"},
-    "kernels": {"impl": "triton", "compile": "none"},
-    "kernels_compiled": {"impl": "triton", "compile": "model"},
+    "kernels": {"impl": KERNELS, "compile": "none"},
+    "kernels_compiled": {"impl": KERNELS, "compile": "model"},
+}
+ZOO = ("kunlun large_plus clicks", "kunlun large_plus impressions")
+# Each op at the size that published figures are for, and at the sizes of the model that the claim is about.
+FIRST_SHAPES: Mapping[str, Sequence[str]] = {
+    "gdpa_block": (*ZOO, "PFFN Q1024 KV256"),
+    "gdpa": ("X1024", "KV128", "KV64", "X1024 uniform"),
+    "window_attention": (*ZOO, "swa B1152 L1024 W128"),
+    "seed_pooling": (*ZOO, "B1152 L1024 S32"),
+    "layer_norm": (*ZOO, "norm 1.18M x 512"),
+    "rms_norm": ("norm 1.18M x 512",),
+    "rotary_time": ZOO,
 }
 # The pair that the paper's claim is about goes first: the full Kunlun with kernels, InterFormer as a baseline.
 FIRST_PROFILES = (
@@ -62,14 +79,35 @@ def plan(
     _known("--model", models, tuple(MODELS))
     _known("--size", sizes, tuple(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes)))
     ops = ops_with_kernels()
+    first, every = _shapes(ops, FIRST_SHAPES), _shapes(ops, {op: tuple(examples_of(op).shapes) for op in ops})
+    profiles = _profiles(device, sizes, models)
+    claims = [place for place in profiles if place in FIRST_PROFILES and device == "cuda"]
     tasks = [
         Task("calibration", "peaks"),
-        *(Task("contract", op, {"op": op}) for op in ops),
-        *(Task("bench", op, {"op": op, "tune": tune}) for op in ops),
-        *_profiles(device, sizes, models),
+        *_contracts(ops),
+        *([_shape_task(stage, *place) for stage in ("compile", "tune") for place in first] if tune else ()),
+        *(_shape_task("bench", *place) for place in first),
+        *(_profile_task(*place) for place in claims),
+        *(_shape_task("bench", *place) for place in every if place not in first),
+        *(_profile_task(*place) for place in profiles if place not in claims),
         *_roads(device, sizes, models),
     ]
     return [task for task in tasks if not stages or task.stage in stages]
+
+
+def _contracts(ops: Sequence[str]) -> list[Task]:
+    parts = [(op, part) for part in range(CONTRACT_PARTS) for op in ops]
+    return [
+        Task("contract", f"{op}-{part + 1}", {"op": op, "part": part, "parts": CONTRACT_PARTS}) for op, part in parts
+    ]
+
+
+def _shapes(ops: Sequence[str], shapes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(op, shape) for op in ops for shape in shapes.get(op, ())]
+
+
+def _shape_task(stage: str, op: str, shape: str) -> Task:
+    return Task(stage, f"{op}-{shape}".replace(" ", "-"), {"op": op, "shape": shape})
 
 
 def _known(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
@@ -78,7 +116,8 @@ def _known(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
             raise BadInput(f"{option} {name} is unknown; allowed: {', '.join(allowed)}")
 
 
-def _profiles(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[Task]:
+def _profiles(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[tuple[str, ...]]:
+    """Model, size, mode and variant of each."""
     defaults = DEFAULTS[device]
     first = FIRST_PROFILES if device == "cuda" and not sizes else ()
     rest = (
@@ -89,12 +128,12 @@ def _profiles(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[
         for variant in defaults["variants"]
         if size in MODELS[model].sizes
     )
-    wanted = dict.fromkeys(place for place in (*first, *rest) if not models or place[0] in models)
-    return [Task("profile", "-".join(place), _profile_arguments(*place)) for place in wanted]
+    return list(dict.fromkeys(place for place in (*first, *rest) if not models or place[0] in models))
 
 
-def _profile_arguments(model: str, size: str, mode: str, variant: str) -> dict[str, Any]:
-    return {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant]}
+def _profile_task(model: str, size: str, mode: str, variant: str) -> Task:
+    arguments = {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant]}
+    return Task("profile", f"{model}-{size}-{mode}-{variant}", arguments)
 
 
 def _roads(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[Task]:

@@ -1,22 +1,27 @@
-"""Runs a plan in a process of its own, which is renewed when a task breaks it, until the plan or the budget ends.
+"""Runs a plan in processes of its own, which are renewed when a task breaks them, until the plan or the budget ends.
 
 A kernel that writes where it should not ruins its process's CUDA context, and a compile that hangs never returns: both
-must cost one task, not the campaign. So tasks run in a worker, one after the other, and the campaign waits beside it.
+must cost one task, not the campaign. So tasks run in a worker, one after the other, and the campaign waits beside it;
+what need not have the device to itself runs in several workers at once.
 """
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import ToolBroke
 from mfubench.kernels.interpreter import interpreting_children
 
-from .plan import Task
+from .plan import TOGETHER, Task
 from .store import ABSENT, DONE, FAILED, Store
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 START_LIMIT_S = 300.0
 READY = "ready"
+_STARTING = Lock()  # the environment that a process starts with belongs to all threads
 LEAST_S = 5.0  # less is left of the budget: no task is begun
 Progress = Callable[[str, float], None]
 Loop = Callable[[Connection, str, Path], None]
@@ -48,32 +54,67 @@ def run_campaign(
     budget_s: float,
     task_limit_s: float,
     progress: Progress,
+    side_by_side: int = 1,
     loop: Loop | None = None,
 ) -> Outcome:
     """Run what is not done yet, each task for at most ``task_limit_s``, and keep each result as it comes.
 
-    ``loop`` is what the worker does in place of running tasks.
+    ``side_by_side``: so many workers share the stages that need not have the device to themselves. ``loop`` is what a
+    worker does in place of running tasks.
     """
     waiting = [task for task in tasks if not store.is_done(task)]
-    deadline = monotonic() + budget_s
-    counts = {DONE: 0, FAILED: 0, ABSENT: 0}
-    worker = Worker(device, store.folder, loop)
-    try:
-        for index, task in enumerate(waiting):
-            left = deadline - monotonic()
-            if left < LEAST_S:
-                return _outcome(counts, len(tasks) - len(waiting), len(waiting) - index)
-            progress(f"{task.stage}: {task.name}", index / len(waiting))
+    counts = dict.fromkeys((DONE, FAILED, ABSENT), 0)
+    told = _Told(progress, len(waiting))
+    deadline, interrupted = monotonic() + budget_s, Event()
+
+    def take(worker: Worker, queue: "Queue[Task]") -> None:
+        """Run the tasks of ``queue`` until it is empty or the budget is spent."""
+        while (left := deadline - monotonic()) >= LEAST_S:
+            try:
+                task = queue.get_nowait()
+            except Empty:
+                return
+            told.begins(task)
             status, reason, document = worker.run(task, min(left, task_limit_s))
+            if interrupted.is_set():
+                return
             store.write(task, status, reason, document)
             counts[status] += 1
-    finally:
-        worker.stop()
-    return _outcome(counts, len(tasks) - len(waiting), 0)
+
+    with ExitStack() as stack:
+        workers = [stack.enter_context(closing(Worker(device, store.folder, loop))) for _ in range(side_by_side)]
+        for together, group in groupby(waiting, key=lambda task: task.stage in TOGETHER):
+            queue: Queue[Task] = Queue()
+            for task in group:
+                queue.put(task)
+            hands = workers[: min(queue.qsize(), side_by_side)] if together else workers[:1]
+            with ThreadPoolExecutor(len(hands)) as pool:
+                running = [pool.submit(take, worker, queue) for worker in hands]
+                try:
+                    for ended in as_completed(running):
+                        ended.result()
+                except BaseException:  # Ctrl-C too: else the pool would wait for its tasks
+                    interrupted.set()
+                    for worker in hands:
+                        worker.kill()
+                    raise
+            for worker in hands[1:]:
+                worker.close()  # what is timed has the device to itself
+    return Outcome(
+        counts[DONE], len(tasks) - len(waiting), counts[FAILED], counts[ABSENT], len(waiting) - sum(counts.values())
+    )
 
 
-def _outcome(counts: dict[str, int], before: int, left: int) -> Outcome:
-    return Outcome(counts[DONE], before, counts[FAILED], counts[ABSENT], left)
+class _Told:
+    """Tells the progress of tasks that begin in several threads."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._begun, self._lock = progress, total, 0, Lock()
+
+    def begins(self, task: Task) -> None:
+        with self._lock:
+            self._progress(f"{task.stage}: {task.name}", self._begun / self._total)
+            self._begun += 1
 
 
 class Worker:
@@ -85,6 +126,7 @@ class Worker:
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._killed = False
 
     def run(self, task: Task, limit_s: float) -> tuple[str, str | None, Any]:
         """Status, reason and document of one task."""
@@ -92,19 +134,25 @@ class Worker:
         try:
             pipe.send((task.stage, dict(task.arguments)))
             if not pipe.poll(limit_s):
-                self.stop()
+                self.close()
                 return FAILED, f"gave up after {limit_s:.0f} s", None
             status, reason, document, usable = pipe.recv()
         except (EOFError, ConnectionError):
             code = self._exit_code()
-            self.stop()
+            self.close()
             return FAILED, f"its process ended with code {code}", None
         if not usable:
-            self.stop()
+            self.close()
         return status, reason, document
 
-    def stop(self) -> None:
-        """End the process, whatever it does."""
+    def kill(self) -> None:
+        """End the process for good, whatever it does; who waits for its answer is told that it ended."""
+        self._killed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process and forget it."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -113,14 +161,16 @@ class Worker:
         self._process = self._pipe = None
 
     def _started(self) -> Connection:
-        if self._process is not None and not self._process.is_alive():  # ended between two tasks: neither's failure
-            self.stop()
+        if not (self._killed or self._process is None or self._process.is_alive()):  # ended between two tasks
+            self.close()
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
             self._process = self._context.Process(target=self._loop, args=(theirs, self.device, self.folder))
-            with interpreting_children() if self.device == "cpu" else nullcontext():
+            with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
                 self._process.start()
             theirs.close()
+            if self._killed:  # by another thread, before there was anything to kill
+                self._process.kill()
             self._wait_until_ready(self._pipe)
         return self._pipe
 

@@ -100,6 +100,10 @@ class Store:
             return None
         return found
 
+    def done(self, stage: str) -> list[Any]:
+        """The documents of a stage's tasks that are done."""
+        return [found["document"] for found in self.results(stage) if found["status"] == DONE]
+
     def results(self, stage: str) -> list[dict[str, Any]]:
         """Every result of a stage, by name."""
         files = sorted((self.folder / stage).glob("*.json"))

@@ -1,12 +1,14 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .plan import KERNELS, TOGETHER
 from .store import DONE, Store
 
 BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
@@ -22,7 +24,28 @@ def run_task(stage: str, arguments: Mapping[str, Any], device: str, folder: Path
     Raises:
         NotHere: the task needs another device, or a kernel that is right.
     """
-    return _BY_STAGE[stage](dict(arguments), torch.device(device), folder)
+    _adopt_tuned(Store(folder))
+    with _one_thread() if stage in TOGETHER else nullcontext():
+        return _BY_STAGE[stage](dict(arguments), torch.device(device), folder)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, the host computes on one thread: there are as many workers as processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _adopt_tuned(store: Store) -> None:
+    """Let what this campaign has tuned hold in this process, which may be younger."""
+    from mfu_kernels.lock import adopt, merged
+
+    known = merged()
+    adopt([entry for result in store.done("tune") for entry in result["entries"] if entry not in known])
 
 
 def _calibration(_arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
@@ -38,39 +61,76 @@ def _contract(arguments: dict[str, Any], device: torch.device, _folder: Path) ->
     from mfubench.kernels.catalog import examples_of
     from mfubench.kernels.check import check_op, document
 
-    return document([check_op(examples_of(arguments["op"]), device)], device, full=False)
+    part = arguments["part"], arguments["parts"]
+    return document([check_op(examples_of(arguments["op"]), device, part=part)], device, full=False)
+
+
+def _compile(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
+    """Every config of a shape's kernels, so that tuning finds them in Triton's cache."""
+    from mfubench.kernels.catalog import examples_of
+    from mfubench.kernels.tune import device_target, launched_kernels
+
+    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(device))
+    return {launched.kernel: len(launched.configs) for launched in found}
+
+
+def _tune(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
+    from mfubench.kernels.catalog import examples_of
+    from mfubench.kernels.tune import tune_op
+
+    _require_right(Store(folder), arguments["op"])
+    return {"entries": tune_op(examples_of(arguments["op"]), device, shapes=[arguments["shape"]])}
 
 
 def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     if device.type != "cuda":
         raise NotHere("kernels are timed on a GPU only")
-    if _contract_failed(Store(folder), arguments["op"]):
-        raise NotHere("its contract has not passed in this campaign, and a wrong kernel is never timed")
-    from mfubench.kernels.bench import bench_all, document
+    op = arguments["op"]
+    _require_right(Store(folder), op)
+    from mfubench.kernels.bench import bench_op, document
+    from mfubench.kernels.catalog import examples_of
     from mfubench.measure.environment import device_uuid
     from mfubench.measure.nvml import NvmlSampler
 
     with NvmlSampler(device_uuid(device)) as sampler:
-        rows, lock = bench_all(
-            [arguments["op"]], device, shapes=(), peer=None, rounds=BENCH_ROUNDS, tune=arguments["tune"], checked=True
-        )
-    return {**document(rows, device), "nvml": sampler.summary(), "lock": lock}
+        rows = bench_op(op, examples_of(op), device, shapes=[arguments["shape"]], rounds=BENCH_ROUNDS, checked=True)
+    return {**document(rows, device), "nvml": sampler.summary()}
 
 
-def _contract_failed(store: Store, op: str) -> bool:
-    """Whether this campaign's contract result of the op is anything but a clean pass."""
-    found = store.read("contract", op)
-    return found is None or found["status"] != DONE or any(item["failed"] for item in found["document"]["ops"])
+def _require_right(store: Store, op: str) -> None:
+    """Raise NotHere unless this campaign's whole contract of the op is a clean pass."""
+    if op not in proved(store):
+        raise NotHere("its contract has not passed in this campaign, and a wrong kernel is never timed")
 
 
-def _profile(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
+def proved(store: Store) -> list[str]:
+    """The ops of which every part of the contract is done and passed, by name."""
+    passed: dict[str, int] = {}
+    for item in store.results("contract"):
+        done = item["status"] == DONE and not any(op["failed"] for op in item["document"]["ops"])
+        op, parts = item["arguments"]["op"], item["arguments"]["parts"]
+        passed[op] = passed.get(op, parts) - done
+    return [op for op, missing in passed.items() if not missing]
+
+
+def _profile(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     import json
 
     from mfubench.profiling import profile
     from mfubench.workload.spec import WorkloadSpec
 
     chosen = {key: arguments[key] for key in ("model", "size", "mode", "impl", "compile")}
+    if chosen["impl"] == KERNELS:
+        chosen["impl"] = _kernels(Store(folder))
     return json.loads(profile(WorkloadSpec(**chosen, device=device.type)).to_json())
+
+
+def _kernels(store: Store) -> str:
+    """The reference everywhere but where this campaign has proved a kernel."""
+    ops = proved(store)
+    if not ops:
+        raise NotHere("no kernel's contract has passed in this campaign")
+    return ",".join(["reference", *(f"{op}=triton" for op in ops)])
 
 
 def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
@@ -93,6 +153,8 @@ def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
 _BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, Path], Any]] = {
     "calibration": _calibration,
     "contract": _contract,
+    "compile": _compile,
+    "tune": _tune,
     "bench": _bench,
     "profile": _profile,
     "road": _road,

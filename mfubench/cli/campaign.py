@@ -1,6 +1,7 @@
 """``mfubench campaign``."""
 
 import json as json_module
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ from .progress import stages
 if TYPE_CHECKING:
     from mfubench.campaign.store import Store
 
+MOST_WORKERS = 16  # each has a context on the GPU, of half a gigabyte
+
 
 def campaign(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that keeps every result as it comes.")],
@@ -20,7 +23,9 @@ def campaign(
     task_limit: Annotated[str, typer.Option(metavar="TIME", help="How long one task may take.")] = "5m",
     stage: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="calibration, contract, bench, profile or road; may be given again."),
+        typer.Option(
+            "--stage", help="calibration, contract, compile, tune, bench, profile or road; may be given again."
+        ),
     ] = None,
     size: Annotated[
         list[str] | None,
@@ -74,6 +79,7 @@ def campaign(
             outcome = run_campaign(
                 tasks, store, device,
                 budget_s=limits["--budget"], task_limit_s=limits["--task-limit"], progress=progress,
+                side_by_side=min(os.cpu_count() or 1, MOST_WORKERS),
             )  # fmt: skip
     finally:
         _write(store)
@@ -93,6 +99,12 @@ def _write(store: "Store") -> None:
     from mfubench.report.campaign import campaign_page
 
     write_page(campaign_page(store.index(), _results(store)), store.folder)
+    tuned = [entry for found in store.done("tune") for entry in found["entries"]]
+    if tuned:
+        from mfu_kernels.lock import with_entries
+        from mfubench.report.kernels import write_lock
+
+        write_lock(with_entries(tuned), store.folder)
 
 
 def _put(store: "Store", json: bool, verbose: bool) -> None:

@@ -113,7 +113,7 @@ def _bench_shape(
     rounds: int,
 ) -> list[BenchRow]:
     try:
-        inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device))
+        inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
         ours = Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
         with retained_graphs():
             built, absent = _build([ours, *peers], inputs)

@@ -124,12 +124,16 @@ def check_op(
     device: torch.device,
     *,
     full: bool = False,
+    part: tuple[int, int] = (0, 1),
     progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> OpResult:
-    """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product."""
-    name = examples.function.__name__
+    """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
+
+    ``part``: only the first of so many parts of the cases, counted from 0.
+    """
+    name, (index, parts) = examples.function.__name__, part
     found = OpResult(name)
-    cases = cases_of(examples, device, full=full)
+    cases = cases_of(examples, device, full=full)[index::parts]
     for index, case in enumerate(cases):
         progress(f"{name}: case {index + 1} of {len(cases)}", index / len(cases))
         found.cases.append(check_case(examples, case, device))

@@ -96,7 +96,7 @@ def tune_op(
 def _tune_kernel(
     examples: Examples, shape: str, launched: Launched, device: torch.device, device_name: str, time: TimeInTurns
 ) -> dict[str, Any]:
-    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device))
+    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
     def forward() -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mfu_kernels.lock import key_text
 from mfubench.errors import BadInput
 from mfubench.run import write_text
 
@@ -20,11 +21,12 @@ DONE = "done"
 
 def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them."""
-    profiles, contracts = _of(results, "profile"), _of(results, "contract")
+    profiles, contracts, tuned = (_of(results, stage) for stage in ("profile", "contract", "tune"))
     sections = [
         Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
         *([Section("Models", [_models(profiles)], brief=True)] if profiles else []),
         *([Section("Numeric contract", [_contract(contracts)], brief=True)] if contracts else []),
+        *([Section("Tuned configs", [_tuned(tuned)])] if tuned else []),
         *_bench(_of(results, "bench")),
         *_roads(_of(results, "road")),
     ]
@@ -101,16 +103,40 @@ def _step(run: Any) -> str:
 
 
 def _contract(documents: Sequence[Any]) -> Table:
-    ops = [op for document in documents for op in document["ops"]]
+    """The parts of each op's contract as one row."""
+    ops: dict[str, list[Any]] = {}
+    for document in documents:
+        for part in document["ops"]:
+            ops.setdefault(part["op"], []).append(part)
+    parts = list(ops.values())
     columns = [
-        (Column("op"), [op["op"] for op in ops]),
-        (Column("verdict"), ["FAIL" if op["failed"] else "pass" for op in ops]),
-        (Column("cases", numeric=True), [fmt.count(op["cases"]) for op in ops]),
-        (Column("worst error, % of budget", numeric=True), fmt.percents([op["worst_error_of_budget"] for op in ops])),
-        (Column("dtypes"), [", ".join(op["dtypes"]) for op in ops]),
+        (Column("op"), list(ops)),
+        (Column("verdict"), ["FAIL" if any(part["failed"] for part in op) else "pass" for op in parts]),
+        (Column("cases", numeric=True), [fmt.count(sum(part["cases"] for part in op)) for op in parts]),
+        (Column("failed", numeric=True), [fmt.count(sum(part["failed"] for part in op)) for op in parts]),
+        (
+            Column("worst error, % of budget", numeric=True),
+            fmt.percents([max(part["worst_error_of_budget"] for part in op) for op in parts]),
+        ),
+        (Column("dtypes"), [", ".join(sorted({name for part in op for name in part["dtypes"]})) for op in parts]),
     ]
     caption = f"Each kernel against its reference in fp64, run by {documents[0]['run_by']}."
     return Table.of(caption, columns)
+
+
+def _tuned(documents: Sequence[Any]) -> Table:
+    entries = [entry for document in documents for entry in document["entries"]]
+    columns = [
+        (Column("kernel"), [entry["kernel"] for entry in entries]),
+        (Column("key"), [entry["key"] for entry in entries]),
+        (Column("config"), [key_text(entry["config"]) for entry in entries]),
+        (Column("ms", numeric=True), fmt.column([entry["ms"] for entry in entries])),
+        (Column("ms of the default", numeric=True), fmt.column([entry["ms_of_default"] for entry in entries])),
+        (Column("configs timed", numeric=True), [fmt.count(entry["configs_timed"]) for entry in entries]),
+    ]
+    return Table.of(
+        "The time is that of the op's forward or backward, with this kernel's config alone varied.", columns
+    )
 
 
 def _bench(documents: Sequence[Any]) -> list[Section]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -83,6 +83,9 @@ def _prepare_zoo(
         raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one") from error
     for batch in requests:
         check_batch(batch, source.schema, max_lengths)
+    inputs = requests if model.request_level else [batch.per_impression() for batch in requests]
+    if device.type == "cuda":
+        inputs = [batch.pin_memory() for batch in inputs]
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
         lengths = batch.lengths()
@@ -105,7 +108,7 @@ def _prepare_zoo(
         device=device,
         dtype=dtype,
         module=module,
-        inputs=_inputs(requests, model, device),
+        inputs=inputs,
         num_samples=[batch.num_requests for batch in requests],
         forward=_forward,
         loss=_click_loss,
@@ -141,12 +144,6 @@ def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Te
         return _click_loss(output.logits, batch) + output.auxiliary_loss
     logits = widened(output)
     return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
-
-
-def _inputs(requests: Sequence[Batch], model: ModelSpec, device: torch.device) -> list[Batch]:
-    """The batches as ``model`` takes them, where a copy to ``device`` does not hold the host up."""
-    batches = requests if model.request_level else [batch.per_impression() for batch in requests]
-    return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:

@@ -113,13 +113,13 @@ class Batch:
 
     def to(self, device: "torch.device | str", *, non_blocking: bool = False) -> "Batch":
         """The same batch on ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pinned(self) -> "Batch":
-        """The same batch in page-locked memory: a copy from there to a GPU makes neither wait for the other."""
-        return self._each(lambda tensor: tensor.pin_memory())
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory from which a GPU fetches it while the host goes on."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[["Tensor"], "Tensor"]) -> "Batch":
+    def _with_tensors(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         def changed(value: Any) -> Any:
             if isinstance(value, (EventSequence, Batch)):
                 return type(value)(*(changed(getattr(value, field.name)) for field in fields(value)))

@@ -5,7 +5,7 @@ from itertools import cycle, islice
 
 import torch
 
-from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
+from mfu_kernels.examples import CLICKS, IMPRESSIONS, Case, Dense, Draw, Examples, Inputs
 
 from .op import gdpa_block
 
@@ -56,6 +56,8 @@ EXAMPLES = Examples(
     shapes={
         **{f"PFFN Q{n} KV256": _shape(n, 256) for n in (256, 512, 1024, 2048)},
         **{f"PFFN Q1024 KV{n}": _shape(1024, n) for n in (128, 64)},
+        "kunlun large_plus clicks": {"lengths": CLICKS, "keys": 256, "heads": 6, "d": 64},
+        "kunlun large_plus impressions": {"lengths": IMPRESSIONS, "keys": 256, "heads": 3, "d": 64},
         "tiny": {"lengths": (5, 0, 3), "keys": 3, "heads": 2, "d": 8},
     },
 )

@@ -38,5 +38,7 @@ EXAMPLES = Examples(
         "norm 1.18M x 512": {"rows": 1_179_648, **_AFFINE},
         "norm 295k x 512": {"rows": 294_912, **_AFFINE},
         "norm 1.18M x 512 residual": {"rows": 1_179_648, "residual": "same", **_AFFINE},
+        "kunlun large_plus clicks": {"rows": 899_000, **_AFFINE, "residual": "same", "width": 384},
+        "kunlun large_plus impressions": {"rows": 984_000, **_AFFINE, "residual": "same", "width": 192},
     },
 )

@@ -5,10 +5,16 @@ from torch import Tensor
 from mfu_kernels.checks import check_floating, check_shapes, invalid
 from mfu_kernels.registry import Impl, Op
 
+from .boundary import rotary_time_triton
 from .cost import rotary_time_cost
 from .reference import rotary_time_reference
 
-OP = Op("rotary_time", "elementwise", rotary_time_cost, {"reference": rotary_time_reference})
+OP = Op(
+    "rotary_time",
+    "elementwise",
+    rotary_time_cost,
+    {"reference": rotary_time_reference, "triton": rotary_time_triton},
+)
 
 
 def rotary_angles(positions: Tensor, log_gaps: Tensor, theta: Tensor, phi: Tensor) -> Tensor:

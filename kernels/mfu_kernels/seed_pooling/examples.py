@@ -2,7 +2,7 @@
 
 import torch
 
-from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
+from mfu_kernels.examples import CLICKS, IMPRESSIONS, Case, Dense, Draw, Examples, Inputs
 
 from .op import seed_pooling
 
@@ -44,5 +44,7 @@ EXAMPLES = Examples(
         "B1152 L1024 S64": {**_DENSE, "seeds": 64},
         "B1152 L1024 S128": {**_DENSE, "seeds": 128},
         "B256 L8192 S32": {"heads": 4, "lengths": Dense(256, 8192), "seeds": 32},
+        "kunlun large_plus clicks": {"heads": 6, "lengths": CLICKS, "seeds": 128, "d": 64},
+        "kunlun large_plus impressions": {"heads": 3, "lengths": IMPRESSIONS, "seeds": 64, "d": 64},
     },
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mfu_kernels.examples import Case, Dense, Draw, Examples, Inputs
+from mfu_kernels.examples import CLICKS, IMPRESSIONS, Case, Dense, Draw, Examples, Inputs
 
 from .op import window_attention
 
@@ -37,6 +37,7 @@ def _swa(rows: int, length: int, window: int, *, causal: bool = True, angles: bo
     return {"lengths": Dense(rows, length), "d": 128, "window": window, "causal": causal, "angles": angles}
 
 
+_KUNLUN = {"d": 64, "causal": False, "angles": True}
 EXAMPLES = Examples(
     function=window_attention,
     factors={
@@ -63,5 +64,7 @@ EXAMPLES = Examples(
         "swa B1152 L2048 W128": _swa(1152, 2048, 128),
         "swa B512 L4096 W256": _swa(512, 4096, 256),
         "swa B32 L16384 W256": _swa(32, 16384, 256),
+        "kunlun large_plus clicks": {**_KUNLUN, "lengths": CLICKS, "heads": 6, "window": 100},
+        "kunlun large_plus impressions": {**_KUNLUN, "lengths": IMPRESSIONS, "heads": 3, "window": 50},
     },
 )

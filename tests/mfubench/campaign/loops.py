@@ -18,12 +18,16 @@ def act(pipe: Connection, device: str, folder: Path) -> None:
             _, arguments = pipe.recv()
         except EOFError:
             return
+        begin = time.monotonic()
         match arguments["do"]:
+            case "sleep":
+                time.sleep(2)
             case "crash":
                 os._exit(9)
             case "hang":
                 time.sleep(60)
         answers: dict[str, tuple[str, str | None, Any, bool]] = {
+            "sleep": (DONE, None, {"span": (begin, time.monotonic())}, True),
             "succeed": (DONE, None, {"pid": os.getpid()}, True),
             "fail": (FAILED, "ValueError: no", None, True),
             "break": (FAILED, "CUDA error: an illegal memory access", None, False),

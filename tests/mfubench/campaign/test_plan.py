@@ -1,29 +1,54 @@
 """What a campaign runs and in which order."""
 
+from collections import Counter
+
 import pytest
 
+from mfu_kernels.registry import IMPLS
 from mfu_models import MODELS
-from mfubench.campaign.plan import DEFAULTS, FIRST_PROFILES, STAGES, VARIANTS, plan
+from mfubench.campaign.plan import (
+    CONTRACT_PARTS,
+    DEFAULTS,
+    FIRST_PROFILES,
+    FIRST_SHAPES,
+    KERNELS,
+    STAGES,
+    VARIANTS,
+    plan,
+)
 from mfubench.errors import BadInput
-from mfubench.kernels.catalog import ops_with_kernels
+from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.workload.spec import WorkloadSpec
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_stages_come_in_order_of_value_and_nothing_twice(device: str) -> None:
-    tasks = plan(device)
-    seen = [task.stage for task in tasks]
-    assert seen == sorted(seen, key=STAGES.index) and set(seen) == set(STAGES)
+    tasks = plan(device, tune=True)
+    begun = list(dict.fromkeys(task.stage for task in tasks))
+    assert begun == list(STAGES)
     assert len({task.id for task in tasks}) == len(tasks)
-    assert [task.name for task in tasks if task.stage == "contract"] == ops_with_kernels()
+    parts = Counter(task.arguments["op"] for task in tasks if task.stage == "contract")
+    assert parts == dict.fromkeys(ops_with_kernels(), CONTRACT_PARTS)
+    assert not {"compile", "tune"} & {task.stage for task in plan(device)}
+
+
+def test_the_first_shapes_and_the_claim_come_before_the_others() -> None:
+    order = [(task.stage, task.arguments.get("shape", task.name)) for task in plan("cuda")]
+    first = [("bench", shape) for shapes in FIRST_SHAPES.values() for shape in shapes]
+    claims = [("profile", "-".join(place)) for place in FIRST_PROFILES]
+    timed = [place for place in order if place[0] in ("bench", "profile")]
+    assert set(timed[: len(first)]) == set(first) and timed[len(first) : len(first) + len(claims)] == claims
+    benched = {(t.arguments["op"], t.arguments["shape"]) for t in plan("cuda") if t.stage == "bench"}
+    assert benched == {(op, shape) for op in ops_with_kernels() for shape in examples_of(op).shapes}
 
 
 def test_every_profile_is_a_workload_that_exists() -> None:
     for device in DEFAULTS:
         for task in plan(device):
             if task.stage == "profile":
-                chosen = {key: task.arguments[key] for key in ("model", "size", "mode", "impl", "compile")}
+                chosen = {key: task.arguments[key] for key in ("model", "size", "mode", "compile")}
                 spec = WorkloadSpec(**chosen)
+                assert task.arguments["impl"] in (KERNELS, *IMPLS)
                 assert spec.size in MODELS[spec.model].sizes
 
 
@@ -36,7 +61,7 @@ def test_the_claim_comes_first_on_a_gpu() -> None:
 def test_choices_narrow_the_plan() -> None:
     tasks = plan("cpu", stages=["profile"], sizes=["tiny"], models=["kunlun"])
     assert [task.name for task in tasks] == ["kunlun-tiny-train-eager", "kunlun-tiny-infer-eager"]
-    assert {task.stage for task in plan("cuda", models=["dlrm"])} == set(STAGES) - {"road"}
+    assert {task.stage for task in plan("cuda", models=["dlrm"], tune=True)} == set(STAGES) - {"road"}
 
 
 @pytest.mark.parametrize("choice", [{"stages": ["x"]}, {"models": ["x"]}, {"sizes": ["huge"]}])

@@ -10,6 +10,7 @@ from mfubench import exhausted
 from mfubench.campaign.plan import Task
 from mfubench.campaign.runner import Outcome, Worker, _usable, run_campaign
 from mfubench.campaign.store import ABSENT, DONE, FAILED, Store
+from mfubench.campaign.tasks import proved
 from mfubench.errors import BadInput
 from tests.mfubench.campaign.loops import act
 
@@ -27,10 +28,11 @@ def task(name: str, do: str) -> Task:
     return Task("profile", name, {"do": do})
 
 
-def run(store: Store, *tasks: Task, budget_s: float = 60, task_limit_s: float = 30) -> Outcome:
+def run(store: Store, *tasks: Task, budget_s: float = 60, task_limit_s: float = 30, side_by_side: int = 1) -> Outcome:
     return run_campaign(
         tasks, store, "cpu",
-        budget_s=budget_s, task_limit_s=task_limit_s, progress=lambda stage, done: None, loop=act,
+        budget_s=budget_s, task_limit_s=task_limit_s, progress=lambda stage, done: None, side_by_side=side_by_side,
+        loop=act,
     )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def test_a_process_that_ends_between_two_tasks_is_neithers_failure(store: Store)
     first = worker.run(task("first", "die after"), 30)
     worker._process.join()
     second = worker.run(task("last", "succeed"), 30)
-    worker.stop()
+    worker.close()
     assert first[0] == second[0] == DONE
 
 
@@ -122,3 +124,43 @@ def test_a_result_that_is_cut_off_counts_as_none(store: Store) -> None:
     store.write(task("one", "succeed"), DONE, None, {})
     store.place(task("one", "succeed")).write_text('{"status": "do')
     assert not store.is_done(task("one", "succeed"))
+
+
+def test_some_stages_run_side_by_side_and_the_timed_ones_alone(store: Store) -> None:
+    def sleepy(stage: str, count: int) -> list[Task]:
+        return [Task(stage, str(n), {"do": "sleep"}) for n in range(count)]
+
+    tasks = [*sleepy("contract", 3), *sleepy("bench", 2)]
+    assert run(store, *tasks, side_by_side=3).done == 5
+    spans = {s: [tuple(found["document"]["span"]) for found in store.results(s)] for s in ("contract", "bench")}
+    begins, ends = zip(*spans["contract"], strict=True)
+    assert max(begins) < min(ends), "all three at once"
+    (one, two) = sorted(spans["bench"])
+    assert one[1] <= two[0] and max(end for _, end in spans["contract"]) <= one[0]
+
+
+def test_an_interrupt_ends_what_runs_and_writes_nothing_of_it(store: Store) -> None:
+    def interrupt(stage: str, done: float) -> None:
+        if stage.endswith("last"):
+            raise KeyboardInterrupt
+
+    start = monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_campaign(
+            [Task("contract", "hang", {"do": "hang"}), Task("contract", "last", {"do": "succeed"})],
+            store, "cpu", budget_s=60, task_limit_s=50, progress=interrupt, side_by_side=2, loop=act,
+        )  # fmt: skip
+    assert store.results("contract") == [] and monotonic() - start < 40
+
+
+def test_an_op_is_proved_by_all_parts_of_its_contract(store: Store) -> None:
+    def part(op: str, index: int, failed: int, status: str = DONE) -> None:
+        document = {"ops": [{"op": op, "failed": failed}]} if status == DONE else None
+        store.write(Task("contract", f"{op}-{index}", {"op": op, "part": index, "parts": 2}), status, None, document)
+
+    for index in range(2):
+        part("gdpa", index, failed=0)
+        part("rms_norm", index, failed=index)
+        part("layer_norm", index, failed=0, status=(DONE, FAILED)[index])
+    part("seed_pooling", 0, failed=0)
+    assert proved(store) == ["gdpa"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mfu_kernels.errors import InvalidArgument
-from mfu_models import MODELS, model_spec
+from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.workload import prepare as prepare_module
 from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, prepare
@@ -81,18 +81,23 @@ def test_defaults_on_a_cpu(no_cuda: None, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.gpu
 def test_defaults_on_a_gpu() -> None:
-    workload = prepare(WorkloadSpec("transformer", size="tiny", steps=1))
-    told = workload.description
+    told = prepare(WorkloadSpec("transformer", size="tiny", steps=1)).description
     assert (told["device"], told["dtype"], told["batch_size"]) == ("cuda", "bf16", DEFAULT_BATCH_SIZE["cuda"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_batches_wait_for_a_gpu_in_page_locked_memory(candidates: int) -> None:
+    workload = prepare(WorkloadSpec("transformer", size="tiny", steps=1, batch_size=4, candidates=candidates))
     assert all(tensor.is_pinned() for batch in workload.inputs for tensor in tensors_in(batch))
 
 
-def test_batches_for_a_gpu_lie_in_page_locked_memory(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From anywhere else a copy waits for the device, and the host falls behind it in every step."""
+def test_batches_in_page_locked_memory_are_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any other a copy waits for the device, and the host falls behind it in every step."""
     (batch,) = zoo(steps=1).inputs
     pinned: list[int] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: [pinned.append(id(tensor)), tensor.clone()][1])
-    (copied,) = prepare_module._inputs([batch], model_spec("transformer"), torch.device("cuda"))
+    copied = batch.pin_memory()
     assert sorted(pinned) == sorted(map(id, tensors_in(batch)))
     pairs = zip(tensors_in(batch), tensors_in(copied), strict=True)
     assert all(torch.equal(one, other) and one is not other for one, other in pairs)
