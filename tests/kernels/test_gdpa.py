@@ -1,5 +1,7 @@
 """GDPA beyond the contract: activations, scale, autocast of mixed inputs."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from mfu_kernels import ACTIVATIONS, InvalidArgument, gdpa
 from tests.kernels import oracles
 from tests.kernels.cases import GDPA_CASES, assert_same
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw
 
 CASE = GDPA_CASES[0]
 
@@ -65,3 +68,21 @@ def test_no_keys_are_an_error() -> None:
     tensors = CASE.tensors([2])
     with pytest.raises(InvalidArgument, match=r"k is of shape \[1, 0, 2, 4\].*n_kv = at least 1"):
         gdpa(tensors["q"], tensors["k"][:, :0], tensors["v"][:, :0], **CASE.offsets([2]))
+
+
+@RUNS_KERNELS
+@COMPILES
+def test_not_every_longest_row_is_compiled_for_anew() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    run = torch.compile(gdpa, fullgraph=True, dynamic=True, backend=backend)
+    keys = draw(2, 5, 2, 8)
+    for longest in (9, 11, 14, 17):
+        offsets = torch.tensor([0, longest, longest + 6], device=DEVICE)
+        run(draw(longest + 6, 2, 8), keys, keys, offsets, max_length=longest, impl="triton")
+    assert len(graphs) < 4

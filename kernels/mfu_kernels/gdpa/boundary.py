@@ -26,13 +26,14 @@ def _bwd_outputs(
 
 
 _forward = define(
-    "gdpa_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, float scale, str[] activation, int max_length) -> Tensor",
+    "gdpa_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, float scale, str[] activation, SymInt max_length) "
+    "-> Tensor",
     launcher="mfu_kernels.gdpa.kernel:forward",
     outputs=_fwd_outputs,
 )
 _backward = define(
     "gdpa_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, float scale, str[] activation, "
-    "int max_length, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    "SymInt max_length, bool[] needs) -> (Tensor, Tensor, Tensor)",
     launcher="mfu_kernels.gdpa.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
