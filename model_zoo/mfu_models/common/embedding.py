@@ -13,9 +13,9 @@ MAX_DENSE_ROWS = 65_536  # fewer than the events of a usual batch
 class FusedTable(nn.Embedding):
     """The tables of several fields as one, so that one look-up serves all: ids [N, F] -> [N, F, width].
 
-    Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is touched
-    nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is dense. Each
-    column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
+    Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is
+    touched nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is
+    dense. Each column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
     """
 
     first_rows: Tensor
