@@ -184,7 +184,6 @@ def _first_step(workload: Workload) -> None:
         run_step(workload, 0)
         if workload.device.type == "cuda":
             torch.cuda.synchronize(workload.device)
-            torch.cuda.reset_peak_memory_stats(workload.device)
 
 
 @contextmanager
@@ -210,6 +209,8 @@ def _timing_pass(workload: Workload, module: nn.Module, progress: Progress) -> t
     def step(index: int) -> None:
         run_step(workload, index, module=module)
 
+    if workload.device.type == "cuda":  # what calibrating and compiling took is not the step's
+        torch.cuda.reset_peak_memory_stats(workload.device)
     sampler = NvmlSampler(device_uuid(workload.device))
     with ExitStack() as window, _told_as_input(workload, "the model's step failed"):
         timings = time_steps(

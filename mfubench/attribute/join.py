@@ -123,10 +123,11 @@ def _walk(trace: Trace) -> Iterator[Span]:
     """Every host span, thread by thread, parents before children, with owner, direction and self time filled in."""
     threads: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     wanted = ("cpu_op", "user_annotation", *LAUNCH_CATEGORIES)
-    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in trace.events if _is_step(e.get("name")) and e["ph"] == "X")
     for event in trace.events:
         if event.get("ph") == "X" and event.get("cat") in wanted:
             threads[event["pid"], event["tid"]].append(event)
+    host = (event for events in threads.values() for event in events)  # a GPU's trace has steps of the device, too
+    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in host if _is_step(e["name"]))
     for events in threads.values():
         events.sort(key=lambda event: (event["ts"], -event["dur"]))
     regions = regions_of_functions(threads.values())

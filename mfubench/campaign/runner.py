@@ -16,13 +16,16 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Lock
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import ToolBroke
 from mfubench.kernels.interpreter import interpreting_children
 
 from .plan import TOGETHER, Task
 from .store import ABSENT, DONE, FAILED, Store
+
+if TYPE_CHECKING:
+    import torch
 
 START_LIMIT_S = 300.0
 READY = "ready"
@@ -128,8 +131,8 @@ class Worker:
     def run(self, task: Task, limit_s: float) -> tuple[str, str | None, Any]:
         """Status, reason and document of one task."""
         pipe = self._started()
-        pipe.send((task.stage, dict(task.arguments)))
         try:
+            pipe.send((task.stage, dict(task.arguments)))
             if not pipe.poll(limit_s):
                 self.close()
                 return FAILED, f"gave up after {limit_s:.0f} s", None
@@ -158,6 +161,8 @@ class Worker:
         self._process = self._pipe = None
 
     def _started(self) -> Connection:
+        if not (self._killed or self._process is None or self._process.is_alive()):  # ended between two tasks
+            self.close()
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
             self._process = self._context.Process(target=self._loop, args=(theirs, self.device, self.folder))
@@ -203,7 +208,6 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
             stage, arguments = pipe.recv()
         except EOFError:
             return
-        usable = True
         result: tuple[str, str | None, Any]
         try:
             result = (DONE, None, run_task(stage, arguments, device, folder))
@@ -212,8 +216,23 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
         except torch.OutOfMemoryError as error:
             result = (FAILED, f"out of memory: {error}", None)
         except Exception as error:
-            usable = "CUDA" not in str(error)
             result = (FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500], None)
-        pipe.send((*result, usable))
-        if device == "cuda" and usable:
-            torch.cuda.empty_cache()
+        pipe.send((*result, _usable(torch.device(device))))
+
+
+def _usable(device: "torch.device") -> bool:
+    """Whether the next task finds a sound and empty device; what a kernel broke shows when it is waited for."""
+    import torch
+
+    from mfubench.exhausted import release
+    from mfubench.measure.compiled import compiler_loaded
+
+    if compiler_loaded():
+        torch.compiler.reset()  # compiled code may hold tensors
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        release((), device)
+    except RuntimeError:
+        return False
+    return True

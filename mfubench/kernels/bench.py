@@ -90,6 +90,7 @@ def bench_op(
     rows: list[BenchRow] = []
     for index, shape in enumerate(wanted):
         progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
+        torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
         rows += _bench_shape(op, shape, examples, device, calibration, peers_of(op, examples, peer), rounds)
         torch.cuda.empty_cache()
     return rows

@@ -7,6 +7,7 @@ the driver does not have is named in the summary with its reason; the others go 
 """
 
 import importlib
+import multiprocessing
 import os
 import threading
 import time
@@ -83,7 +84,8 @@ def _other_processes(library: Any, handle: Any) -> float:
     pids = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(handle)}
     if os.getpid() not in pids:
         raise _Unreadable("this process is not in the driver's list, as in a container, so others cannot be told apart")
-    return len(pids) - 1
+    parent = multiprocessing.parent_process()  # a campaign's, which waits beside its worker
+    return len(pids - {os.getpid(), parent.pid if parent else None})
 
 
 @dataclass(slots=True)

@@ -83,8 +83,9 @@ def _prepare_zoo(
         raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one") from error
     for batch in requests:
         check_batch(batch, source.schema, max_lengths)
+    inputs = requests if model.request_level else [batch.per_impression() for batch in requests]
     if device.type == "cuda":
-        requests = [batch.pin_memory() for batch in requests]
+        inputs = [batch.pin_memory() for batch in inputs]
 
     def needed(batch: Batch) -> tuple[FlopCount, FlopCount]:
         lengths = batch.lengths()
@@ -107,7 +108,7 @@ def _prepare_zoo(
         device=device,
         dtype=dtype,
         module=module,
-        inputs=requests if model.request_level else [batch.per_impression() for batch in requests],
+        inputs=inputs,
         num_samples=[batch.num_requests for batch in requests],
         forward=_forward,
         loss=_click_loss,

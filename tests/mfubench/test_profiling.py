@@ -238,3 +238,20 @@ def test_a_module_s_row_holds_what_its_verdict_rests_on(run: Run) -> None:
 
 def useful_share(run: Run) -> float:
     return next(line.share for line in run.ledger if line.cause == "useful")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_peak_of_memory_is_the_steps_own(
+    fixed_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a calibration takes before it, gigabytes, is no part of the step."""
+
+    def greedy(*_args: object, **_options: object) -> Calibration:
+        torch.empty(4 << 30, dtype=torch.uint8, device="cuda")
+        return fixed_calibration
+
+    monkeypatch.setattr("mfubench.profiling.load_or_calibrate", greedy)
+    spec = WorkloadSpec("transformer", size="tiny", steps=2, batch_size=8, device="cuda", dtype="fp32", peak="measured")
+    run = profile(spec)
+    assert 0 < run.memory["device_peak_bytes"] < 4 << 30
+    assert run.trace["attributed_share"] > 0.9

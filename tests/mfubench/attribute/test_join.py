@@ -209,6 +209,17 @@ def test_busy_and_idle_add_up_on_a_gpu(on_a_gpu: Attribution) -> None:
     assert on_a_gpu.attributed_share() == 1.0
 
 
+def test_a_step_ends_where_the_host_ends_it_and_not_where_the_device_does() -> None:
+    """The device's own span of a step lies behind the host's; what is launched meanwhile is of no step."""
+    events = [
+        *(span(STEP, 0, 50, "user_annotation"), scope(0, ROOT, 1, 40), span("aten::mul", 5, 9), launch(1, 6)),
+        *(span(STEP, 10, 90, "gpu_user_annotation", thread=7), kernel(1, 10, 30)),
+        *(span("aten::mul", 60, 9), launch(2, 61), kernel(2, 62, 38)),
+    ]
+    found = joined(events, Known(Scope(0, ROOT), owners={}), "cuda")
+    assert found.busy == {WorkKey(ROOT, "fwd", "elementwise"): 30} and found.span == 30
+
+
 def test_a_kernel_outside_every_scope_is_nobodys() -> None:
     events = [span(STEP, 0, 50, "user_annotation"), span("aten::mul", 5, 9), launch(1, 6), kernel(1, 10, 30)]
     found = joined(events, Known(owners={}), "cuda")

@@ -4,9 +4,11 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import torch
 
+from mfubench import exhausted
 from mfubench.campaign.plan import Task
-from mfubench.campaign.runner import Outcome, run_campaign
+from mfubench.campaign.runner import Outcome, Worker, _usable, run_campaign
 from mfubench.campaign.store import ABSENT, DONE, FAILED, Store
 from mfubench.campaign.tasks import proved
 from mfubench.errors import BadInput
@@ -43,6 +45,40 @@ def test_what_befalls_one_task_leaves_the_others(store: Store) -> None:
     assert found["profile/break"]["status"] == FAILED and found["profile/absent"]["status"] == ABSENT
     pids = [found[f"profile/{name}"]["document"]["pid"] for name in ("succeed", "last")]
     assert pids[0] != pids[1], "after a crash and after a broken context the process is another"
+
+
+def test_a_process_that_ends_between_two_tasks_is_neithers_failure(store: Store) -> None:
+    """A kernel's late fault may end it after the result has gone out."""
+    worker = Worker("cpu", store.folder, act)
+    first = worker.run(task("first", "die after"), 30)
+    worker._process.join()
+    second = worker.run(task("last", "succeed"), 30)
+    worker.close()
+    assert first[0] == second[0] == DONE
+
+
+def test_a_worker_that_is_gone_when_its_task_comes_costs_that_task_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died after it was looked for: the pipe is broken."""
+    worker = Worker("cpu", store.folder, act)
+    pipe = worker._started()
+    worker._process.kill()
+    worker._process.join()
+    monkeypatch.setattr(worker, "_started", lambda: pipe)
+    assert worker.run(task("one", "succeed"), 30) == (FAILED, "its process ended with code -9", None)
+
+
+def test_a_broken_device_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    released: list[torch.device] = []
+    monkeypatch.setattr(exhausted, "release", lambda _, device: released.append(device))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    assert _usable(torch.device("cuda")) and released == [torch.device("cuda")]
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert not _usable(torch.device("cuda")) and _usable(torch.device("cpu"))
 
 
 def test_a_task_that_hangs_is_given_up(store: Store) -> None:

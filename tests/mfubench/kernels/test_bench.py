@@ -1,7 +1,7 @@
 """What a benchmark says of what it timed; the timing itself needs a GPU."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from mfu_kernels import OPS, gdpa
 from mfu_kernels.examples import Draw, Inputs
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput
-from mfubench.kernels import bench
+from mfubench.kernels import bench, peers
 from mfubench.kernels.bench import OURS, BenchRow, bench_op
 from mfubench.kernels.peers import PEERS_BY_OP, CannotRun, Peer, named_peer, peers_of
 from mfubench.measure.calibrate import Calibration
@@ -36,7 +36,7 @@ def wrong(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reasons() -> None:
-    peers = [
+    offered = [
         Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference")),
         *PEERS_BY_OP["rms_norm"][:1],
         Peer("refuses", refuse),
@@ -44,7 +44,7 @@ def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reason
         Peer("ceiling", lambda _: wrong, same_math=False),
         Peer("crashes", lambda _: lambda **tensors: 1 / 0),  # type: ignore[return-value]
     ]
-    built, absent = bench._build(peers, small())
+    built, absent = bench._build(offered, small())
     assert list(built.forward) == list(built.backward) == [OURS, "F.rms_norm", "ceiling"]
     assert dict(absent)["refuses"] == "it takes no norms"
     assert "differs from ours" in dict(absent)["wrong"] and "ZeroDivisionError" in dict(absent)["crashes"]
@@ -98,6 +98,29 @@ def test_a_peer_that_is_not_there(target: str) -> None:
 def test_without_a_gpu_nothing_is_timed() -> None:
     with pytest.raises(BadInput, match="on a GPU only"):
         bench_op("rms_norm", EXAMPLES, CPU)
+
+
+def test_every_shape_s_reference_is_compiled_however_many_went_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo runs a function eagerly once it has been compiled eight times; a peer so timed would be another one."""
+    compiled: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        compiled.append(1)
+        return graph
+
+    monkeypatch.setattr(peers, "_compiled", lambda function: torch.compile(function, dynamic=False, backend=count))
+    monkeypatch.setattr(bench, "load_or_calibrate", lambda *_: CALIBRATION)
+
+    def reference(_op: str, shape: str, *_: Any) -> list[BenchRow]:
+        inputs = EXAMPLES.make({"rows": int(shape), "width": 8, "weight": True}, Draw(torch.float32, CPU))
+        peers._compiled_reference(EXAMPLES, inputs)(**inputs.tensors)
+        return []
+
+    monkeypatch.setattr(bench, "_bench_shape", reference)
+    shapes = [str(rows) for rows in range(2, 13)]
+    examples = replace(EXAMPLES, shapes={shape: {} for shape in shapes})
+    bench_op("rms_norm", examples, torch.device("cuda"), shapes=shapes, checked=True)
+    assert len(compiled) == len(shapes)
 
 
 def test_an_unknown_shape_names_those_there_are() -> None:

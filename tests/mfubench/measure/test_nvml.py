@@ -2,11 +2,12 @@
 
 import inspect
 import json
+import multiprocessing
 import os
 import re
 import sys
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,12 @@ def test_a_binding_without_the_function_is_a_missing_counter(monkeypatch):
 
 def test_neighbours_are_counted():
     assert sampled(Driver(pids=[os.getpid(), 1, 2]))["counters"]["other_processes"]["max"] == 2
+
+
+def test_what_started_this_process_is_no_neighbour(monkeypatch):
+    """A campaign has looked at the GPU itself before its worker measures there."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
+    assert sampled(Driver(pids=[os.getpid(), 1, 2]))["counters"]["other_processes"]["max"] == 1
 
 
 def test_hidden_process_ids_are_not_taken_for_neighbours():

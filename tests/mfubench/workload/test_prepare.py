@@ -15,6 +15,7 @@ from mfubench.workload import prepare as prepare_module
 from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, prepare
 from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
+from mfubench.workload.user import tensors_in
 from mfubench.workload.zoo import list_models
 
 Zoo = Callable[..., Workload]
@@ -82,6 +83,24 @@ def test_defaults_on_a_cpu(no_cuda: None, monkeypatch: pytest.MonkeyPatch) -> No
 def test_defaults_on_a_gpu() -> None:
     told = prepare(WorkloadSpec("transformer", size="tiny", steps=1)).description
     assert (told["device"], told["dtype"], told["batch_size"]) == ("cuda", "bf16", DEFAULT_BATCH_SIZE["cuda"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_batches_wait_for_a_gpu_in_page_locked_memory(candidates: int) -> None:
+    workload = prepare(WorkloadSpec("transformer", size="tiny", steps=1, batch_size=4, candidates=candidates))
+    assert all(tensor.is_pinned() for batch in workload.inputs for tensor in tensors_in(batch))
+
+
+def test_batches_in_page_locked_memory_are_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any other a copy waits for the device, and the host falls behind it in every step."""
+    (batch,) = zoo(steps=1).inputs
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: [pinned.append(id(tensor)), tensor.clone()][1])
+    copied = batch.pin_memory()
+    assert sorted(pinned) == sorted(map(id, tensors_in(batch)))
+    pairs = zip(tensors_in(batch), tensors_in(copied), strict=True)
+    assert all(torch.equal(one, other) and one is not other for one, other in pairs)
 
 
 def test_what_is_asked_for_wins(zoo: Zoo) -> None:
