@@ -7,18 +7,22 @@ from torch import Tensor, nn
 
 from mfu_models.batch import EventSequence, Field, Schema
 
+MAX_DENSE_ROWS = 65_536  # fewer than the events of a usual batch
+
 
 class FusedTable(nn.Embedding):
     """The tables of several fields as one, so that one look-up serves all: ids [N, F] -> [N, F, width].
 
-    Gradients are row-sparse, as in production: a step touches only the rows of its batch. Each column's ids must lie in
-    its own field's vocabulary; the next field's rows begin behind it.
+    Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is
+    touched nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is
+    dense. Each column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
     """
 
     first_rows: Tensor
 
     def __init__(self, fields: Sequence[Field], width: int) -> None:
-        super().__init__(sum(field.vocab for field in fields), width, sparse=True)
+        rows = sum(field.vocab for field in fields)
+        super().__init__(rows, width, sparse=rows > MAX_DENSE_ROWS)
         first_rows = torch.tensor([0, *(field.vocab for field in fields[:-1])]).cumsum(0)
         self.register_buffer("first_rows", first_rows, persistent=False)
 

@@ -1,0 +1,17 @@
+"""A table's gradient is row-sparse where the table is large, and dense where a batch touches nearly all of it."""
+
+import pytest
+import torch
+
+from mfu_models.batch import Field
+from mfu_models.common.embedding import MAX_DENSE_ROWS, FusedTable
+
+
+@pytest.mark.parametrize("rows", [MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1])
+def test_the_gradient_of_a_small_table_is_dense_and_that_of_a_large_one_sparse(rows: int) -> None:
+    table = FusedTable([Field("a", 7), Field("b", rows - 7)], 2)
+    table(torch.tensor([[3, 5], [3, 0]])).sum().backward()
+    gradient = table.weight.grad
+    assert gradient is not None and gradient.is_sparse == (rows > MAX_DENSE_ROWS)
+    dense = gradient.to_dense()
+    assert torch.equal(dense[[3, 7, 12]], torch.tensor([[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]])) and dense.sum() == 8
