@@ -101,10 +101,9 @@ def _write(store: "Store") -> None:
     write_page(campaign_page(store.index(), _results(store)), store.folder)
     tuned = [entry for found in store.done("tune") for entry in found["entries"]]
     if tuned:
-        from mfu_kernels.lock import with_entries
-        from mfubench.report.kernels import write_lock
+        from mfubench.kernels.tune import write_lock
 
-        write_lock(with_entries(tuned), store.folder)
+        write_lock(tuned, store.folder)
 
 
 def _put(store: "Store", json: bool, verbose: bool) -> None:

@@ -163,6 +163,7 @@ def bench(
 
     from mfubench.kernels.bench import bench_all, document
     from mfubench.kernels.catalog import ops_with_kernels
+    from mfubench.kernels.tune import write_lock
     from mfubench.report.kernels import bench_page, write_bench
 
     device = torch.device("cuda")
@@ -173,7 +174,8 @@ def bench(
         )  # fmt: skip
     told = document(rows, device)
     if out is not None:
-        write_bench(told, won, out)
+        write_bench(told, out)
+        write_lock(won, out)
     _put(told, lambda: bench_page(told), json, verbose)
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from mfu_kernels import OPS
 from mfu_kernels.cost import OpCost, observing
 from mfu_kernels.examples import Draw, Examples, Inputs
-from mfu_kernels.lock import merged
 from mfubench.errors import BadInput
 from mfubench.measure.calibrate import Calibration, load_or_calibrate
 from mfubench.measure.environment import environment
@@ -267,19 +266,17 @@ def bench_all(
     peer: str | None,
     rounds: int,
     tune: bool,
-    checked: bool = False,
     progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> tuple[list[BenchRow], list[dict[str, Any]]]:
-    """Rows of every op in ``ops``, and the lock's entries as they would be committed, with what ``tune`` found."""
+    """Rows of every op in ``ops``, and the lock's entries that ``tune`` found."""
     rows: list[BenchRow] = []
+    won: list[dict[str, Any]] = []
     for op in ops:
         examples = examples_of(op)
         if tune:
-            tune_op(examples, device, shapes=_named(op, examples, shapes), progress=progress)
-        rows += bench_op(
-            op, examples, device, shapes=shapes, peer=peer, rounds=rounds, checked=checked, progress=progress
-        )
-    return rows, [dict(entry) for entry in merged()]
+            won += tune_op(examples, device, shapes=_named(op, examples, shapes), progress=progress)
+        rows += bench_op(op, examples, device, shapes=shapes, peer=peer, rounds=rounds, progress=progress)
+    return rows, won
 
 
 def document(rows: Sequence[BenchRow], device: torch.device) -> dict[str, Any]:

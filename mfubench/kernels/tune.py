@@ -4,18 +4,21 @@ Configs that do not compile, do not fit or spill are left out before anything is
 inside the op's forward or backward that launches it, in turns with the others.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from mfu_kernels.examples import Draw, Examples
-from mfu_kernels.lock import adopt, key_text
+from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, with_entries
 from mfu_kernels.modes import Compiled, compile_ahead, forced_config
 from mfubench.errors import BadInput
 from mfubench.measure.environment import now
+from mfubench.run import write_text
 
 from .machine_code import read_machine_code, toolchain
 from .targets import TARGETS, Target
@@ -134,3 +137,9 @@ def _tune_kernel(
         "date": now(),
         "toolchain": toolchain(),
     }
+
+
+def write_lock(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write the committed lock with ``entries`` in their places to ``folder``, in the form of the committed file."""
+    lock = {"schema_version": SCHEMA_VERSION, "entries": with_entries(entries)}
+    write_text(folder / FILE_NAME, json.dumps(lock, indent=1) + "\n")

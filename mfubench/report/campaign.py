@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfu_kernels.lock import key_text
 from mfubench.errors import BadInput
 from mfubench.run import write_text
 
@@ -129,7 +128,10 @@ def _tuned(documents: Sequence[Any]) -> Table:
     columns = [
         (Column("kernel"), [entry["kernel"] for entry in entries]),
         (Column("key"), [entry["key"] for entry in entries]),
-        (Column("config"), [key_text(entry["config"]) for entry in entries]),
+        (
+            Column("config"),
+            [" ".join(f"{name}={value}" for name, value in entry["config"].items()) for entry in entries],
+        ),
         (Column("ms", numeric=True), fmt.column([entry["ms"] for entry in entries])),
         (Column("ms of the default", numeric=True), fmt.column([entry["ms_of_default"] for entry in entries])),
         (Column("configs timed", numeric=True), [fmt.count(entry["configs_timed"]) for entry in entries]),

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION
 from mfubench.run import write_text
 
 from . import format as fmt
@@ -160,17 +159,10 @@ def _implementation(row: Document) -> str:
     return row["implementation"] if row["same_math"] else f"{row['implementation']}, other mathematics"
 
 
-def write_bench(told: Document, lock_entries: Sequence[Document], folder: Path) -> None:
-    """Write bench.json, report.md, and lock.json in the form of the committed one."""
+def write_bench(told: Document, folder: Path) -> None:
+    """Write bench.json and report.md."""
     from .markdown import render_page
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "bench.json", json.dumps(told, indent=1) + "\n")
     write_text(folder / "report.md", render_page(bench_page(told)))
-    write_lock(lock_entries, folder)
-
-
-def write_lock(entries: Sequence[Document], folder: Path) -> None:
-    """Write lock.json in the form of the committed one."""
-    lock = {"schema_version": SCHEMA_VERSION, "entries": list(entries)}
-    write_text(folder / FILE_NAME, json.dumps(lock, indent=1) + "\n")
