@@ -71,7 +71,7 @@ def _inside_tanh(half, NAME: tl.constexpr):
 
 @triton.jit
 def _by_sigmoid(x, NAME: tl.constexpr):
-    """act(x) = x s and act'(x) = s + x s (1 - s) z'(x) with s = sigmoid(z(x)): what tanh says, in fewer instructions."""
+    """act(x) = x s and act'(x) = s + x s (1 - s) z'(x) with s = sigmoid(z(x)): tanh's forms in fewer instructions."""
     square = x * x
     if NAME == "silu":
         s = _sigmoid(x * -_LOG2_E)

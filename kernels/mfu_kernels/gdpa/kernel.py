@@ -96,11 +96,10 @@ def gdpa_fwd_long_kernel(
 def _short_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, TILE=tile) for tile in (32, 16)]
-    return [
-        config(num_warps=warps, num_stages=stages, TILE=tile)
-        for tile, warps, stages in ((64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3))
-        if int(key["d"]) * 2 * (2 * int(key["keys"]) + stages * tile) <= SHARED
-    ]
+    tiles = [(64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3)]
+    if int(key["d"]) * int(key["keys"]) > 16_384:
+        tiles = [(128, 8, 1), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
+    return [config(num_warps=warps, num_stages=stages, TILE=tile) for tile, warps, stages in tiles]
 
 
 def _long_configs(key: MetaParameters) -> Sequence[triton.Config]:

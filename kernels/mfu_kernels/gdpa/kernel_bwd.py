@@ -85,7 +85,12 @@ def gdpa_bwd_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr, ALL_KEYS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One row and head, or one of ``splits`` shares of its queries with shares of dk and dv of its own."""
-    share, program = tl.program_id(0) % splits, tl.program_id(0) // splits
+    ONE_WALK: tl.constexpr = ALL_KEYS <= KEYS or not NEEDS_Q
+    program, first_key = tl.program_id(0), 0
+    if ONE_WALK:
+        blocks = tl.cdiv(num_keys, KEYS)
+        program, first_key = program // blocks, program % blocks * KEYS
+    share, program = program % splits, program // splits
     row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
     start, length = row_of(offsets, row)
     grad += start * GRAD_ROW + head * grad_head
@@ -96,9 +101,9 @@ def gdpa_bwd_kernel(
     to_share = share.to(tl.int64) * share_stride + row * dk_row + head * DIM
     dk += to_share
     dv += to_share
-    if ALL_KEYS <= KEYS:  # no loop, out of which addresses would be hoisted into registers
+    if ONE_WALK:  # no loop, out of which addresses would be hoisted into registers
         _walk(
-            grad, q, k, v, dq, dk, dv, scale, length, num_keys, 0, share, splits,
+            grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
             GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW,
             ACTIVATION, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
         )  # fmt: skip
@@ -116,16 +121,13 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     keys, d = int(key["keys"]), int(key["d"])
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
-    block = min(keys, 64 if d > 128 else 128)
-    return [
-        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size)
-        for size, tile, warps, stages in (
-            (block, 32 if d > 128 else 64, 8, 2),
-            (min(keys, 128), 64, 8, 2),
-            (min(keys, 128), 64, 8, 3),
-            (min(keys, 64), 64, 4, 2),
-        )
-    ]
+    if d > 128:
+        tiles = [(min(keys, 64), 32, 8, 2), (min(keys, 64), 32, 8, 1)]
+    else:
+        most, few = min(keys, 128), min(keys, 64)
+        tiles = [(most, tile, 8, stages) for stages in (2, 3) for tile in (64, 32)]
+        tiles += [(few, 32, 4, 2), (few, 32, 4, 3)]
+    return [config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size) for size, tile, warps, stages in tiles]
 
 
 BACKWARD = Kernel(gdpa_bwd_kernel, _configs)
@@ -148,7 +150,7 @@ def backward(
     ]
     for first, heads, name in runs_of_heads(activation):
         BACKWARD.launch(
-            lambda _, n=num_rows * heads * splits: (n,), q.device,
+            lambda c, n=num_rows * heads * splits: (n * (1 if needs[0] else triton.cdiv(num_keys, c["KEYS"])),), q.device,
             grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], num_keys * num_heads * d,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),

@@ -117,7 +117,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     if int(key["d"]) == 256:
         tiles = [(64, 16, 8, 2)]
     else:
-        tiles = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 3)]
+        tiles = [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3), (64, 32, 4, 3), (64, 32, 4, 2)]
     return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
 
 
