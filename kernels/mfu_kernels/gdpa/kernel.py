@@ -1,10 +1,11 @@
 """GDPA's forward in Triton.
 
 Short form: keys and values of one row and head fit into shared memory. One program owns them, loads them once, and
-streams that row's queries past them in tiles, software-pipelined. Above 128 keys they are held as two halves: the
-products of one half leave the tensor cores busy while the activation of the other is computed.
+streams that row's queries past them in tiles. Above 128 keys they are held as two halves, one after the other, so that
+scores of one half are in registers at a time.
 Long form: a program owns one tile of queries and its sum in registers, and streams keys and values.
 
+Rows' strides are constants: addresses that a thread would keep in registers make the large tiles spill.
 Queries beyond a row's end and keys beyond n_kv are loaded as zeros; act(0) = 0 makes their weights zero.
 """
 
@@ -98,6 +99,8 @@ def _short_configs(key: MetaParameters) -> Sequence[triton.Config]:
         return [config(num_warps=4, num_stages=1, TILE=tile) for tile in (32, 16)]
     tiles = [(64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3)]
     if int(key["d"]) * int(key["keys"]) > 16_384:
+        # Two warpgroups: one multiplies while the other is at its activation. Two stages are for more than an sm_80
+        # has: 224 KiB (sm_90: 212 registers, without the second stage 208).
         tiles = [(128, 8, 1), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
     return [config(num_warps=warps, num_stages=stages, TILE=tile) for tile, warps, stages in tiles]
 
@@ -118,7 +121,7 @@ LONG = Kernel(gdpa_fwd_long_kernel, _long_configs)
 
 
 def _is_short(key: MetaParameters) -> bool:
-    """Whether keys and values stay at hand: at 16 bits up to 128 keys of d = 128, of which 256 spill registers."""
+    """Whether keys and values stay at hand: at 16 bits up to 256 keys of d = 128, which take 128 KiB."""
     if key["bytes"] == 4:
         return int(key["d"]) * int(key["keys"]) <= 2048
     return int(key["keys"]) <= 256 and int(key["d"]) * int(key["keys"]) <= 32_768
