@@ -38,7 +38,7 @@ def activated(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
         if FAST and not _INTERPRETED:
             return half + half * _one_instruction("tanh.approx.f32", inside)
         else:
-            return half * _one_plus_minus_tanh(inside, FAST)[0]
+            return half * _one_plus_minus_tanh(inside)[0]
     else:
         return _value(scores * scale, NAME)
 
@@ -46,9 +46,11 @@ def activated(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
 @triton.jit
 def activated_with_slope(scores, scale, NAME: tl.constexpr, FAST: tl.constexpr):
     """act(x) and act'(x), from shared parts; kinks have the slopes that torch gives them."""
-    if NAME == "gelu_tanh" or NAME == "silu" or (NAME == "gelu" and FAST):
+    if FAST and (NAME == "gelu_tanh" or NAME == "silu" or NAME == "gelu"):
+        return _by_sigmoid(scores * scale, NAME)
+    elif NAME == "gelu_tanh" or NAME == "silu":
         half = scores * (0.5 * scale)
-        plus, minus = _one_plus_minus_tanh(_inside_tanh(half, NAME), FAST)
+        plus, minus = _one_plus_minus_tanh(_inside_tanh(half, NAME))
         return half * plus, _slope_by_tanh(half, plus, minus, NAME)
     else:
         x = scores * scale
@@ -68,14 +70,30 @@ def _inside_tanh(half, NAME: tl.constexpr):
 
 
 @triton.jit
+def _by_sigmoid(x, NAME: tl.constexpr):
+    """act(x) = x s and act'(x) = s + x s (1 - s) z'(x) with s = sigmoid(z(x)): tanh's forms in fewer instructions."""
+    square = x * x
+    if NAME == "silu":
+        s = _sigmoid(x * -_LOG2_E)
+        value = x * s
+        return value, s + (value - value * s)
+    elif NAME == "gelu_tanh":
+        s = _sigmoid(x * (square * (_TANH_B * -0.25 * _LOG2_E) + _TANH_A * -_LOG2_E))
+        value = x * s
+        return value, s + (value - value * s) * (square * (_TANH_B * 0.75) + _TANH_A)
+    else:  # the slope from the normal density in place of the fit
+        half = x * 0.5
+        s = _sigmoid(_inside_tanh(half, NAME) * (-2.0 * _LOG2_E))
+        return x * s, s + x * (_exp2(square * (-0.5 * _LOG2_E)) * _INVERSE_SQRT_2PI)
+
+
+@triton.jit
 def _slope_by_tanh(half, plus, minus, NAME: tl.constexpr):
     """act'(x) where act(x) = half * plus, plus and minus are 1 ± tanh(.), and 1 - tanh² = plus * minus."""
     if NAME == "silu":
         return plus * (half * minus * 0.5 + 0.5)
-    elif NAME == "gelu_tanh":
+    else:
         return plus * (half * minus * (half * half * (_TANH_B * 1.5) + _TANH_A * 0.5) + 0.5)
-    else:  # from the normal density in place of the fit
-        return plus * 0.5 + half * (_exp2(half * half * (_LOG2_E * -2.0), True) * (_INVERSE_SQRT_2PI * 2.0))
 
 
 @triton.jit
@@ -118,23 +136,30 @@ def _normal_cdf(x):
 
 
 @triton.jit
-def _one_plus_minus_tanh(x, FAST: tl.constexpr):
+def _one_plus_minus_tanh(x):
     """1 + tanh(x) = 2 / (1 + exp(-2x)) and 1 - tanh(x), without an overflow on the way."""
-    if FAST and not _INTERPRETED:
-        plus = _one_instruction("rcp.approx.ftz.f32", 0.5 + 0.5 * _exp2(x * (_LOG2_E * -2.0), FAST))
-        return plus, 2.0 - plus
-    else:
-        decay = tl.exp(tl.abs(x) * -2.0)
-        less, more = 2.0 * decay / (1.0 + decay), 2.0 / (1.0 + decay)  # each good to its own last bits
-        return tl.where(x < 0.0, less, more), tl.where(x < 0.0, more, less)
+    decay = tl.exp(tl.abs(x) * -2.0)
+    less, more = 2.0 * decay / (1.0 + decay), 2.0 / (1.0 + decay)  # each good to its own last bits
+    return tl.where(x < 0.0, less, more), tl.where(x < 0.0, more, less)
 
 
 @triton.jit
-def _exp2(x, FAST: tl.constexpr):
-    if FAST and not _INTERPRETED:
-        return _one_instruction("ex2.approx.ftz.f32", x)
+def _sigmoid(x):
+    """1 / (1 + 2^x), fast."""
+    if _INTERPRETED:
+        decay = tl.exp2(-tl.abs(x))
+        return tl.where(x < 0.0, 1.0, decay) / (1.0 + decay)
     else:
+        return _one_instruction("rcp.approx.ftz.f32", 1.0 + _exp2(x))
+
+
+@triton.jit
+def _exp2(x):
+    """2^x, fast."""
+    if _INTERPRETED:
         return tl.exp2(x)
+    else:
+        return _one_instruction("ex2.approx.ftz.f32", x)
 
 
 @triton.jit

@@ -60,7 +60,7 @@ def gdpa_block_fwd_kernel(
     x, k, v, offsets, out, inner, statistics, num_events, num_keys, max_length, scale, eps, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    RUNS: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    BOUNDS: tl.constexpr, NAMES: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """out = x + o / rms(o) with o = GDPA(n, k, v) + n and n = LN(x); ``inner`` holds o and may be ``out``."""
     FAST: tl.constexpr = k.dtype.element_ty != tl.float32
@@ -77,8 +77,8 @@ def gdpa_block_fwd_kernel(
 
         mean, rstd = _layer_norm_statistics(x, events, left, eps, H, DIM, WIDTH, X_ROW, X_HEAD)
         squares = tl.zeros([BLOCK], tl.float32)
-        for run in tl.static_range(len(RUNS)):
-            for head in range(RUNS[run][0], RUNS[run][0] + RUNS[run][1]):
+        for run in tl.static_range(len(NAMES)):
+            for head in range(BOUNDS[run], BOUNDS[run + 1]):
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 o = (tile - mean[:, None]) * rstd[:, None]
                 queries = o.to(k.dtype.element_ty)
@@ -89,7 +89,7 @@ def gdpa_block_fwd_kernel(
                     keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
                     values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                     scores = tl.dot(queries, keys.T, input_precision="ieee")
-                    weights = activated(scores, scale, RUNS[run][2], FAST).to(values.dtype)
+                    weights = activated(scores, scale, tl.constexpr(NAMES[run]), FAST).to(values.dtype)
                     o = tl.dot(weights, values, o, input_precision="ieee")
                 rounded = o.to(inner.dtype.element_ty)
                 store_tile(inner + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
@@ -140,6 +140,15 @@ def with_rows_outside(tensor: Tensor) -> Tensor:
     return tensor if last == 1 and others[0] == max(others) else tensor.contiguous()
 
 
+def runs_as_constants(activation: list[str]) -> dict[str, tuple[int, ...] | tuple[str, ...]]:
+    """Runs of heads with one activation: NAMES[i] is that of the heads from BOUNDS[i] to BOUNDS[i + 1].
+
+    Two tuples of one type each, because Triton 3.6 takes no mixed one.
+    """
+    firsts, _, names = zip(*runs_of_heads(activation), strict=True)
+    return {"BOUNDS": (*firsts, len(activation)), "NAMES": names}
+
+
 def forward(
     x: Tensor,
     k: Tensor,
@@ -163,6 +172,6 @@ def forward(
             k.stride()[:3], v.stride()[:3],
             key=key, H=num_heads, DIM=d, WIDTH=key["d"],
             X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-            RUNS=tuple(runs_of_heads(activation)), SAVE=save,
+            **runs_as_constants(activation), SAVE=save,
         )  # fmt: skip
     return out, inner, statistics

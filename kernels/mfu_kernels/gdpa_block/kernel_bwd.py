@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mfu_kernels.activations_device import activated_with_slope
 from mfu_kernels.gdpa.kernel_bwd import backward as gdpa_backward
-from mfu_kernels.gdpa.tiles import key_of, load_tile, runs_of_heads, store_tile
+from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
 from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _bwd_outputs
-from .kernel import block_of_events, with_rows_outside
+from .kernel import block_of_events, runs_as_constants, with_rows_outside
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def gdpa_block_bwd_kernel(
     num_events, num_keys, max_length, scale, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    RUNS: tl.constexpr, NEEDS_X: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    BOUNDS: tl.constexpr, NAMES: tl.constexpr, NEEDS_X: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """``dattended``, the gradient of o, and ``normed``, n; if NEEDS_X, also dx. ``sums`` is scratch."""
     FAST: tl.constexpr = k.dtype.element_ty != tl.float32
@@ -71,8 +71,8 @@ def gdpa_block_bwd_kernel(
             tl.debug_barrier()  # threads read what others of this program wrote
             total = tl.zeros([BLOCK], tl.float32)
             along = tl.zeros([BLOCK], tl.float32)
-            for run in tl.static_range(len(RUNS)):
-                for head in range(RUNS[run][0], RUNS[run][0] + RUNS[run][1]):
+            for run in tl.static_range(len(NAMES)):
+                for head in range(BOUNDS[run], BOUNDS[run + 1]):
                     queries = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH)
                     do = load_tile(dattended + head * DIM, events, FEATURES, left, DIM, WIDTH)
                     dn = do.to(tl.float32)
@@ -84,7 +84,7 @@ def gdpa_block_bwd_kernel(
                         values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                         scores = tl.dot(queries, keys.T, input_precision="ieee")
                         change = tl.dot(do, values.T, input_precision="ieee")
-                        _, slope = activated_with_slope(scores, scale, RUNS[run][2], FAST)
+                        _, slope = activated_with_slope(scores, scale, tl.constexpr(NAMES[run]), FAST)
                         change = (change * slope * scale).to(keys.dtype)
                         dn = tl.dot(change, keys, dn, input_precision="ieee")
                     rounded = dn.to(dx.dtype.element_ty)
@@ -111,13 +111,13 @@ def gdpa_block_bwd_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128 (sm_90: 255 registers)."""
+    """The default does not spill on sm_90 with heads of 128 (254 registers); 64 events and as many keys do."""
     if key["bytes"] == 4:
         return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
     if int(key["d"]) == 256:
         tiles = [(64, 16, 8, 2)]
     else:
-        tiles = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 3)]
+        tiles = [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3), (64, 32, 4, 3), (64, 32, 4, 2)]
     return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
 
 
@@ -156,7 +156,7 @@ def backward(
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
         X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-        RUNS=tuple(runs_of_heads(activation)), NEEDS_X=needs_x,
+        **runs_as_constants(activation), NEEDS_X=needs_x,
     )  # fmt: skip
     if not (needs_k or needs_v):
         return dx, k.new_empty(0), v.new_empty(0)
