@@ -148,4 +148,6 @@ def backward(
             NEEDS_SEEDS=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2], ADDS=first_seed > 0,
         )  # fmt: skip
         earlier_k, earlier_v = target_k, target_v
-    return shares.sum(0).transpose(0, 1).to(seeds.dtype) if needs[0] else dseeds, dk, dv
+    if needs[0]:
+        dseeds.copy_(shares.sum(0).transpose(0, 1))
+    return dseeds, dk, dv
