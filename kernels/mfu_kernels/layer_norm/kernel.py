@@ -5,15 +5,13 @@ registers, element by element, and reduces it once at the end: a sum over rows i
 shared memory at every step. The shares are summed after, in a fixed order, without atomics.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.launching import Kernel, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rows import num_walkers, row_configs, with_unit_stride
+from mfu_kernels.rows import num_walkers, row_configs, walking_configs, with_unit_stride
 
 from .boundary import _bwd_outputs, _fwd_outputs
 
@@ -98,16 +96,8 @@ def layer_norm_bwd_kernel(
         tl.store(share + tl.num_programs(0).to(tl.int64) * width, tl.sum(dbias, axis=0), mask=kept)
 
 
-def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """Few values a thread first: the loop holds four times as many fp32 numbers, and the walkers must all be resident.
-
-    At width 512 in bf16 on sm_90, 4 rows on 4 warps take 118 registers, so that 4 programs share a multiprocessor.
-    """
-    return sorted(row_configs(key), key=lambda c: c.kwargs["ROWS"] / c.num_warps)
-
-
 FORWARD = Kernel(layer_norm_fwd_kernel, row_configs)
-BACKWARD = Kernel(layer_norm_bwd_kernel, _backward_configs)
+BACKWARD = Kernel(layer_norm_bwd_kernel, walking_configs)
 
 
 def forward(

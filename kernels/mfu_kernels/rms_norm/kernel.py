@@ -1,7 +1,8 @@
 """RMSNorm in Triton: a few rows a program, each row in registers, statistics in fp32.
 
-Backward walks the rows with a fixed number of programs, so that each keeps its share of the weight's gradient in
-registers and writes it once; the shares are summed after, in a fixed order, without atomics.
+Backward walks the rows with a fixed number of programs. Each adds up its share of the weight's gradient in registers,
+element by element, and reduces it once at the end: a sum over rows inside the loop would cross warps through shared
+memory at every step. The shares are summed after, in a fixed order, without atomics.
 """
 
 import triton
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mfu_kernels.launching import Kernel, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rows import num_walkers, row_configs, with_unit_stride
+from mfu_kernels.rows import num_walkers, row_configs, walking_configs, with_unit_stride
 
 from .boundary import _bwd_outputs, _fwd_outputs
 
@@ -43,7 +44,7 @@ def rms_norm_bwd_kernel(
     kept = columns < width
     if HAS_WEIGHT:
         scale = tl.load(weight + columns, mask=kept, other=0.0).to(tl.float32)[None, :]
-        share = tl.zeros([WIDTH], dtype=tl.float32)
+        share = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in range(first, num_rows, tl.num_programs(0) * ROWS):
         rows = start + tl.arange(0, ROWS)
@@ -54,17 +55,17 @@ def rms_norm_bwd_kernel(
         inverse = tl.load(rstd + rows, mask=rows < num_rows, other=0.0)[:, None]
         normed = values * inverse
         if HAS_WEIGHT:
-            share += tl.sum(gradient * normed, axis=0)
+            share += gradient * normed
             gradient *= scale
         projection = tl.sum(gradient * normed, axis=1)[:, None] / width
         change = inverse * (gradient - normed * projection)
         tl.store(dx + rows[:, None] * width + columns[None, :], change.to(dx.dtype.element_ty), mask=inside)
     if HAS_WEIGHT:
-        tl.store(shares + tl.program_id(0).to(tl.int64) * width + columns, share, mask=kept)
+        tl.store(shares + tl.program_id(0).to(tl.int64) * width + columns, tl.sum(share, axis=0), mask=kept)
 
 
 FORWARD = Kernel(rms_norm_fwd_kernel, row_configs)
-BACKWARD = Kernel(rms_norm_bwd_kernel, row_configs)
+BACKWARD = Kernel(rms_norm_bwd_kernel, walking_configs)
 
 
 def forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

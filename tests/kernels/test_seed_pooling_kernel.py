@@ -1,0 +1,85 @@
+"""The kernel of `seed_pooling` beyond its numeric contract: the library boundary, which gradients, what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, library
+
+from mfu_kernels import InvalidArgument, UnsupportedImpl, seed_pooling
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
+
+pytestmark = RUNS_KERNELS
+LIBRARY = torch.ops.mfubench
+LENGTHS = (3, 0, 5)
+OFFSETS = torch.tensor([0, 3, 3, 8], device=DEVICE)
+
+
+def arguments(num_seeds: int = 3, width: int = 12) -> dict[str, Tensor]:
+    """Seeds of two heads, and the keys and values of three rows, the middle one empty."""
+    return {"seeds": draw(num_seeds, 2, width), "k": draw(8, 2, width), "v": draw(8, 2, width).flip(0)}
+
+
+def test_library_operators_are_what_they_say() -> None:
+    seeds, k, v = arguments().values()
+    out, softmax = LIBRARY.seed_pooling_fwd(seeds, k, v, OFFSETS, 0.3, 5)
+    library.opcheck(LIBRARY.seed_pooling_fwd, (seeds, k, v, OFFSETS, 0.3, 5))
+    for needs in itertools.product((True, False), repeat=3):
+        call = (torch.ones_like(out), seeds, k, v, OFFSETS, out, softmax, 0.3, list(needs))
+        library.opcheck(LIBRARY.seed_pooling_bwd, call)
+
+
+@COMPILES
+def test_compiled_in_one_graph_equals_eager() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(seed_pooling, fullgraph=True, backend="aot_eager")
+    tensors, others = arguments(), {"offsets": OFFSETS, "max_length": 5, "impl": "triton"}
+    actual = output_and_gradients(compiled, tensors, **others)
+    for name, expected in output_and_gradients(seed_pooling, tensors, **others).items():
+        assert torch.equal(actual[name], expected), name
+
+
+def test_the_gradients_that_are_needed_and_no_others() -> None:
+    tensors = arguments(num_seeds=40)  # two blocks of seeds in fp32
+    for needed in itertools.product((False, True), repeat=3):
+        actual, expected = (
+            output_and_gradients(seed_pooling, tensors, needed, offsets=OFFSETS, impl=impl)
+            for impl in ("triton", "reference")
+        )
+        torch.testing.assert_close(actual, expected, msg=lambda m, needed=needed: f"{needed}: {m}")
+
+
+def test_a_larger_max_length_changes_nothing_beyond_rounding() -> None:
+    tensors = arguments()
+    actual, expected = (
+        output_and_gradients(seed_pooling, tensors, offsets=OFFSETS, max_length=longest, impl="triton")
+        for longest in (1000, max(LENGTHS))
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_heads_before_events_in_memory_give_the_same() -> None:
+    tensors = arguments()
+    strided = {name: tensor.transpose(0, 1).contiguous().transpose(0, 1) for name, tensor in tensors.items()}
+    expected = output_and_gradients(seed_pooling, tensors, offsets=OFFSETS, impl="triton")
+    for name, actual in output_and_gradients(seed_pooling, strided, offsets=OFFSETS, impl="triton").items():
+        assert torch.equal(actual, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"k": torch.zeros(8, 3, 12, device=DEVICE)}, InvalidArgument),
+        ({"offsets": torch.tensor([0, 3, 9], device=DEVICE)}, InvalidArgument),
+        ({"max_length": 0}, InvalidArgument),
+        ({name: torch.zeros(8, 2, 512, device=DEVICE) for name in ("seeds", "k", "v")}, InvalidArgument),
+        ({name: torch.zeros(8, 2, 12, device=DEVICE).double() for name in ("seeds", "k", "v")}, UnsupportedImpl),
+    ],
+    ids=["heads", "offsets", "max_length", "width", "dtype"],
+)
+def test_what_does_not_fit_is_refused_before_a_launch(
+    change: dict[str, Tensor | int], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mfu_kernels.launching.Kernel.launch", lambda *_, **__: pytest.fail("launched"))
+    with pytest.raises(error):
+        seed_pooling(**({**arguments(), "offsets": OFFSETS} | change), impl="triton")
