@@ -31,7 +31,7 @@ _forward = define(
 _backward = define(
     "sum_kron_linear_bwd(Tensor grad, Tensor x, Tensor z, Tensor w, bool needs_x, bool needs_z, bool needs_w) "
     "-> (Tensor, Tensor, Tensor)",
-    launcher="mfu_kernels.sum_kron_linear.matmuls:backward",
+    launcher="mfu_kernels.sum_kron_linear.backward:backward",
     outputs=_bwd_outputs,
 )
 

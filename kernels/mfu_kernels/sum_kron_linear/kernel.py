@@ -6,7 +6,7 @@ of all its samples' x in one tile [S, samples FEATURES], mixed at once to [TERMS
 [samples M, TERMS FEATURES] between registers, rounded once to the dtype of x, and multiplied with as many rows of w. The
 sum over terms and features is that of the second product, in fp32.
 
-Where this would not pay, and in the backward, plain matmuls run: see `fusion` and `matmuls`.
+Where this would not pay, the forward is the reference's two matmuls (`fusion` has the rule), and so is the backward.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,11 @@ from mfu_kernels.launching import Kernel, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
-from . import matmuls
 from .boundary import _fwd_outputs
 from .fusion import COLUMNS, column_blocks, fuses
+from .reference import sum_kron_linear_reference
+
+SHARED = (166_912, 232_448)  # bytes that a program may have on sm_80, and on sm_90 and sm_100
 
 
 @triton.jit
@@ -67,15 +69,33 @@ def sum_kron_linear_fwd_kernel(
     tl.store(out + places[:, None] + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
+def _shared_bytes(key: MetaParameters, tiles: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Shared memory of a program on sm_80, where the product reads a stage from registers, and on later GPUs."""
+    rows, terms, features, stages = tiles
+    tokens, out, columns = int(key["tokens"]), int(key["out"]), int(key["columns"])
+    kept = terms * out * tokens + rows * terms * features
+    stage = tokens * rows // out * features + terms * features * columns
+    return 2 * (kept + (stages - 1) * stage), 2 * (kept + stages * stage)
+
+
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """128 rows that mix 128 rows of terms: 250 registers on sm_90 at 32 tokens out and 256 in, 255 on sm_80, no spill.
+
+    wgmma runs both products, cp.async feeds them. 64 rows would have L2 deliver w twice as often, but with less than 32
+    tokens out, more samples' tiles of x lie side by side, and 128 rows spill; there 64 rows take 206 registers.
+    """
     out, terms = int(key["out"]), int(key["terms"])
+    features = 32 if out == 128 else 16
+    small = ((64, 128, 16, 2), (64, 64, 16, 3), (64, 64, 16, 2), (64, 32, 16, 2))
+    large = ((128, 128, features, 2), (128, 64, 16, 3), (128, 64, 16, 2))
+    tiles = {
+        (max(rows, out), min(terms, max(1, mixing_rows // out)), features, stages): None
+        for rows, mixing_rows, features, stages in ((*large, *small) if out >= 32 else small)
+    }
+    fitting = [t for t in tiles if all(has <= limit for has, limit in zip(_shared_bytes(key, t), SHARED, strict=True))]
     return [
-        config(num_warps=w, num_stages=st, ROWS=max(rows, out), TERMS=t, FEATURES=f)
-        for rows, w in ((128, 8), (64, 4))
-        for mr in (128, 64)
-        for f in (16, 32)
-        for st in (2, 3)
-        if (t := min(terms, mr // out, 64 // f)) >= 1
+        config(num_warps=8, num_stages=stages, ROWS=rows, TERMS=together, FEATURES=features)
+        for rows, together, features, stages in fitting
     ]
 
 
@@ -86,13 +106,13 @@ def forward(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """[B, M, E]."""
     (batch, num_in, in_dim), (num_terms, _, num_out), out_dim = x.shape, z.shape, w.shape[2]
     if not fuses(num_in, num_out, out_dim, x.dtype):
-        return matmuls.forward(x, z, w)
+        return sum_kron_linear_reference(x, z, w)
     out = _fwd_outputs(x, z, w)
     x, w, z = with_unit_stride(x), with_unit_stride(w), z.mT.contiguous()
     columns = min(COLUMNS, max(16, next_power_of_2(out_dim)))
     key: MetaParameters = {
         "tokens": max(16, next_power_of_2(num_in)),
-        "out": next_power_of_2(num_out),
+        "out": max(8, next_power_of_2(num_out)),
         "terms": next_power_of_2(num_terms),
         "columns": columns,
     }
