@@ -2,9 +2,9 @@
 
 A program owns a few samples, as many as fill a tile of ROWS rows with their M tokens each, and up to 256 features of
 the output. It takes TERMS terms at a time, whose z stays in shared memory, and walks over the input features: FEATURES
-of all its samples' x in one tile [S, samples FEATURES], mixed at once to [TERMS M, samples FEATURES], turned to
-[samples M, TERMS FEATURES] between registers, rounded once to the dtype of x, and multiplied with as many rows of w. The
-sum over terms and features is that of the second product, in fp32.
+of all its samples' x in one tile [S, samples FEATURES], mixed at once to [TERMS M, samples FEATURES], rounded once to
+the dtype of x, turned to [samples M, TERMS FEATURES], and multiplied with as many rows of w. The sum over terms and
+features is that of the second product, in fp32.
 
 Where this would not pay, the forward is the reference's two matmuls (`fusion` has the rule), and so is the backward.
 """
