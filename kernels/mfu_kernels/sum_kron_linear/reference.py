@@ -3,9 +3,18 @@
 from torch import Tensor
 
 
-def sum_kron_linear_reference(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """Mix tokens for all terms at once, lay the terms side by side, then one product sums over terms and features."""
+def side_by_side(z: Tensor) -> Tensor:
+    """z [R, S, M] -> [1, M R, S], the token mixing of all terms as one matrix."""
     num_terms, num_in, num_out = z.shape
-    mixing = z.permute(2, 0, 1).reshape(1, num_out * num_terms, num_in)
-    mixed = mixing @ x  # [B, M R, D]
-    return mixed.reshape(x.shape[0], num_out, num_terms * x.shape[2]) @ w.flatten(0, 1)
+    return z.permute(2, 0, 1).reshape(1, num_out * num_terms, num_in)
+
+
+def mix_tokens(x: Tensor, z: Tensor) -> Tensor:
+    """z_rᵀ x of all terms, those of one token beside each other: [B, M, R D]."""
+    mixed = side_by_side(z) @ x  # [B, M R, D]
+    return mixed.reshape(x.shape[0], z.shape[2], z.shape[0] * x.shape[2])
+
+
+def sum_kron_linear_reference(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Mix tokens for all terms at once, then one product sums over terms and features."""
+    return mix_tokens(x, z) @ w.flatten(0, 1)
