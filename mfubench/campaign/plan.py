@@ -31,6 +31,7 @@ FIRST_SHAPES: Mapping[str, Sequence[str]] = {
     "layer_norm": (*ZOO, "norm 1.18M x 512"),
     "rms_norm": ("norm 1.18M x 512",),
     "rotary_time": ZOO,
+    "sum_kron_linear": (*ZOO, "B1152 S256 T32 D512 k4"),
 }
 # The pair that the paper's claim is about goes first: the full Kunlun with kernels, InterFormer as a baseline.
 FIRST_PROFILES = (

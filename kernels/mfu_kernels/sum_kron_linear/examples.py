@@ -37,6 +37,8 @@ EXAMPLES = Examples(
         "B2048 S256 T64 D512 k4": {"batch": 2048, "in": 256, "out": 64, "in_dim": 512, "terms": 4},
         "B1152 S128 T32 D256 k8": {"batch": 1152, "in": 128, "out": 32, "in_dim": 256, "terms": 8},
         "B1152 S64 T16 D256 k8": {"batch": 1152, "in": 64, "out": 16, "in_dim": 256, "terms": 8},
+        "kunlun large_plus clicks": {"batch": 1024, "in": 128, "out": 32, "in_dim": 384, "terms": 8},
+        "kunlun large_plus impressions": {"batch": 1024, "in": 64, "out": 16, "in_dim": 192, "terms": 8},
         "B1152 S32 T8 D64 k8": {"batch": 1152, "in": 32, "out": 8, "in_dim": 64, "terms": 8},
     },
 )
