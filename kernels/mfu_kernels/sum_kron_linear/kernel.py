@@ -79,18 +79,19 @@ def _shared_bytes(key: MetaParameters, tiles: tuple[int, int, int, int]) -> tupl
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """128 rows that mix 128 rows of terms: 250 registers on sm_90 at 32 tokens out and 256 in, 255 on sm_80, no spill.
+    """No default spills; wgmma runs both products, and cp.async feeds them.
 
-    wgmma runs both products, cp.async feeds them. 64 rows would have L2 deliver w twice as often, but with less than 32
-    tokens out, more samples' tiles of x lie side by side, and 128 rows spill; there 64 rows take 206 registers.
+    Where 128 rows can be had, L2 delivers w half as often as for 64: with 32 tokens out and 128 or more in (sm_90: 250
+    registers, one program a multiprocessor). With fewer out, tiles of more samples' x lie side by side, and 128 rows
+    spill on sm_90; with more out they spill on sm_100, with fewer in on sm_80. 64 rows take 126 to 208 registers.
     """
-    out, terms = int(key["out"]), int(key["terms"])
-    features = 32 if out == 128 else 16
-    small = ((64, 128, 16, 2), (64, 64, 16, 3), (64, 64, 16, 2), (64, 32, 16, 2))
-    large = ((128, 128, features, 2), (128, 64, 16, 3), (128, 64, 16, 2))
+    tokens, out, terms = int(key["tokens"]), int(key["out"]), int(key["terms"])
+    features = 32 if out >= 64 else 16
+    small = ((64, 128, features, 2), (64, 64, features, 3), (64, 64, features, 2), (64, 32, 16, 2))
+    large = ((128, 128, 16, 2), (128, 64, 16, 3), (128, 64, 16, 2))
     tiles = {
         (max(rows, out), min(terms, max(1, mixing_rows // out)), features, stages): None
-        for rows, mixing_rows, features, stages in ((*large, *small) if out >= 32 else small)
+        for rows, mixing_rows, features, stages in ((*large, *small) if out == 32 and tokens >= 128 else small)
     }
     fitting = [t for t in tiles if all(has <= limit for has, limit in zip(_shared_bytes(key, t), SHARED, strict=True))]
     return [
