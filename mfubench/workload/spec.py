@@ -53,6 +53,8 @@ class WorkloadSpec:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
+            if name == "impl":
+                value = _checked_impl(value)
             if value is not None and value not in allowed:
                 raise BadInput(f"--{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
         for name in ("batch_size", "candidates", "steps"):
@@ -61,6 +63,26 @@ class WorkloadSpec:
                 raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
         if not 0 <= self.seed < MAX_SEED:
             raise BadInput(f"--seed {self.seed}; allowed: 0 or more, below 2**63")
+
+
+def _checked_impl(impl: str) -> str:
+    """What stands before the ops that ``impl`` names one by one, as in ``reference,gdpa=triton``.
+
+    Raises:
+        BadInput: it names an op or an implementation that there is not.
+    """
+    head, *parts = impl.split(",")
+    if parts:
+        from mfu_kernels import OPS
+
+        for part in parts:
+            op, _, chosen = part.partition("=")
+            if op not in OPS or chosen not in CHOICES["impl"]:
+                raise BadInput(
+                    f"--impl {impl!r}: {part!r} is no op=implementation; "
+                    f"implementations: {', '.join(CHOICES['impl'])}; ops: {', '.join(OPS)}"
+                )
+    return head
 
 
 @dataclass(slots=True)
