@@ -5,8 +5,10 @@ and nothing more: inputs, outputs and the operands of every matmul are of the ke
 may err twice as much forward and three times as much backward, and always by one rounding of its output.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -99,6 +101,19 @@ def judge(kernel: Results, fair: Results, exact: Results) -> list[Verdict]:
         allowed = factor * max(_rms(fair[name].double() - expected), one_rounding)
         verdicts.append(Verdict(name, _rms(kernel[name].double().cpu() - expected), allowed))
     return verdicts
+
+
+def pooled(draws: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+    """The verdicts on several draws of one case as one: errors and budgets over all their numbers."""
+
+    def over_all(values: Iterable[float]) -> float:
+        return math.sqrt(fmean(value * value for value in values))
+
+    return [
+        Verdict(same[0].name, over_all(v.error for v in same), over_all(v.budget for v in same))
+        for same in zip(*draws, strict=False)  # a draw that did not run has none
+        if same
+    ]
 
 
 def _rms(tensor: Tensor) -> float:

@@ -17,13 +17,14 @@ from mfu_kernels.examples import Draw, Examples, Inputs
 from mfu_kernels.modes import forced_config, nth_config
 from mfubench.measure.environment import environment
 
-from .budget import FACTORS, Results, Verdict, honest, judge, results, truth
+from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth
 from .machine_code import toolchain
 from .pairwise import pairwise_cover, whole_product
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
 PROVED_ON = {"cpu": ("fp16", "fp32"), "cuda": ("bf16", "fp16", "fp32")}
 CONFIG, DTYPE = "config", "dtype"
+MORE_DRAWS = 7
 MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do not change numbers
 
 
@@ -68,13 +69,26 @@ def cases_of(examples: Examples, device: torch.device, *, full: bool) -> list[di
 
 
 def check_case(examples: Examples, case: Mapping[str, Any], device: torch.device) -> CaseResult:
-    """Run one case twice on poisoned memory and hold it against the truth and the budget."""
+    """Run one case twice on poisoned memory and hold it against the truth and the budget.
+
+    Few numbers may err much by chance, in the kernel or too little in what the budget comes from. So a case over its
+    budget is drawn again, `MORE_DRAWS` times, and judged by all its draws together, the first one included.
+    """
+    first = _check_draw(examples, case, device, seed=0)
+    if first.passed or first.faults:
+        return first
+    draws = [first, *(_check_draw(examples, case, device, seed=2 * n) for n in range(1, MORE_DRAWS + 1))]
+    return CaseResult(case, pooled([draw.verdicts for draw in draws]), [f for draw in draws for f in draw.faults])
+
+
+def _check_draw(examples: Examples, case: Mapping[str, Any], device: torch.device, *, seed: int) -> CaseResult:
+    """One draw of a case; ``seed`` is that of its inputs, the next one that of the weights of its output."""
     dtype = DTYPES[case[DTYPE]]
-    inputs = examples.make(case, Draw(dtype, device))
+    inputs = examples.make(case, Draw(dtype, device, seed=seed))
     try:
         with forced_config(nth_config(case[CONFIG])), poisoned_memory():
             shape = _output_shape(examples, inputs)
-            weights = Draw(dtype, device, seed=1).normal(*shape) if shape else torch.ones((), device=device)
+            weights = Draw(dtype, device, seed=seed + 1).normal(*shape) if shape else torch.ones((), device=device)
             once = results(examples, inputs, weights, impl="triton")
             again = results(examples, inputs, weights, impl="triton")
     except InvalidArgument:

@@ -15,7 +15,8 @@ class FusedTable(nn.Embedding):
 
     Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is
     touched nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is
-    dense. Each column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
+    dense, and under autocast its rows are of autocast's dtype. Each column's ids must lie in its own field's
+    vocabulary; the next field's rows begin behind it.
     """
 
     first_rows: Tensor
@@ -32,8 +33,10 @@ class FusedTable(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``ids`` int64 [N, F] -> [N, F, width]."""
-        rows: Tensor = super().forward(ids + self.first_rows)
-        return rows
+        weight, device = self.weight, self.weight.device.type
+        if not self.sparse and torch.is_autocast_enabled(device):  # as the product that follows takes it
+            weight = weight.to(torch.get_autocast_dtype(device))
+        return nn.functional.embedding(ids + self.first_rows, weight, sparse=self.sparse)
 
 
 class FieldEmbedding(FusedTable):

@@ -11,7 +11,8 @@ from mfu_kernels import InvalidArgument
 from mfu_kernels.examples import Draw, Inputs
 from mfu_kernels.rms_norm import op as rms_norm_op
 from mfu_kernels.rms_norm.examples import EXAMPLES
-from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, judge
+from mfubench.kernels import check
+from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge
 from mfubench.kernels.check import CaseResult, cases_of, check_op, document, poisoned_memory
 from tests.mfubench.kernels import broken
 
@@ -96,3 +97,28 @@ def test_the_same_seed_draws_the_same_numbers_and_meta_draws_none() -> None:
     assert torch.equal(first, second) and not first.is_contiguous()
     meta = EXAMPLES.make(EXAMPLES.shapes["norm 1.18M x 512"], Draw(torch.bfloat16, torch.device("meta")))
     assert isinstance(meta, Inputs) and meta.tensors["x"].is_meta
+
+
+@pytest.mark.parametrize(("later", "passes"), [(0.9, True), (1.2, False)])
+def test_a_case_over_its_budget_is_judged_by_all_its_draws(
+    monkeypatch: pytest.MonkeyPatch, later: float, passes: bool
+) -> None:
+    drawn: list[int] = []
+
+    def draw(_examples: Any, case: Mapping[str, Any], _device: torch.device, *, seed: int) -> CaseResult:
+        drawn.append(seed)
+        return CaseResult(case, [Verdict("x", 1.2 if seed == 0 else later, 1.0)], [])
+
+    monkeypatch.setattr(check, "_check_draw", draw)
+    found = check.check_case(EXAMPLES, {}, CPU)
+    assert found.passed == passes and len(set(drawn)) == len(drawn) == check.MORE_DRAWS + 1
+    together = ((1.2**2 + check.MORE_DRAWS * later**2) / len(drawn)) ** 0.5
+    assert found.verdicts[0].ratio == pytest.approx(together)
+
+
+def test_what_goes_wrong_in_a_later_draw_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(_examples: Any, case: Mapping[str, Any], _device: torch.device, *, seed: int) -> CaseResult:
+        return CaseResult(case, [], ["crash"]) if seed else CaseResult(case, [Verdict("x", 1.2, 1.0)], [])
+
+    monkeypatch.setattr(check, "_check_draw", draw)
+    assert not check.check_case(EXAMPLES, {}, CPU).passed
