@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import mfu_kernels as ops
 from mfu_kernels.cost import once_for_batch
+from mfu_kernels.precision import matmul_dtype
 from mfu_kernels.registry import Impl
 
 
@@ -33,8 +34,9 @@ class TokenMix(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_out, num_in) * num_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of each sample with the same weights."""
-        return torch.matmul(self.weight, x)
+        """Mix the tokens of each sample with the same weights, which no copy repeats for each."""
+        weight = self.weight.to(matmul_dtype(x))  # autocast itself would cast the repeated ones
+        return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
 
 
 class LayerNorm(nn.Module):
