@@ -4,7 +4,7 @@ Compiling and the numeric contract keep processors busy, not the GPU: they run s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mfu_models import MODELS
@@ -70,16 +70,20 @@ def plan(
     sizes: Sequence[str] = (),
     models: Sequence[str] = (),
     tune: bool = False,
+    peers: Sequence[str] = (),
 ) -> list[Task]:
     """The tasks for ``device`` ("cuda" or "cpu") in their order; empty choices mean the device's defaults.
 
+    ``peers`` are ``op=package.module:function``: what else that op's kernels are timed beside.
+
     Raises:
-        BadInput: an unknown stage or model, or a size that no model has.
+        BadInput: an unknown stage or model, a size that no model has, or a peer of no op.
     """
     _known("--stage", stages, STAGES)
     _known("--model", models, tuple(MODELS))
     _known("--size", sizes, tuple(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes)))
     ops = ops_with_kernels()
+    named = _peers_by_op(peers, ops)
     first, every = _shapes(ops, FIRST_SHAPES), _shapes(ops, {op: tuple(examples_of(op).shapes) for op in ops})
     profiles = _profiles(device, sizes, models)
     claims = [place for place in profiles if place in FIRST_PROFILES and device == "cuda"]
@@ -87,9 +91,9 @@ def plan(
         Task("calibration", "peaks"),
         *_contracts(ops),
         *([_shape_task(stage, *place) for stage in ("compile", "tune") for place in first] if tune else ()),
-        *(_shape_task("bench", *place) for place in first),
+        *(_bench_task(*place, named) for place in first),
         *(_profile_task(*place) for place in claims),
-        *(_shape_task("bench", *place) for place in every if place not in first),
+        *(_bench_task(*place, named) for place in every if place not in first),
         *(_profile_task(*place) for place in profiles if place not in claims),
         *_roads(device, sizes, models),
     ]
@@ -109,6 +113,21 @@ def _shapes(ops: Sequence[str], shapes: Mapping[str, Sequence[str]]) -> list[tup
 
 def _shape_task(stage: str, op: str, shape: str) -> Task:
     return Task(stage, f"{op}-{shape}".replace(" ", "-"), {"op": op, "shape": shape})
+
+
+def _bench_task(op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
+    task = _shape_task("bench", op, shape)
+    return replace(task, arguments={**task.arguments, "peers": peers.get(op, [])})
+
+
+def _peers_by_op(peers: Sequence[str], ops: Sequence[str]) -> dict[str, list[str]]:
+    by_op: dict[str, list[str]] = {}
+    for given in peers:
+        op, _, target = given.partition("=")
+        if op not in ops or ":" not in target:
+            raise BadInput(f"--peer {given}; allowed: op=package.module:function with an op of {', '.join(ops)}")
+        by_op.setdefault(op, []).append(target)
+    return by_op
 
 
 def _known(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:

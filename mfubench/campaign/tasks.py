@@ -93,7 +93,15 @@ def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any
     from mfubench.measure.nvml import NvmlSampler
 
     with NvmlSampler(device_uuid(device)) as sampler:
-        rows = bench_op(op, examples_of(op), device, shapes=[arguments["shape"]], rounds=BENCH_ROUNDS, checked=True)
+        rows = bench_op(
+            op,
+            examples_of(op),
+            device,
+            shapes=[arguments["shape"]],
+            peers=arguments["peers"],
+            rounds=BENCH_ROUNDS,
+            checked=True,
+        )
     return {**document(rows, device), "nvml": sampler.summary()}
 
 

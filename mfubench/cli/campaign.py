@@ -33,6 +33,12 @@ def campaign(
     ] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. [default: all]")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Find each kernel's best config before it is timed.")] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP=MODULE:FUNCTION", help="One more to time that op's kernels beside; may be given again."
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Run nothing; put the results of DIR between the markers in FILE."),
@@ -72,7 +78,7 @@ def campaign(
     from mfubench.measure.environment import environment
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune)
+    tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune, peers=peer or [])
     store.open(environment(torch.device(device)))
     try:
         with stages(quiet=quiet, verbose=verbose) as progress:

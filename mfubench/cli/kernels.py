@@ -131,8 +131,10 @@ def bench(
         list[str] | None, typer.Option("--shape", help="A named shape of the op; may be given again. [default: all]")
     ] = None,
     peer: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="One more to time: it takes the op's arguments by name."),
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="One more to time: it takes the op's arguments by name; may be given again."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Samples of each implementation, in turns.")] = 20,
     tune: Annotated[
@@ -169,7 +171,7 @@ def bench(
     device = torch.device("cuda")
     with stages(quiet=quiet, verbose=verbose) as progress:
         rows, won = bench_all(
-            ops_with_kernels(ops or []), device, shapes=shape or [], peer=peer, rounds=rounds, tune=tune,
+            ops_with_kernels(ops or []), device, shapes=shape or [], peers=peer or [], rounds=rounds, tune=tune,
             progress=progress,
         )  # fmt: skip
     told = document(rows, device)

@@ -64,7 +64,7 @@ def bench_op(
     device: torch.device,
     *,
     shapes: Sequence[str] = (),
-    peer: str | None = None,
+    peers: Sequence[str] = (),
     rounds: int = ROUNDS,
     checked: bool = False,
     progress: Callable[[str, float], None] = lambda stage, done: None,
@@ -90,7 +90,7 @@ def bench_op(
     for index, shape in enumerate(wanted):
         progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
         torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
-        rows += _bench_shape(op, shape, examples, device, calibration, peers_of(op, examples, peer), rounds)
+        rows += _bench_shape(op, shape, examples, device, calibration, peers_of(op, examples, peers), rounds)
         torch.cuda.empty_cache()
     return rows
 
@@ -129,7 +129,7 @@ def _bench_shape(
         for way in DIRECTIONS
         for name, samples in timed[way].items()
     ]
-    missing = [BenchRow(op, shape, way, name, same[name], reason=why) for way in DIRECTIONS for name, why in absent]
+    missing = [BenchRow(op, shape, way, name, same[name], reason=why) for name, way, why in absent]
     return rows + missing
 
 
@@ -151,36 +151,44 @@ class Built:
     backward: dict[str, Call] = field(default_factory=dict)
 
 
-def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str, str]]]:
-    """Forward and backward calls of each implementation that runs and agrees; names and reasons of the others."""
+def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str, str, str]]]:
+    """Forward and backward calls of each implementation that runs and agrees; of the others name, direction, reason."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
-    built, absent = Built(leaves), []
+    built, absent = Built(leaves), list[tuple[str, str, str]]()
     expected: Tensor | None = None
     for peer in peers:
         try:
             call = peer.make(inputs)
             out = call(**leaves)
-            weights = torch.randn_like(out)
-            backward = _backward(out, list(leaves.values()), weights)
-            backward()
-        except CannotRun as error:
-            absent.append((peer.name, str(error)))
-            continue
-        except torch.OutOfMemoryError:
-            absent.append((peer.name, "out of memory"))
-            continue
         except Exception as error:
             if expected is None:
                 raise
-            absent.append((peer.name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+            absent += [(peer.name, direction, _reason(error)) for direction in DIRECTIONS]
             continue
         expected = out.detach() if expected is None else expected
         if peer.same_math and _difference(out.detach(), expected) > DISAGREES:
-            absent.append((peer.name, f"its output differs from ours by more than {DISAGREES:.0%}"))
+            why = f"its output differs from ours by more than {DISAGREES:.0%}"
+            absent += [(peer.name, direction, why) for direction in DIRECTIONS]
             continue
         built.forward[peer.name] = _forward(call, leaves)
+        backward = _backward(out, list(leaves.values()), torch.randn_like(out))
+        try:
+            backward()
+        except Exception as error:  # a peer that has no backward that runs here
+            if peer is peers[0]:
+                raise
+            absent.append((peer.name, "backward", _reason(error)))
+            continue
         built.backward[peer.name] = backward
     return built, absent
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CannotRun):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _cost_of(call: Callable[[], object]) -> OpCost:
@@ -263,7 +271,7 @@ def bench_all(
     device: torch.device,
     *,
     shapes: Sequence[str],
-    peer: str | None,
+    peers: Sequence[str],
     rounds: int,
     tune: bool,
     progress: Callable[[str, float], None] = lambda stage, done: None,
@@ -275,7 +283,7 @@ def bench_all(
         examples = examples_of(op)
         if tune:
             won += tune_op(examples, device, shapes=_named(op, examples, shapes), progress=progress)
-        rows += bench_op(op, examples, device, shapes=shapes, peer=peer, rounds=rounds, progress=progress)
+        rows += bench_op(op, examples, device, shapes=shapes, peers=peers, rounds=rounds, progress=progress)
     return rows, won
 
 

@@ -4,7 +4,7 @@ A peer computes the op itself, or only work of the same shape, such as softmax a
 ceiling, marked as one, and its numbers are not held against ours.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -32,11 +32,11 @@ class CannotRun(Exception):
     """Why a peer does not take these inputs; it is listed as absent with this reason."""
 
 
-def peers_of(op: str, examples: Examples, named: str | None) -> list[Peer]:
-    """The peers of an op, the compiled reference first; ``named`` adds ``package.module:function``."""
+def peers_of(op: str, examples: Examples, named: Sequence[str]) -> list[Peer]:
+    """The peers of an op, the compiled reference first; each of ``named`` is one more, ``package.module:function``."""
     peers = [Peer("torch.compile(reference)", lambda inputs: _compiled_reference(examples, inputs))]
     peers += PEERS_BY_OP.get(op, [])
-    return [*peers, named_peer(named)] if named else peers
+    return peers + [named_peer(target) for target in named]
 
 
 def named_peer(target: str) -> Peer:

@@ -19,7 +19,8 @@ FROZEN = {
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
-    "campaign": EVERYWHERE | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--table"},
+    "campaign": EVERYWHERE
+    | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--peer", "--table"},
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},

@@ -68,3 +68,15 @@ def test_choices_narrow_the_plan() -> None:
 def test_unknown_choices_name_what_there_is(choice: dict[str, list[str]]) -> None:
     with pytest.raises(BadInput, match="is unknown; allowed: "):
         plan("cpu", **choice)  # type: ignore[arg-type]
+
+
+def test_peers_go_to_their_op() -> None:
+    tasks = plan("cuda", stages=["bench"], peers=["gdpa=a.b:c", "gdpa=d:e", "rms_norm=f:g"])
+    named = {task.arguments["op"]: task.arguments["peers"] for task in tasks}
+    assert named["gdpa"] == ["a.b:c", "d:e"] and named["rms_norm"] == ["f:g"] and named["layer_norm"] == []
+
+
+@pytest.mark.parametrize("peer", ["a.b:c", "nothing=a.b:c", "gdpa=a.b"])
+def test_a_peer_of_no_op_is_refused(peer: str) -> None:
+    with pytest.raises(BadInput, match="allowed: op=package.module:function with an op of gdpa"):
+        plan("cuda", peers=[peer])

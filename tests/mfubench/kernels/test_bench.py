@@ -43,11 +43,16 @@ def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reason
         Peer("wrong", lambda _: wrong),
         Peer("ceiling", lambda _: wrong, same_math=False),
         Peer("crashes", lambda _: lambda **tensors: 1 / 0),  # type: ignore[return-value]
+        Peer("no backward", lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others).detach()),
     ]
     built, absent = bench._build(offered, small())
-    assert list(built.forward) == list(built.backward) == [OURS, "F.rms_norm", "ceiling"]
-    assert dict(absent)["refuses"] == "it takes no norms"
-    assert "differs from ours" in dict(absent)["wrong"] and "ZeroDivisionError" in dict(absent)["crashes"]
+    assert list(built.forward) == [OURS, "F.rms_norm", "ceiling", "no backward"]
+    assert list(built.backward) == [OURS, "F.rms_norm", "ceiling"]
+    why = {name: reason for name, _, reason in absent}
+    assert why["refuses"] == "it takes no norms" and "does not require grad" in why["no backward"]
+    assert "differs from ours" in why["wrong"] and "ZeroDivisionError" in why["crashes"]
+    both = [(name, way) for name in ("refuses", "wrong", "crashes") for way in bench.DIRECTIONS]
+    assert [place[:2] for place in absent] == [*both, ("no backward", "backward")]
     for call in (*built.forward.values(), *built.backward.values()):
         call()
         call()  # a backward runs again and again
@@ -82,7 +87,7 @@ def test_every_table_of_peers_is_of_an_op() -> None:
 
 
 def test_a_peer_by_name() -> None:
-    (compiled, *_, named) = peers_of("rms_norm", EXAMPLES, f"{__name__}:wrong")
+    (compiled, *_, named) = peers_of("rms_norm", EXAMPLES, [f"{__name__}:wrong"])
     assert compiled.name == "torch.compile(reference)" and named.name == f"{__name__}:wrong"
     x = torch.randn(6, 8)
     call = named.make(Inputs({"x": x, "weight": torch.ones(8)}))
