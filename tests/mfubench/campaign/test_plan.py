@@ -78,5 +78,5 @@ def test_peers_go_to_their_op() -> None:
 
 @pytest.mark.parametrize("peer", ["a.b:c", "nothing=a.b:c", "gdpa=a.b"])
 def test_a_peer_of_no_op_is_refused(peer: str) -> None:
-    with pytest.raises(BadInput, match="allowed: op=package.module:function with an op of gdpa"):
+    with pytest.raises(BadInput, match=r"allowed: op=package\.module:function with an op of gdpa"):
         plan("cuda", peers=[peer])
