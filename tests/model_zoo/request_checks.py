@@ -73,7 +73,9 @@ def rows_of(table: FusedTable, ids: Tensor) -> Tensor:
 
 def token(embedding: nn.Module, item: Tensor, sides: Tensor) -> Tensor:
     """[item | sides] of one event or candidate, by hand."""
-    return torch.cat([*rows_of(embedding.item, item), *rows_of(embedding.sides, sides)])
+    ids = [item.reshape(-1), sides.reshape(-1)]
+    groups = ids if len(embedding.tables) == 2 else [torch.cat(ids)]
+    return torch.cat([row for pair in zip(embedding.tables, groups, strict=True) for row in rows_of(*pair)])
 
 
 def context(module: nn.Module, batch: Batch, candidate: int) -> Tensor:

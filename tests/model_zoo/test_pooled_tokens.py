@@ -82,4 +82,4 @@ def test_an_event_wider_than_its_ids_leaves_no_feature_out() -> None:
     for width in range(6, 14):
         events = PooledTokens(AWKWARD, width, (), impl="reference").events
         assert events.width == width
-        assert events.item.embedding_dim >= width / 2
+        assert events.tables[0].embedding_dim >= width / 2

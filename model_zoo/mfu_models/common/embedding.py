@@ -47,17 +47,26 @@ class FieldEmbedding(FusedTable):
 
 
 class EventEmbedding(nn.Module):
-    """An event as its item's and its side ids' embeddings side by side: [T] -> [T, e]."""
+    """An event as its item's and its side ids' embeddings side by side: [T] -> [T, e].
+
+    Where all are equally wide, they are one table: what is looked up lies side by side already, and is not copied.
+    """
 
     def __init__(self, schema: Schema, item_width: int, side_width: int) -> None:
         super().__init__()
-        self.item = FusedTable([schema.item], item_width)
-        self.sides = FusedTable(schema.sides, side_width)
+        fields = [[schema.item, *schema.sides]] if item_width == side_width else [[schema.item], schema.sides]
+        self.tables = nn.ModuleList(
+            FusedTable(group, width) for group, width in zip(fields, (item_width, side_width), strict=False)
+        )
         self.width = item_width + side_width * len(schema.sides)
 
     def forward(self, item_ids: Tensor, side_ids: Tensor) -> Tensor:
         """``item_ids`` [T] and ``side_ids`` [T, num_sides] -> [T, e]."""
-        return torch.cat([self.item(item_ids.unsqueeze(1)).flatten(1), self.sides(side_ids).flatten(1)], dim=-1)
+        ids = [item_ids.unsqueeze(1), side_ids]
+        if len(self.tables) == 1:
+            ids = [torch.cat(ids, dim=1)]
+        parts = [table(group).flatten(1) for table, group in zip(self.tables, ids, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def of(self, sequence: EventSequence) -> Tensor:
         """Every event of ``sequence``."""

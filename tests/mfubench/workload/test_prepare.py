@@ -183,7 +183,8 @@ def test_rows_keep_to_the_maximum_lengths(zoo: Zoo) -> None:
     assert max(lengths["clicks"]) <= 3 and max(lengths["impressions"]) <= 5
 
 
-def test_tables_train_sparsely_and_the_rest_with_adamw(zoo: Zoo) -> None:
+def test_large_tables_train_sparsely_and_the_rest_with_adamw(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfu_models.common.embedding.MAX_DENSE_ROWS", 100)
     workload = zoo()
     adamw, adagrad = workload.optimizers
     assert isinstance(adamw, torch.optim.AdamW) and isinstance(adagrad, torch.optim.Adagrad)
