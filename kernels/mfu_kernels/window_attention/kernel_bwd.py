@@ -22,13 +22,13 @@ from .kernel import SIZES, constants_of, key_of, only_near, reach
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dq_kernel(
-    grad, q, k, v, offsets, out, levels, delta, dq,
+    grad, q, k, v, offsets, out, levels, softmax, dq,
     num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     Q_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
     D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``delta`` [H, T] and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
+    """``softmax`` [H, T, 2], level and delta, and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
     head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_M)
     if first >= length:
         return
@@ -38,15 +38,15 @@ def window_attention_dq_kernel(
     mixed = load_tile(out + own, m, num_queries, NUM_HEADS * D, D, PADDED)
     projection = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1)
     places, inside = head * num_tokens + first_token + m, m < num_queries
-    tl.store(delta + places, projection, mask=inside)
+    highest = tl.load(levels + places, mask=inside, other=0.0)
+    tl.store(softmax + 2 * places, highest, mask=inside)
+    tl.store(softmax + 2 * places + 1, projection, mask=inside)
     if Q_GRAD:
         k += head * k_h
         v += head * v_h
         own_q = load_tile(q + first_token * Q_T + head * q_h, m, num_queries, Q_T, D, PADDED)
-        plane = num_tokens.to(tl.int64) * NUM_HEADS
-        highest = tl.load(levels + places, mask=inside, other=0.0)
         if PRECISE:
-            log_total = tl.load(levels + plane + places, mask=inside, other=0.0)
+            log_total = tl.load(levels + num_tokens.to(tl.int64) * NUM_HEADS + places, mask=inside, other=0.0)
         change = tl.zeros([BLOCK_M, PADDED], tl.float32)
         for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
             near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED)
@@ -64,7 +64,7 @@ def window_attention_dq_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dkv_kernel(
-    grad, q, k, v, offsets, levels, delta, dk, dv,
+    grad, q, k, v, offsets, levels, softmax, dk, dv,
     num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
@@ -79,8 +79,7 @@ def window_attention_dkv_kernel(
         return
     grad += head * grad_h
     q += head * q_h
-    levels += head * num_tokens + begin
-    delta += head * num_tokens + begin
+    pairs = softmax.to(tl.pointer_type(tl.int64)) + head * num_tokens
     m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
     own_k = load_tile(k + first_token * K_T + head * k_h, n, length - first, K_T, D, PADDED)
     if K_GRAD:
@@ -89,19 +88,20 @@ def window_attention_dkv_kernel(
     if V_GRAD:
         v_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
-        inside = m < length - start
         near_q = load_tile(q + (begin + start) * Q_T, m, length - start, Q_T, D, PADDED)
         scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
-        below = scores * (scale * LOG2E) - tl.load(levels + start + m, mask=inside, other=0.0)[None, :]
+        pair = tl.load(pairs + (begin + start) + m)
+        level = pair.to(tl.int32).to(tl.float32, bitcast=True)
+        below = scores * (scale * LOG2E) - level[None, :]
         if PRECISE:
-            log_totals = levels + num_tokens.to(tl.int64) * NUM_HEADS
-            below -= tl.load(log_totals + start + m, mask=inside, other=0.0)[None, :]
+            places = (num_tokens.to(tl.int64) * NUM_HEADS + head * num_tokens) + (begin + start) + m
+            below -= tl.load(levels + places, mask=m < length - start, other=0.0)[None, :]
         weights = tl.exp2(only_near(below, start, first, ahead, behind, length, BLOCK_N, BLOCK_M))
         dout = load_tile(grad + (begin + start) * GRAD_T, m, length - start, GRAD_T, D, PADDED)
         if V_GRAD:
             v_change = tl.dot(weights.to(dout.dtype), dout, v_change, input_precision="ieee")
         if K_GRAD:
-            projection = tl.load(delta + start + m, mask=inside, other=0.0)
+            projection = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - projection[None, :])
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
@@ -122,10 +122,11 @@ def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
+    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 
+MOST_ROWS = 128  # of a block of queries
 DQ = Kernel(window_attention_dq_kernel, _dq_configs)
 DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
 
@@ -140,20 +141,22 @@ def backward(
     if not num_tokens:
         return dq, dk, dv
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
-    delta, num_rows = levels.new_empty(num_heads, num_tokens), offsets.shape[0] - 1
+    num_rows = offsets.shape[0] - 1
+    softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
+    softmax[num_heads * num_tokens :] = 0.0  # what the last head's last block reads behind its row
     sizes = (num_tokens, max_length, *reach(window, causal, max_length), scale)
     strides = tuple(t.stride(1) for t in (grad, q, k, v))
     key, constants = key_of(q, window), {"GRAD_T": grad.stride(0), **constants_of(q, k, v)}
-    if q_grad or k_grad:
+    if q_grad or k_grad or v_grad:
         DQ.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-            grad, q, k, v, offsets, out, levels, delta, dq, *sizes, *strides,
+            grad, q, k, v, offsets, out, levels, softmax, dq, *sizes, *strides,
             key=key, Q_GRAD=q_grad, **constants,
         )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
-            grad, q, k, v, offsets, levels, delta, dk, dv, *sizes, *strides,
+            grad, q, k, v, offsets, levels, softmax, dk, dv, *sizes, *strides,
             key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
     return dq, dk, dv
