@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from mfu_kernels.boundary import define
-from mfu_kernels.formulas import needs_grad
-from mfu_kernels.rotary_time.reference import rotary_time_reference
+from mfu_kernels.rotary_time.boundary import rotary_time_triton
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 _MASK = "int? window, bool causal, float scale, SymInt max_length"
 
 
 def _fwd_outputs(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """The output [T, H, d], and each query's highest score and log2 of its sum of weights below it, fp32 [2, H, T]."""
-    return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
+    """The output [T, H, d], and of each query log2 of its sum of weights, fp32 [1, H, T].
+
+    For fp32, [2, H, T]: its highest score, and log2 of the sum of weights relative to it. One number would be rounded
+    as coarsely as scores of a hundred are; the other dtypes round the weights themselves more coarsely than that.
+    """
+    parts = 2 if q.element_size() == 4 else 1
+    return q.new_empty(q.shape), q.new_empty(parts, q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 def _bwd_outputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,13 +29,13 @@ def _bwd_outputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) ->
 
 
 _forward = define(
-    f"window_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? angles, {_MASK}) -> (Tensor, Tensor)",
+    f"window_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, {_MASK}) -> (Tensor, Tensor)",
     launcher="mfu_kernels.window_attention.kernel:forward",
     outputs=_fwd_outputs,
 )
 _backward = define(
-    "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? angles, Tensor out, "
-    f"Tensor levels, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> (Tensor, Tensor, Tensor)",
+    "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor out, Tensor levels, "
+    f" {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> (Tensor, Tensor, Tensor)",
     launcher="mfu_kernels.window_attention.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
@@ -39,11 +43,9 @@ _backward = define(
 
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, *mask: Any
-    ) -> Tensor:
-        out, levels = _forward(q, k, v, offsets, angles, *mask)
-        ctx.save_for_backward(q, k, v, offsets, angles, out, levels)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *mask: Any) -> Tensor:
+        out, levels = _forward(q, k, v, offsets, *mask)
+        ctx.save_for_backward(q, k, v, offsets, out, levels)
         ctx.mask = mask
         return out  # type: ignore[no-any-return]
 
@@ -52,7 +54,7 @@ class _WindowAttention(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         grads = _backward(grad, *ctx.saved_tensors, *ctx.mask, *needed)
         kept = (g if needs else None for g, needs in zip(grads, needed, strict=True))
-        return *kept, None, None, *(None for _ in ctx.mask)
+        return *kept, None, *(None for _ in ctx.mask)
 
 
 def window_attention_triton(
@@ -69,12 +71,15 @@ def window_attention_triton(
 ) -> Tensor:
     """The kernels; arguments and result as `window_attention` has them.
 
-    The kernels have no gradient of ``angles``: where one is needed, q and k are rotated outside, by the reference.
+    q and k are rotated before, once: a key's rotation inside would be made again in every program that sees the key,
+    for about as many instructions as the softmax takes.
     """
     q, k, v = cast_for_matmul(q, k, v)
     check_dtypes("window_attention", q=q, angles=angles)
     check_head_dim("window_attention", q.shape[2])
-    if angles is not None and needs_grad(angles):
-        q, k, angles = rotary_time_reference(q, angles), rotary_time_reference(k, angles), None
-    out: Tensor = _WindowAttention.apply(q, k, v, offsets.contiguous(), angles, window, causal, scale, max_length)
+    if angles is not None:
+        q, k = rotary_time_triton(q, angles), rotary_time_triton(k, angles)
+    if scale < 0:  # the kernels take maxima before they scale
+        q, scale = -q, -scale
+    out: Tensor = _WindowAttention.apply(q, k, v, offsets.contiguous(), window, causal, scale, max_length)
     return out

@@ -17,115 +17,99 @@ from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
 from .boundary import _bwd_outputs
-from .kernel import SIZES, head_constants, key_of, reach, within
-from .rotation import load_rotated, store_rotated_back, turns_of
-
-
-@triton.jit
-def weights_again(scores, seen, highest, log_total, PRECISE: tl.constexpr):
-    """The weights of forward's softmax in base 2.
-
-    PRECISE, for fp32: the sum of both numbers would be rounded as coarsely as scores of a hundred are. The other dtypes
-    round the weights more coarsely than that.
-    """
-    if PRECISE:
-        below = (scores - highest) - log_total
-    else:
-        below = scores - (highest + log_total)
-    return tl.exp2(tl.where(seen, below, float("-inf")))
+from .kernel import SIZES, constants_of, key_of, only_near, reach
 
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dq_kernel(
-    grad, q, k, v, turns, offsets, out, levels, delta, dq,
-    num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
-    Q_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    grad, q, k, v, offsets, out, levels, softmax, dq,
+    num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
+    Q_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
+    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``delta`` [H, T] and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
-    head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_M)
+    """``softmax`` [H, T, 2], level and delta, and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
+    head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_M)
     if first >= length:
         return
-    own = (begin * num_heads + head) * D
-    queries = first + tl.arange(0, BLOCK_M)
-    places, inside = head * num_tokens + begin + queries, queries < length
-    dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D, PADDED)
-    mixed = load_tile(out + own, queries, length, num_heads * D, D, PADDED)
+    m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
+    own, num_queries = (first_token * NUM_HEADS + head) * D, length - first
+    dout = load_tile(grad + first_token * GRAD_T + head * grad_h, m, num_queries, GRAD_T, D, PADDED)
+    mixed = load_tile(out + own, m, num_queries, NUM_HEADS * D, D, PADDED)
     projection = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1)
-    tl.store(delta + places, projection, mask=inside)
+    places, inside = head * num_tokens + first_token + m, m < num_queries
+    highest = tl.load(levels + places, mask=inside, other=0.0)
+    tl.store(softmax + 2 * places, highest, mask=inside)
+    tl.store(softmax + 2 * places + 1, projection, mask=inside)
     if Q_GRAD:
-        k += begin * k_t + head * k_h
-        v += begin * v_t + head * v_h
-        if ROTATED:
-            turns += begin * D
-        own_q = load_rotated(q + begin * q_t + head * q_h, turns, queries, length, q_t, D, PADDED, ROTATED)
-        highest = tl.load(levels + places, mask=inside, other=0.0)[:, None]
-        log_total = tl.load(levels + num_tokens.to(tl.int64) * num_heads + places, mask=inside, other=0.0)[:, None]
-        earliest, end = queries - behind, tl.minimum(queries + ahead + 1, length)
+        k += head * k_h
+        v += head * v_h
+        own_q = load_tile(q + first_token * Q_T + head * q_h, m, num_queries, Q_T, D, PADDED)
+        if PRECISE:
+            log_total = tl.load(levels + num_tokens.to(tl.int64) * NUM_HEADS + places, mask=inside, other=0.0)
         change = tl.zeros([BLOCK_M, PADDED], tl.float32)
         for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
-            keys = start + tl.arange(0, BLOCK_N)
-            near_k = load_rotated(k, turns, keys, length, k_t, D, PADDED, ROTATED)
+            near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED)
             scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-            seen = within(tl.arange(0, BLOCK_N)[None, :], (earliest - start)[:, None], (end - start)[:, None])
-            weights = weights_again(
-                scores * (scale * LOG2E), seen, highest, log_total, q.dtype.element_ty == tl.float32
-            )
-            near_v = load_tile(v, keys, length, v_t, D, PADDED)
+            below = scores * (scale * LOG2E) - highest[:, None]
+            if PRECISE:
+                below -= log_total[:, None]
+            weights = tl.exp2(only_near(below, start, first, behind, ahead, length, BLOCK_M, BLOCK_N))
+            near_v = load_tile(v + (begin + start) * V_T, n, length - start, V_T, D, PADDED)
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
             dscores = weights * (dweights - projection[:, None])
             change = tl.dot(dscores.to(near_k.dtype), near_k, change, input_precision="ieee")
-        store_rotated_back(dq + own, change * scale, turns, queries, length, num_heads * D, D, PADDED, ROTATED)
+        store_tile(dq + own, change * scale, m, num_queries, NUM_HEADS * D, D, PADDED)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dkv_kernel(
-    grad, q, k, v, turns, offsets, levels, delta, dk, dv,
-    num_tokens, num_heads, max_length, behind, ahead, scale, grad_t, grad_h, q_t, q_h, k_t, k_h, v_t, v_h,
-    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, ROTATED: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    grad, q, k, v, offsets, levels, softmax, dk, dv,
+    num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
+    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
+    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries]."""
-    head, first, begin, length = own_block(offsets, max_length, num_heads, BLOCK_N)
+    """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries].
+
+    A query behind the row's end adds nothing: all that is loaded for it is 0.
+    """
+    head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_N)
     if first >= length:
         return
-    grad += begin * grad_t + head * grad_h
-    q += begin * q_t + head * q_h
-    levels += head * num_tokens + begin
-    delta += head * num_tokens + begin
-    if ROTATED:
-        turns += begin * D
-    keys = first + tl.arange(0, BLOCK_N)
-    earliest = keys - ahead
-    end = tl.where(keys < length, keys + behind + 1, earliest)  # keys behind the row's end are seen by none
-    own_k = load_rotated(k + begin * k_t + head * k_h, turns, keys, length, k_t, D, PADDED, ROTATED)
+    grad += head * grad_h
+    q += head * q_h
+    pairs = softmax.to(tl.pointer_type(tl.int64)) + head * num_tokens
+    m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
+    own_k = load_tile(k + first_token * K_T + head * k_h, n, length - first, K_T, D, PADDED)
     if K_GRAD:
-        own_v = load_tile(v + begin * v_t + head * v_h, keys, length, v_t, D, PADDED)
+        own_v = load_tile(v + first_token * V_T + head * v_h, n, length - first, V_T, D, PADDED)
         k_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     if V_GRAD:
         v_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
-        queries = start + tl.arange(0, BLOCK_M)
-        near_q = load_rotated(q, turns, queries, length, q_t, D, PADDED, ROTATED)
+        near_q = load_tile(q + (begin + start) * Q_T, m, length - start, Q_T, D, PADDED)
         scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
-        inside = queries < length
-        highest = tl.load(levels + queries, mask=inside, other=0.0)[None, :]
-        log_total = tl.load(levels + num_tokens.to(tl.int64) * num_heads + queries, mask=inside, other=0.0)[None, :]
-        seen = within(queries[None, :], earliest[:, None], end[:, None])
-        weights = weights_again(scores * (scale * LOG2E), seen, highest, log_total, q.dtype.element_ty == tl.float32)
-        dout = load_tile(grad, queries, length, grad_t, D, PADDED)
+        pair = tl.load(pairs + (begin + start) + m)
+        level = pair.to(tl.int32).to(tl.float32, bitcast=True)
+        below = scores * (scale * LOG2E) - level[None, :]
+        if PRECISE:
+            places = (num_tokens.to(tl.int64) * NUM_HEADS + head * num_tokens) + (begin + start) + m
+            below -= tl.load(levels + places, mask=m < length - start, other=0.0)[None, :]
+        weights = tl.exp2(only_near(below, start, first, ahead, behind, length, BLOCK_N, BLOCK_M))
+        dout = load_tile(grad + (begin + start) * GRAD_T, m, length - start, GRAD_T, D, PADDED)
         if V_GRAD:
             v_change = tl.dot(weights.to(dout.dtype), dout, v_change, input_precision="ieee")
         if K_GRAD:
-            projection = tl.load(delta + queries, mask=inside, other=0.0)
+            projection = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - projection[None, :])
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
-    own = (begin * num_heads + head) * D
+    own = (first_token * NUM_HEADS + head) * D
     if V_GRAD:
-        store_tile(dv + own, v_change, keys, length, num_heads * D, D, PADDED)
+        store_tile(dv + own, v_change, n, length - first, NUM_HEADS * D, D, PADDED)
     if K_GRAD:
-        store_rotated_back(dk + own, k_change * scale, turns, keys, length, num_heads * D, D, PADDED, ROTATED)
+        store_tile(dk + own, k_change * scale, n, length - first, NUM_HEADS * D, D, PADDED)
 
 
 def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -138,39 +122,41 @@ def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
+    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 
+MOST_ROWS = 128  # of a block of queries
 DQ = Kernel(window_attention_dq_kernel, _dq_configs)
 DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, out: Tensor, levels: Tensor,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
     window: int | None, causal: bool, scale: float, max_length: int, q_grad: bool, k_grad: bool, v_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, as far as they are needed."""
     dq, dk, dv = _bwd_outputs(grad, q, k, v, q_grad, k_grad, v_grad)
-    num_tokens, num_heads, d = q.shape
+    num_tokens, num_heads, _ = q.shape
     if not num_tokens:
         return dq, dk, dv
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
-    turns = None if angles is None else turns_of(angles, q.dtype)
-    delta, num_rows = levels.new_empty(num_heads, num_tokens), offsets.shape[0] - 1
-    sizes = (num_tokens, num_heads, max_length, *reach(window, causal, max_length), scale)
-    strides = (*grad.stride()[:2], *q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
-    key, constants = key_of(q, angles is not None, window), head_constants(d, angles is not None)
-    if q_grad or k_grad:
+    num_rows = offsets.shape[0] - 1
+    softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
+    softmax[num_heads * num_tokens :] = 0.0  # what the last head's last block reads behind its row
+    sizes = (num_tokens, max_length, *reach(window, causal, max_length), scale)
+    strides = tuple(t.stride(1) for t in (grad, q, k, v))
+    key, constants = key_of(q, window), {"GRAD_T": grad.stride(0), **constants_of(q, k, v)}
+    if q_grad or k_grad or v_grad:
         DQ.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-            grad, q, k, v, turns, offsets, out, levels, delta, dq, *sizes, *strides,
+            grad, q, k, v, offsets, out, levels, softmax, dq, *sizes, *strides,
             key=key, Q_GRAD=q_grad, **constants,
         )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
-            grad, q, k, v, turns, offsets, levels, delta, dk, dv, *sizes, *strides,
+            grad, q, k, v, offsets, levels, softmax, dk, dv, *sizes, *strides,
             key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
     return dq, dk, dv
