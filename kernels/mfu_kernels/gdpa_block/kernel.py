@@ -85,7 +85,7 @@ def gdpa_block_fwd_kernel(
                 k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                 v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                 for first_key in range(0, num_keys, KEYS):
-                    block = first_key + tl.arange(0, KEYS).to(tl.int64)
+                    block = first_key + tl.arange(0, KEYS)
                     keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
                     values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                     scores = tl.dot(queries, keys.T, input_precision="ieee")

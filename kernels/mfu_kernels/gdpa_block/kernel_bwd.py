@@ -45,38 +45,43 @@ def gdpa_block_bwd_kernel(
         dattended += first * FEATURES
         scaled += first * FEATURES
         statistics += first
-        rrms = tl.load(statistics + events, mask=events < left, other=0.0)
-        mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
-        rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
+        sums += first
         along = tl.zeros([BLOCK], tl.float32)
         for head in range(H):
             g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
             o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
             along += tl.sum(g * o, axis=1)
-        along *= rrms * rrms / FEATURES
+        tl.store(sums + events, along / FEATURES, mask=events < left)
+        tl.debug_barrier()  # threads read what others of this program wrote
         if NEEDS_X:
             dx += first * FEATURES
-            sums += first
             k += row * k_strides[0]
             v += row * v_strides[0]
             total = tl.zeros([BLOCK], tl.float32)
             aligned = tl.zeros([BLOCK], tl.float32)
         for run in tl.static_range(len(NAMES)):
             for head in range(BOUNDS[run], BOUNDS[run + 1]):
-                g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
-                o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-                do = (g - o * along[:, None]) * rrms[:, None]
-                store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
+                # Figures of events are read for each head, and barriers keep loads from moving together: registers
+                # are the scores'.
+                mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
+                rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 queries = ((tile - mean[:, None]) * (rstd * scale)[:, None]).to(k.dtype.element_ty)
                 store_tile(scaled + head * DIM, events, FEATURES, left, queries, DIM, WIDTH)
+                tl.debug_barrier()
+                along = tl.load(sums + events, mask=events < left, other=0.0)
+                rrms = tl.load(statistics + events, mask=events < left, other=0.0)
+                g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
+                o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                do = (g - o * (along * rrms * rrms)[:, None]) * rrms[:, None]
+                store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
                 if NEEDS_X:
                     dn = do
                     do = (do * scale).to(k.dtype.element_ty)
                     k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                     v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                     for first_key in range(0, num_keys, KEYS):
-                        block = first_key + tl.arange(0, KEYS).to(tl.int64)
+                        block = first_key + tl.arange(0, KEYS)
                         keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
                         values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                         scores = tl.dot(queries, keys.T, input_precision="ieee")
@@ -87,10 +92,12 @@ def gdpa_block_bwd_kernel(
                     store_tile(dx + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
                     # Read again, which costs fewer registers than keeping it.
                     tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+                    mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
                     stored = rounded.to(tl.float32)
                     total += tl.sum(stored, axis=1)
                     aligned += tl.sum(stored * (tile - mean[:, None]), axis=1)
         if NEEDS_X:
+            tl.debug_barrier()
             # Through memory, so that the last pass keeps the layout of its loads.
             tl.store(sums + events, total / FEATURES, mask=events < left)
             tl.store(sums + num_events + events, aligned / FEATURES, mask=events < left)
