@@ -83,11 +83,14 @@ def gdpa_bwd_kernel(
     grad, q, k, v, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits, share_stride,
     grad_head, q_head, k_strides, v_strides, dk_row,
     GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DENSE_ROW: tl.constexpr,
-    ACTIVATION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    ACTIVATION: tl.constexpr, SCALED: tl.constexpr,
+    NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ALL_KEYS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One row and head, or one of ``splits`` shares of its queries with shares of dk and dv of its own."""
     ONE_WALK: tl.constexpr = ALL_KEYS <= KEYS or not NEEDS_Q
+    if not SCALED:
+        scale = 1.0  # a constant, and no instruction for each score
     program, first_key = tl.program_id(0), 0
     if ONE_WALK:
         blocks = tl.cdiv(num_keys, KEYS)
@@ -157,7 +160,7 @@ def backward(
             grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], num_keys * num_heads * d,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),
-            DENSE_ROW=num_heads * d, ACTIVATION=name, NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
+            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1, NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
             DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
         )  # fmt: skip
     if splits > 1:

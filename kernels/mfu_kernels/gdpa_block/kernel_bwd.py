@@ -27,13 +27,13 @@ from .kernel import block_of_events, runs_as_constants, with_rows_outside
 
 @triton.jit
 def gdpa_block_bwd_kernel(
-    grad, x, k, v, offsets, inner, statistics, dx, dattended, normed, sums,
+    grad, x, k, v, offsets, inner, statistics, dx, dattended, scaled, sums,
     num_events, num_keys, max_length, scale, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
     BOUNDS: tl.constexpr, NAMES: tl.constexpr, NEEDS_X: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """``dattended``, the gradient of o, and ``normed``, n; if NEEDS_X, also dx. ``sums`` is scratch."""
+    """``dattended``, the gradient of o, and ``scaled``, scale n; if NEEDS_X, also dx. ``sums`` is scratch."""
     FAST: tl.constexpr = k.dtype.element_ty != tl.float32
     FEATURES: tl.constexpr = H * DIM
     row, first, left = block_of_events(offsets, max_length, BLOCK)
@@ -43,70 +43,76 @@ def gdpa_block_bwd_kernel(
         x += first * X_ROW
         inner += first * FEATURES
         dattended += first * FEATURES
-        normed += first * FEATURES
+        scaled += first * FEATURES
         statistics += first
-        rrms = tl.load(statistics + events, mask=events < left, other=0.0)
-        mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
-        rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
+        sums += first
         along = tl.zeros([BLOCK], tl.float32)
         for head in range(H):
             g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
             o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
             along += tl.sum(g * o, axis=1)
-        along *= rrms * rrms / FEATURES
-        for head in range(H):
-            g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
-            o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-            do = (g - o * along[:, None]) * rrms[:, None]
-            store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
-            tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
-            n = (tile - mean[:, None]) * rstd[:, None]
-            store_tile(normed + head * DIM, events, FEATURES, left, n, DIM, WIDTH)
-
+        tl.store(sums + events, along / FEATURES, mask=events < left)
+        tl.debug_barrier()  # threads read what others of this program wrote
         if NEEDS_X:
             dx += first * FEATURES
-            sums += first
             k += row * k_strides[0]
             v += row * v_strides[0]
-            tl.debug_barrier()  # threads read what others of this program wrote
             total = tl.zeros([BLOCK], tl.float32)
-            along = tl.zeros([BLOCK], tl.float32)
-            for run in tl.static_range(len(NAMES)):
-                for head in range(BOUNDS[run], BOUNDS[run + 1]):
-                    queries = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH)
-                    do = load_tile(dattended + head * DIM, events, FEATURES, left, DIM, WIDTH)
-                    dn = do.to(tl.float32)
+            aligned = tl.zeros([BLOCK], tl.float32)
+        for run in tl.static_range(len(NAMES)):
+            for head in range(BOUNDS[run], BOUNDS[run + 1]):
+                # Figures of events are read for each head, and barriers keep loads from moving together: registers
+                # are the scores'.
+                mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
+                rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
+                tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+                queries = ((tile - mean[:, None]) * (rstd * scale)[:, None]).to(k.dtype.element_ty)
+                store_tile(scaled + head * DIM, events, FEATURES, left, queries, DIM, WIDTH)
+                tl.debug_barrier()
+                along = tl.load(sums + events, mask=events < left, other=0.0)
+                rrms = tl.load(statistics + events, mask=events < left, other=0.0)
+                g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
+                o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                do = (g - o * (along * rrms * rrms)[:, None]) * rrms[:, None]
+                store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
+                if NEEDS_X:
+                    dn = do
+                    do = (do * scale).to(k.dtype.element_ty)
                     k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                     v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                     for first_key in range(0, num_keys, KEYS):
-                        block = first_key + tl.arange(0, KEYS).to(tl.int64)
+                        block = first_key + tl.arange(0, KEYS)
                         keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
                         values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                         scores = tl.dot(queries, keys.T, input_precision="ieee")
                         change = tl.dot(do, values.T, input_precision="ieee")
-                        _, slope = activated_with_slope(scores, scale, tl.constexpr(NAMES[run]), FAST)
-                        change = (change * slope * scale).to(keys.dtype)
-                        dn = tl.dot(change, keys, dn, input_precision="ieee")
+                        _, slope = activated_with_slope(scores, 1.0, tl.constexpr(NAMES[run]), FAST)
+                        dn = tl.dot((change * slope).to(keys.dtype), keys, dn, input_precision="ieee")
                     rounded = dn.to(dx.dtype.element_ty)
                     store_tile(dx + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
                     # Read again, which costs fewer registers than keeping it.
-                    n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                    tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+                    mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
                     stored = rounded.to(tl.float32)
                     total += tl.sum(stored, axis=1)
-                    along += tl.sum(stored * n, axis=1)
+                    aligned += tl.sum(stored * (tile - mean[:, None]), axis=1)
+        if NEEDS_X:
+            tl.debug_barrier()
             # Through memory, so that the last pass keeps the layout of its loads.
             tl.store(sums + events, total / FEATURES, mask=events < left)
-            tl.store(sums + num_events + events, along / FEATURES, mask=events < left)
+            tl.store(sums + num_events + events, aligned / FEATURES, mask=events < left)
 
             tl.debug_barrier()
             total = tl.load(sums + events, mask=events < left, other=0.0)
-            along = tl.load(sums + num_events + events, mask=events < left, other=0.0)
+            aligned = tl.load(sums + num_events + events, mask=events < left, other=0.0)
+            mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
             rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
+            aligned *= rstd * rstd  # of x - mean to n, twice
             for head in range(H):
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
-                n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
+                tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 dn = load_tile(dx + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-                moved = g + (dn - total[:, None] - n * along[:, None]) * rstd[:, None]
+                moved = g + (dn - total[:, None] - (tile - mean[:, None]) * aligned[:, None]) * rstd[:, None]
                 store_tile(dx + head * DIM, events, FEATURES, left, moved, DIM, WIDTH)
 
 
@@ -148,11 +154,11 @@ def backward(
         return dx, dk.zero_(), dv.zero_()
     grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
     dx = x.new_empty(x.shape if needs_x else (0,))
-    dattended, normed = k.new_empty(x.shape), k.new_empty(x.shape)
-    key = key_of(normed, k)
+    dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
+    key = key_of(scaled, k)
     BACKWARD.launch(
         lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
-        grad, x, k, v, offsets, inner, statistics, dx, dattended, normed, statistics.new_empty(2, num_events),
+        grad, x, k, v, offsets, inner, statistics, dx, dattended, scaled, statistics.new_empty(2, num_events),
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
         X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
@@ -161,5 +167,5 @@ def backward(
     if not (needs_k or needs_v):
         return dx, k.new_empty(0), v.new_empty(0)
     needs = [False, needs_k, needs_v]
-    _, dk, dv = gdpa_backward(dattended, normed, k, v, offsets, scale, activation, max_length, needs)
+    _, dk, dv = gdpa_backward(dattended, scaled, k, v, offsets, 1.0, activation, max_length, needs)
     return dx, dk, dv
