@@ -140,9 +140,14 @@ def _tune_kernel(
         "ms": ms[best],
         "ms_of_default": ms["0"],
         "configs_timed": len(ms),
+        "ms_by_config": {_spelled(launched.configs[int(at)]): ms[at] for at in ms},
         "date": now(),
         "toolchain": toolchain(),
     }
+
+
+def _spelled(config: Any) -> str:
+    return key_text({**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages})
 
 
 def write_lock(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
