@@ -49,10 +49,10 @@ def _adopt_tuned(store: Store) -> None:
 
 
 def _calibration(_arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
-    from mfubench.measure.calibrate import DTYPES, load_or_calibrate
+    from mfubench.measure.calibrate import load_or_calibrate
     from mfubench.measure.environment import environment
 
-    dtypes = DTYPES[device.type] if device.type == "cuda" else ("fp32",)
+    dtypes = ("bf16",) if device.type == "cuda" else ("fp32",)  # what the tasks run in
     found = {dtype: asdict(load_or_calibrate(device, dtype, refresh=True)) for dtype in dtypes}
     return {"environment": environment(device), "by_dtype": found}
 
@@ -79,7 +79,7 @@ def _tune(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     from mfubench.kernels.tune import tune_op
 
     _require_right(Store(folder), arguments["op"])
-    return {"entries": tune_op(examples_of(arguments["op"]), device, shapes=[arguments["shape"]])}
+    return {"entries": tune_op(examples_of(arguments["op"]), device, shapes=[arguments["shape"]], again=False)}
 
 
 def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:

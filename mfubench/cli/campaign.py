@@ -32,7 +32,9 @@ def campaign(
         typer.Option("--size", help="Sizes of the zoo. [default: base and large on CUDA, tiny on a CPU]"),
     ] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. [default: all]")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Find each kernel's best config before it is timed.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find each kernel's best config, where none is locked, before it is timed.")
+    ] = False,
     peer: Annotated[
         list[str] | None,
         typer.Option(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mfu_kernels.examples import Draw, Examples
-from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, with_entries
+from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_config, with_entries
 from mfu_kernels.modes import Compiled, compile_ahead, forced_config
 from mfubench.errors import BadInput
 from mfubench.measure.environment import now
@@ -86,17 +86,22 @@ def tune_op(
     device: torch.device,
     *,
     shapes: Sequence[str],
+    again: bool = True,
     time: TimeInTurns = time_in_turns,
     progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> list[dict[str, Any]]:
-    """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock."""
+    """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock.
+
+    ``again``: also of kernels that have a locked config for this GPU.
+    """
     target, device_name = device_target(device), torch.cuda.get_device_name(device)
     won: list[dict[str, Any]] = []
     for index, shape in enumerate(shapes):
         progress(f"tuning {examples.function.__name__} at {shape}", index / len(shapes))
         for launched in launched_kernels(examples, shape, target):
             tuned = any(e["kernel"] == launched.kernel and e["key"] == key_text(launched.key) for e in won)
-            if not tuned and launched.configs:
+            locked = locked_config(launched.kernel, device_name, launched.key)
+            if launched.configs and not tuned and (again or locked is None):
                 won.append(_tune_kernel(examples, shape, launched, device, device_name, time))
                 adopt(won[-1:])
     return won

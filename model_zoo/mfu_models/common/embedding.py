@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mfu_models.batch import EventSequence, Field, Schema
 
 MAX_DENSE_ROWS = 65_536  # fewer than the events of a usual batch
+SPREAD_ROWS = 8_192  # that a field's events share at least, while gradients are computed
 
 
 class FusedTable(nn.Embedding):
@@ -15,17 +16,24 @@ class FusedTable(nn.Embedding):
 
     Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is
     touched nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is
-    dense, and under autocast its rows are of autocast's dtype. Each column's ids must lie in its own field's
-    vocabulary; the next field's rows begin behind it.
+    dense, and under autocast its rows are of autocast's dtype. A GPU sums up each row's gradient in one go, however
+    many events there are; so where a field has few rows, each is looked up in copies, by the events in turns. Each
+    column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
     """
 
     first_rows: Tensor
+    first_copies: Tensor
+    copies: Tensor
 
     def __init__(self, fields: Sequence[Field], width: int) -> None:
-        rows = sum(field.vocab for field in fields)
-        super().__init__(rows, width, sparse=rows > MAX_DENSE_ROWS)
-        first_rows = torch.tensor([0, *(field.vocab for field in fields[:-1])]).cumsum(0)
-        self.register_buffer("first_rows", first_rows, persistent=False)
+        rows = [field.vocab for field in fields]
+        super().__init__(sum(rows), width, sparse=sum(rows) > MAX_DENSE_ROWS)
+        copies = [1 if self.sparse else max(1, SPREAD_ROWS // count) for count in rows]
+        self._copied = list(zip(rows, copies, strict=True))
+        self.register_buffer("copies", torch.tensor(copies), persistent=False)
+        self.register_buffer("first_rows", torch.tensor([0, *rows[:-1]]).cumsum(0), persistent=False)
+        spread = [count * times for count, times in self._copied]
+        self.register_buffer("first_copies", torch.tensor([0, *spread[:-1]]).cumsum(0), persistent=False)
 
     def reset_parameters(self) -> None:
         """Rows of unit length on average, so that a field's token is as large as any other."""
@@ -33,10 +41,23 @@ class FusedTable(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``ids`` int64 [N, F] -> [N, F, width]."""
+        if self.sparse:
+            rows: Tensor = super().forward(ids + self.first_rows)
+            return rows
         weight, device = self.weight, self.weight.device.type
-        if not self.sparse and torch.is_autocast_enabled(device):  # as the product that follows takes it
+        if torch.is_autocast_enabled(device):  # as the product that follows takes it
             weight = weight.to(torch.get_autocast_dtype(device))
-        return nn.functional.embedding(ids + self.first_rows, weight, sparse=self.sparse)
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return nn.functional.embedding(ids + self.first_rows, weight)
+        turn = torch.arange(ids.shape[0], device=ids.device)[:, None] % self.copies
+        return nn.functional.embedding(ids * self.copies + turn + self.first_copies, self._with_copies(weight))
+
+    def _with_copies(self, weight: Tensor) -> Tensor:
+        """Each field's rows, each as often as its field has copies, one after the other."""
+        fields = weight.split([count for count, _ in self._copied])
+        return torch.cat(
+            [field.repeat_interleave(times, dim=0) for field, (_, times) in zip(fields, self._copied, strict=True)]
+        )
 
 
 class FieldEmbedding(FusedTable):
