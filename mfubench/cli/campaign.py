@@ -33,7 +33,7 @@ def campaign(
     ] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. [default: all]")] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Find each kernel's best config, where none is locked, before it is timed.")
+        bool, typer.Option("--tune", help="First find each kernel's best config where none is locked for this GPU.")
     ] = False,
     peer: Annotated[
         list[str] | None,

@@ -20,7 +20,7 @@ from mfubench.errors import BadInput
 from mfubench.measure.environment import now
 from mfubench.run import write_text
 
-from .machine_code import toolchain
+from .machine_code import read_machine_code, toolchain
 from .targets import TARGETS, Target
 from .timing import time_in_turns
 
@@ -63,7 +63,7 @@ def launched_kernels(examples: Examples, shape: str, target: Target) -> list[Lau
         )
         if isinstance(compiled.result, Exception) or compiled.result.metadata.shared > target.block_shared:
             return
-        if not _spills(compiled.result):
+        if not _spills(compiled.result, target):
             place.configs.append(compiled.config)
 
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
@@ -75,10 +75,10 @@ def launched_kernels(examples: Examples, shape: str, target: Target) -> list[Lau
     return list(found.values())
 
 
-def _spills(compiled: Any) -> bool:
-    """Whether the driver, which loads the code, finds that it spills: sooner known than from the disassembly."""
-    assert compiled.run  # which loads it
-    return bool(compiled.n_spills)
+def _spills(compiled: Any, target: Target) -> bool:
+    """Whether the code spills; the driver, which is asked first and sooner answers, counts arrays of a thread, too."""
+    assert compiled.run  # which loads the code
+    return bool(compiled.n_spills) and read_machine_code(compiled, target).spill_bytes > 0
 
 
 def tune_op(
