@@ -24,8 +24,11 @@ class Compiled:
     result: Any
 
 
+Wanted = Callable[[str, MetaParameters], bool]
+"""Whether all configs are wanted of a kernel, by its name and key."""
+
 _sink: Callable[[Compiled], None] | None = None
-_all_configs = False
+_all_configs: Wanted | bool = False
 _forced: "ConfigChoice | None" = None
 
 
@@ -35,10 +38,11 @@ def compiling_ahead() -> bool:
 
 
 @contextmanager
-def compile_ahead(sink: Callable[[Compiled], None], *, all_configs: bool = False) -> Iterator[None]:
+def compile_ahead(sink: Callable[[Compiled], None], *, all_configs: Wanted | bool = False) -> Iterator[None]:
     """Inside, a launch compiles its kernel for triton's active target and reports it to ``sink``; nothing runs.
 
-    ``all_configs``: each config of the kernel's space, not only the one that a launch would take.
+    ``all_configs``: each config of the kernel's space, not only the one that a launch would take; of every kernel, or
+    of those that it says.
     """
     global _sink, _all_configs
     if _sink is not None:
@@ -50,9 +54,9 @@ def compile_ahead(sink: Callable[[Compiled], None], *, all_configs: bool = False
         _sink, _all_configs = None, False
 
 
-def ahead() -> tuple[Callable[[Compiled], None] | None, bool]:
-    """Where compiled kernels go, and whether all configs are wanted."""
-    return _sink, _all_configs
+def ahead(kernel: str, key: MetaParameters) -> tuple[Callable[[Compiled], None] | None, bool]:
+    """Where compiled kernels go, and whether all configs of this one are wanted."""
+    return _sink, _all_configs(kernel, key) if callable(_all_configs) else _all_configs
 
 
 @contextmanager

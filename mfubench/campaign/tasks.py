@@ -66,11 +66,12 @@ def _contract(arguments: dict[str, Any], device: torch.device, _folder: Path) ->
 
 
 def _compile(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
-    """Every config of a shape's kernels, so that tuning finds them in Triton's cache."""
+    """Every config of a shape's kernels that are to be tuned, so that tuning finds them in Triton's cache."""
     from mfubench.kernels.catalog import examples_of
-    from mfubench.kernels.tune import device_target, launched_kernels
+    from mfubench.kernels.tune import device_target, launched_kernels, not_locked
 
-    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(device))
+    wanted = not_locked(torch.cuda.get_device_name(device))
+    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(device), wanted)
     return {launched.kernel: len(launched.configs) for launched in found}
 
 

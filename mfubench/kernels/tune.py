@@ -15,7 +15,7 @@ import torch
 
 from mfu_kernels.examples import Draw, Examples
 from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_config, with_entries
-from mfu_kernels.modes import Compiled, compile_ahead, forced_config
+from mfu_kernels.modes import Compiled, MetaParameters, Wanted, compile_ahead, forced_config
 from mfubench.errors import BadInput
 from mfubench.measure.environment import now
 from mfubench.run import write_text
@@ -52,12 +52,16 @@ def device_target(device: torch.device) -> Target:
     return TARGETS[name]
 
 
-def launched_kernels(examples: Examples, shape: str, target: Target) -> list[Launched]:
-    """Every kernel that the op launches at ``shape``, with the configs that compile, fit and do not spill."""
+def launched_kernels(
+    examples: Examples, shape: str, target: Target, wanted: Wanted = lambda kernel, key: True
+) -> list[Launched]:
+    """The ``wanted`` kernels that the op launches at ``shape``, with the configs that compile, fit and do not spill."""
     found: dict[tuple[str, str], Launched] = {}
     direction = "forward"
 
     def keep(compiled: Compiled) -> None:
+        if not wanted(compiled.kernel, compiled.key):
+            return
         place = found.setdefault(
             (compiled.kernel, key_text(compiled.key)), Launched(compiled.kernel, compiled.key, direction)
         )
@@ -68,7 +72,7 @@ def launched_kernels(examples: Examples, shape: str, target: Target) -> list[Lau
 
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    with compile_ahead(keep, all_configs=True):
+    with compile_ahead(keep, all_configs=wanted):
         out = examples.function(**leaves, **inputs.others, impl="triton")
         direction = "backward"
         out.backward(torch.empty_like(out))
@@ -79,6 +83,11 @@ def _spills(compiled: Any, target: Target) -> bool:
     """Whether the code spills; the driver, which is asked first and sooner answers, counts arrays of a thread, too."""
     assert compiled.run  # which loads the code
     return bool(compiled.n_spills) and read_machine_code(compiled, target).spill_bytes > 0
+
+
+def not_locked(device_name: str) -> Wanted:
+    """Wants the kernels that have no locked config for the GPU of this name."""
+    return lambda kernel, key: locked_config(kernel, device_name, key) is None
 
 
 def tune_op(
@@ -92,16 +101,19 @@ def tune_op(
 ) -> list[dict[str, Any]]:
     """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock.
 
-    ``again``: also of kernels that have a locked config for this GPU.
+    ``again``: also of kernels that have a locked config for this GPU, other than one that was just won.
     """
     target, device_name = device_target(device), torch.cuda.get_device_name(device)
     won: list[dict[str, Any]] = []
+
+    def wanted(kernel: str, key: MetaParameters) -> bool:
+        tuned = any((entry["kernel"], entry["key"]) == (kernel, key_text(key)) for entry in won)
+        return not tuned and (again or not_locked(device_name)(kernel, key))
+
     for index, shape in enumerate(shapes):
         progress(f"tuning {examples.function.__name__} at {shape}", index / len(shapes))
-        for launched in launched_kernels(examples, shape, target):
-            tuned = any(e["kernel"] == launched.kernel and e["key"] == key_text(launched.key) for e in won)
-            locked = locked_config(launched.kernel, device_name, launched.key)
-            if launched.configs and not tuned and (again or locked is None):
+        for launched in launched_kernels(examples, shape, target, wanted):
+            if launched.configs:
                 won.append(_tune_kernel(examples, shape, launched, device, device_name, time))
                 adopt(won[-1:])
     return won
