@@ -171,14 +171,50 @@ def _road(found: Any) -> Table:
 
 
 def results_table(index: Mapping[str, Any], results: Results) -> str:
-    """The models' table in Markdown, with the device and what says that a command made it."""
-    documents = _of(results, "profile")
-    if not documents:
-        raise BadInput("this campaign has no profile yet: there is no table of results to make")
-    table = _models(documents)
+    """The models' table and the kernels' in Markdown, with the device and what says that a command made them."""
+    runs, benches = _of(results, "profile"), _of(results, "bench")
+    if not runs and not benches:
+        raise BadInput("this campaign has neither a profile nor a bench yet: there is no table of results to make")
     environment = index["environment"]
     made = f"Measured on {index['identity']['device']}, torch {environment.get('torch')}"
-    return f"{made}; written by `mfubench campaign --table`, never by hand.\n\n{render_table(table)}"
+    texts = [f"{made}; written by `mfubench campaign --table`, never by hand."]
+    texts += [render_table(_models(runs))] if runs else []
+    texts += [render_table(_kernels(benches))] if benches else []
+    return "\n\n".join(texts)
+
+
+def _kernels(documents: Sequence[Any]) -> Table:
+    """Ours at each shape and direction, beside the fastest peer that computes the same."""
+    places: dict[tuple[str, str, str], list[Any]] = {}
+    for row in (row for document in documents for row in document["rows"] if row["ms"] is not None):
+        places.setdefault((row["op"], row["shape"], row["direction"]), []).append(row)
+    rows = [row for group in places.values() for row in group if row["times_ours"] is None]
+    best = [
+        min(
+            (row for row in group if row["times_ours"] is not None and row["same_math"]),
+            key=lambda row: row["ms"][0],
+            default=None,
+        )
+        for group in places.values()
+    ]
+    columns = [
+        (Column("op"), [row["op"] for row in rows]),
+        (Column("shape"), [row["shape"] for row in rows]),
+        (Column("direction"), [row["direction"] for row in rows]),
+        (Column("ms [95 % CI]", numeric=True), [fmt.interval(*row["ms"]) for row in rows]),
+        (Column("TFLOP/s", numeric=True), fmt.column([row["tflops"] for row in rows])),
+        (Column("floor, % of time", numeric=True), fmt.percents([row["share_of_floor"] for row in rows])),
+        (Column("fastest peer"), [fmt.NOT_KNOWN if row is None else row["implementation"] for row in best]),
+        (
+            Column("its time in ours [95 % CI]", numeric=True),
+            [fmt.NOT_KNOWN if row is None else fmt.interval(*row["times_ours"]) for row in best],
+        ),
+    ]
+    caption = (
+        "Kernels in bf16 beside the fastest peer that computes the same. The floor is the longer of bytes at copy "
+        "bandwidth and FLOPs at the GEMM peak, both measured; an attention's backward counts as 2.5 forwards."
+    )
+    return Table.of(caption, columns)
 
 
 def put_table(text: str, file: Path) -> None:
