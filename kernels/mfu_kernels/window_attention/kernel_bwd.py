@@ -134,7 +134,7 @@ def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
         tiles = [(16, 64, 4), (32, 64, 4), (32, 128, 8), (64, 128, 8)]
     elif key["d"] == 256:
         tiles = [(32, 64, 8)]
-    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (2, 3) for m, n, w in tiles]
+    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (3, 2) for m, n, w in tiles]
 
 
 MOST_ROWS = 128  # of a block of queries
