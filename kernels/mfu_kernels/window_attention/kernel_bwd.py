@@ -1,8 +1,9 @@
 """Window attention in Triton, backward: one kernel owns blocks of queries, the other blocks of keys; no atomics.
 
 Both compute the weights again from q, k and what forward saved of each query's softmax. The first also writes delta,
-the product of each query's output with its gradient, which the second needs. Weights stay as the tensor core left them:
-each kernel lays its scores out so that they are the left operand of the products that follow, untransposed.
+the product of each query's output with its gradient, beside the level that the query's weights are relative to: the
+second reads both for every query and column of its tiles, as one number of 8 bytes. Weights stay as the tensor core
+left them: each kernel lays its scores out so that they are the left operand of the products that follow, untransposed.
 """
 
 from collections.abc import Sequence
@@ -72,14 +73,15 @@ def window_attention_dkv_kernel(
 ):  # fmt: skip
     """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries].
 
-    A query behind the row's end adds nothing: all that is loaded for it is 0.
+    A query behind the row's end adds nothing: its weights are masked. So its level and delta, which are the next row's
+    or zeros, are read without a mask.
     """
     head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_N)
     if first >= length:
         return
     grad += head * grad_h
     q += head * q_h
-    pairs = softmax.to(tl.pointer_type(tl.int64)) + head * num_tokens
+    pairs = softmax.to(tl.pointer_type(tl.int64)) + (head * num_tokens + begin + tl.arange(0, BLOCK_M))
     m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
     own_k = load_tile(k + first_token * K_T + head * k_h, n, length - first, K_T, D, PADDED)
     if K_GRAD:
@@ -90,7 +92,7 @@ def window_attention_dkv_kernel(
     for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
         near_q = load_tile(q + (begin + start) * Q_T, m, length - start, Q_T, D, PADDED)
         scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
-        pair = tl.load(pairs + (begin + start) + m)
+        pair = tl.load(pairs + start)
         level = pair.to(tl.int32).to(tl.float32, bitcast=True)
         below = scores * (scale * LOG2E) - level[None, :]
         if PRECISE:
@@ -113,17 +115,26 @@ def window_attention_dkv_kernel(
 
 
 def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """d = 64 on sm_90: 95 registers with the default, five programs a multiprocessor; with 64 keys a step, three."""
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 32, 4), (64, 64, 4), (128, 32, 8)]
-    return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
+    tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8)]
+    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (2, 3) for m, n, w in tiles]
 
 
 def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """32 queries a step, where that does not spill.
+
+    d = 64 on sm_90: 160 registers, three programs a multiprocessor; 255 on sm_80. d = 128: 16 queries a step.
+    """
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)]
-    return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
+    tiles = [(32, 64, 4), (16, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)]
+    if key["d"] == 128:
+        tiles = [(16, 64, 4), (32, 64, 4), (32, 128, 8), (64, 128, 8)]
+    elif key["d"] == 256:
+        tiles = [(32, 64, 8)]
+    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (3, 2) for m, n, w in tiles]
 
 
 MOST_ROWS = 128  # of a block of queries
@@ -143,7 +154,9 @@ def backward(
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
     num_rows = offsets.shape[0] - 1
     softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
-    softmax[num_heads * num_tokens :] = 0.0  # what the last head's last block reads behind its row
+    softmax[num_heads * num_tokens :] = (
+        0.0  # read for queries behind the last head's last row; NaN would pass a weight of 0
+    )
     sizes = (num_tokens, max_length, *reach(window, causal, max_length), scale)
     strides = tuple(t.stride(1) for t in (grad, q, k, v))
     key, constants = key_of(q, window), {"GRAD_T": grad.stride(0), **constants_of(q, k, v)}
