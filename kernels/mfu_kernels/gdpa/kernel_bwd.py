@@ -176,7 +176,8 @@ def backward(
             grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], num_keys * num_heads * d,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),
-            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1, NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
+            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1,
+            NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
             DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
         )  # fmt: skip
     if splits > 1:
