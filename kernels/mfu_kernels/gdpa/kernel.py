@@ -3,7 +3,8 @@
 Short form: keys and values of one row and head fit into shared memory. One program owns them, loads them once, and
 streams that row's queries past them in tiles. Above 128 keys they are held as two halves, one after the other, so that
 scores of one half are in registers at a time.
-Long form: a program owns one tile of queries and its sum in registers, and streams keys and values.
+Long form: a program owns one tile of queries and its sum in registers, and streams keys and values. Two programs fit a
+multiprocessor, but every tile of queries reads them again from L2; at 256 keys either may win.
 
 Rows' strides are constants: addresses that a thread would keep in registers make the large tiles spill.
 Queries beyond a row's end and keys beyond n_kv are loaded as zeros; act(0) = 0 makes their weights zero.
@@ -33,28 +34,21 @@ def _attend(queries, keys, values, total, scale, ACTIVATION: tl.constexpr, FAST:
 
 
 @triton.jit
-def gdpa_fwd_short_kernel(
-    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, splits, q_head, k_strides, v_strides,
+def _keys_at_hand(
+    q, k, v, out, scale, length, num_keys, first_tile, splits,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, OUT_ROW: tl.constexpr,
-    ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
-    TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, HALVES: tl.constexpr,
+    KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One row and head, or every ``splits``-th tile of its queries, with HALVES blocks of KEYS keys at hand."""
+    """Every ``splits``-th tile of queries against HALVES blocks of KEYS keys, loaded once."""
     FAST: tl.constexpr = q.dtype.element_ty != tl.float32
-    program = tl.program_id(0) // splits
-    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
-    start, length = row_of(offsets, row)
-    q += start * Q_ROW + head * q_head
-    out += start * OUT_ROW + head * DIM
-    k += row * k_strides[0] + head * k_strides[1]
-    v += row * v_strides[0] + head * v_strides[1]
     block = tl.arange(0, KEYS)
     keys = load_tile(k, block, K_ROW, num_keys, DIM, WIDTH)
     values = load_tile(v, block, V_ROW, num_keys, DIM, WIDTH)
     if HALVES == 2:
         more_keys = load_tile(k, KEYS + block, K_ROW, num_keys, DIM, WIDTH)
         more_values = load_tile(v, KEYS + block, V_ROW, num_keys, DIM, WIDTH)
-    for first in range(tl.program_id(0) % splits * TILE, length, splits * TILE):
+    for first in range(first_tile * TILE, length, splits * TILE):
         rows = first + tl.arange(0, TILE)
         queries = load_tile(q, rows, Q_ROW, length, DIM, WIDTH)
         total = tl.zeros([TILE, WIDTH], tl.float32)
@@ -65,24 +59,13 @@ def gdpa_fwd_short_kernel(
 
 
 @triton.jit
-def gdpa_fwd_long_kernel(
-    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, max_length, q_head, k_strides, v_strides,
+def _queries_at_hand(
+    q, k, v, out, scale, length, num_keys, first,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, OUT_ROW: tl.constexpr,
     ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one row and head against blocks of KEYS keys; neighbours share keys and values in L2."""
+    """One tile of queries against blocks of KEYS keys; neighbours share keys and values in L2."""
     FAST: tl.constexpr = q.dtype.element_ty != tl.float32
-    tiles = tl.cdiv(max_length, TILE)
-    program = tl.program_id(0) // tiles
-    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
-    start, length = row_of(offsets, row)
-    first = tl.program_id(0) % tiles * TILE
-    if first >= length:
-        return
-    q += start * Q_ROW + head * q_head
-    out += start * OUT_ROW + head * DIM
-    k += row * k_strides[0] + head * k_strides[1]
-    v += row * v_strides[0] + head * v_strides[1]
     rows = first + tl.arange(0, TILE)
     queries = load_tile(q, rows, Q_ROW, length, DIM, WIDTH)
     total = tl.zeros([TILE, WIDTH], tl.float32)
@@ -94,37 +77,81 @@ def gdpa_fwd_long_kernel(
     store_tile(out, rows, OUT_ROW, length, total, DIM, WIDTH)
 
 
-def _short_configs(key: MetaParameters) -> Sequence[triton.Config]:
+@triton.jit
+def gdpa_fwd_kernel(
+    q, k, v, offsets, out, scale, num_keys, first_head, num_heads, max_length, splits, q_head, k_strides, v_strides,
+    Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, OUT_ROW: tl.constexpr,
+    ACTIVATION: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    HALVES: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One row and head, or one of ``splits`` shares of its queries; of HALVES = 0, the long form, one tile of them."""
+    if HALVES == 0:
+        splits = tl.cdiv(max_length, TILE)
+    share, program = tl.program_id(0) % splits, tl.program_id(0) // splits
+    row, head = (program // num_heads).to(tl.int64), first_head + program % num_heads
+    start, length = row_of(offsets, row)
+    q += start * Q_ROW + head * q_head
+    out += start * OUT_ROW + head * DIM
+    k += row * k_strides[0] + head * k_strides[1]
+    v += row * v_strides[0] + head * v_strides[1]
+    if HALVES > 0:
+        _keys_at_hand(
+            q, k, v, out, scale, length, num_keys, share, splits,
+            Q_ROW, K_ROW, V_ROW, OUT_ROW, ACTIVATION, DIM, WIDTH, HALVES, KEYS, TILE,
+        )  # fmt: skip
+    elif share * TILE < length:
+        _queries_at_hand(
+            q, k, v, out, scale, length, num_keys, share * TILE,
+            Q_ROW, K_ROW, V_ROW, OUT_ROW, ACTIVATION, DIM, WIDTH, KEYS, TILE,
+        )  # fmt: skip
+
+
+def _short_configs(key: MetaParameters) -> list[triton.Config]:
+    """With keys and values at hand: at 16 bits up to 256 keys of d = 128, which take 128 KiB."""
+    keys, d = int(key["keys"]), int(key["d"])
     if key["bytes"] == 4:
-        return [config(num_warps=4, num_stages=1, TILE=tile) for tile in (32, 16)]
-    tiles = [(64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3)]
-    if int(key["d"]) * int(key["keys"]) > 16_384:
+        tiles = [(32, 4, 1), (16, 4, 1)] if d * keys <= 2048 else []
+    elif keys > 256 or d * keys > 32_768:
+        tiles = []
+    elif d * keys > 16_384:
         # Two warpgroups: one multiplies while the other is at its activation. Two stages are for more than an sm_80
         # has: 224 KiB (sm_90: 212 registers, without the second stage 208).
         tiles = [(128, 8, 1), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
-    return [config(num_warps=warps, num_stages=stages, TILE=tile) for tile, warps, stages in tiles]
-
-
-def _long_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    if key["bytes"] == 4:
-        return [config(num_warps=4, num_stages=1, TILE=32, KEYS=keys) for keys in (32, 16)]
+    else:
+        tiles = [(64, 4, 2), (64, 4, 3), (128, 8, 2), (128, 8, 3), (128, 4, 2)]
+        if keys <= 64:  # little work a tile: the third stage pays (measured on an H200)
+            tiles[:2] = tiles[1::-1]
+    halves = 2 if keys > 128 else 1
     return [
-        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=keys)
-        for tile, keys, warps, stages in ((128, 64, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 4, 3))
-        if int(key["d"]) * 2 * (tile + 2 * stages * keys) <= SHARED
+        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=keys // halves, HALVES=halves)
+        for tile, warps, stages in tiles
     ]
 
 
-SHARED = 166_912  # bytes a program may have on sm_80, the least of the targets
-SHORT = Kernel(gdpa_fwd_short_kernel, _short_configs)
-LONG = Kernel(gdpa_fwd_long_kernel, _long_configs)
-
-
-def _is_short(key: MetaParameters) -> bool:
-    """Whether keys and values stay at hand: at 16 bits up to 256 keys of d = 128, which take 128 KiB."""
+def _long_configs(key: MetaParameters) -> list[triton.Config]:
+    keys, d = int(key["keys"]), int(key["d"])
     if key["bytes"] == 4:
-        return int(key["d"]) * int(key["keys"]) <= 2048
-    return int(key["keys"]) <= 256 and int(key["d"]) * int(key["keys"]) <= 32_768
+        tiles = [(32, 32, 4, 1), (32, 16, 4, 1)]
+    elif keys <= 128 and d <= 128:
+        tiles = []
+    else:
+        tiles = [(128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 32, 8, 3)]
+        tiles += [(64, 32, 4, 3), (64, 128, 4, 2)]
+    return [
+        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size, HALVES=0)
+        for tile, size, warps, stages in tiles
+        if d * int(key["bytes"]) * (tile + 2 * stages * size) <= SHARED
+    ]
+
+
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """The short form first, where it is possible; at 256 keys of 16 bits a measurement may choose the long one."""
+    short = _short_configs(key)
+    return short if short and key["bytes"] == 4 else short + _long_configs(key)
+
+
+SHARED = 166_912  # bytes a program may have on sm_80, the least of the targets
+FORWARD = Kernel(gdpa_fwd_kernel, _configs)
 
 
 def forward(
@@ -140,19 +167,12 @@ def forward(
     steps = {"Q_ROW": q.stride(0), "K_ROW": k.stride(1), "V_ROW": v.stride(1), "OUT_ROW": out.stride(0)}
     for first, heads, name in runs_of_heads(activation):
         constants = {"ACTIVATION": name, "DIM": q.shape[2], "WIDTH": key["d"], **steps}
-        programs = num_rows * heads
-        if _is_short(key):
-            halves = 2 if int(key["keys"]) > 128 else 1
-            splits = num_splits(programs, max_length, q.device)
-            SHORT.launch(
-                lambda _, n=programs * splits: (n,), q.device,
-                q, k, v, offsets, out, scale, num_keys, first, heads, splits, *strides,
-                key=key, KEYS=int(key["keys"]) // halves, HALVES=halves, **constants,
-            )  # fmt: skip
-        else:
-            LONG.launch(
-                lambda c, n=programs: (n * triton.cdiv(max_length, c["TILE"]),), q.device,
-                q, k, v, offsets, out, scale, num_keys, first, heads, max_length, *strides,
-                key=key, **constants,
-            )  # fmt: skip
+        splits = num_splits(num_rows * heads, max_length, q.device)
+        FORWARD.launch(
+            lambda c, n=num_rows * heads, splits=splits: (
+                n * (splits if c["HALVES"] else triton.cdiv(max_length, c["TILE"])),
+            ),
+            q.device, q, k, v, offsets, out, scale, num_keys, first, heads, max_length, splits, *strides,
+            key=key, **constants,
+        )  # fmt: skip
     return out

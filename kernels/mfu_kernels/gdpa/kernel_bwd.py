@@ -10,7 +10,8 @@ itself and recently, so it is found in L2, and every second walk goes backwards 
 products fewer than separate kernels for dq and for dk and dv. Above MAX_ROUNDED_KEYS keys, dq is summed in fp32 and
 rounded once. Where dq is not wanted, each block of keys has a program of its own.
 
-On sm_90 the default holds 252 to 255 registers at 128 keys a block and spills none; tiles of 32 queries take less.
+On sm_90 the default holds 252 to 255 registers at 128 keys a block and spills none. Where 64 keys a block cost no dq,
+programs of 4 warps are better: two or three fit a multiprocessor, and one multiplies during another's activation.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _bwd_outputs
+from .kernel import SHARED
 from .tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
 
 MAX_ROUNDED_KEYS = 1024
@@ -126,13 +128,27 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     keys, d = int(key["keys"]), int(key["d"])
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
+    few = min(keys, 64)  # on 8 warps, both warpgroups would do the same
+    small = [(few, 32, 4, 3), (few, 32, 4, 2), (few, 64, 4, 2), (few, 64, 4, 3)]
+    large = [(128, tile, 8, stages) for tile in (64, 32) for stages in (3, 2)]
     if d > 128:
-        tiles = [(min(keys, 64), 32, 8, 2), (min(keys, 64), 32, 8, 1)]
+        tiles = [(few, 32, 8, 2), (few, 32, 8, 1)]
+    elif keys <= 64:
+        tiles = small
+    elif d <= 64 and not key["dq"]:
+        tiles = small + large
     else:
-        most, few = min(keys, 128), min(keys, 64)
-        tiles = [(most, tile, 8, stages) for stages in (2, 3) for tile in (64, 32)]
-        tiles += [(few, 32, 4, 2), (few, 32, 4, 3)]
-    return [config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size) for size, tile, warps, stages in tiles]
+        tiles = large + small
+    configs = [config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size) for size, tile, warps, stages in tiles]
+    return sorted(configs, key=lambda c: _shared_bytes(c, key) > SHARED)  # those that do not fit everywhere last
+
+
+def _shared_bytes(c: triton.Config, key: MetaParameters) -> int:
+    """What a program holds at 16 bits: keys, values, stages of queries and their gradients; for dq, ds, and dq as it
+    was if there are several walks."""
+    size, tile, d = c.kwargs["KEYS"], c.kwargs["TILE"], int(key["d"])
+    for_dq = tile * (size + d * (int(key["keys"]) > size)) if key["dq"] else 0
+    return 2 * (2 * d * (size + c.num_stages * tile) + for_dq)
 
 
 BACKWARD = Kernel(gdpa_bwd_kernel, _configs)
@@ -147,7 +163,7 @@ def backward(
     if not q.shape[0]:
         return dq, dk.zero_(), dv.zero_()
     grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
-    key, (num_rows, num_keys, num_heads, d) = key_of(q, k), k.shape
+    key, (num_rows, num_keys, num_heads, d) = {**key_of(q, k), "dq": needs[0]}, k.shape
     splits = num_splits(num_rows * num_heads, max_length, q.device)
     sum_q = dq.float() if num_keys > MAX_ROUNDED_KEYS else dq
     shares = [
@@ -160,7 +176,8 @@ def backward(
             grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], num_keys * num_heads * d,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),
-            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1, NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
+            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1,
+            NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
             DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
         )  # fmt: skip
     if splits > 1:

@@ -121,10 +121,10 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     large, small = (128, 32, 8, 3), (64, 32, 4, 3)
     if int(key["d"]) == 256:
         tiles = [(64, 64, 8, 2), (64, 32, 8, 2)]
-    elif int(key["keys"]) > 128:
-        tiles = [large, small, (128, 64, 8, 2), (64, 64, 4, 2)]
     else:
-        tiles = [small, large, (64, 64, 4, 2), (128, 64, 8, 2)]
+        first = [large, small] if int(key["keys"]) > 128 else [small, large]
+        tiles = [*first, (64, 64, 4, 2), (128, 64, 8, 2), (64, 64, 4, 3), (128, 64, 8, 3)]
+        tiles += [(64, 128, 4, 2), (128, 128, 8, 2)]
     return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
 
 

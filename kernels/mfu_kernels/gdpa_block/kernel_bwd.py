@@ -117,14 +117,24 @@ def gdpa_block_bwd_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The default does not spill on sm_90 with heads of 128 (254 registers); 64 events and as many keys do."""
+    """The default does not spill on sm_90 with heads of 128 (253 registers); 64 events and as many keys do.
+
+    With heads of 64 two programs of 4 warps fit a multiprocessor (241 registers), three with blocks of 32 keys (156) or
+    with 168 registers: one program's passes over memory take place during another's products.
+    """
     if key["bytes"] == 4:
         return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
     if int(key["d"]) == 256:
         tiles = [(64, 16, 8, 2)]
     else:
-        tiles = [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3), (64, 32, 4, 3), (64, 32, 4, 2)]
-    return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
+        large = [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3)]
+        small = [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3)]
+        more = [(64, 128, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2)]
+        tiles = [*small, *large, *more] if int(key["d"]) <= 64 else [*large, *small]
+    configs = [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
+    if int(key["d"]) == 64:
+        configs.append(config(num_warps=4, num_stages=2, BLOCK=64, KEYS=64, maxnreg=168))
+    return configs
 
 
 BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
