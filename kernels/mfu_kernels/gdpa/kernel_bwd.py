@@ -146,9 +146,9 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _shared_bytes(c: triton.Config, key: MetaParameters) -> int:
     """What a program holds at 16 bits: keys, values, stages of queries and their gradients; for dq, ds, and dq as it
     was if there are several walks."""
-    size, tile, d = c.kwargs["KEYS"], c.kwargs["TILE"], int(key["d"])
+    size, tile, d = int(c.kwargs["KEYS"]), int(c.kwargs["TILE"]), int(key["d"])
     for_dq = tile * (size + d * (int(key["keys"]) > size)) if key["dq"] else 0
-    return 2 * (2 * d * (size + c.num_stages * tile) + for_dq)
+    return int(2 * (2 * d * (size + c.num_stages * tile) + for_dq))
 
 
 BACKWARD = Kernel(gdpa_bwd_kernel, _configs)

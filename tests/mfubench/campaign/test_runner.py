@@ -153,14 +153,16 @@ def test_an_interrupt_ends_what_runs_and_writes_nothing_of_it(store: Store) -> N
     assert store.results("contract") == [] and monotonic() - start < 40
 
 
-def test_an_op_is_proved_by_all_parts_of_its_contract(store: Store) -> None:
-    def part(op: str, index: int, failed: int, status: str = DONE) -> None:
-        document = {"ops": [{"op": op, "failed": failed}]} if status == DONE else None
+def test_an_op_is_proved_by_all_parts_of_its_contract_in_the_dtype_that_is_timed(store: Store) -> None:
+    def part(op: str, index: int, *failed: str, status: str = DONE) -> None:
+        failures = [{"case": {"dtype": dtype}} for dtype in failed]
+        document = {"ops": [{"op": op, "failed": len(failures), "failures": failures}]} if status == DONE else None
         store.write(Task("contract", f"{op}-{index}", {"op": op, "part": index, "parts": 2}), status, None, document)
 
     for index in range(2):
-        part("gdpa", index, failed=0)
-        part("rms_norm", index, failed=index)
-        part("layer_norm", index, failed=0, status=(DONE, FAILED)[index])
-    part("seed_pooling", 0, failed=0)
-    assert proved(store) == ["gdpa"]
+        part("gdpa", index)
+        part("gdpa_block", index, *["fp32"] * index)
+        part("rms_norm", index, *["bf16"] * index)
+        part("layer_norm", index, status=(DONE, FAILED)[index])
+    part("seed_pooling", 0)
+    assert proved(store) == ["gdpa", "gdpa_block"]
