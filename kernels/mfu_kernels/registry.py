@@ -13,6 +13,7 @@ import torch
 from . import cost as _cost
 from .cost import OpClass, OpCost
 from .errors import UnsupportedImpl
+from .limits import DTYPES, MAX_ROW_WIDTH
 from .modes import compiling_ahead
 
 Impl = Literal["auto", "reference", "triton"]
@@ -25,7 +26,8 @@ class Op:
     """One mathematical operation. ``cost`` takes the implementation's arguments and ``impl`` by keyword.
 
     ``proved_natively``: `mfubench kernels check` has passed on a GPU. Until then ``auto`` stays with the reference: an
-    interpreter proves what a kernel says, not what a compiler makes of it.
+    interpreter proves what a kernel says, not what a compiler makes of it. ``widths``: the least and the largest last
+    dimension that the kernels take.
     """
 
     name: str
@@ -33,9 +35,10 @@ class Op:
     cost: Callable[..., OpCost]
     implementations: Mapping[str, Callable[..., torch.Tensor]]
     proved_natively: bool = False
+    widths: tuple[int, int] = (1, MAX_ROW_WIDTH)
 
-    def choose(self, impl: str, device: torch.device) -> str:
-        """The implementation that ``impl`` means for this op on ``device``.
+    def choose(self, impl: str, device: torch.device, *args: Any) -> str:
+        """The implementation that ``impl`` means for this op on ``device``, and with these arguments.
 
         Raises:
             UnsupportedImpl: an unknown name, or an implementation that this op does not have or cannot run there.
@@ -46,7 +49,7 @@ class Op:
         if impl == "auto":
             capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
             proved = self.proved_natively and "triton" in self.implementations
-            return "triton" if capable and proved else "reference"
+            return "triton" if capable and proved and self._takes(args) else "reference"
         if impl not in self.implementations:
             have = ", ".join(sorted(self.implementations))
             raise UnsupportedImpl(f"{self.name} has no impl={impl!r} yet; it has: {have}; or use impl='auto'")
@@ -54,9 +57,17 @@ class Op:
             _check_triton_runs(self.name, device)
         return impl
 
+    def _takes(self, args: tuple[Any, ...]) -> bool:
+        """Whether kernels are made for these dtypes, and the widths of those with as many dimensions as the first."""
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
+        least, most = self.widths
+        return all(tensor.dtype in DTYPES for tensor in tensors) and all(
+            least <= tensor.shape[-1] <= most for tensor in tensors if tensor.ndim == tensors[0].ndim
+        )
+
     def run(self, impl: str, device: torch.device, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the chosen implementation and tell the observing pass, if there is one."""
-        chosen = self.choose(impl, device)
+        chosen = self.choose(impl, device, *args)
         function = self.implementations[chosen]
         observer = _cost.current_observer()
         if observer is None:

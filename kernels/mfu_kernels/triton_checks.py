@@ -1,15 +1,11 @@
 """What every triton implementation asks of its inputs before any launch."""
 
-import torch
 from torch import Tensor
 
 from .checks import invalid
 from .errors import UnsupportedImpl
+from .limits import DTYPES, MAX_HEAD_DIM, MAX_ROW_WIDTH, MIN_HEAD_DIM
 from .precision import matmul_dtype
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
-MAX_ROW_WIDTH = 16_384
 
 
 def check_dtypes(op: str, **arguments: Tensor | None) -> None:

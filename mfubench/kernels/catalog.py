@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mfu_kernels import OPS
 from mfu_kernels.examples import Examples
+from mfu_kernels.limits import DTYPES
 from mfu_kernels.lock import committed
-from mfu_kernels.triton_checks import DTYPES
 from mfubench.errors import BadInput
 
 from .targets import TARGETS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, layer_norm, rms_norm
-from mfu_kernels.triton_checks import MAX_ROW_WIDTH
+from mfu_kernels.limits import MAX_ROW_WIDTH
 from tests.kernels.running import COMPILES, RUNS_KERNELS, draw, output_and_gradients
 
 pytestmark = RUNS_KERNELS

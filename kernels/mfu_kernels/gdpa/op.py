@@ -7,13 +7,21 @@ from torch import Tensor
 from mfu_kernels.activations import activation_per_head
 from mfu_kernels.checks import check_matmul_dtypes, check_shapes
 from mfu_kernels.jagged import check_offsets, host_max_length
+from mfu_kernels.limits import HEAD_DIMS
 from mfu_kernels.registry import Impl, Op
 
 from .boundary import gdpa_triton
 from .cost import gdpa_cost
 from .reference import gdpa_reference
 
-OP = Op("gdpa", "attention", gdpa_cost, {"reference": gdpa_reference, "triton": gdpa_triton})
+OP = Op(
+    "gdpa",
+    "attention",
+    gdpa_cost,
+    {"reference": gdpa_reference, "triton": gdpa_triton},
+    proved_natively=True,
+    widths=HEAD_DIMS,
+)
 
 
 def gdpa(

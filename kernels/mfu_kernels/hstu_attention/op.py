@@ -4,6 +4,7 @@ from torch import Tensor
 
 from mfu_kernels.checks import check_floating, check_matmul_dtypes, check_shapes, invalid
 from mfu_kernels.jagged import check_offsets, host_max_length
+from mfu_kernels.limits import HEAD_DIMS
 from mfu_kernels.registry import Impl, Op
 
 from .boundary import hstu_attention_triton
@@ -15,6 +16,8 @@ OP = Op(
     "attention",
     hstu_attention_cost,
     {"reference": hstu_attention_reference, "triton": hstu_attention_triton},
+    proved_natively=True,
+    widths=HEAD_DIMS,
 )
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from mfu_kernels.checks import check_floating, check_shapes, invalid
+from mfu_kernels.limits import HEAD_DIMS
 from mfu_kernels.registry import Impl, Op
 
 from .boundary import rotary_time_triton
@@ -14,6 +15,8 @@ OP = Op(
     "elementwise",
     rotary_time_cost,
     {"reference": rotary_time_reference, "triton": rotary_time_triton},
+    proved_natively=True,
+    widths=HEAD_DIMS,
 )
 
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from mfu_kernels.checks import check_matmul_dtypes, check_shapes
 from mfu_kernels.jagged import check_offsets, host_max_length
+from mfu_kernels.limits import HEAD_DIMS
 from mfu_kernels.registry import Impl, Op
 
 from .boundary import seed_pooling_triton
@@ -11,7 +12,12 @@ from .cost import seed_pooling_cost
 from .reference import seed_pooling_reference
 
 OP = Op(
-    "seed_pooling", "attention", seed_pooling_cost, {"reference": seed_pooling_reference, "triton": seed_pooling_triton}
+    "seed_pooling",
+    "attention",
+    seed_pooling_cost,
+    {"reference": seed_pooling_reference, "triton": seed_pooling_triton},
+    proved_natively=True,
+    widths=HEAD_DIMS,
 )
 
 

@@ -14,6 +14,7 @@ OP = Op(
     "gemm",
     sum_kron_linear_cost,
     {"reference": sum_kron_linear_reference, "triton": sum_kron_linear_triton},
+    proved_natively=True,
 )
 
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from mfu_kernels.checks import check_matmul_dtypes, check_shapes, invalid
 from mfu_kernels.jagged import check_offsets, host_max_length
+from mfu_kernels.limits import HEAD_DIMS
 from mfu_kernels.registry import Impl, Op
 from mfu_kernels.rotary_time.op import check_angles
 
@@ -16,6 +17,8 @@ OP = Op(
     "attention",
     window_attention_cost,
     {"reference": window_attention_reference, "triton": window_attention_triton},
+    proved_natively=True,
+    widths=HEAD_DIMS,
 )
 
 
