@@ -1,7 +1,6 @@
 """Every swap changes what it says and nothing else; undone, in reverse, the model computes bit for bit what it did."""
 
 import copy
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,29 +28,11 @@ from mfubench.optimize.changes import (
 )
 from mfubench.optimize.numbers import results
 from mfubench.workload.spec import WorkloadSpec
+from tests.mfubench.optimize.conftest import STAND_IN
 from tests.mfubench.optimize.small_model import SmallRanker
 from tests.mfubench.optimize.small_model import build as build_small
 
 SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=4, steps=2, device="cpu")
-STAND_IN = "triton"
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Every op has a kernel that counts its calls and gives its reference's result, a rounding error apart."""
-    calls: dict[str, int] = {}
-
-    def counting(name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def kernel(*args: Any, **kwargs: Any) -> Tensor:
-            calls[name] = calls.get(name, 0) + 1
-            return reference(*args, **kwargs) * (1 + 2.0**-20)
-
-        return kernel
-
-    for name, op in OPS.items():
-        monkeypatch.setitem(op.implementations, STAND_IN, counting(name, op.implementations["reference"]))  # type: ignore[arg-type]
-    monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
-    return calls
 
 
 def numbers(workload: Any) -> dict[str, Tensor]:
@@ -226,22 +207,6 @@ def test_an_optimizer_of_row_sparse_gradients_is_left_alone() -> None:
 
 
 # Compilers --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """A backend that runs the captured graphs as they are, and notes them."""
-    graphs: list[Any] = []
-
-    def backend(graph: Any, _inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, **options | {"backend": backend}))
-    torch.compiler.reset()
-    yield graphs
-    torch.compiler.reset()
 
 
 def test_blocks_of_a_class_are_compiled_and_undone(
