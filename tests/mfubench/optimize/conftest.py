@@ -13,6 +13,12 @@ STAND_IN = "triton"
 
 
 @pytest.fixture
+def sparse_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoo's tables have row-sparse gradients, as large ones do, whatever their size."""
+    monkeypatch.setattr("mfu_models.common.embedding.MAX_DENSE_ROWS", 0)
+
+
+@pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Every op has a kernel that counts its calls and gives its reference's result, a rounding error apart."""
     calls: dict[str, int] = {}

@@ -161,6 +161,7 @@ def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]])
     assert torch.equal(outputs(model, batch), before) and attention(x, x, x)[1] is not None
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's default, which it wants said aloud
 def test_sparse_gradients_only_where_the_optimizer_takes_them() -> None:
     model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 1))
     ids = torch.tensor([[1, 2], [2, 5]])
@@ -200,7 +201,7 @@ def test_a_looping_optimizer_updates_together(how: str, kind: Any) -> None:
         assert swap.looping_optimizers(model, [optimizer], how) == []
 
 
-def test_an_optimizer_of_row_sparse_gradients_is_left_alone() -> None:
+def test_an_optimizer_of_row_sparse_gradients_is_left_alone(sparse_tables: None) -> None:
     workload = build(SPEC).workload
     assert [type(o).__name__ for o in workload.optimizers] == ["AdamW", "Adagrad"]
     assert swap.looping_optimizers(workload.module, workload.optimizers, "fused") == []
@@ -223,12 +224,13 @@ def test_blocks_of_a_class_are_compiled_and_undone(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
-def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any]) -> None:
+def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any], sparse_tables: None) -> None:
     workload = build(SPEC).workload
     before = numbers(workload)
     undo = swap.compile_region(workload.module, swap.MODEL, dynamic=True)
     during = numbers(workload)
     assert quick_compiler and during.keys() == before.keys()
+    assert any(gradient.is_sparse for gradient in during.values())
     undo()
     assert same(before, numbers(workload))
 
@@ -256,6 +258,7 @@ def test_changes_of_a_workload_are_in_its_description() -> None:
     built = build(SPEC, EVERY)
     w = built.workload
     assert (w.dtype, w.num_samples, w.description["batch_size"]) == ("bf16", [6, 6], 6)
+    assert w.may_be_compiled and not build(SPEC).workload.may_be_compiled  # a profile looks for compiled kernels
     assert w.description["compile"] == "Block" and w.description["impl"] == "auto,layer_norm=reference"
     assert w.description["changes"] == [change.title for change in EVERY]
     assert w.description["data_hash"] != build(SPEC, [UseBatchSize(6)]).workload.description["data_hash"]
