@@ -17,6 +17,7 @@ from mfubench.optimize.tasks import identify, take_stock
 from mfubench.run import read_run
 from tests.mfubench.cli.test_commands import interrupted, run
 
+pytestmark = pytest.mark.usefixtures("children_of_one_thread")
 OP = "sum_kron_linear"  # the quickest of kunlun's under the interpreter
 
 
@@ -35,7 +36,10 @@ def only_op(task: Any, argument: Any, **limits: Any) -> Any:
 
 @pytest.mark.skipif(not interpreting(), reason="an interpreted kernel's way; on a GPU it is compiled, and timed")
 def test_a_kernel_is_swapped_in_checked_written_and_profiled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calibrated: Calibration
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fixed_calibration: Calibration,  # of this process, which profiles with the recipe
 ) -> None:
     search_with(monkeypatch, only_op)
     tiny = ("kunlun", "--size", "tiny", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--quiet", "--json")
@@ -57,7 +61,7 @@ def test_a_kernel_is_swapped_in_checked_written_and_profiled(
 
 
 def test_an_interrupted_search_goes_on_with_the_same_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calibrated: Calibration
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing compiles in the time that it gets, so that the first trial ends soon, refused."""
     command = ("optimize", "dlrm", "--size", "tiny", "--batch-size", "8", "--steps", "2", "--mode", "infer")

@@ -16,7 +16,7 @@ from mfubench.optimize.trial import arms_of
 from mfubench.workload.spec import WorkloadSpec
 
 FILE = Path(__file__).with_name("recorded_noise.json")
-SPEC = WorkloadSpec("kunlun", size="tiny", device="cpu", batch_size=16)
+SPEC = WorkloadSpec("dlrm", size="tiny", device="cpu", batch_size=16)
 PROCESSES, BLOCKS = 6, 160
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     """Record and write."""
     recorded = [run_isolated(record, SPEC, limit_s=600) for _ in range(PROCESSES)]
     known = {key: recorded[0][0][key] for key in ("date", "cpu", "cpu_cores", "torch", "torch_threads", "os")}
-    document = {"workload": "kunlun tiny, 16 requests, train, fp32", "environment": known}
+    document = {"workload": "dlrm tiny, 16 requests, train, fp32", "environment": known}
     rows = ",\n".join(json.dumps(blocks, separators=(",", ":")) for _, blocks in recorded)
     FILE.write_text(json.dumps(document)[:-1] + ', "microseconds": [\n' + rows + "\n]}\n")
 

@@ -12,7 +12,6 @@ import pytest
 from torch import Tensor, nn
 
 from mfu_kernels import OPS
-from mfubench.measure.calibrate import Calibration
 from mfubench.optimize.document import Optimization
 from mfubench.optimize.isolated import GaveUp, run_isolated
 from mfubench.optimize.log import FILE
@@ -90,7 +89,7 @@ def run(task: Any, argument: Any, **limits: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory, calibrated: Calibration) -> tuple[Optimization, Path]:
+def search(tmp_path_factory: pytest.TempPathFactory, children_of_one_thread: None) -> tuple[Optimization, Path]:
     """The search and its folder."""
     out = tmp_path_factory.mktemp("seeded")
     return optimize(Plan(SPEC, out, compile_s=COMPILE_S), run=run), out
