@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tests/mfubench/optimize/record_noise.py
 
 Two copies of one workload are timed in blocks ABBA, in several processes one after the other. What it writes,
-recorded_noise.json, holds each step in microseconds, [process][arm][block][2], and on what it was recorded. Several threads that wait for
-each other where others work too make a noise in which no gain below 1.6 is seen.
+recorded_noise.json, holds each step in microseconds, [process][arm][block][2], and on what it was recorded. One thread:
+on a busy machine several wait for each other, and a step varies fourfold, which hides most gains.
 """
 
 import json
