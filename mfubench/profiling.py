@@ -105,7 +105,7 @@ def profile_workload(
     with compiled(workload) as (module, compilation):
         if compilation is not None:
             progress("compiling", 0.15)
-            with _told_as_input(workload, "the compiled step failed; --compile none runs it eagerly"):
+            with _told_as_input(workload, "the compiled step failed; --compile none, and no recipe, runs it eagerly"):
                 for index in range(len(workload.inputs)):
                     run_step(workload, index, module=module)
         timings, nvml = _timing_pass(workload, module, progress)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
-from .changes import Change, Undo
+from .changes import Change, Compile, Undo
 from .swap import together
 
 
@@ -40,6 +40,7 @@ def change_module(workload: Workload, changes: Sequence[Change]) -> Undo:
         change.rebatch(workload)
         undos.append(change.swap(workload.module, workload.optimizers))
         change.describe(workload.description)
+        workload.may_be_compiled |= isinstance(change, Compile)
     if changes:
         workload.description["changes"] = [change.title for change in changes]
     return together(undos)

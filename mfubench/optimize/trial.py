@@ -154,9 +154,11 @@ class _Checked:
         self.request, self.tell = request, tell
         self.changes = list(added(request.kept, request.change))
         fixed = any(isinstance(change, Compile) and not change.dynamic for change in self.changes)
-        self.spec = replace(request.spec, steps=NUM_ROTATED)
+        self.spec = self.trained = replace(request.spec, steps=NUM_ROTATED)
         if not fixed:  # a compiled region would be compiled for other shapes again
             self.spec = replace(self.spec, batch_size=CHECKED_REQUESTS)
+            asked = request.spec.batch_size or CHECKED_REQUESTS
+            self.trained = replace(self.spec, batch_size=min(asked, CHECKED_REQUESTS))
         # The batch's size and order are no part of what a model computes.
         self.changes = [c for c in self.changes if not isinstance(c, (UseBatchSize, BucketByLength))]
 
@@ -192,7 +194,7 @@ class _Checked:
             notes.append("losses: not checked, the mode is infer")
             return None
         self.tell(LOSSES)
-        original, changed = build(self.spec).workload, build(self.spec, self.changes).workload
+        original, changed = build(self.trained).workload, build(self.trained, self.changes).workload
         found = check_training(original, changed)
         notes.append(str(found))
         return None if found.passed else f"wrong losses: {found}"

@@ -92,7 +92,7 @@ class Workload:
     ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``num_samples`` counts
     the requests of each input, each of ``num_candidates``, also where the model sees impressions. ``needed`` gives the
     closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
-    Such a module may be compiled by its author, in whole or in part.
+    Such a module may be compiled by its author, and any by a recipe, in whole or in part.
     """
 
     spec: WorkloadSpec

@@ -115,5 +115,7 @@ def test_a_step_that_does_not_compile_is_bad_input(
     monkeypatch.setattr(
         "mfubench.workload.compilation.compiled_module", lambda workload: torch.compile(workload.module, backend=broken)
     )
-    with pytest.raises(BadInput, match=r"compiled step failed; --compile none runs it eagerly.*no compiler here"):
+    with pytest.raises(
+        BadInput, match=r"compiled step failed; --compile none, and no recipe, runs it eagerly.*no compiler here"
+    ):
         profile_workload(workload_of(zoo, Net(), compile="model"))

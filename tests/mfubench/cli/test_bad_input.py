@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from mfubench.cli import main
+from mfubench.measure.calibrate import Calibration
+from mfubench.optimize.changes import Change, Compile, UseImpl
+from mfubench.optimize.recipe import Kept, Recipe, architecture
 from mfubench.timeout import time_limit
+from mfubench.workload.spec import Workload
 from tests.mfubench.report.factory import a_run
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -260,6 +264,107 @@ def test_ablate_leaves_another_ablation_alone(invoke: Invoke, tmp_path: Path) ->
     result = invoke("ablate", "kunlun", "--size", "tiny", "--device", "cpu", "--out", str(tmp_path))
     refused(result, "ablation.json", "no ablation of this release", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
+
+
+OPTIMIZE = {
+    "unknown model": (["nope"], ["nope", "kunlun"]),
+    "unknown size": (["kunlun", "--size", "huge"], ["huge", "tiny", "xxl"]),
+    "unknown judge": (["kunlun", "--judge", "taste"], ["--judge", "taste", "time, numbers"]),
+    "no budget": (["kunlun", "--budget", "0m"], ["--budget 0m", "90s, 9m, 2h"]),
+    "a budget without a unit": (["kunlun", "--budget", "9"], ["--budget 9", "90s, 9m, 2h"]),
+    "a budget in words": (["kunlun", "--compile-budget", "soon"], ["--compile-budget soon", "90s, 9m, 2h"]),
+    "op without a kernel": (["kunlun", "--impl", "auto,gdpa=cuda"], ["gdpa=cuda", "reference"]),
+    "no model": ([], ["MODEL"]),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMIZE)
+def test_optimize_refuses(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    arguments, mentioned = OPTIMIZE[case]
+    out = tmp_path / "out"
+    refused(invoke("optimize", *arguments, "--device", "cpu", "--quiet", "--out", str(out)), *mentioned)
+    assert not out.exists()
+
+
+def test_optimize_leaves_another_searchs_log_alone(invoke: Invoke, tmp_path: Path) -> None:
+    """One that was interrupted, of another release."""
+    log = tmp_path / "optimize.jsonl"
+    log.write_text('{"kind": "search", "schema_version": 99}\n')
+    result = invoke("optimize", "kunlun", "--size", "tiny", "--device", "cpu", "--quiet", "--out", str(tmp_path))
+    refused(result, "optimize.jsonl", "no log of this release", "another --out")
+    assert [path.name for path in tmp_path.iterdir()] == ["optimize.jsonl"]
+
+
+RECIPE = """schema_version = 1
+mfubench = "0.1.0"
+judge = "time"
+changes = [{ change = "impl", op = "rms_norm", impl = "triton" }, { change = "batch_size", batch_size = 64 }]
+model = { model = "transformer", model_hash = "abc", architecture = "def" }
+measured = {}
+"""
+RECIPES: dict[str, tuple[str | None, list[str], list[str]]] = {
+    "missing": (None, [], ["cannot read", "No such file", "`mfubench optimize`"]),
+    "empty": ("", [], ["schema_version None", "`mfubench optimize`"]),
+    "garbage": ("\x00\x01{]", [], ["is no TOML"]),
+    "another release's": (RECIPE.replace("0.1.0", "7.0.0"), [], ["mfubench '7.0.0'", "'0.1.0'"]),
+    "another model's": (RECIPE, ["--size", "tiny"], ["is for transformer (abc)", "another model, size or config"]),
+    "unknown change": (RECIPE.replace('"impl"', '"hope"'), [], ["change 'hope' is unknown", "compile"]),
+    "another batch": (RECIPE, ["--batch-size", "8"], ["--batch-size 8", "the recipe's 64"]),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_recipe_refused(case: str, invoke: Invoke, tmp_path: Path) -> None:
+    text, options, mentioned = RECIPES[case]
+    file = tmp_path / "recipe.toml"
+    if text is not None:
+        file.write_text(text)
+    arguments = ("transformer", "--device", "cpu", "--quiet", "--recipe", str(file), "--out", str(tmp_path / "out"))
+    refused(invoke("profile", *arguments, *options), *mentioned)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def own_recipe(tmp_path: Path, zoo: Callable[..., Workload]) -> Callable[..., tuple[str, ...]]:
+    """Arguments that profile a model with a recipe of its own."""
+
+    def make(model: str, *changes: Change) -> tuple[str, ...]:
+        workload = zoo(model)
+        named = {key: workload.description[key] for key in ("model", "model_hash")}
+        recipe = Recipe(
+            {**named, "architecture": architecture(workload.module)}, {}, "time", tuple(Kept(c, None) for c in changes)
+        )
+        recipe.write(tmp_path / "recipe.toml")
+        options = ("--size", "tiny", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--quiet")
+        return ("profile", model, *options, "--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out"))
+
+    return make
+
+
+def test_a_recipes_kernel_whose_package_is_missing(
+    invoke: Invoke, own_recipe: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = own_recipe("kunlun", UseImpl("layer_norm", "triton"))
+    monkeypatch.setitem(sys.modules, "triton", None)
+    refused(invoke(*arguments), "impl layer_norm=triton", "needs the package triton; install it")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # of its own parts
+def test_a_recipes_compile_that_fails(
+    invoke: Invoke,
+    own_recipe: Callable[..., tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fixed_calibration: Calibration,
+) -> None:
+    def fails(*_args: object, **_options: object) -> None:
+        raise OSError("no compiler here")
+
+    arguments = own_recipe("dlrm", Compile("model"))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fails)
+    refused(invoke(*arguments), "the compiled step failed", "no compiler here", "recipe")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -232,8 +232,8 @@ def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "profile" in capsys.readouterr().out
 
 
-def interrupted(*arguments: str, when: str) -> str:
-    """Ctrl-C once a line of progress has ``when`` in it: exit code 130 and nothing on stdout. Gives stderr."""
+def interrupted(*arguments: str, when: str, times: int = 1) -> str:
+    """Ctrl-C once ``times`` lines of progress had ``when`` in them: exit code 130, nothing on stdout. Gives stderr."""
     code = "from mfubench.cli import main; main()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -247,7 +247,8 @@ def interrupted(*arguments: str, when: str) -> str:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if when in line:
+        times -= when in line
+        if not times:
             break
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mfubench.measure.stats import bimodal, dip, median_ci
+from mfubench.measure.stats import bimodal, bootstrap_median, dip, median_ci, student_quantile
 
 
 def test_one_sample_has_no_spread():
@@ -50,6 +50,61 @@ def test_what_has_no_median_is_refused(samples):
 def test_a_level_is_a_fraction(level):
     with pytest.raises(ValueError, match="level"):
         median_ci([1.0], level=level)
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),
+    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.995, 10, 3.16927), (0.975, 15, 2.13145), (0.9995, 60, 3.4602)],
+)
+def test_students_quantiles_are_those_of_the_tables(probability, freedom, expected):
+    assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(16, 0.05), (16, 0.002), (32, 0.05), (33, 0.01)])
+def test_the_computed_bootstrap_is_what_resampling_converges_to(n, alpha):
+    """Ends are the samples at which resampled medians, drawn, leave Student's tail outside."""
+    ranks = np.arange(float(n))
+    _, low, high = bootstrap_median(ranks, alpha)
+    drawn = np.random.default_rng(0).integers(n, size=(200_000, n))
+    medians = np.partition(drawn, (n + 1) // 2 - 1, axis=1)[:, (n + 1) // 2 - 1]  # of an even number the lower one
+    t = student_quantile(1 - alpha / 2, n - 1) * np.sqrt(n / (n - 1))
+    tail = np.mean(np.random.default_rng(1).normal(size=2_000_000) < -t)
+    assert low == pytest.approx(np.quantile(medians, tail), abs=1) and high == n - 1 - low
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_few_samples_cover_the_true_median_as_often_as_promised(draw):
+    rng = np.random.default_rng(3)
+    truth = {"normal": 0.0, "exponential": np.log(2.0)}[draw]
+    for alpha, most in ((0.1, 0.11), (0.02, 0.025)):
+        intervals = [bootstrap_median(getattr(rng, draw)(size=16), alpha) for _ in range(1000)]
+        assert np.mean([not low <= truth <= high for _, low, high in intervals]) <= most
+
+
+def test_the_bootstrap_interval_turns_and_shifts_with_its_samples():
+    samples = np.random.default_rng(4).exponential(size=33)
+    median, low, high = bootstrap_median(samples)
+    assert bootstrap_median(-samples) == (-median, -high, -low)
+    assert bootstrap_median(8 * samples) == (8 * median, 8 * low, 8 * high)
+    assert {low, high} < set(samples) and low < median < high
+
+
+def test_a_smaller_alpha_is_wider_down_to_all_samples():
+    samples = list(range(16))
+    widths = [high - low for _, low, high in (bootstrap_median(samples, alpha) for alpha in (0.3, 0.05, 1e-3, 1e-12))]
+    assert widths == sorted(widths) and widths[0] < widths[1] < widths[2] and widths[3] == 15
+
+
+@pytest.mark.parametrize("samples", [[], [1.0], [[1.0, 2.0]], [1.0, float("nan")], [1.0, float("inf")]])
+def test_what_has_no_bootstrap_interval_is_refused(samples):
+    with pytest.raises(ValueError, match="two or more finite samples"):
+        bootstrap_median(samples)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.05])
+def test_an_alpha_is_a_fraction(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        bootstrap_median([1.0, 2.0], alpha)
 
 
 TWO_CLUSTERS = [10.0, 10.1, 10.2, 10.1, 10.0, 13.0, 13.1, 12.9, 13.0, 13.2]

@@ -1,9 +1,10 @@
 """Record the noise of timing a step against itself, for the replays in test_gain.py.
 
-    python tests/mfubench/optimize/record_noise.py
+    OMP_NUM_THREADS=1 python tests/mfubench/optimize/record_noise.py
 
 Two copies of one workload are timed in blocks ABBA, in several processes one after the other. What it writes,
-recorded_noise.json, holds each step in microseconds, [process][arm][block][2], and on what it was recorded.
+recorded_noise.json, holds each step in microseconds, [process][arm][block][2], and on what it was recorded. One thread:
+on a busy machine several wait for each other, and a step varies fourfold, which hides most gains.
 """
 
 import json
@@ -16,7 +17,7 @@ from mfubench.optimize.trial import arms_of
 from mfubench.workload.spec import WorkloadSpec
 
 FILE = Path(__file__).with_name("recorded_noise.json")
-SPEC = WorkloadSpec("kunlun", size="tiny", device="cpu", batch_size=16)
+SPEC = WorkloadSpec("dlrm", size="tiny", device="cpu", batch_size=16)
 PROCESSES, BLOCKS = 6, 160
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     """Record and write."""
     recorded = [run_isolated(record, SPEC, limit_s=600) for _ in range(PROCESSES)]
     known = {key: recorded[0][0][key] for key in ("date", "cpu", "cpu_cores", "torch", "torch_threads", "os")}
-    document = {"workload": "kunlun tiny, 16 requests, train, fp32", "environment": known}
+    document = {"workload": "dlrm tiny, 16 requests, train, fp32", "environment": known}
     rows = ",\n".join(json.dumps(blocks, separators=(",", ":")) for _, blocks in recorded)
     FILE.write_text(json.dumps(document)[:-1] + ', "microseconds": [\n' + rows + "\n]}\n")
 

@@ -28,7 +28,7 @@ OP = "sum_kron_linear"
 
 
 @pytest.fixture
-def original() -> Workload:
+def original(sparse_tables: None) -> Workload:
     return build(SPEC).workload
 
 

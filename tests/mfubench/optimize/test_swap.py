@@ -1,7 +1,6 @@
 """Every swap changes what it says and nothing else; undone, in reverse, the model computes bit for bit what it did."""
 
 import copy
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,29 +28,11 @@ from mfubench.optimize.changes import (
 )
 from mfubench.optimize.numbers import results
 from mfubench.workload.spec import WorkloadSpec
+from tests.mfubench.optimize.conftest import STAND_IN
 from tests.mfubench.optimize.small_model import SmallRanker
 from tests.mfubench.optimize.small_model import build as build_small
 
 SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=4, steps=2, device="cpu")
-STAND_IN = "triton"
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Every op has a kernel that counts its calls and gives its reference's result, a rounding error apart."""
-    calls: dict[str, int] = {}
-
-    def counting(name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def kernel(*args: Any, **kwargs: Any) -> Tensor:
-            calls[name] = calls.get(name, 0) + 1
-            return reference(*args, **kwargs) * (1 + 2.0**-20)
-
-        return kernel
-
-    for name, op in OPS.items():
-        monkeypatch.setitem(op.implementations, STAND_IN, counting(name, op.implementations["reference"]))  # type: ignore[arg-type]
-    monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
-    return calls
 
 
 def numbers(workload: Any) -> dict[str, Tensor]:
@@ -180,6 +161,7 @@ def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]])
     assert torch.equal(outputs(model, batch), before) and attention(x, x, x)[1] is not None
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's default, which it wants said aloud
 def test_sparse_gradients_only_where_the_optimizer_takes_them() -> None:
     model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 1))
     ids = torch.tensor([[1, 2], [2, 5]])
@@ -219,29 +201,13 @@ def test_a_looping_optimizer_updates_together(how: str, kind: Any) -> None:
         assert swap.looping_optimizers(model, [optimizer], how) == []
 
 
-def test_an_optimizer_of_row_sparse_gradients_is_left_alone() -> None:
+def test_an_optimizer_of_row_sparse_gradients_is_left_alone(sparse_tables: None) -> None:
     workload = build(SPEC).workload
     assert [type(o).__name__ for o in workload.optimizers] == ["AdamW", "Adagrad"]
     assert swap.looping_optimizers(workload.module, workload.optimizers, "fused") == []
 
 
 # Compilers --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """A backend that runs the captured graphs as they are, and notes them."""
-    graphs: list[Any] = []
-
-    def backend(graph: Any, _inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, **options | {"backend": backend}))
-    torch.compiler.reset()
-    yield graphs
-    torch.compiler.reset()
 
 
 def test_blocks_of_a_class_are_compiled_and_undone(
@@ -258,12 +224,13 @@ def test_blocks_of_a_class_are_compiled_and_undone(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
-def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any]) -> None:
+def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any], sparse_tables: None) -> None:
     workload = build(SPEC).workload
     before = numbers(workload)
     undo = swap.compile_region(workload.module, swap.MODEL, dynamic=True)
     during = numbers(workload)
     assert quick_compiler and during.keys() == before.keys()
+    assert any(gradient.is_sparse for gradient in during.values())
     undo()
     assert same(before, numbers(workload))
 
@@ -291,6 +258,7 @@ def test_changes_of_a_workload_are_in_its_description() -> None:
     built = build(SPEC, EVERY)
     w = built.workload
     assert (w.dtype, w.num_samples, w.description["batch_size"]) == ("bf16", [6, 6], 6)
+    assert w.may_be_compiled and not build(SPEC).workload.may_be_compiled  # a profile looks for compiled kernels
     assert w.description["compile"] == "Block" and w.description["impl"] == "auto,layer_norm=reference"
     assert w.description["changes"] == [change.title for change in EVERY]
     assert w.description["data_hash"] != build(SPEC, [UseBatchSize(6)]).workload.description["data_hash"]

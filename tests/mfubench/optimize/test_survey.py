@@ -1,0 +1,88 @@
+"""What is seen of a model before anything is tried: its ops, regions, optimizers and tables, by hand."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mfubench.measure.calibrate import Calibration
+from mfubench.optimize.build import build
+from mfubench.optimize.survey import Survey, look
+from mfubench.run import Run
+from mfubench.workload.spec import Workload, WorkloadSpec
+from tests.mfubench.optimize.small_model import BLOCKS, ITEMS, WIDTH
+from tests.mfubench.report.factory import a_run
+
+KUNLUN = WorkloadSpec("kunlun", size="tiny", batch_size=4, steps=4, impl="reference", device="cpu")
+SMALL = WorkloadSpec("tests.mfubench.optimize.small_model:build", batch_size=3, steps=2, device="cpu")
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch, fixed_calibration: Calibration) -> None:
+    monkeypatch.setattr("mfubench.optimize.survey.load_or_calibrate", lambda *args, **options: fixed_calibration)
+
+
+def seen(workload: Workload, run: Run | None = None) -> Survey:
+    return look(workload, run or a_run())
+
+
+@pytest.mark.usefixtures("peaks", "sparse_tables")
+def test_a_model_of_the_zoo() -> None:
+    workload = build(KUNLUN).workload
+    found = seen(workload)
+    assert (found.device, found.dtype, found.mode, found.batch_size, found.zoo) == ("cpu", "fp32", "train", 4, True)
+    ops = {"layer_norm", "rotary_time", "seed_pooling", "sum_kron_linear", "gdpa_block", "window_attention"}
+    assert found.ops.keys() == ops and {use.impl for use in found.ops.values()} == {"reference"}
+    assert found.ops["window_attention"].modules == ["towers.clicks.layers.1.attention"]
+    assert (found.ops["window_attention"].kind, found.ops["layer_norm"].kind) == ("attention", "norm")
+    names = {name for name, _ in workload.module.named_modules()}
+    for region, modules in found.regions.items():
+        assert region.startswith("mfu_models.") and set(modules) <= names
+    (towers,) = (modules for region, modules in found.regions.items() if region.endswith(".TowerLayer"))
+    assert "towers.clicks.layers.1.attention" in towers and "towers.impressions.layers.0.ffn" in towers
+    assert found.sparse_tables and not found.dense_tables and not found.attention
+    assert found.optimizers == {"fused": [], "foreach": []}  # the zoo's AdamW is fused
+    assert found.padded_share_won is not None and -0.2 < found.padded_share_won < 1
+
+
+@pytest.mark.usefixtures("peaks")
+def test_somebodys_own_model() -> None:
+    workload = build(SMALL).workload
+    run = a_run()
+    run.kernels[0] = replace(run.kernels[0], operator="aten::scaled_dot_product_attention", module="blocks.2.attention")
+    found = seen(workload, run)
+    blocks = [f"blocks.{at}" for at in range(BLOCKS)]
+    norms = sorted(f"{block}.{norm}" for block in blocks for norm in ("ffn_norm", "norm"))
+    assert found.ops["layer_norm"].modules == norms and found.ops["rms_norm"].modules == ["norm"]
+    assert found.ops["window_attention"].modules == ["blocks.2.attention"]
+    assert {use.impl for use in found.ops.values()} == {"torch"}
+    assert found.attention == [f"{block}.attention" for block in blocks] and not found.zoo
+    (region,) = (name for name in found.regions if name.endswith(".Block"))
+    assert set(blocks) <= set(found.regions[region])
+    assert found.optimizers == {"fused": ["Adam"], "foreach": ["Adam"]}
+    assert found.padded_share_won is None and not found.shapes_vary
+    numbers = sum(parameter.numel() for parameter in workload.module.parameters())
+    state = 2 * numbers + len(list(workload.module.parameters()))  # two moments of each, and a count of steps
+    assert found.update_bytes == 4 * (3 * numbers + 2 * state)
+    assert not found.dense_tables  # Adam reads whole tables
+
+
+@pytest.mark.usefixtures("peaks")
+def test_tables_that_could_have_sparse_gradients_and_odd_widths() -> None:
+    workload = build(SMALL).workload
+    workload.module.head = nn.Linear(2 * WIDTH, 5)
+    workload.loss = lambda output, batch: output.float().mean()
+    workload.optimizers = [torch.optim.Adagrad(workload.module.parameters(), foreach=False)]
+    found = seen(workload)
+    assert found.dense_tables == {"items": 4 * ITEMS * WIDTH}
+    assert found.odd_widths == [f"head [5, {2 * WIDTH}]"]
+
+
+@pytest.mark.usefixtures("peaks")
+def test_a_kernel_whose_package_is_missing_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = build(SMALL).workload
+    monkeypatch.setitem(sys.modules, "triton", None)
+    found = seen(workload)
+    assert not found.interpreted and "needs the package triton; install it" in str(found.ops["layer_norm"].blocked)
