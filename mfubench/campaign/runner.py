@@ -9,7 +9,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 START_LIMIT_S = 300.0
 READY = "ready"
+AGAIN = "again"  # a worker's answer: run it once more, with the arguments that come along
 _STARTING = Lock()  # the environment that a process starts with belongs to all threads
 LEAST_S = 5.0  # less is left of the budget: no task is begun
 Progress = Callable[[str, float], None]
@@ -69,13 +70,13 @@ def run_campaign(
 
     def take(worker: Worker, queue: "Queue[Task]") -> None:
         """Run the tasks of ``queue`` until it is empty or the budget is spent."""
-        while (left := deadline - monotonic()) >= LEAST_S:
+        while deadline - monotonic() >= LEAST_S:
             try:
                 task = queue.get_nowait()
             except Empty:
                 return
             told.begins(task)
-            status, reason, document = worker.run(task, min(left, task_limit_s))
+            status, reason, document = _run_until_it_stands(worker, task, deadline, task_limit_s)
             if interrupted.is_set():
                 return
             store.write(task, status, reason, document)
@@ -103,6 +104,18 @@ def run_campaign(
     return Outcome(
         counts[DONE], len(tasks) - len(waiting), counts[FAILED], counts[ABSENT], len(waiting) - sum(counts.values())
     )
+
+
+def _run_until_it_stands(
+    worker: "Worker", task: Task, deadline: float, task_limit_s: float
+) -> tuple[str, str | None, Any]:
+    """Run ``task``, and again with the arguments that it asks for, each time leaving out a part that broke it."""
+    while (left := deadline - monotonic()) >= LEAST_S:
+        status, reason, document = worker.run(task, min(left, task_limit_s))
+        if status != AGAIN:
+            return status, reason, document
+        task = replace(task, arguments=document)
+    return FAILED, "the budget ended before it was run once more", None
 
 
 class _Told:
@@ -148,7 +161,7 @@ class Worker:
     def kill(self) -> None:
         """End the process for good, whatever it does; who waits for its answer is told that it ended."""
         self._killed = True
-        if self._process is not None:
+        if self._process is not None and self._process.is_alive():
             self._process.kill()
 
     def close(self) -> None:
@@ -200,7 +213,7 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
     sys.stdout = sys.stderr
     import torch
 
-    from .tasks import NotHere, run_task
+    from .tasks import Again, NotHere, run_task
 
     pipe.send(READY)
     while True:
@@ -213,6 +226,8 @@ def _work(pipe: Connection, device: str, folder: Path) -> None:
             result = (DONE, None, run_task(stage, arguments, device, folder))
         except NotHere as why:
             result = (ABSENT, str(why), None)
+        except Again as again:
+            result = (AGAIN, None, again.arguments)
         except torch.OutOfMemoryError as error:
             result = (FAILED, f"out of memory: {error}", None)
         except Exception as error:

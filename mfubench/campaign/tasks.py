@@ -19,11 +19,20 @@ class NotHere(Exception):
     """Why a task cannot be run on this device; it is no failure."""
 
 
+class Again(Exception):
+    """The task is to be run again, in another process, with these arguments."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__("run again with other arguments")
+        self.arguments = dict(arguments)
+
+
 def run_task(stage: str, arguments: Mapping[str, Any], device: str, folder: Path) -> Any:
     """Run one task on ``device``; ``folder`` is the campaign's.
 
     Raises:
         NotHere: the task needs another device, or a kernel that is right.
+        Again: the task was cut short by a part of it that can be left out.
     """
     _adopt_tuned(Store(folder))
     with _one_thread() if stage in TOGETHER else nullcontext():

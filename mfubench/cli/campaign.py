@@ -69,9 +69,10 @@ def campaign(
 
     store = Store(out)
     if table is not None:
+        from mfu_kernels.lock import committed
         from mfubench.report.campaign import put_table, results_table
 
-        put_table(results_table(store.index(), _results(store)), table)
+        put_table(results_table(store.index(), _results(store), committed()), table)
         return
     writable_folder(out)
     import torch

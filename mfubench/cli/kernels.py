@@ -136,6 +136,9 @@ def bench(
             metavar="MODULE:FUNCTION", help="One more to time: it takes the op's arguments by name; may be given again."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="PEER", help="A peer to leave out, by its name; may be given again.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Samples of each implementation, in turns.")] = 20,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find each kernel's best config; --out DIR keeps them in lock.json.")
@@ -171,7 +174,8 @@ def bench(
     device = torch.device("cuda")
     with stages(quiet=quiet, verbose=verbose) as progress:
         rows, won = bench_all(
-            ops_with_kernels(ops or []), device, shapes=shape or [], peers=peer or [], rounds=rounds, tune=tune,
+            ops_with_kernels(ops or []), device, shapes=shape or [], peers=peer or [],
+            without=dict.fromkeys(without or [], "left out"), rounds=rounds, tune=tune,
             progress=progress,
         )  # fmt: skip
     told = document(rows, device)

@@ -7,7 +7,8 @@ so do the public figures that these are compared with.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from mfu_kernels import OPS
 from mfu_kernels.cost import OpCost, observing
 from mfu_kernels.examples import Draw, Examples, Inputs
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, MfubenchError
 from mfubench.measure.calibrate import Calibration, load_or_calibrate
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
@@ -58,6 +59,14 @@ class BenchRow:
     reason: str | None = None
 
 
+class PeerBroke(MfubenchError):
+    """A peer ruined this process's CUDA context: nothing can be timed here any more, but elsewhere without it."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"peer {peer!r} broke the device's context: {reason}; time the kernels --without {peer!r}")
+        self.peer, self.reason = peer, reason
+
+
 def bench_op(
     op: str,
     examples: Examples,
@@ -65,6 +74,7 @@ def bench_op(
     *,
     shapes: Sequence[str] = (),
     peers: Sequence[str] = (),
+    without: Mapping[str, str] = MappingProxyType({}),
     rounds: int = ROUNDS,
     checked: bool = False,
     progress: Callable[[str, float], None] = lambda stage, done: None,
@@ -72,10 +82,12 @@ def bench_op(
     """Time ``op`` and its peers in bf16 on the named ``shapes``, all of them by default.
 
     A kernel that fails its numeric contract is not timed: it is checked first, unless ``checked`` says that it was. A
-    peer that cannot run, or runs out of memory, is listed with the reason.
+    peer that cannot run, or runs out of memory, is listed with the reason; those of ``without`` are not tried, and
+    listed with the reason that it has for them.
 
     Raises:
         BadInput: no GPU, or an unknown shape.
+        PeerBroke: a peer made a fault after which this process can use the GPU no more.
     """
     if device.type != "cuda":
         raise BadInput("kernels are timed on a GPU only; here is none; `mfubench kernels check` and `static` need none")
@@ -90,9 +102,17 @@ def bench_op(
     for index, shape in enumerate(wanted):
         progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
         torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
-        rows += _bench_shape(op, shape, examples, device, calibration, peers_of(op, examples, peers), rounds)
+        offered = [_left_out(p, without[p.name]) if p.name in without else p for p in peers_of(op, examples, peers)]
+        rows += _bench_shape(op, shape, examples, device, calibration, offered, rounds)
         torch.cuda.empty_cache()
     return rows
+
+
+def _left_out(peer: Peer, reason: str) -> Peer:
+    def refuse(_inputs: Inputs) -> Callable[..., Tensor]:
+        raise CannotRun(reason)
+
+    return replace(peer, make=refuse)
 
 
 def _named(op: str, examples: Examples, shapes: Sequence[str]) -> list[str]:
@@ -160,9 +180,11 @@ def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str
         try:
             call = peer.make(inputs)
             out = call(**leaves)
+            wait_for(out.device)  # a fault of a kernel shows when it is waited for
         except Exception as error:
             if expected is None:
                 raise
+            _check_context(peer, error, inputs)
             absent += [(peer.name, direction, _reason(error)) for direction in DIRECTIONS]
             continue
         expected = out.detach() if expected is None else expected
@@ -174,13 +196,29 @@ def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str
         backward = _backward(out, list(leaves.values()), torch.randn_like(out))
         try:
             backward()
+            wait_for(out.device)
         except Exception as error:  # a peer that has no backward that runs here
             if peer is peers[0]:
                 raise
+            _check_context(peer, error, inputs)
             absent.append((peer.name, "backward", _reason(error)))
             continue
         built.backward[peer.name] = backward
     return built, absent
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was told, where that is not so already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check_context(peer: Peer, error: Exception, inputs: Inputs) -> None:
+    """Raise PeerBroke where ``error`` has left a context in which nothing runs."""
+    try:
+        wait_for(next(iter(inputs.tensors.values())).device)
+    except RuntimeError:
+        raise PeerBroke(peer.name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -272,6 +310,7 @@ def bench_all(
     *,
     shapes: Sequence[str],
     peers: Sequence[str],
+    without: Mapping[str, str],
     rounds: int,
     tune: bool,
     progress: Callable[[str, float], None] = lambda stage, done: None,
@@ -283,7 +322,9 @@ def bench_all(
         examples = examples_of(op)
         if tune:
             won += tune_op(examples, device, shapes=_named(op, examples, shapes), progress=progress)
-        rows += bench_op(op, examples, device, shapes=shapes, peers=peers, rounds=rounds, progress=progress)
+        rows += bench_op(
+            op, examples, device, shapes=shapes, peers=peers, without=without, rounds=rounds, progress=progress
+        )
     return rows, won
 
 

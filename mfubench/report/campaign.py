@@ -20,7 +20,8 @@ DONE = "done"
 
 def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them."""
-    profiles, contracts, tuned = (_of(results, stage) for stage in ("profile", "contract", "tune"))
+    profiles, contracts = _of(results, "profile"), _of(results, "contract")
+    tuned = [entry for document in _of(results, "tune") for entry in document["entries"]]
     sections = [
         Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
         *([Section("Models", [_models(profiles)], brief=True)] if profiles else []),
@@ -82,7 +83,7 @@ def _models(runs: Sequence[Any]) -> Table:
         of("size", "size"),
         of("mode", "mode"),
         of("dtype", "dtype"),
-        of("ops", "impl"),
+        (Column("ops"), [_ops(run["workload"]["impl"]) for run in ordered]),
         of("compile", "compile"),
         (Column("step, ms [95 % CI]", numeric=True), [_step(run) for run in ordered]),
         (Column("samples/s", numeric=True), [fmt.number(run["step"]["samples_per_s"], 4) for run in ordered]),
@@ -94,6 +95,12 @@ def _models(runs: Sequence[Any]) -> Table:
         ),
     ]
     return Table.of("MFU counts useful FLOPs against the dense datasheet peak, where there is one.", columns)
+
+
+def _ops(impl: str) -> str:
+    """``impl`` with the number of the ops that it names one by one, which a campaign gives one implementation."""
+    head, *named = impl.split(",")
+    return f"{head}, {len(named)} of them {named[0].partition('=')[2]}" if named else head
 
 
 def _step(run: Any) -> str:
@@ -123,22 +130,25 @@ def _contract(documents: Sequence[Any]) -> Table:
     return Table.of(caption, columns)
 
 
-def _tuned(documents: Sequence[Any]) -> Table:
-    entries = [entry for document in documents for entry in document["entries"]]
+def _config(config: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in config.items())
+
+
+def _tuned(entries: Sequence[Any]) -> Table:
     columns = [
         (Column("kernel"), [entry["kernel"] for entry in entries]),
+        (Column("shape"), [entry["shape"] for entry in entries]),
         (Column("key"), [entry["key"] for entry in entries]),
-        (
-            Column("config"),
-            [" ".join(f"{name}={value}" for name, value in entry["config"].items()) for entry in entries],
-        ),
-        (Column("ms", numeric=True), fmt.column([entry["ms"] for entry in entries])),
-        (Column("ms of the default", numeric=True), fmt.column([entry["ms_of_default"] for entry in entries])),
+        (Column("config"), [_config(entry["config"]) for entry in entries]),
+        (Column("ms", numeric=True), [fmt.number(entry["ms"]) for entry in entries]),
+        (Column("ms of the default", numeric=True), [fmt.number(entry["ms_of_default"]) for entry in entries]),
         (Column("configs timed", numeric=True), [fmt.count(entry["configs_timed"]) for entry in entries]),
     ]
-    return Table.of(
-        "The time is that of the op's forward or backward, with this kernel's config alone varied.", columns
+    caption = (
+        "Each kernel's config that won. The time is that of the op's whole forward or whole backward, in which the "
+        "kernel is launched, with this kernel's config alone varied."
     )
+    return Table.of(caption, columns)
 
 
 def _bench(documents: Sequence[Any]) -> list[Section]:
@@ -170,8 +180,11 @@ def _road(found: Any) -> Table:
     return Table.of("Each step turns on one switch more. Its folder has a report with intervals.", columns)
 
 
-def results_table(index: Mapping[str, Any], results: Results) -> str:
-    """The models' table and the kernels' in Markdown, with the device and what says that a command made them."""
+def results_table(index: Mapping[str, Any], results: Results, locked: Sequence[Any] = ()) -> str:
+    """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
+
+    ``locked`` are the entries of the lock; those of the device are shown.
+    """
     runs, benches = _of(results, "profile"), _of(results, "bench")
     if not runs and not benches:
         raise BadInput("this campaign has neither a profile nor a bench yet: there is no table of results to make")
@@ -180,6 +193,8 @@ def results_table(index: Mapping[str, Any], results: Results) -> str:
     texts = [f"{made}; written by `mfubench campaign --table`, never by hand."]
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_kernels(benches))] if benches else []
+    here = [entry for entry in locked if entry["device"] == index["identity"]["device"]]
+    texts += [render_table(_tuned(here))] if here else []
     return "\n\n".join(texts)
 
 

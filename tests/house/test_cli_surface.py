@@ -24,7 +24,7 @@ FROZEN = {
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},
-    "kernels bench": EVERYWHERE | {"ops", "--shape", "--peer", "--rounds", "--tune", "--out"},
+    "kernels bench": EVERYWHERE | {"ops", "--shape", "--peer", "--without", "--rounds", "--tune", "--out"},
 }
 
 

@@ -6,7 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mfubench.campaign.runner import READY
+from mfubench.campaign.runner import AGAIN, READY
 from mfubench.campaign.store import ABSENT, DONE, FAILED
 
 
@@ -31,6 +31,7 @@ def act(pipe: Connection, device: str, folder: Path) -> None:
             "succeed": (DONE, None, {"pid": os.getpid()}, True),
             "fail": (FAILED, "ValueError: no", None, True),
             "break": (FAILED, "CUDA error: an illegal memory access", None, False),
+            "again": (AGAIN, None, {"do": "succeed"}, False),
             "absent": (ABSENT, "needs a GPU", None, True),
         }
         pipe.send(answers["succeed" if arguments["do"] == "die after" else arguments["do"]])

@@ -166,3 +166,10 @@ def test_an_op_is_proved_by_all_parts_of_its_contract_in_the_dtype_that_is_timed
         part("layer_norm", index, status=(DONE, FAILED)[index])
     part("seed_pooling", 0)
     assert proved(store) == ["gdpa", "gdpa_block"]
+
+
+def test_a_task_that_leaves_a_part_out_is_run_again_in_a_new_process(store: Store) -> None:
+    assert run(store, task("first", "succeed"), task("again", "again")) == Outcome(2, 0, 0, 0, 0)
+    found = {name: store.read("profile", name) for name in ("first", "again")}
+    assert found["again"] and found["first"] and found["again"]["arguments"] == {"do": "again"}
+    assert found["again"]["document"]["pid"] != found["first"]["document"]["pid"]

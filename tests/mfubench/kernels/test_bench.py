@@ -58,6 +58,27 @@ def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reason
         call()  # a backward runs again and again
 
 
+def test_a_peer_that_breaks_the_context_is_named_and_then_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: list[bool] = []
+
+    def fault(**tensors: Tensor) -> Tensor:
+        broken.append(True)
+        return tensors["x"]
+
+    def wait(device: torch.device) -> None:
+        if broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(bench, "wait_for", wait)
+    ours = Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference"))
+    peer = Peer("faulty", lambda _: fault)
+    with pytest.raises(bench.PeerBroke, match=r"peer 'faulty' broke .*assert triggered; time the kernels --without"):
+        bench._build([ours, peer], small())
+    broken.clear()
+    built, absent = bench._build([ours, bench._left_out(peer, "it broke")], small())
+    assert list(built.forward) == [OURS] and absent == [("faulty", way, "it broke") for way in bench.DIRECTIONS]
+
+
 def test_a_failure_of_ours_is_no_footnote() -> None:
     with pytest.raises(ZeroDivisionError):
         bench._build([Peer(OURS, lambda _: lambda **tensors: 1 / 0)], small())  # type: ignore[return-value]

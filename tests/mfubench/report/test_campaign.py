@@ -42,3 +42,11 @@ def test_a_shape_without_a_peer_has_none() -> None:
 def test_without_results_there_is_no_table() -> None:
     with pytest.raises(BadInput, match="neither a profile nor a bench"):
         results_table(INDEX, {})
+
+
+def test_locked_configs_of_the_device_are_shown() -> None:
+    entry = {"kernel": "a_kernel", "shape": "X", "key": "d=64", "config": {"TILE": 64}, "ms": 1.5, "ms_of_default": 2.5}
+    entries = [{**entry, "configs_timed": 7, "device": device} for device in ("a GPU", "another GPU")]
+    results = {"bench": [{"status": "done", "document": {"rows": [row("mfubench", 2.0)]}}]}
+    lines = [line for line in results_table(INDEX, results, entries).splitlines() if line.startswith("| a_kernel")]
+    assert lines == ["| a_kernel | X | d=64 | TILE=64 | 1.50 | 2.50 | 7 |"]
