@@ -40,9 +40,13 @@ def row_mask(offsets: Tensor, max_length: int) -> Tensor:
 
 
 def row_of_each(offsets: Tensor, num_values: int) -> Tensor:
-    """int64 [T]: the row that each of ``num_values`` packed values belongs to."""
-    ends = offsets[1:].contiguous()
-    return torch.bucketize(torch.arange(num_values, dtype=ends.dtype, device=ends.device), ends, right=True)
+    """int64 [T]: the row that each of ``num_values`` packed values belongs to.
+
+    Not by a search in ``offsets``, which torch 2.11 compiles into GPU kernels of two dimensions that find rows beyond
+    the last.
+    """
+    rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return rows.repeat_interleave(offsets.diff(), output_size=num_values)
 
 
 def _places(offsets: Tensor, num_values: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -215,46 +215,44 @@ class Search:
     # The end
 
     def _finish(self, state: State) -> "_End":
+        """The end beside the start and its profile; then, with the time that is left, both beside plain torch.compile.
+
+        Compiling the whole model may take longer than all else together, so it comes last.
+        """
         end = _End()
+        if state.kept:
+            if self.plan.judge == "time":
+                self._compare(state, end, plain=False)
+            self._profile_end(state, end)
         if self.plan.judge == "time":
-            self._compare(state, end)
+            self._compare(state, end, plain=True)
         else:
             end.why_no_plain = "--judge numbers times nothing"
-        if state.kept:
-            self.progress("profiling the end")
-            request = Finale(self.plan.spec, state.kept, plain=False, dynamic=True)
-            try:
-                end.run = self.run(profile_changed, request, limit_s=self._left(), tell=self._telling("the end"))
-            except (GaveUp, MfubenchError, InvalidArgument) as error:
-                end.notes.append(f"the end was not profiled: {error}")
         return end
+
+    def _profile_end(self, state: State, end: "_End") -> None:
+        self.progress("profiling the end")
+        request = Finale(self.plan.spec, state.kept, plain=False, dynamic=True)
+        try:
+            end.run = self.run(profile_changed, request, limit_s=self._left(), tell=self._telling("the end"))
+        except (GaveUp, MfubenchError, InvalidArgument) as error:
+            end.notes.append(f"the end was not profiled: {error}")
 
     def _left(self) -> float:
         return max(LEAST_S, self.plan.budget_s - self.seconds)
 
-    def _compare(self, state: State, end: "_End") -> None:
-        """Start, end and plain torch.compile in turn; without the latter where it does not compile in time."""
-        request = Finale(self.plan.spec, state.kept, plain=True, dynamic=state.survey.shapes_vary)
-        stage = "start, end and plain torch.compile in turn"
-        for with_plain in (True, False):
-            if not with_plain and not state.kept:
-                break
-            limits = {COMPILING: self.plan.compile_s} if with_plain else {}
-            try:
-                end.gains = self.run(
-                    finale,
-                    replace(request, plain=with_plain),
-                    limit_s=self._left(),
-                    phase_limits=limits,
-                    tell=self._telling(stage),
-                )
-                break
-            except (GaveUp, MfubenchError, InvalidArgument) as error:
-                if with_plain:
-                    end.why_no_plain = str(error)
-                else:
-                    end.notes.append(f"start and end were not timed in turn: {error}")
-            stage = "start and end in turn"
+    def _compare(self, state: State, end: "_End", *, plain: bool) -> None:
+        """Start and end in turn, with ``plain`` also plain torch.compile, in place of what was found without it."""
+        request = Finale(self.plan.spec, state.kept, plain=plain, dynamic=state.survey.shapes_vary)
+        stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
+        limits = {COMPILING: self.plan.compile_s} if plain else {}
+        try:
+            end.gains = self.run(finale, request, limit_s=self._left(), phase_limits=limits, tell=self._telling(stage))
+        except (GaveUp, MfubenchError, InvalidArgument) as error:
+            if plain:
+                end.why_no_plain = str(error)
+            else:
+                end.notes.append(f"start and end were not timed in turn: {error}")
 
     def _document(self, state: State, stopped: str, end: "_End") -> Optimization:
         plain = end.gains.get("plain")

@@ -46,8 +46,15 @@ class Stopwatch:
 
     def timed_ms(self) -> float:
         """Median of the timing pass, which comes after a first step and the warm-up."""
+        return median(self._of_timing_pass())
+
+    def fastest_ms(self) -> float:
+        """The least of the timing pass: what a bandwidth is calibrated by on a CPU."""
+        return min(self._of_timing_pass())
+
+    def _of_timing_pass(self) -> list[float]:
         first = 1 + WARMUP_STEPS
-        return median(self.seen_ms[first : first + STEPS])
+        return self.seen_ms[first : first + STEPS]
 
 
 @pytest.fixture
@@ -188,7 +195,7 @@ def test_the_traffic_of_a_norm_over_a_huge_tensor_is_memory_bound(
 
     def planted() -> tuple[Workload, Cost]:
         models.append(HugeNorm(with_norm=True))
-        return plain(models[-1], x, mode="infer"), lambda *_: models[-1].copy_watch.timed_ms()
+        return plain(models[-1], x, mode="infer"), lambda *_: models[-1].copy_watch.fastest_ms()
 
     # What a CPU's norm takes beyond its traffic, fresh pages above all, is inefficiency of the same class.
     beyond = "inefficiency.norm"
