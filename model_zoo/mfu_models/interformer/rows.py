@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mfu_kernels.jagged import row_of_each
 from mfu_models.common.merging import Alignment
 
 
@@ -29,7 +30,7 @@ class Rows:
         first = offsets[:-1]
         cls = first[:, None] + torch.arange(num_cls, device=begins.device)
         index = torch.arange(events.num_events, device=begins.device)
-        row = torch.searchsorted(begins, index, right=True) - 1
+        row = row_of_each(begins, events.num_events)
         order = torch.cat([cls.flatten(), index + num_cls * (row + 1)])
         return Rows(offsets, events.max_length + num_cls, num_cls, first, order)
 
@@ -41,7 +42,7 @@ class Rows:
     def positions(self) -> Tensor:
         """Each token's place in its row, [N]."""
         index = torch.arange(self.order.shape[0], device=self.order.device)
-        return index - self.first[torch.searchsorted(self.offsets, index, right=True) - 1]
+        return index - self.first[row_of_each(self.offsets, self.order.shape[0])]
 
     def cls(self, s: Tensor) -> Tensor:
         """The CLS tokens of each row: [N, d] -> [B, num_cls, d]."""

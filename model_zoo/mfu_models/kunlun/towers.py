@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import mfu_kernels as ops
+from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import EventSequence
 from mfu_models.common.embedding import EventEmbedding
@@ -183,7 +184,7 @@ class EventTower(nn.Module):
     def _angles(self, offsets: Tensor, times: Tensor, request_ms: Tensor) -> Tensor:
         """ROTE's rotation of each event, [T, d_h/2], from its position and log(1 + gap / scale)."""
         index = torch.arange(times.shape[0], device=times.device)
-        row = torch.searchsorted(offsets, index, right=True) - 1
+        row = row_of_each(offsets, times.shape[0])
         position = index - offsets[row]
         if self.gap == "request":
             gap_ms = request_ms[row] - times

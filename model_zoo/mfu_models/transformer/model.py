@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import mfu_kernels as ops
+from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch, EventSequence
 from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
@@ -79,7 +80,7 @@ class TransformerRanker(nn.Module):
         offsets = sequence.offsets + torch.arange(batch.num_impressions + 1, device=rows.device)
         last = offsets[1:] - 1
         index = torch.arange(sequence.item_ids.shape[0], device=rows.device)
-        place = index + torch.searchsorted(sequence.offsets, index, right=True) - 1
+        place = index + row_of_each(sequence.offsets, index.shape[0])
         order = torch.cat([place, last])
         items = torch.cat([sequence.item_ids, batch.candidate_items])
         sides = torch.cat([sequence.side_ids, batch.candidate_sides])
