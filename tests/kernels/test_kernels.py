@@ -18,7 +18,7 @@ EVERY = 1 if DEVICE.type == "cuda" else 4  # of the cases: the interpreter is sl
 def test_contract(op: str) -> None:
     examples = examples_of(op)
     found = [check_case(examples, case, DEVICE) for case in cases_of(examples, DEVICE, full=False)[::EVERY]]
-    assert len(found) > 10
+    assert len(found) >= 10
     failed = [case for case in found if not case.passed]
     assert not [(dict(case.case), [v for v in case.verdicts if v.ratio > 1], case.faults) for case in failed]
 
