@@ -64,7 +64,7 @@ def run_campaign(
     worker does in place of running tasks.
     """
     waiting = [task for task in tasks if not store.is_done(task)]
-    counts = dict.fromkeys((DONE, FAILED, ABSENT), 0)
+    statuses: list[str] = []  # threads may append to it, but not count
     told = _Told(progress, len(waiting))
     deadline, interrupted = monotonic() + budget_s, Event()
 
@@ -80,7 +80,7 @@ def run_campaign(
             if interrupted.is_set():
                 return
             store.write(task, status, reason, document)
-            counts[status] += 1
+            statuses.append(status)
 
     with ExitStack() as stack:
         workers = [stack.enter_context(closing(Worker(device, store.folder, loop))) for _ in range(side_by_side)]
@@ -101,9 +101,8 @@ def run_campaign(
                     raise
             for worker in hands[1:]:
                 worker.close()  # what is timed has the device to itself
-    return Outcome(
-        counts[DONE], len(tasks) - len(waiting), counts[FAILED], counts[ABSENT], len(waiting) - sum(counts.values())
-    )
+    done, failed, absent = (statuses.count(status) for status in (DONE, FAILED, ABSENT))
+    return Outcome(done, len(tasks) - len(waiting), failed, absent, len(waiting) - len(statuses))
 
 
 def _run_until_it_stands(
