@@ -28,7 +28,7 @@ from .measure.nvml import NvmlSampler, missing_counters, per_step
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
 from .measure.stats import median_ci
-from .measure.timing import keep_going, time_steps
+from .measure.timing import keep_going, time_steps, wait_for
 from .measure.trace import trace_steps
 from .run import Run
 from .workload.compilation import compiled
@@ -182,8 +182,7 @@ def _first_step(workload: Workload) -> None:
     """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run."""
     with run_eagerly(), _told_as_input(workload, "the model's step failed"):
         run_step(workload, 0)
-        if workload.device.type == "cuda":
-            torch.cuda.synchronize(workload.device)
+        wait_for(workload.device)
 
 
 @contextmanager

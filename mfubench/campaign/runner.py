@@ -240,12 +240,12 @@ def _usable(device: "torch.device") -> bool:
 
     from mfubench.exhausted import release
     from mfubench.measure.compiled import compiler_loaded
+    from mfubench.measure.timing import wait_for
 
     if compiler_loaded():
         torch.compiler.reset()  # compiled code may hold tensors
     try:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         release((), device)
     except RuntimeError:
         return False

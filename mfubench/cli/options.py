@@ -28,7 +28,10 @@ Size = Annotated[str | None, typer.Option(help="Size of a zoo model: tiny, small
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the model's config.")
 ]
-Impl = Annotated[str, typer.Option(help="Implementation of the ops: auto, reference, triton.")]
+Impl = Annotated[
+    str,
+    typer.Option(help="Implementation of the ops: auto, reference, triton; then ,OP=triton for single ops."),
+]
 Compile = Annotated[str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
 Dtype = Annotated[

@@ -22,6 +22,7 @@ from mfubench.errors import BadInput, MfubenchError
 from mfubench.measure.calibrate import Calibration, load_or_calibrate
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
+from mfubench.measure.timing import wait_for
 
 from .catalog import examples_of
 from .check import check_op
@@ -205,12 +206,6 @@ def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str
             continue
         built.backward[peer.name] = backward
     return built, absent
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was told, where that is not so already."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _check_context(peer: Peer, error: Exception, inputs: Inputs) -> None:

@@ -111,6 +111,11 @@ def keep_going(step: Callable[[int], None], *, device: torch.device, first: int,
 def _run(step: Callable[[int], None], indices: Iterable[int], device: torch.device) -> None:
     for index in indices:
         step(index)
+    wait_for(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was told, where that is not so already; a kernel's fault shows then."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

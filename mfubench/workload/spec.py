@@ -70,17 +70,18 @@ def _checked_impl(impl: str) -> str:
 
     Raises:
         BadInput: it names an op or an implementation that there is not.
+        mfu_kernels.errors.InvalidArgument: a part of it names no op's implementation.
     """
-    head, *parts = impl.split(",")
-    if parts:
+    head, _, rest = impl.partition(",")
+    if rest:
         from mfu_kernels import OPS
+        from mfu_kernels.registry import named_impls
 
-        for part in parts:
-            op, _, chosen = part.partition("=")
+        for op, chosen in named_impls(impl).items():
             if op not in OPS or chosen not in CHOICES["impl"]:
                 raise BadInput(
-                    f"--impl {impl!r}: {part!r} is no op=implementation; "
-                    f"implementations: {', '.join(CHOICES['impl'])}; ops: {', '.join(OPS)}"
+                    f"--impl {impl!r}: {op}={chosen} is unknown; implementations: {', '.join(CHOICES['impl'])}; "
+                    f"ops: {', '.join(OPS)}"
                 )
     return head
 
