@@ -281,3 +281,13 @@ def test_the_zoo_lists_full_lengths() -> None:
         for ladder in (plain, ultra):
             work = [facts["train_gflops_per_sample"] for facts in ladder.values()]
             assert work == sorted(work)
+
+
+def test_single_ops_have_their_own_implementation() -> None:
+    assert WorkloadSpec("kunlun", impl="reference,gdpa=triton").impl == "reference,gdpa=triton"
+
+
+@pytest.mark.parametrize("impl", ["x", "reference,x=triton", "reference,gdpa=x", "reference,gdpa", "x,gdpa=triton"])
+def test_implementations_that_there_are_not(impl: str) -> None:
+    with pytest.raises((BadInput, InvalidArgument), match=r"allowed|unknown"):
+        WorkloadSpec("kunlun", impl=impl)
