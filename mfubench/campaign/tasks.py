@@ -133,13 +133,16 @@ def proved(store: Store) -> list[str]:
     return [op for op, missing in passed.items() if not missing]
 
 
+_SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a profile's task may say of its spec
+
+
 def _profile(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     import json
 
     from mfubench.profiling import profile
     from mfubench.workload.spec import WorkloadSpec
 
-    chosen = {key: arguments[key] for key in ("model", "size", "mode", "impl", "compile")}
+    chosen = {key: arguments[key] for key in _SPECIFIED if key in arguments}
     if chosen["impl"] == KERNELS:
         chosen["impl"] = _kernels(Store(folder))
     return json.loads(profile(WorkloadSpec(**chosen, device=device.type)).to_json())

@@ -85,6 +85,7 @@ def _models(runs: Sequence[Any]) -> Table:
         of("dtype", "dtype"),
         (Column("ops"), [_ops(run["workload"]["impl"]) for run in ordered]),
         of("compile", "compile"),
+        (Column("requests", numeric=True), [fmt.count(run["workload"]["batch_size"]) for run in ordered]),
         (Column("step, ms [95 % CI]", numeric=True), [_step(run) for run in ordered]),
         (Column("samples/s", numeric=True), [fmt.number(run["step"]["samples_per_s"], 4) for run in ordered]),
         (Column("MFU %", numeric=True), fmt.percents([run["mfu"] for run in ordered])),
