@@ -131,29 +131,33 @@ def _varlen(inputs: Inputs) -> Call:
 
 
 def _flex(inputs: Inputs) -> Call:
-    """FlexAttention over all rows laid end to end, with a mask of row and window; making the mask is not timed."""
+    """FlexAttention with a mask of the window, over a batch of rows of one length, else over all rows end to end.
+
+    Making the mask is not timed.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     from mfu_kernels.jagged import row_of_each
 
-    others = inputs.others
+    others, lengths = inputs.others, _lengths(inputs)
     if others.get("angles") is not None or "angles" in inputs.tensors:
         raise CannotRun("it rotates nothing")
-    total = inputs.tensors["q"].shape[0]
-    row = row_of_each(others["offsets"], total)
-    reach = total if others["window"] is None else int(others["window"])
+    batch = len(lengths) if len(set(lengths)) == 1 else 1
+    length = inputs.tensors["q"].shape[0] // batch
+    row = row_of_each(others["offsets"], length * batch)[:length]  # in a batch, all of a mask's events are one row's
+    reach = length if others["window"] is None else int(others["window"])
     causal = bool(others.get("causal"))
 
     def seen(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         near = (row[query] == row[key]) & ((query - key) <= reach)
         return near & (key <= query) if causal else near & ((key - query) <= reach)
 
-    mask = torch.compile(create_block_mask)(seen, None, None, total, total, device=str(row.device))
+    mask = torch.compile(create_block_mask)(seen, None, None, length, length, device=str(row.device))
     attend = _compiled(flex_attention)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return attend(q, k, v, block_mask=mask, scale=others.get("scale"))[0].transpose(0, 1)
+        q, k, v = (_heads_first(x, batch) for x in (q, k, v))
+        return attend(q, k, v, block_mask=mask, scale=others.get("scale")).transpose(1, 2).flatten(0, 1)
 
     return run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfu_kernels import OPS, gdpa
+from mfu_kernels import OPS, gdpa, window_attention
 from mfu_kernels.examples import Draw, Inputs
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput
@@ -113,6 +113,21 @@ def test_a_peer_by_name() -> None:
     x = torch.randn(6, 8)
     call = named.make(Inputs({"x": x, "weight": torch.ones(8)}))
     assert torch.equal(call(x=x, weight=torch.ones(8)), x)
+
+
+@pytest.mark.parametrize("lengths", [(16, 16, 16), (3, 16, 9)], ids=["batch", "end to end"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_sees_what_window_attention_does(
+    lengths: tuple[int, ...], causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both as a batch of rows of one length and as rows end to end."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    q, k, v = (torch.randn(sum(lengths), 2, 16) for _ in range(3))
+    others = {"offsets": offsets, "window": 4, "causal": causal, "scale": 0.3, "max_length": 16}
+    attended = peers._flex(Inputs({"q": q, "k": k, "v": v}, others))(q, k, v)
+    torch.testing.assert_close(attended, window_attention(q, k, v, **others, impl="reference"))
 
 
 @pytest.mark.parametrize("target", ["nowhere:f", f"{__name__}:nothing", f"{__name__}:CALIBRATION", "no_colon", ":f"])
