@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from mfubench.measure.timing import time_in_turn, time_steps
+
 SAMPLE_MS = 4.0  # one sample is as many calls as fill this, so that an event's resolution does not show
 WARMUP_CALLS = 3
 MAX_CALLS = 50
@@ -12,29 +14,25 @@ Call = Callable[[], object]
 
 
 def time_in_turns(calls: Mapping[str, Call], *, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of one call, ``rounds`` samples of each, the order turned around in every other round."""
-    repeats = {name: _calls_a_sample(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for index in range(rounds):
-        for name in names if index % 2 == 0 else reversed(names):
-            samples[name].append(event_ms(calls[name], repeats[name]))
-    return samples
+    """Milliseconds of one call, ``rounds`` samples of each."""
+    device = torch.device("cuda")
+    repeats = [_calls_a_sample(call, device) for call in calls.values()]
+    steps = [_repeated(call, times) for call, times in zip(calls.values(), repeats, strict=True)]
+    samples = time_in_turn(steps, device=device, num_rounds=rounds, warmup=0)
+    return {
+        name: [milliseconds / times for milliseconds in own]
+        for name, times, own in zip(calls, repeats, samples, strict=True)
+    }
 
 
-def _calls_a_sample(call: Call) -> int:
-    for _ in range(WARMUP_CALLS):
-        call()
-    once = event_ms(call, 1)
+def _repeated(call: Call, times: int) -> Callable[[int], None]:
+    def run(_index: int) -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def _calls_a_sample(call: Call, device: torch.device) -> int:
+    (once,) = time_steps(_repeated(call, 1), device=device, num_steps=1, warmup=WARMUP_CALLS)
     return max(1, min(MAX_CALLS, round(SAMPLE_MS / once))) if once else MAX_CALLS
-
-
-def event_ms(call: Call, repeats: int) -> float:
-    """Milliseconds of one of ``repeats`` calls in a row, between two events of the GPU."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / repeats
