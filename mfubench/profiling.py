@@ -321,7 +321,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
         mfu_of_measured_peak=utilisation(total.model, measured),
         hfu_of_measured_peak=utilisation(total.hardware, measured),
         modules=module_rows(workload.module, slices, placed, memory, passes.ceilings, median),
-        kernels=kernel_rows(attribution, median, TRACED_STEPS),
+        kernels=kernel_rows(attribution, median),
         ledger=ledger_lines(slices, median),
         hotspots=hotspots(slices, median),
         memory={
@@ -333,7 +333,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
         nvml=passes.nvml,
         trace={
             "steps": TRACED_STEPS,
-            "distortion": attribution.span / 1e3 / TRACED_STEPS / median,
+            "distortion": attribution.span / 1e3 / attribution.steps / median,
             "attributed_share": attribution.attributed_share(),
             "path": str(passes.trace_path) if passes.trace_path else None,
         },

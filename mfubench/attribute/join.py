@@ -72,6 +72,7 @@ class Attribution:
     bytes of compiled kernels by key, ``unsized`` how many of their calls had shapes that are not known, ``inferred``
     how many kernels were recognised by their place in a CUDA graph, ``unknown`` the time in compiled graphs that is of
     no known module by the name of what ran, and ``lost`` the launches of CUDA graphs whose kernels the trace lacks.
+    ``steps`` were traced, and ``apart`` says whether a device of its own did the work, which no profiler slows.
     """
 
     busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
@@ -85,6 +86,8 @@ class Attribution:
     lost: int = 0
     span: float = 0.0
     idle: float = 0.0
+    steps: int = 1
+    apart: bool = False
 
     def book(self, key: WorkKey, operators: tuple[str, ...], name: str, time: float) -> None:
         """Add one operator's or kernel's device time."""
@@ -110,8 +113,8 @@ class Attribution:
 def attribute(trace: Trace, device_type: str) -> Attribution:
     """Who spent the traced time, on a ``cpu`` or a ``cuda`` device."""
     spans = list(_walk(trace))
-    result = Attribution()
-    result.span = sum(span.end - span.start for span in spans if _is_step(span.name))
+    steps = [span.end - span.start for span in spans if _is_step(span.name)]
+    result = Attribution(span=sum(steps), steps=max(1, len(steps)), apart=device_type != "cpu")
     if device_type == "cpu":
         _on_cpu(spans, result)
     else:

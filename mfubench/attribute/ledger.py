@@ -40,14 +40,24 @@ def _split() -> Split:
     return defaultdict(float)
 
 
-def _scale(attribution: Attribution, step_ms: float) -> float:
-    """From traced microseconds to milliseconds of a timed step; 0 where next to nothing was traced."""
-    return step_ms / attribution.span if attribution.span > NO_SPAN_US else 0.0
+def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
+    """From traced microseconds of work, and of the gaps in it, to milliseconds of a timed step; 0 where none was.
+
+    A profiler slows the host. On a CPU it slows the work with it, so all is scaled alike. On a GPU kernels take what
+    they take unwatched, and only the gaps grow: they have what the kernels leave of the timed step.
+    """
+    busy = attribution.span - attribution.idle
+    if attribution.span <= NO_SPAN_US:
+        return 0.0, 0.0
+    if not attribution.apart or min(busy, attribution.idle) <= NO_SPAN_US:
+        return step_ms / attribution.span, step_ms / attribution.span
+    work = min(1e-3 / attribution.steps, step_ms / busy)
+    return work, (step_ms - work * busy) / attribution.idle
 
 
 def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
-    """The step's time by module and cause: the trace's shares scaled to ``step_ms``, split on the roofline."""
-    scale = _scale(attribution, step_ms)
+    """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline."""
+    scale, gap_scale = _scales(attribution, step_ms)
     slices = Slices()
     for key, busy in attribution.busy.items():
         _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
@@ -59,8 +69,8 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
             _add_busy(slices, key, 0.0, count.work[key], ceilings)
     for (module, direction), gap in attribution.host.items():
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
-        slices.causes[module][cause] += gap * scale
-        slices.times[module][direction] += gap * scale
+        slices.causes[module][cause] += gap * gap_scale
+        slices.times[module][direction] += gap * gap_scale
     for key, work in count.work.items():
         if key.module in WHOLE_PHASES:
             slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
@@ -136,11 +146,11 @@ def module_rows(
     return sorted(rows, key=lambda row: -row.time_ms)
 
 
-def kernel_rows(attribution: Attribution, step_ms: float, steps: int) -> list[KernelRow]:
+def kernel_rows(attribution: Attribution, step_ms: float) -> list[KernelRow]:
     """Device time by module, direction and operator, longest first, scaled to ``step_ms``; the tail is one row."""
-    scale = _scale(attribution, step_ms)
+    scale, _ = _scales(attribution, step_ms)
     rows = [
-        KernelRow(key.module, key.direction, operator, key.kind, time * scale, calls / steps)
+        KernelRow(key.module, key.direction, operator, key.kind, time * scale, calls / attribution.steps)
         for (key, operator), (time, calls) in attribution.kernels.items()
     ]
     rows.sort(key=lambda row: -row.time_ms)

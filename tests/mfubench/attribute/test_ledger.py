@@ -59,7 +59,7 @@ WORK = {
 
 @pytest.fixture
 def attribution() -> Attribution:
-    found = Attribution(span=200_000.0)
+    found = Attribution(span=200_000.0, steps=2)
     found.busy.update(BUSY)
     found.host.update(HOST)
     return found
@@ -166,12 +166,12 @@ def test_all_time_of_a_repeated_forward_is_recompute(attribution: Attribution, c
 
 
 def test_kernels_sum_to_the_busy_time() -> None:
-    found = Attribution(span=200_000.0)
+    found = Attribution(span=200_000.0, steps=2)
     found.book(WorkKey("a", "fwd", "gemm"), ("aten::linear", "aten::addmm"), "aten::addmm", 40_000.0)
     for _ in range(3):
         found.book(WorkKey("a", "bwd", "gemm"), ("aten::mm",), "aten::mm", 20_000.0)
     found.book(WorkKey("b", "fwd", "norm"), ("aten::mm",), "aten::mm", 1_000.0)
-    rows = kernel_rows(found, STEP_MS, steps=2)
+    rows = kernel_rows(found, STEP_MS)
     shown = [(row.module, row.direction, row.operator, row.kind, row.time_ms, row.calls) for row in rows]
     assert shown == [
         ("a", "bwd", "aten::mm", "gemm", pytest.approx(15.0), 1.5),
@@ -182,13 +182,43 @@ def test_kernels_sum_to_the_busy_time() -> None:
     assert sum(found.by_operators.values()) == sum(found.busy.values())
 
 
+def on_a_gpu(busy_ms: float, idle_ms: float) -> Attribution:
+    """Two traced steps of these milliseconds each."""
+    found = Attribution(span=2e3 * (busy_ms + idle_ms), idle=2e3 * idle_ms, steps=2, apart=True)
+    found.book(WorkKey("a", "fwd", "gemm"), ("aten::mm",), "aten::mm", 2e3 * busy_ms)
+    found.host["a", "fwd"] = 0.5e3 * idle_ms
+    found.host["b", "bwd"] = 1.5e3 * idle_ms
+    return found
+
+
+@pytest.mark.parametrize(
+    ("busy_ms", "idle_ms", "kernels_ms", "launch_ms"),
+    [
+        pytest.param(0.8 * STEP_MS, 0.6 * STEP_MS, 0.8 * STEP_MS, 0.2 * STEP_MS, id="a profiler slows the host"),
+        pytest.param(0.5 * STEP_MS, 0.3 * STEP_MS, 0.5 * STEP_MS, 0.5 * STEP_MS, id="gaps fill the step"),
+        pytest.param(1.2 * STEP_MS, 0.3 * STEP_MS, STEP_MS, 0.0, id="kernels that took longer than the step"),
+        pytest.param(1.2 * STEP_MS, 0.0, STEP_MS, 0.0, id="no gap"),
+        pytest.param(0.9 * STEP_MS, 0.0, STEP_MS, 0.0, id="no gap, and faster than timed"),
+    ],
+)
+def test_a_profiler_does_not_slow_a_gpu(busy_ms: float, idle_ms: float, kernels_ms: float, launch_ms: float) -> None:
+    """Its kernels take what they take; the gaps between them have what is left of the timed step."""
+    found = on_a_gpu(busy_ms, idle_ms)
+    slices = slice_step(found, Count(), CEILINGS, STEP_MS)
+    launch = {line.cause: line for line in ledger_lines(slices, STEP_MS)}.get("launch")
+    assert (launch.ms if launch else 0.0) == pytest.approx(launch_ms)
+    assert sum(line.ms for line in ledger_lines(slices, STEP_MS)) == pytest.approx(STEP_MS)
+    assert sum(row.time_ms for row in kernel_rows(found, STEP_MS)) == pytest.approx(kernels_ms)
+    assert slices.causes["b"]["launch"] == pytest.approx(0.75 * launch_ms)
+
+
 @pytest.mark.parametrize("extra", [0, 1, 70])
 def test_what_is_beyond_the_longest_kernels_is_one_row(extra: int) -> None:
     """So the table still sums to the busy time, however many there are."""
     found = Attribution(span=1_000_000.0)
     for index in range(NUM_KERNELS + extra):
         found.book(WorkKey(f"m{index}", "fwd", "copy"), ("aten::copy_",), "aten::copy_", 1000.0 - index)
-    rows = kernel_rows(found, STEP_MS, steps=1)
+    rows = kernel_rows(found, STEP_MS)
     assert len(rows) == NUM_KERNELS + bool(extra)
     assert sum(row.time_ms for row in rows) == pytest.approx(sum(found.busy.values()) * STEP_MS / found.span)
     assert sum(row.calls for row in rows) == NUM_KERNELS + extra
@@ -198,7 +228,7 @@ def test_what_is_beyond_the_longest_kernels_is_one_row(extra: int) -> None:
 
 
 def test_an_empty_trace_has_no_kernels() -> None:
-    assert kernel_rows(Attribution(), STEP_MS, steps=2) == []
+    assert kernel_rows(Attribution(), STEP_MS) == []
 
 
 def test_hotspots_are_ranked_by_what_could_be_won(attribution: Attribution, count: Count) -> None:
