@@ -11,8 +11,8 @@ from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 
-STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
-TOGETHER = ("contract", "compile")
+STAGES = ("calibration", "contract", "compile", "peers", "tune", "bench", "profile", "road")
+TOGETHER = ("contract", "compile", "peers")
 CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -28,6 +28,7 @@ FIRST_SHAPES: Mapping[str, Sequence[str]] = {
     "gdpa_block": ("PFFN Q1024 KV256",),
     "window_attention": ("swa B1152 L1024 W128",),
     "seed_pooling": ("B1152 L1024 S32",),
+    "hstu_attention": ("hstu B128 L1024",),
     "layer_norm": ("norm 1.18M x 512",),
     "rms_norm": ("norm 1.18M x 512",),
     "sum_kron_linear": ("B1152 S256 T32 D512 k4",),
@@ -98,11 +99,13 @@ def plan(
     tasks = [
         Task("calibration", "peaks"),
         *_contracts(ops),
-        *([_shape_task(stage, *place) for stage in ("compile", "tune") for place in tuned] if tune else ()),
+        *([_shape_task("compile", *place) for place in tuned] if tune else ()),
+        *(_timed_task("peers", *place, named) for place in first),
+        *([_shape_task("tune", *place) for place in tuned] if tune else ()),
         *(_profile_task(*place) for place in claims),
-        *(_bench_task(*place, named) for place in first),
+        *(_timed_task("bench", *place, named) for place in first),
         *(_profile_task(*place) for place in others),
-        *(_bench_task(*place, named) for place in every if place not in first),
+        *(_timed_task("bench", *place, named) for place in every if place not in first),
         *(_profile_task(*place) for place in profiles if place not in (*claims, *others)),
         *_roads(device, sizes, models),
     ]
@@ -124,8 +127,8 @@ def _shape_task(stage: str, op: str, shape: str) -> Task:
     return Task(stage, f"{op}-{shape}".replace(" ", "-"), {"op": op, "shape": shape})
 
 
-def _bench_task(op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
-    task = _shape_task("bench", op, shape)
+def _timed_task(stage: str, op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
+    task = _shape_task(stage, op, shape)
     return replace(task, arguments={**task.arguments, "peers": peers.get(op, [])})
 
 

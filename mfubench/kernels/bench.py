@@ -103,10 +103,40 @@ def bench_op(
     for index, shape in enumerate(wanted):
         progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
         torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
-        offered = [_left_out(p, without[p.name]) if p.name in without else p for p in peers_of(op, examples, peers)]
-        rows += _bench_shape(op, shape, examples, device, calibration, offered, rounds)
+        rows += _bench_shape(op, shape, examples, device, calibration, _offered(op, examples, peers, without), rounds)
         torch.cuda.empty_cache()
     return rows
+
+
+def build_peers(
+    op: str,
+    examples: Examples,
+    device: torch.device,
+    shape: str,
+    *,
+    peers: Sequence[str] = (),
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Run ``op`` and its peers forward and backward once, so that a bench finds them compiled; why some do not run.
+
+    Raises:
+        BadInput, PeerBroke: as `bench_op` does.
+    """
+    (wanted,) = _named(op, examples, [shape])
+    inputs = examples.make(examples.shapes[wanted], Draw(torch.bfloat16, device, on_device=True))
+    with retained_graphs():
+        _, absent = _build([_ours(examples), *_offered(op, examples, peers, without)], inputs)
+    return {name: reason for name, _, reason in absent}
+
+
+def _ours(examples: Examples) -> Peer:
+    return Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
+
+
+def _offered(op: str, examples: Examples, peers: Sequence[str], without: Mapping[str, str]) -> list[Peer]:
+    return [
+        _left_out(peer, without[peer.name]) if peer.name in without else peer for peer in peers_of(op, examples, peers)
+    ]
 
 
 def _left_out(peer: Peer, reason: str) -> Peer:
@@ -134,7 +164,7 @@ def _bench_shape(
 ) -> list[BenchRow]:
     try:
         inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
-        ours = Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
+        ours = _ours(examples)
         with retained_graphs():
             built, absent = _build([ours, *peers], inputs)
             cost = _cost_of(lambda: examples.function(**built.leaves, **inputs.others, impl="triton"))
