@@ -207,8 +207,8 @@ def test_the_traffic_of_a_norm_over_a_huge_tensor_is_memory_bound(
 
 
 @pytest.fixture
-def own_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peaks of the GPU that is here, and no window for the energy, which nobody asks for."""
+def own_peaks(fixed_calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peaks of the GPU that is here, not fixed ones, and no window for an energy that nobody asks for."""
     monkeypatch.setattr("mfubench.profiling.load_or_calibrate", load_or_calibrate)
     monkeypatch.setattr("mfubench.measure.nvml.MIN_ENERGY_WINDOW_S", 0.0)
 
