@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mfubench.workload.patching import together
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .changes import Change, Compile, Undo
-from .swap import together
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ for bit what it did. Parameters, their names and the state dict stay as they are
 """
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,53 +14,21 @@ from torch import Tensor, nn
 
 import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
+from mfubench.workload.patching import Undo, own_forward, patch, together
+from mfubench.workload.regions import Table, compile_in_place, compile_regions, is_table
 
-Undo = Callable[[], None]
 MODEL = "model"  # as a region: the whole model
-_MISSING = object()
-Table = nn.Embedding | nn.EmbeddingBag
-
-
-def patch(target: Any, name: str, value: Any) -> Undo:
-    """Set an attribute of one instance; undone, it has the one that it had, or its class's again."""
-    before = vars(target).get(name, _MISSING)
-    setattr(target, name, value)
-
-    def undo() -> None:
-        delattr(target, name) if before is _MISSING else setattr(target, name, before)
-
-    return undo
+REGIONS = "regions"  # its repeated blocks and its other parts, each by itself
 
 
 def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Undo:
     """Run ``around(forward, *args)`` in place of the module's ``forward``; a copy of the module wraps its own."""
-    inner = _own_forward(module)
+    inner = own_forward(module)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return around(inner, self, *args, **kwargs)
 
     return patch(module, "forward", types.MethodType(forward, module))
-
-
-def _own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The module's forward as a function of the module: bound, it would keep a copy of the module to the original."""
-    own = vars(module).get("forward")
-    if own is None:
-        return type(module).forward
-    if getattr(own, "__self__", None) is module:
-        return cast(Callable[..., Any], own.__func__)
-    return lambda _self, *args, **kwargs: own(*args, **kwargs)
-
-
-def together(undos: Iterable[Undo]) -> Undo:
-    """Undo all, the last first."""
-    listed = list(undos)
-
-    def undo() -> None:
-        while listed:
-            listed.pop()()
-
-    return undo
 
 
 # An op's implementation -------------------------------------------------------------------------------------------
@@ -180,11 +148,6 @@ def _attend(
     )
 
 
-def is_table(module: nn.Module) -> TypeGuard[Table]:
-    """Whether the module looks up rows of a table."""
-    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-
-
 def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Undo:
     """Gradients of tables hold the rows of the batch only, where the optimizer takes such gradients."""
     return together(patch(m, "sparse", True) for _, m in tables_to_make_sparse(model, optimizers))
@@ -257,22 +220,11 @@ def compile_region(model: nn.Module, region: str, *, dynamic: bool, cudagraphs: 
     Equal blocks share their compiled code, which is what makes compiling by region cheap. Tables with row-sparse
     gradients, which the compiler does not take, stay eager.
     """
+    options = {"dynamic": dynamic, "mode": "reduce-overhead" if cudagraphs else None}
+    if region == REGIONS:
+        return compile_regions(model, **options)
     roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
-    undos: list[Undo] = []
-    for root in roots:
-        undos += [_stay_eager(part) for part in root.modules() if is_table(part) and part.sparse]
-        undos.append(_compile(root, dynamic, cudagraphs))
-    return together(undos)
-
-
-def _stay_eager(module: nn.Module) -> Undo:
-    return patch(module, "forward", types.MethodType(torch.compiler.disable(_own_forward(module)), module))
-
-
-def _compile(module: nn.Module, dynamic: bool, cudagraphs: bool) -> Undo:
-    undo = patch(module, "_compiled_call_impl", None)  # torch's own place for what stands in for the call
-    module.compile(dynamic=dynamic, mode="reduce-overhead" if cudagraphs else None)
-    return undo
+    return together([compile_in_place(root, **options) for root in roots])
 
 
 def autocast_forward(model: nn.Module) -> Undo:

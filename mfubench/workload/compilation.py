@@ -10,6 +10,7 @@ from mfubench.errors import BadInput
 from mfubench.measure.compiled import Compilation, watched
 from mfubench.measure.scopes import module_names
 
+from .regions import compile_in_place, compile_regions
 from .spec import Workload
 
 
@@ -42,10 +43,8 @@ def compiled_module(workload: Workload) -> nn.Module:
         return module
     if hasattr(module, "_orig_mod"):
         raise BadInput(f"--compile {kind}: the model is wrapped in torch.compile already; leave --compile out")
-    for part in module.modules():
-        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:  # sparse gradients stay eager
-            part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
-    compiled: nn.Module = torch.compile(  # type: ignore[assignment]
-        module, mode="reduce-overhead" if kind == "cudagraphs" else None, dynamic=True
-    )
-    return compiled
+    if kind == "regions":
+        compile_regions(module, dynamic=True)
+    else:
+        compile_in_place(module, dynamic=True, mode="reduce-overhead" if kind == "cudagraphs" else None)
+    return module

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Mode = Literal["train", "infer"]
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "impl": ("auto", "reference", "triton"),
-    "compile": ("none", "model", "cudagraphs"),
+    "compile": ("none", "regions", "model", "cudagraphs"),
     "mode": ("train", "infer"),
     "dtype": ("bf16", "fp32", "tf32"),
     "device": ("auto", "cpu", "cuda"),

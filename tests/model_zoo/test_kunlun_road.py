@@ -142,7 +142,7 @@ def test_rotation_of_merged_events_is_by_the_latest_of_each_place(gap: str) -> N
     tower, sequences, state = state_of(replace(MERGED_THREE, rote_gap=gap), SAMPLES)
     rows = Alignment.of(sequences)
     times = rows.latest([sequence.times_ms for sequence in sequences])
-    assert torch.equal(state.angles, tower._angles(rows.offsets, times, torch.full((5,), 86_400_000 * 19_000)))
+    assert torch.equal(state.angles, tower.angles(rows.offsets, times, torch.full((5,), 86_400_000 * 19_000)))
     assert state.angles.isfinite().all() and (state.angles >= 0).all()
 
 

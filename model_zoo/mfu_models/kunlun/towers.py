@@ -133,11 +133,35 @@ class TowerState:
     angles: Tensor | None
 
 
-class EventTower(nn.Module):
-    """One event type's tower, or that of all merged: embedding, layers, and the pooling once more where it ends."""
+class EventAngles(nn.Module):
+    """ROTE's rotation of each event, from its position and log(1 + gap / scale)."""
 
     theta: Tensor
     phi: Tensor
+
+    def __init__(self, config: KunlunConfig, tower: Tower) -> None:
+        super().__init__()
+        self.gap, self.scale_ms = config.rote_gap, 1000.0 * config.rote_scale_s
+        pairs = tower.width // tower.num_heads // 2
+        frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+        self.register_buffer("theta", frequencies, persistent=False)
+        self.register_buffer("phi", frequencies.clone(), persistent=False)
+
+    def forward(self, offsets: Tensor, times_ms: Tensor, request_ms: Tensor) -> Tensor:
+        """``offsets`` [B+1], ``times_ms`` [T] and ``request_ms`` [B], both int64 -> [T, d_h/2]."""
+        index = torch.arange(times_ms.shape[0], device=times_ms.device)
+        row = row_of_each(offsets, times_ms.shape[0])
+        position = index - offsets[row]
+        if self.gap == "request":
+            gap_ms = request_ms[row] - times_ms
+        else:
+            gap_ms = torch.where(position > 0, times_ms - times_ms.roll(1), torch.zeros_like(times_ms))
+        log_gap = torch.log1p(gap_ms.float() / self.scale_ms)
+        return ops.rotary_angles(position, log_gap, self.theta, self.phi)
+
+
+class EventTower(nn.Module):
+    """One event type's tower, or that of all merged: embedding, layers, and the pooling once more where it ends."""
 
     def __init__(self, config: KunlunConfig, tower: Tower, num_sequences: int, impl: Impl) -> None:
         super().__init__()
@@ -146,12 +170,7 @@ class EventTower(nn.Module):
         self.merge = None if config.towers else MaskNet(num_sequences * tower.width, tower.width)
         self.layers = nn.ModuleList(TowerLayer(config, tower, layer, impl) for layer in range(tower.num_layers))
         self.final_pool = SeedPooling(config, tower, impl)
-        self.rote, self.gap = config.rote, config.rote_gap
-        self.scale_ms = 1000.0 * config.rote_scale_s
-        pairs = tower.width // tower.num_heads // 2
-        frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-        self.register_buffer("theta", frequencies, persistent=False)
-        self.register_buffer("phi", frequencies.clone(), persistent=False)
+        self.angles = EventAngles(config, tower) if config.rote else None
 
     def forward(self, sequences: Sequence[EventSequence], request_ms: Tensor) -> TowerState:
         """The state before the first layer; H_e is empty until the first pooling. ``request_ms`` int64 [B]."""
@@ -164,7 +183,7 @@ class EventTower(nn.Module):
             rows = Alignment.of(sequences)
             x = self.merge(rows.join(parts))
             times_ms = rows.latest([sequence.times_ms for sequence in sequences])
-        angles = self._angles(rows.offsets, times_ms, request_ms) if self.rote else None
+        angles = None if self.angles is None else self.angles(rows.offsets, times_ms, request_ms)
         return TowerState(x, x.new_empty(0), rows.offsets, rows.max_length, angles)
 
     def pool(self, state: TowerState, layer: int) -> None:
@@ -180,15 +199,3 @@ class EventTower(nn.Module):
         """Take the events through ``layer``, if the tower is that deep. ``summary`` [B, n_sum, d]."""
         if layer < len(self.layers):
             state.x = self.layers[layer](state.x, summary, state.offsets, state.max_length, state.angles)
-
-    def _angles(self, offsets: Tensor, times: Tensor, request_ms: Tensor) -> Tensor:
-        """ROTE's rotation of each event, [T, d_h/2], from its position and log(1 + gap / scale)."""
-        index = torch.arange(times.shape[0], device=times.device)
-        row = row_of_each(offsets, times.shape[0])
-        position = index - offsets[row]
-        if self.gap == "request":
-            gap_ms = request_ms[row] - times
-        else:
-            gap_ms = torch.where(position > 0, times - times.roll(1), torch.zeros_like(times))
-        log_gap = torch.log1p(gap_ms.float() / self.scale_ms)
-        return ops.rotary_angles(position, log_gap, self.theta, self.phi)

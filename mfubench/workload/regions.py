@@ -1,0 +1,89 @@
+"""Regional compilation: a model's repeated blocks, and what else it is made of, compiled each by itself.
+
+Compiled whole, a model is one graph in which every block is compiled again, and whose size sets the time. A block by
+itself is a small graph, and blocks of one class and equal widths share one compilation.
+
+The rule: a module that holds repeated blocks is taken apart, any other is a region. The modules inside a region are
+compiled, too, for where they are called past it; that costs nothing before, as from the region's own forward the
+compiler follows the call. Tables with row-sparse gradients, which no compiler takes, stay eager.
+"""
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+from .patching import Undo, own_forward, patch, together
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+COMPILATIONS_A_CLASS = 64  # where torch would run a class's ninth, of other widths than the eight before, eagerly
+Table = nn.Embedding | nn.EmbeddingBag
+
+
+def is_table(module: nn.Module) -> TypeGuard[Table]:
+    """Whether the module looks up rows of a table."""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def regions(model: nn.Module) -> list[nn.Module]:
+    """The modules that are compiled each by itself; ``model`` itself where it has no parts."""
+    return list(_parts(model)) or [model]
+
+
+def compile_regions(model: nn.Module, **options: Any) -> Undo:
+    """Compile each region of ``model`` in place, with ``torch.compile``'s ``options``."""
+    import torch._dynamo.config as config
+
+    before = config.recompile_limit
+    config.recompile_limit = max(before, COMPILATIONS_A_CLASS)
+    undos: list[Undo] = [lambda: setattr(config, "recompile_limit", before), _tables_stay_eager(model)]
+    for region in regions(model):
+        undos += [_compile(module, options) for module in region.modules() if module is region or _has_work(module)]
+    return together(undos)
+
+
+def compile_in_place(module: nn.Module, **options: Any) -> Undo:
+    """Compile ``module`` as one, at its first call, with ``torch.compile``'s ``options``."""
+    return together([_tables_stay_eager(module), _compile(module, options)])
+
+
+def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
+    undo = patch(module, "_compiled_call_impl", None)  # torch's own place for what stands in for the call
+    module.compile(**options)
+    return undo
+
+
+def _tables_stay_eager(model: nn.Module) -> Undo:
+    return together(
+        patch(table, "forward", types.MethodType(torch.compiler.disable(own_forward(table)), table))
+        for table in model.modules()
+        if _is_sparse(table)
+    )
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    return is_table(module) and module.sparse
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, CONTAINERS) or any(map(_repeats, child.modules())):
+            yield from _parts(child)
+        elif _has_work(child):
+            yield child
+
+
+def _repeats(module: nn.Module) -> bool:
+    """Whether it contains blocks, which have parts of their own, two or more of one class."""
+    blocks = [type(child) for child in module.children() if any(True for _ in child.children())]
+    return isinstance(module, CONTAINERS) and len(set(blocks)) < len(blocks)
+
+
+def _has_work(module: nn.Module) -> bool:
+    """Whether it does more than one operator of torch, or look up rows that no compiler takes."""
+    inside = [part for part in module.modules() if part is not module and not isinstance(part, CONTAINERS)]
+    if isinstance(module, CONTAINERS) or all(map(_is_sparse, inside or [module])):
+        return False
+    return bool(inside) or not type(module).__module__.startswith("torch.nn")
