@@ -32,7 +32,12 @@ Impl = Annotated[
     str,
     typer.Option(help="Implementation of the ops: auto, reference, triton; then ,OP=triton for single ops."),
 ]
-Compile = Annotated[str, typer.Option("--compile", help="Compile the timed step: none, model, cudagraphs.")]
+Compile = Annotated[
+    str,
+    typer.Option(
+        "--compile", help="Compile the timed step: none, regions, model, cudagraphs."
+    ),
+]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
 Dtype = Annotated[
     str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. [default: bf16 on CUDA, fp32 on a CPU]")

@@ -100,12 +100,21 @@ class UseImpl(Change):
 
 @dataclass(frozen=True, slots=True)
 class Compile(Change):
-    """torch.compile of every module of one class, or of the whole model."""
+    """torch.compile of every module of one class, of the model region by region, or of the whole model."""
 
     name: ClassVar[str] = "compile"
     region: str
     dynamic: bool = True
     cudagraphs: bool = False
+
+    def excludes(self, other: Change) -> bool:
+        """What is compiled already: with all regions each of their classes, with the whole model everything."""
+        if not isinstance(other, Compile) or other == self:
+            return False
+        from .swap import MODEL, REGIONS
+
+        inside = {MODEL: True, REGIONS: other.region != MODEL}
+        return inside.get(self.region, False) and not other.cudagraphs
 
     @property
     def title(self) -> str:

@@ -25,7 +25,7 @@ from .changes import (
     WithoutAttentionWeights,
 )
 from .survey import KERNEL, Survey
-from .swap import MODEL
+from .swap import MODEL, REGIONS
 
 Cell = tuple[str, str]  # module, cause
 Cells = dict[Cell, float]  # milliseconds of a step
@@ -144,8 +144,11 @@ def _above_roofline(kind: str, cause: str) -> float:
 
 
 def _regions(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
-    """Launch gaps, and operators in a row that a compiler fuses: each class of blocks by itself, then all the rest."""
-    reached: set[Cell] = set()
+    """Launch gaps, and operators in a row that a compiler fuses: all regions, or one class of blocks, then the rest."""
+    claims = ledger.shares(_fusing, survey.regional)
+    reached: set[Cell] = set(claims)
+    if claims:
+        yield _try(Compile(REGIONS, dynamic=survey.shapes_vary), claims)
     for region, modules in survey.regions.items():
         claims = ledger.shares(_fusing, modules)
         if sum(share * ledger.cells[cell] for cell, share in claims.items()) > WORTH * ledger.total_ms:

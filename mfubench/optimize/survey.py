@@ -16,7 +16,7 @@ from mfubench.measure.calibrate import DTYPES, load_or_calibrate
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
-from mfubench.workload.regions import is_table
+from mfubench.workload.regions import is_table, regions
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 
@@ -59,6 +59,7 @@ class Survey:
     bandwidth_gb_s: float
     ops: dict[str, OpUse] = field(default_factory=dict)
     regions: dict[str, list[str]] = field(default_factory=dict)  # class -> modules that run inside its calls
+    regional: list[str] = field(default_factory=list)  # modules inside what regional compilation compiles
     attention: list[str] = field(default_factory=list)  # nn.MultiheadAttention that hands out its weights
     optimizers: dict[str, list[str]] = field(default_factory=dict)  # how -> classes that could update that way
     update_bytes: int = 0  # least that optimizers of dense gradients move
@@ -103,6 +104,7 @@ def look(workload: Workload, run: Run) -> Survey:
     }
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
+    found.regional = sorted({names[part] for region in regions(model) for part in region.modules()} - {""})
     found.attention = [names[module] or ROOT for module in attention_modules(model)]
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]

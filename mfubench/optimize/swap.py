@@ -215,11 +215,7 @@ def class_name(module: nn.Module) -> str:
 
 
 def compile_region(model: nn.Module, region: str, *, dynamic: bool, cudagraphs: bool = False) -> Undo:
-    """Compile every module of the class ``region``, each by itself, or the whole ``model``.
-
-    Equal blocks share their compiled code, which is what makes compiling by region cheap. Tables with row-sparse
-    gradients, which the compiler does not take, stay eager.
-    """
+    """Compile every module of the class ``region``, each by itself, all ``REGIONS``, or the whole ``MODEL`` as one."""
     options = {"dynamic": dynamic, "mode": "reduce-overhead" if cudagraphs else None}
     if region == REGIONS:
         return compile_regions(model, **options)

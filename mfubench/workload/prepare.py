@@ -37,7 +37,7 @@ def prepare(spec: WorkloadSpec, source: Source | None = None) -> Workload:
     """
     device, dtype = device_and_dtype(spec)
     if spec.compile == "cudagraphs" and device.type != "cuda":
-        raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none or model")
+        raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
     if dtype == "tf32" and device.type != "cuda":
         raise BadInput("--dtype tf32 needs a CUDA device; here is none; use --dtype fp32 or bf16")
     if ":" in spec.model:
