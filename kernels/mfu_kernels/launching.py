@@ -53,10 +53,10 @@ class Kernel:
 
     def launch(self, grid: Grid, device: torch.device, *args: Any, key: MetaParameters, **constants: Any) -> None:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
-        sink, all_configs = ahead(self.name, key)
+        sink, wanted = ahead(self.name, key)
         if sink is not None:
             chosen = self.choose(key, device)
-            for candidate in self.space(key) if all_configs else [chosen]:
+            for candidate in {"all": self.space(key), "launched": [chosen], "none": []}[wanted]:
                 compiled = self._compile(candidate, *args, **constants)
                 sink(Compiled(self.name, dict(key), candidate, candidate == chosen, compiled))
             return

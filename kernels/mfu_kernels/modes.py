@@ -6,7 +6,7 @@ Importing this does not import triton.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 MetaParameters = Mapping[str, int | str | bool]
 ConfigChoice = Callable[[str, Sequence[Any]], Any]
@@ -24,11 +24,14 @@ class Compiled:
     result: Any
 
 
-Wanted = Callable[[str, MetaParameters], bool]
-"""Whether all configs are wanted of a kernel, by its name and key."""
+Extent = Literal["all", "launched", "none"]
+"""Which of a kernel's configs are compiled ahead: its whole space, the one that a launch takes, or none."""
+
+Wanted = Callable[[str, MetaParameters], Extent]
+"""What is wanted of a kernel, by its name and key."""
 
 _sink: Callable[[Compiled], None] | None = None
-_all_configs: Wanted | bool = False
+_wanted: "Wanted | None" = None
 _forced: "ConfigChoice | None" = None
 
 
@@ -38,25 +41,21 @@ def compiling_ahead() -> bool:
 
 
 @contextmanager
-def compile_ahead(sink: Callable[[Compiled], None], *, all_configs: Wanted | bool = False) -> Iterator[None]:
-    """Inside, a launch compiles its kernel for triton's active target and reports it to ``sink``; nothing runs.
-
-    ``all_configs``: each config of the kernel's space, not only the one that a launch would take; of every kernel, or
-    of those that it says.
-    """
-    global _sink, _all_configs
+def compile_ahead(sink: Callable[[Compiled], None], wanted: Wanted) -> Iterator[None]:
+    """Inside, a launch compiles what is ``wanted`` for triton's active target and reports it to ``sink``."""
+    global _sink, _wanted
     if _sink is not None:
         raise RuntimeError("kernels are compiled ahead already")
-    _sink, _all_configs = sink, all_configs
+    _sink, _wanted = sink, wanted
     try:
         yield
     finally:
-        _sink, _all_configs = None, False
+        _sink = _wanted = None
 
 
-def ahead(kernel: str, key: MetaParameters) -> tuple[Callable[[Compiled], None] | None, bool]:
-    """Where compiled kernels go, and whether all configs of this one are wanted."""
-    return _sink, _all_configs(kernel, key) if callable(_all_configs) else _all_configs
+def ahead(kernel: str, key: MetaParameters) -> tuple[Callable[[Compiled], None] | None, Extent]:
+    """Where compiled kernels go, and what is wanted of this one."""
+    return _sink, _wanted(kernel, key) if _wanted is not None else "none"
 
 
 @contextmanager

@@ -34,9 +34,7 @@ Impl = Annotated[
 ]
 Compile = Annotated[
     str,
-    typer.Option(
-        "--compile", help="Compile the timed step: none, regions, model, cudagraphs."
-    ),
+    typer.Option("--compile", help="Compile the timed step: none, regions, model, cudagraphs."),
 ]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
 Dtype = Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mfu_kernels.examples import Case, Draw, Examples
-from mfu_kernels.modes import Compiled, compile_ahead
+from mfu_kernels.modes import Compiled, Wanted, compile_ahead
 
 from .targets import Target
 
@@ -55,10 +55,10 @@ def activate(target: Target) -> None:
     driver.set_active(AheadDriver(target))
 
 
-def compile_op(examples: Examples, shape: Case, sink: Callable[[Compiled], None], *, all_configs: bool = False) -> None:
-    """Compile every kernel of one op's forward and backward at ``shape``, for the active target."""
+def compile_op(examples: Examples, shape: Case, sink: Callable[[Compiled], None], wanted: Wanted) -> None:
+    """Compile what is ``wanted`` of one op's forward and backward at ``shape``, for the active target."""
     inputs = examples.make(shape, Draw(DTYPE, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    with compile_ahead(sink, all_configs=all_configs):
+    with compile_ahead(sink, wanted):
         out = examples.function(**leaves, **inputs.others, impl="triton")
         out.backward(torch.empty_like(out))

@@ -1,21 +1,25 @@
 """What a compiled kernel's machine code says: registers, spills, tensor-core class, asynchronous copies, access width.
 
 Read with the tools that Triton brings along: `cuobjdump` for resources, `nvdisasm` for the instructions, and `ptxas`
-once more, only where a stack shows, for the bytes that it spills. Toolchains differ, so numbers of two of them do not
-compare.
+once more, only where a stack shows, for the bytes that it spills. `nvdisasm` takes longer to start than to read a
+kernel, so it is given the instructions of many at once. Toolchains differ, so numbers of two of them do not compare.
 """
 
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from .targets import Target
 
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
 TENSOR_CORES = {  # strongest first
     "tcgen05": re.compile(r"UT\w*MMA"),
     "wgmma": re.compile(r"[HIQB]GMMA"),
@@ -26,6 +30,8 @@ GLOBAL_ACCESS = re.compile(r"LDG|STG|LDGSTS|LD|ST")
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 TMA_BYTES = 16
 THREADS = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)")
+SECTION = struct.Struct("<IIQQQQIIQQ")  # of a 64-bit ELF file
+Operation = tuple[str, list[str]]  # an instruction's name and modifiers
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -44,19 +50,18 @@ class MachineCode:
     occupancy: float
 
 
-def read_machine_code(compiled: Any, target: Target) -> MachineCode:
-    """Take apart a CompiledKernel of Triton's that was compiled for ``target``."""
+def read_machine_code(kernels: Sequence[Any], target: Target) -> list[MachineCode]:
+    """Take apart CompiledKernels of Triton's that were all compiled for ``target``."""
+    return [_read(kernel, code, target) for kernel, code in zip(kernels, _disassembled(kernels), strict=True)]
+
+
+def _read(kernel: Any, operations: list[Operation], target: Target) -> MachineCode:
     with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _tool("cuobjdump", "-res-usage", str(cubin))
-        code = _tool("nvdisasm", "-c", str(cubin))
-        registers, stack = (int(_first(rf"{name}:(\d+)", usage)) for name in ("REG", "STACK"))
-        spills = _spills(compiled.asm["ptx"], target, Path(folder)) if stack else 0
-    operations = [(name, modifiers.split(".")) for name, modifiers in INSTRUCTION.findall(code)]
+        registers, stack = _usage(kernel, Path(folder))
+        spills = _spills(kernel.asm["ptx"], target, Path(folder)) if stack else 0
     names = {name for name, _ in operations}
-    warps = int(_first(THREADS.pattern, compiled.asm["ptx"])) // 32
-    shared = int(compiled.metadata.shared)
+    warps = int(_first(THREADS.pattern, kernel.asm["ptx"])) // 32
+    shared = int(kernel.metadata.shared)
     return MachineCode(
         registers=registers,
         spill_bytes=spills,
@@ -70,6 +75,50 @@ def read_machine_code(compiled: Any, target: Target) -> MachineCode:
     )
 
 
+def spill_bytes(kernel: Any, target: Target) -> int:
+    """Bytes that one kernel stores and loads because its registers do not suffice."""
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
+        _, stack = _usage(kernel, Path(folder))
+        return _spills(kernel.asm["ptx"], target, Path(folder)) if stack else 0
+
+
+def _usage(kernel: Any, folder: Path) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage = _tool("cuobjdump", "-res-usage", str(cubin))
+    registers, stack = (int(_first(rf"{name}:(\d+)", usage)) for name in ("REG", "STACK"))
+    return registers, stack
+
+
+def _disassembled(kernels: Sequence[Any]) -> list[list[Operation]]:
+    """The operations of each kernel; all are for one architecture."""
+    if not kernels:
+        return []
+    codes = [_instructions(kernel.asm["cubin"]) for kernel in kernels]
+    (architecture,) = {_first(r"\.target\s+sm_(\w+)", kernel.asm["ptx"]) for kernel in kernels}
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
+        raw = Path(folder) / "instructions"
+        raw.write_bytes(b"".join(codes))
+        listing = _tool("nvdisasm", "--binary", f"SM{architecture}", "-ndf", str(raw))
+    ends = list(accumulate(map(len, codes)))
+    found: list[list[Operation]] = [[] for _ in kernels]
+    for address, name, modifiers in INSTRUCTION.findall(listing):
+        found[bisect(ends, int(address, 16))].append((name, modifiers.split(".")))
+    return found
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """The machine code in an ELF file with one kernel."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_at = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [SECTION.unpack_from(cubin, table + size * index) for index in range(count)]
+    names = sections[names_at][4]
+    (code,) = (section for section in sections if cubin.startswith(b".text.", names + section[0]))
+    begin, length = code[4:6]
+    return cubin[begin : begin + length]
+
+
 def _first(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     if found is None:
@@ -81,7 +130,7 @@ def _class_of(names: set[str], classes: dict[str, re.Pattern[str]]) -> str | Non
     return next((label for label, pattern in classes.items() if any(pattern.match(name) for name in names)), None)
 
 
-def _widest(operations: list[tuple[str, list[str]]]) -> int:
+def _widest(operations: list[Operation]) -> int:
     """Bytes of the widest access of one thread to global memory; the copy engine's counts as the widest there is."""
     widths = [0]
     for name, modifiers in operations:

@@ -4,13 +4,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mfu_kernels.modes import Extent
 from mfubench.errors import BadInput
 
 from .catalog import examples_of
-from .targets import TARGETS
+from .targets import TARGETS, Target
 
 MATRIX_ROWS = 64  # fewer rows of a tile than a warpgroup's instruction takes
 
@@ -36,11 +37,6 @@ class StaticRow:
     warps: int | None = None
     occupancy: float | None = None
     error: str | None = None
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """What two rows of the same code have in common: named shapes may lead to the same kernel, key and config."""
-        return (self.op, self.target, self.kernel, self.key, self.config)
 
 
 def compile_statically(
@@ -81,7 +77,16 @@ def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow
 
     examples, target = examples_of(op), TARGETS[target_name]
     activate(target)
-    rows: dict[tuple[str, ...], StaticRow] = {}
+    found: list[tuple[StaticRow, Any]] = []
+    met: set[tuple[str, str]] = set()
+
+    def wanted(kernel: str, key: Mapping[str, Any]) -> Extent:
+        """Nothing where an earlier shape has led to the same kernel and key."""
+        place = (kernel, _text(key))
+        again = place in met
+        met.add(place)
+        return "none" if again else "all" if all_configs else "launched"
+
     for shape, case in examples.shapes.items():
 
         def keep(compiled: Any, shape: str = shape) -> None:
@@ -89,21 +94,23 @@ def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow
                 op, shape, compiled.kernel, target_name, _text(compiled.key), _config_text(compiled.config),
                 compiled.is_default,
             )  # fmt: skip
-            if row.identity not in rows:
-                rows[row.identity] = _with_code(row, compiled.result, target)
+            found.append((row, compiled.result))
 
-        compile_op(examples, case, keep, all_configs=all_configs)
-    return list(rows.values())
+        compile_op(examples, case, keep, wanted)
+    return _with_code(found, target)
 
 
-def _with_code(row: StaticRow, result: Any, target: Any) -> StaticRow:
-    from dataclasses import replace
-
+def _with_code(found: Sequence[tuple[StaticRow, Any]], target: Target) -> list[StaticRow]:
+    """The rows with what their code says, or why there is none."""
     from .machine_code import read_machine_code
 
-    if isinstance(result, Exception):
-        return replace(row, error=" ".join(f"{type(result).__name__}: {result}".split())[:200])
-    return replace(row, **asdict(read_machine_code(result, target)))
+    codes = iter(read_machine_code([result for _, result in found if not isinstance(result, Exception)], target))
+    return [
+        replace(row, error=" ".join(f"{type(result).__name__}: {result}".split())[:200])
+        if isinstance(result, Exception)
+        else replace(row, **asdict(next(codes)))
+        for row, result in found
+    ]
 
 
 def _text(key: Mapping[str, Any]) -> str:

@@ -15,17 +15,21 @@ import torch
 
 from mfu_kernels.examples import Draw, Examples
 from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_config, with_entries
-from mfu_kernels.modes import Compiled, MetaParameters, Wanted, compile_ahead, forced_config
+from mfu_kernels.modes import Compiled, MetaParameters, compile_ahead, forced_config
 from mfubench.errors import BadInput
 from mfubench.measure.environment import now
 from mfubench.run import write_text
 
-from .machine_code import read_machine_code, toolchain
+from .machine_code import spill_bytes, toolchain
 from .targets import TARGETS, Target
 from .timing import time_in_turns
 
 ROUNDS = 5
 TimeInTurns = Callable[..., dict[str, list[float]]]
+
+
+Wanted = Callable[[str, MetaParameters], bool]
+"""Whether a kernel is to be tuned, by its name and key."""
 
 
 @dataclass(slots=True)
@@ -72,7 +76,7 @@ def launched_kernels(
 
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    with compile_ahead(keep, all_configs=wanted):
+    with compile_ahead(keep, lambda kernel, key: "all" if wanted(kernel, key) else "launched"):
         out = examples.function(**leaves, **inputs.others, impl="triton")
         direction = "backward"
         out.backward(torch.empty_like(out))
@@ -82,7 +86,7 @@ def launched_kernels(
 def _spills(compiled: Any, target: Target) -> bool:
     """Whether the code spills; the driver, which is asked first and sooner answers, counts arrays of a thread, too."""
     assert compiled.run  # which loads the code
-    return bool(compiled.n_spills) and read_machine_code(compiled, target).spill_bytes > 0
+    return bool(compiled.n_spills) and spill_bytes(compiled, target) > 0
 
 
 def not_locked(device_name: str) -> Wanted:
