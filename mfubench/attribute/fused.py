@@ -84,6 +84,27 @@ def _all_of(kernels: Sequence[CompiledKernel]) -> CompiledKernel:
     )
 
 
+def of_module(kernels: Sequence[CompiledKernel], called: str, classes: Mapping[str, type]) -> list[CompiledKernel]:
+    """The kernels of a region as ``called``'s own; ``classes`` has every module's class by name.
+
+    Equal modules share one compilation, whose kernels name the parts of the first: ``blocks.0.norm`` is
+    ``blocks.1.norm`` where ``blocks.1`` was called.
+    """
+    return [
+        replace(kernel, owners=tuple(owner and _in_place_of(owner, called, classes) for owner in kernel.owners))
+        for kernel in kernels
+    ]
+
+
+def _in_place_of(owner: str, called: str, classes: Mapping[str, type]) -> str:
+    parts = owner.split(".")
+    for count in range(1, len(parts) + 1):
+        outer, own = ".".join(parts[:count]), ".".join([called, *parts[count:]])
+        if outer == called or (own in classes and classes[called] is classes.get(outer)):
+            return own
+    return owner
+
+
 def regions_of_functions(threads: Iterable[Sequence[Mapping[str, Any]]]) -> dict[int, str]:
     """The region of each compiled autograd function, by sequence number: what its backward is to be looked up by.
 

@@ -25,7 +25,7 @@ from mfubench.measure.count import RECOMPUTE, WorkKey
 from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
 from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
 
-from .fused import CALL, REGION, TOGETHER, GraphCall, align, regions_of_functions
+from .fused import CALL, REGION, TOGETHER, GraphCall, align, of_module, regions_of_functions
 
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -146,6 +146,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
     done: list[Span] = []
     last_backward: Scope | None = None
     last_loss: Scope | None = None
+    classes = {name: type(module) for module, name in trace.tracker.names.items()}
     for event in events:
         args = event.get("args", {})
         span = Span(
@@ -176,7 +177,9 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
         elif span.name.startswith(REGION):
             span.region = span.name[len(REGION) :]
         elif span.name.startswith(CALL):
-            span.call = GraphCall(trace.compilation.graphs.get((span.region or "", span.direction), ()))
+            kernels = trace.compilation.graphs.get((span.region or "", span.direction), ())
+            called = span.scope.module if span.scope is not None else ""
+            span.call = GraphCall(of_module(kernels, called, classes) if called in classes else kernels)
         elif span.call is not None and span.category not in LAUNCH_CATEGORIES:
             _claim(span, span.call.next(span.name))
         elif "::" in span.name and span.category == "cpu_op":

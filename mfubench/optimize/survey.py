@@ -104,7 +104,7 @@ def look(workload: Workload, run: Run) -> Survey:
     }
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
-    found.regional = sorted({names[part] for region in regions(model) for part in region.modules()} - {""})
+    found.regional = sorted({names[part] for r in regions(model) if r is not model for part in r.modules()})
     found.attention = [names[module] or ROOT for module in attention_modules(model)]
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from mfubench.attribute.join import ENGINE as NODE
 from mfubench.attribute.join import Attribution, attribute
 from mfubench.measure.compiled import Compilation
@@ -13,10 +15,10 @@ STEP = f"{STEP_PREFIX}0"
 
 
 class Known:
-    """Stands in for a tracker: scopes by index, owners of autograd nodes by number."""
+    """Stands in for a tracker: scopes by index, owners of autograd nodes by number, names of modules."""
 
-    def __init__(self, *scopes: Scope, owners: Mapping[int, int]) -> None:
-        self.scopes, self.owners = list(scopes), owners
+    def __init__(self, *scopes: Scope, owners: Mapping[int, int], names: Mapping[nn.Module, str] | None = None) -> None:
+        self.scopes, self.owners, self.names = list(scopes), owners, names or {}
 
     def owner_of(self, number: int) -> Scope | None:
         return self.scopes[self.owners[number]] if number in self.owners else None

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from mfubench.attribute.fused import align, count_of_kernels, unseen
+from mfubench.attribute.fused import align, count_of_kernels, of_module, unseen
 from mfubench.attribute.join import UNOWNED, Attribution
 from mfubench.attribute.ledger import ledger_lines, slice_step
 from mfubench.attribute.roofline import Ceilings
@@ -88,6 +89,19 @@ def test_what_a_graph_runs_for_no_known_module_is_nobodys() -> None:
         WorkKey(UNOWNED, "fwd", "other"): 3,
     }
     assert found.unknown == {"aten::mm": 5, "other_kernel": 3}
+
+
+def test_a_region_that_modules_share_is_the_one_that_is_called() -> None:
+    """The compiler has named the parts of the module for which it was compiled."""
+    blocks = [nn.Sequential(nn.GELU(), nn.Identity()) for _ in range(2)]
+    names = {part: name for name, part in nn.ModuleList(blocks).named_modules()}
+    own = CompiledKernel("triton_fused_0", (None, "0.0", "0.1"), "elementwise", bytes=1)
+    for index in range(2):
+        tracker = Known(Scope(0, FORWARD), Scope(1, f"{index}"), owners={5: 1}, names=names)
+        found = joined(forward(span("graph_3_triton_fused_0", 40, 10)), tracker, "cpu", compilation(fwd=[own]))
+        assert {key.module for key in found.busy} == {f"{index} + {index}.0 + {index}.1"}
+    elsewhere = of_module([MM_A], "0", {"0": nn.Linear, "a": nn.GELU})
+    assert elsewhere == [MM_A]
 
 
 def test_another_compilers_operators_are_nobodys() -> None:

@@ -95,6 +95,18 @@ def test_each_cause_has_its_remedies(case: str) -> None:
     assert promised(a_profile(module, cause)) == pytest.approx(expected)
 
 
+def test_all_regions_together_go_before_one_class_and_leave_the_rest_to_the_whole_model() -> None:
+    survey = replace(SURVEY, regional=["block", "block.norm", "other"])
+    found = promised(a_profile("block.norm", "launch"), survey)
+    assert found["compile regions"] == found[REGION] == 10.0 and "compile model" not in found
+    assert promised(a_profile("other", "memory_bound.elementwise"), survey)["compile regions"] == 5.0
+    assert promised(a_profile("outside", "launch"), survey)["compile model"] == 10.0
+    regional, block, whole = Compile("regions"), Compile("pkg.Block"), Compile("model")
+    assert regional.excludes(block) and not regional.excludes(whole) and not regional.excludes(regional)
+    assert whole.excludes(regional) and not block.excludes(regional)
+    assert not whole.excludes(Compile("model", cudagraphs=True))
+
+
 def test_the_best_prediction_stands_first() -> None:
     run = a_profile("block.norm", "launch")
     cells = cells_of(run)

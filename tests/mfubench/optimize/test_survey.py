@@ -42,6 +42,7 @@ def test_a_model_of_the_zoo() -> None:
         assert region.startswith("mfu_models.") and set(modules) <= names
     (towers,) = (modules for region, modules in found.regions.items() if region.endswith(".TowerLayer"))
     assert "towers.clicks.layers.1.attention" in towers and "towers.impressions.layers.0.ffn" in towers
+    assert {"dense", "weight_gens.0.mix", "towers.clicks.layers.1.attention"} <= set(found.regional) <= names
     assert found.sparse_tables and not found.dense_tables and not found.attention
     assert found.optimizers == {"fused": [], "foreach": []}  # the zoo's AdamW is fused
     assert found.padded_share_won is not None and -0.2 < found.padded_share_won < 1
