@@ -42,6 +42,7 @@ from .sum_kron_linear.op import OP as _sum_kron_linear
 from .weighted_pool import weighted_pool as weighted_pool
 from .weighted_pool.op import OP as _weighted_pool
 from .window_attention import window_attention as window_attention
+from .window_attention import window_attention_qkvpacked as window_attention_qkvpacked
 from .window_attention.op import OP as _window_attention
 
 OPS: Mapping[str, Op] = {

@@ -5,13 +5,13 @@ as one call. Nothing here imports triton: an operator's launcher is imported whe
 ``torch.compile``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import library
+from torch import Tensor, library
 
 from .modes import compiling_ahead
 
@@ -45,3 +45,9 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
         _LIBRARY.impl(name, launch, key)
     library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]
+
+
+def apart(side_by_side: Tensor, needed: Sequence[bool]) -> Iterator[Tensor | None]:
+    """Gradients that a kernel wrote ``side_by_side``, [T, n, ...], as n views in the places that are ``needed``."""
+    each = iter(side_by_side.unbind(1))
+    return (next(each) if needs else None for needs in needed)

@@ -14,6 +14,8 @@ def invalid(op: str, argument: str, given: object, allowed: str) -> InvalidArgum
 def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
     """Match each tensor with its dimensions, such as ``"T H d"``; one letter is one size, and only T may be 0.
 
+    A number, as in ``"T 3 H d"``, is that size.
+
     All tensors must lie on one device. Returns the size of each letter.
     """
     sizes: dict[str, int] = {}
@@ -24,6 +26,8 @@ def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
         if len(shape) != len(letters):
             raise invalid(op, name, f"of shape {list(shape)}", f"[{', '.join(letters)}]")
         for letter, size in zip(letters, shape, strict=True):
+            if letter.isdecimal() and size != int(letter):
+                raise invalid(op, name, f"of shape {list(shape)}", f"[{', '.join(letters)}]")
             if size != sizes.setdefault(letter, size) or (size == 0 and letter != "T"):
                 need = sizes[letter] or "at least 1"
                 raise invalid(op, name, f"of shape {list(shape)}", f"[{', '.join(letters)}] with {letter} = {need}")

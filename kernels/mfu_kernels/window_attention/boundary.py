@@ -1,11 +1,12 @@
 """`window_attention` as PyTorch operators, and the autograd around them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import define
+from mfu_kernels.boundary import apart, define
 from mfu_kernels.rotary_time.boundary import rotary_time_triton
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
@@ -22,10 +23,9 @@ def _fwd_outputs(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(parts, q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-def _bwd_outputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, [T, H, d] each; one that is not needed is empty."""
-    dq, dk, dv = (t.new_empty(t.shape if needed else 0) for t, needed in zip((q, k, v), others[-3:], strict=True))
-    return dq, dk, dv
+def _bwd_outputs(grad: Tensor, q: Tensor, *others: Any) -> Tensor:
+    """The needed ones of the gradients of q, k and v, side by side, [T, n, H, d]: what a fused projection wants."""
+    return q.new_empty(q.shape[0], sum(others[-3:]), *q.shape[1:])
 
 
 _forward = define(
@@ -35,26 +35,37 @@ _forward = define(
 )
 _backward = define(
     "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor out, Tensor levels, "
-    f" {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> (Tensor, Tensor, Tensor)",
+    f" {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> Tensor",
     launcher="mfu_kernels.window_attention.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
 
 
+def _separate(*qkv: Tensor) -> Sequence[Tensor]:
+    """q, k and v, given so or packed."""
+    return qkv if len(qkv) == 3 else qkv[0].unbind(1)
+
+
 class _WindowAttention(torch.autograd.Function):
+    """Of q, k and v, or of one tensor [T, 3, H, d] that holds them and gets its gradient as it was written."""
+
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *mask: Any) -> Tensor:
-        out, levels = _forward(q, k, v, offsets, *mask)
-        ctx.save_for_backward(q, k, v, offsets, out, levels)
-        ctx.mask = mask
+    def forward(
+        ctx: Any, offsets: Tensor, window: int | None, causal: bool, scale: float, max_length: int, *qkv: Tensor
+    ) -> Tensor:
+        ctx.mask = window, causal, scale, max_length
+        out, levels = _forward(*_separate(*qkv), offsets, *ctx.mask)
+        ctx.save_for_backward(offsets, out, levels, *qkv)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:3]
-        grads = _backward(grad, *ctx.saved_tensors, *ctx.mask, *needed)
-        kept = (g if needs else None for g, needs in zip(grads, needed, strict=True))
-        return *kept, None, *(None for _ in ctx.mask)
+        offsets, out, levels, *qkv = ctx.saved_tensors
+        needed = ctx.needs_input_grad[-len(qkv) :]
+        packed = len(qkv) == 1
+        wanted = needed * 3 if packed else needed
+        grads = _backward(grad, *_separate(*qkv), offsets, out, levels, *ctx.mask, *wanted)
+        return *(None,) * 5, *((grads,) if packed else apart(grads, needed))
 
 
 def window_attention_triton(
@@ -68,18 +79,23 @@ def window_attention_triton(
     causal: bool,
     scale: float,
     max_length: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """The kernels; arguments and result as `window_attention` has them.
+    """The kernels; arguments and result as `window_attention` has them, ``packed`` [T, 3, H, d] if q, k, v are its.
 
     q and k are rotated before, once: a key's rotation inside would be made again in every program that sees the key,
     for about as many instructions as the softmax takes.
     """
-    q, k, v = cast_for_matmul(q, k, v)
     check_dtypes("window_attention", q=q, angles=angles)
     check_head_dim("window_attention", q.shape[2])
-    if angles is not None:
-        q, k = rotary_time_triton(q, angles), rotary_time_triton(k, angles)
-    if scale < 0:  # the kernels take maxima before they scale
-        q, scale = -q, -scale
-    out: Tensor = _WindowAttention.apply(q, k, v, offsets.contiguous(), window, causal, scale, max_length)
+    if packed is not None and angles is None and scale >= 0:
+        qkv = cast_for_matmul(packed)
+    else:
+        q, k, v = cast_for_matmul(q, k, v)
+        if angles is not None:
+            q, k = rotary_time_triton(q, angles), rotary_time_triton(k, angles)
+        if scale < 0:  # the kernels take maxima before they scale
+            q, scale = -q, -scale
+        qkv = (q, k, v)
+    out: Tensor = _WindowAttention.apply(offsets.contiguous(), window, causal, scale, max_length, *qkv)
     return out

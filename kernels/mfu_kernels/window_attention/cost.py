@@ -29,6 +29,7 @@ def window_attention_cost(
     causal: bool,
     scale: float,
     max_length: int,
+    packed: Tensor | None = None,
     impl: str,
 ) -> OpCost:
     """Two products of 2 H d FLOPs a kept pair; the reference executes all ``max_length``² pairs of each row.

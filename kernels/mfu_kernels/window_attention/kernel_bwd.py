@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mfu_kernels.boundary import apart
 from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
@@ -26,7 +27,7 @@ def window_attention_dq_kernel(
     grad, q, k, v, offsets, out, levels, softmax, dq,
     num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     Q_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
-    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
+    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
     D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``softmax`` [H, T, 2], level and delta, and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
@@ -60,7 +61,7 @@ def window_attention_dq_kernel(
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
             dscores = weights * (dweights - projection[:, None])
             change = tl.dot(dscores.to(near_k.dtype), near_k, change, input_precision="ieee")
-        store_tile(dq + own, change * scale, m, num_queries, NUM_HEADS * D, D, PADDED)
+        store_tile(dq + first_token * DX_T + head * D, change * scale, m, num_queries, DX_T, D, PADDED)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -68,7 +69,7 @@ def window_attention_dkv_kernel(
     grad, q, k, v, offsets, levels, softmax, dk, dv,
     num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
-    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
+    GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
     D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries].
@@ -107,11 +108,11 @@ def window_attention_dkv_kernel(
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - projection[None, :])
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
-    own = (first_token * NUM_HEADS + head) * D
+    own = first_token * DX_T + head * D
     if V_GRAD:
-        store_tile(dv + own, v_change, n, length - first, NUM_HEADS * D, D, PADDED)
+        store_tile(dv + own, v_change, n, length - first, DX_T, D, PADDED)
     if K_GRAD:
-        store_tile(dk + own, k_change * scale, n, length - first, NUM_HEADS * D, D, PADDED)
+        store_tile(dk + own, k_change * scale, n, length - first, DX_T, D, PADDED)
 
 
 def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -145,12 +146,14 @@ DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
     window: int | None, causal: bool, scale: float, max_length: int, q_grad: bool, k_grad: bool, v_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v, as far as they are needed."""
-    dq, dk, dv = _bwd_outputs(grad, q, k, v, q_grad, k_grad, v_grad)
+) -> Tensor:  # fmt: skip
+    """The needed ones of the gradients of q, k and v, side by side, [T, n, H, d]."""
+    needed = (q_grad, k_grad, v_grad)
+    grads = _bwd_outputs(grad, q, *needed)
     num_tokens, num_heads, _ = q.shape
-    if not num_tokens:
-        return dq, dk, dv
+    if not grads.numel():
+        return grads
+    dq, dk, dv = apart(grads, needed)
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
     num_rows = offsets.shape[0] - 1
     softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
@@ -159,17 +162,17 @@ def backward(
     )
     sizes = (num_tokens, max_length, *reach(window, causal, max_length), scale)
     strides = tuple(t.stride(1) for t in (grad, q, k, v))
-    key, constants = key_of(q, window), {"GRAD_T": grad.stride(0), **constants_of(q, k, v)}
-    if q_grad or k_grad or v_grad:
-        DQ.launch(
-            lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-            grad, q, k, v, offsets, out, levels, softmax, dq, *sizes, *strides,
-            key=key, Q_GRAD=q_grad, **constants,
-        )  # fmt: skip
+    key = key_of(q, window)
+    constants = {"GRAD_T": grad.stride(0), "DX_T": grads.stride(0), **constants_of(q, k, v)}
+    DQ.launch(
+        lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+        grad, q, k, v, offsets, out, levels, softmax, dq, *sizes, *strides,
+        key=key, Q_GRAD=q_grad, **constants,
+    )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
             grad, q, k, v, offsets, levels, softmax, dk, dv, *sizes, *strides,
             key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
-    return dq, dk, dv
+    return grads

@@ -26,8 +26,12 @@ def window_attention_reference(
     causal: bool,
     scale: float,
     max_length: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale q kᵀ, masked) v, after rotating q and k by ``angles``."""
+    """softmax(scale q kᵀ, masked) v, after rotating q and k by ``angles``.
+
+    ``packed``, of which q, k and v may be slices, is for implementations that write its gradient as one.
+    """
     if angles is not None:
         q, k = rotary_time_reference(q, angles), rotary_time_reference(k, angles)
     queries, keys, values = (to_padded(t, offsets, max_length).transpose(1, 2) for t in (q, k, v))  # [B, H, L, d]

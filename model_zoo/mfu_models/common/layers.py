@@ -116,11 +116,8 @@ class JaggedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None = None) -> Tensor:
         """``x`` [T, d], ``offsets`` [B+1], ``angles`` [T, d_h/2] or None -> [T, d]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        mixed = ops.window_attention(
-            q,
-            k,
-            v,
+        mixed = ops.window_attention_qkvpacked(
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)),
             offsets,
             window=self.window,
             causal=self.causal,
