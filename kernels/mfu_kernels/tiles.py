@@ -23,24 +23,32 @@ def own_block(offsets, max_length, num_heads, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def tile_of(rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Element offsets [rows, PADDED] of a tile, and which of them lie within ``num_rows`` and WIDTH."""
+def tile_of(rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr = 1):
+    """Element offsets [rows, PADDED] of a tile, and which of them lie within ``num_rows`` and WIDTH.
+
+    A row is held in so many equal PARTS, each padded by itself.
+    """
     columns = tl.arange(0, PADDED)
     inside = (rows < num_rows)[:, None]
     if WIDTH < PADDED:
-        inside = inside & (columns < WIDTH)[None, :]
+        if PARTS > 1:
+            part, columns = columns // (PADDED // PARTS), columns % (PADDED // PARTS)
+            inside = inside & (columns < WIDTH // PARTS)[None, :]
+            columns += part * (WIDTH // PARTS)
+        else:
+            inside = inside & (columns < WIDTH)[None, :]
     return rows.to(tl.int64)[:, None] * stride + columns[None, :], inside
 
 
 @triton.jit
-def load_tile(x, rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def load_tile(x, rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr = 1):
     """Tile [rows, PADDED] of ``x``, zero outside."""
-    places, inside = tile_of(rows, num_rows, stride, WIDTH, PADDED)
+    places, inside = tile_of(rows, num_rows, stride, WIDTH, PADDED, PARTS)
     return tl.load(x + places, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(x, tile, rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def store_tile(x, tile, rows, num_rows, stride, WIDTH: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr = 1):
     """Write a tile [rows, PADDED] to ``x``, as far as it lies inside."""
-    places, inside = tile_of(rows, num_rows, stride, WIDTH, PADDED)
+    places, inside = tile_of(rows, num_rows, stride, WIDTH, PADDED, PARTS)
     tl.store(x + places, tile.to(x.dtype.element_ty), mask=inside)

@@ -17,7 +17,7 @@ def _outputs(x: Tensor, angles: Tensor, back: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-_rotate = define(
+rotate = define(
     "rotary_time(Tensor x, Tensor angles, bool back) -> Tensor",
     launcher="mfu_kernels.rotary_time.kernel:rotate",
     outputs=_outputs,
@@ -28,11 +28,11 @@ class _RotaryTime(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:
         ctx.save_for_backward(angles)
-        return _rotate(x, angles, False)  # type: ignore[no-any-return]
+        return rotate(x, angles, False)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _rotate(grad, *ctx.saved_tensors, True), None
+        return rotate(grad, *ctx.saved_tensors, True), None
 
 
 def rotary_time_triton(x: Tensor, angles: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from mfu_kernels.boundary import apart, define
-from mfu_kernels.rotary_time.boundary import rotary_time_triton
+from mfu_kernels.formulas import needs_grad
+from mfu_kernels.rotary_time.boundary import rotate
+from mfu_kernels.rotary_time.reference import rotary_time_reference
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 _MASK = "int? window, bool causal, float scale, SymInt max_length"
@@ -35,37 +37,43 @@ _forward = define(
 )
 _backward = define(
     "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor out, Tensor levels, "
-    f" {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> Tensor",
+    f"Tensor? angles, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> Tensor",
     launcher="mfu_kernels.window_attention.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
 
 
-def _separate(*qkv: Tensor) -> Sequence[Tensor]:
+def _separate(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
     """q, k and v, given so or packed."""
     return qkv if len(qkv) == 3 else qkv[0].unbind(1)
+
+
+def _rotated(qkv: Sequence[Tensor], angles: Tensor) -> Sequence[Tensor]:
+    """q, k and v, the first two turned; side by side as they are packed, in one pass."""
+    q, k, v = _separate(qkv)
+    if len(qkv) == 3:
+        return rotate(q, angles, False), rotate(k, angles, False), v
+    num_heads = q.shape[1]
+    return *rotate(qkv[0][:, :2].flatten(1, 2), angles, False).split(num_heads, 1), v
 
 
 class _WindowAttention(torch.autograd.Function):
     """Of q, k and v, or of one tensor [T, 3, H, d] that holds them and gets its gradient as it was written."""
 
     @staticmethod
-    def forward(
-        ctx: Any, offsets: Tensor, window: int | None, causal: bool, scale: float, max_length: int, *qkv: Tensor
-    ) -> Tensor:
-        ctx.mask = window, causal, scale, max_length
-        out, levels = _forward(*_separate(*qkv), offsets, *ctx.mask)
-        ctx.save_for_backward(offsets, out, levels, *qkv)
+    def forward(ctx: Any, offsets: Tensor, angles: Tensor | None, mask: Sequence[Any], *qkv: Tensor) -> Tensor:
+        q, k, v = _separate(qkv) if angles is None else _rotated(qkv, angles)
+        out, levels = _forward(q, k, v, offsets, *mask)
+        ctx.save_for_backward(q, k, v, offsets, out, levels, angles)
+        ctx.mask = mask
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, out, levels, *qkv = ctx.saved_tensors
-        needed = ctx.needs_input_grad[-len(qkv) :]
-        packed = len(qkv) == 1
-        wanted = needed * 3 if packed else needed
-        grads = _backward(grad, *_separate(*qkv), offsets, out, levels, *ctx.mask, *wanted)
-        return *(None,) * 5, *((grads,) if packed else apart(grads, needed))
+        _, _, _, *needed = ctx.needs_input_grad
+        packed = len(needed) == 1
+        grads = _backward(grad, *ctx.saved_tensors, *ctx.mask, *(needed * 3 if packed else needed))
+        return None, None, None, *((grads,) if packed else apart(grads, needed))
 
 
 def window_attention_triton(
@@ -83,19 +91,22 @@ def window_attention_triton(
 ) -> Tensor:
     """The kernels; arguments and result as `window_attention` has them, ``packed`` [T, 3, H, d] if q, k, v are its.
 
-    q and k are rotated before, once: a key's rotation inside would be made again in every program that sees the key,
-    for about as many instructions as the softmax takes.
+    q and k are turned before, once: a key's rotation inside would be made again in every program that sees the key,
+    for about as many instructions as the softmax takes. Their gradients are turned back where they are written. There
+    is no gradient of ``angles``: where one is needed, the reference turns.
     """
     check_dtypes("window_attention", q=q, angles=angles)
     check_head_dim("window_attention", q.shape[2])
-    if packed is not None and angles is None and scale >= 0:
-        qkv = cast_for_matmul(packed)
-    else:
+    qkv: Sequence[Tensor]
+    if packed is None or scale < 0 or needs_grad(angles):
         q, k, v = cast_for_matmul(q, k, v)
-        if angles is not None:
-            q, k = rotary_time_triton(q, angles), rotary_time_triton(k, angles)
+        if angles is not None and needs_grad(angles):
+            q, k, angles = rotary_time_reference(q, angles), rotary_time_reference(k, angles), None
         if scale < 0:  # the kernels take maxima before they scale
             q, scale = -q, -scale
         qkv = (q, k, v)
-    out: Tensor = _WindowAttention.apply(offsets.contiguous(), window, causal, scale, max_length, *qkv)
+    else:
+        qkv = cast_for_matmul(packed)
+    mask = window, causal, scale, max_length
+    out: Tensor = _WindowAttention.apply(offsets.contiguous(), angles, mask, *qkv)
     return out

@@ -43,7 +43,7 @@ def only_near(scores, start, first, before, after, end, ROWS: tl.constexpr, COLU
 def window_attention_fwd_kernel(
     q, k, v, offsets, out, levels, num_tokens, max_length, behind, ahead, score_scale, q_h, k_h, v_h,
     PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr,
-    D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax of ``score_scale`` q kᵀ in base 2, times v, for BLOCK_M queries."""
     head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_M)
@@ -52,12 +52,12 @@ def window_attention_fwd_kernel(
     k += head * k_h
     v += head * v_h
     m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
-    own_q = load_tile(q + first_token * Q_T + head * q_h, m, length - first, Q_T, D, PADDED)
+    own_q = load_tile(q + first_token * Q_T + head * q_h, m, length - first, Q_T, D, PADDED, PARTS)
     level = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
-        near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED)
+        near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED, PARTS)
         scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
         scores = only_near(scores, start, first, behind, ahead, length, BLOCK_M, BLOCK_N)
         higher = tl.maximum(level, tl.max(scores, 1) * score_scale)
@@ -104,10 +104,14 @@ def reach(window: int | None, causal: bool, max_length: int) -> tuple[int, int]:
 
 
 def constants_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int | bool]:
-    """How many heads there are, how tokens lie apart, how a head's d columns are held, whether weights are exact."""
+    """How many heads there are, how tokens lie apart, how a head's d columns are held, whether weights are exact.
+
+    Queries and keys of even d are held in two halves: backward turns the pairs that a rotation makes of them.
+    """
     strides = {"Q_T": q.stride(0), "K_T": k.stride(0), "V_T": v.stride(0)}
     (_, num_heads, d), precise = q.shape, q.element_size() == 4
-    return {"PRECISE": precise, "NUM_HEADS": num_heads, **strides, "D": d, "PADDED": max(32, next_power_of_2(d))}
+    held = {"D": d, "PADDED": max(32, next_power_of_2(d)), "PARTS": 1 if d % 2 else 2}
+    return {"PRECISE": precise, "NUM_HEADS": num_heads, **strides, **held}
 
 
 def key_of(q: Tensor, window: int | None) -> MetaParameters:

@@ -8,6 +8,7 @@ left them: each kernel lays its scores out so that they are the left operand of 
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from mfu_kernels.boundary import apart
 from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rotary_time.kernel import rotate
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
@@ -22,13 +24,32 @@ from .boundary import _bwd_outputs
 from .kernel import SIZES, constants_of, key_of, only_near, reach
 
 
+@triton.jit
+def _store_turned(
+    x, change, turns, first_token, rows, num_rows, stride,
+    D: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Write a gradient to ``x``; where there are ``turns``, its halves by a cosine and a sine of each pair of them."""
+    x += first_token * stride
+    if turns is None:
+        store_tile(x, change, rows, num_rows, stride, D, PADDED, PARTS)
+    else:
+        HALF: tl.constexpr = D // 2
+        turns += first_token * D
+        cos = load_tile(turns, rows, num_rows, D, HALF, PADDED // 2).to(tl.float32)
+        sin = load_tile(turns + HALF, rows, num_rows, D, HALF, PADDED // 2).to(tl.float32)
+        first, second = change.reshape(change.shape[0], 2, PADDED // 2).permute(0, 2, 1).split()
+        store_tile(x, first * cos - second * sin, rows, num_rows, stride, HALF, PADDED // 2)
+        store_tile(x + HALF, first * sin + second * cos, rows, num_rows, stride, HALF, PADDED // 2)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dq_kernel(
     grad, q, k, v, offsets, out, levels, softmax, dq,
-    num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
+    turns, num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     Q_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
-    D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``softmax`` [H, T, 2], level and delta, and, if Q_GRAD, ``dq`` of BLOCK_M queries."""
     head, first, begin, length = own_block(offsets, max_length, NUM_HEADS, BLOCK_M)
@@ -46,12 +67,12 @@ def window_attention_dq_kernel(
     if Q_GRAD:
         k += head * k_h
         v += head * v_h
-        own_q = load_tile(q + first_token * Q_T + head * q_h, m, num_queries, Q_T, D, PADDED)
+        own_q = load_tile(q + first_token * Q_T + head * q_h, m, num_queries, Q_T, D, PADDED, PARTS)
         if PRECISE:
             log_total = tl.load(levels + num_tokens.to(tl.int64) * NUM_HEADS + places, mask=inside, other=0.0)
         change = tl.zeros([BLOCK_M, PADDED], tl.float32)
         for start in tl.range(tl.maximum(first - behind, 0), tl.minimum(first + BLOCK_M + ahead, length), BLOCK_N):
-            near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED)
+            near_k = load_tile(k + (begin + start) * K_T, n, length - start, K_T, D, PADDED, PARTS)
             scores = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
             below = scores * (scale * LOG2E) - highest[:, None]
             if PRECISE:
@@ -61,16 +82,16 @@ def window_attention_dq_kernel(
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
             dscores = weights * (dweights - projection[:, None])
             change = tl.dot(dscores.to(near_k.dtype), near_k, change, input_precision="ieee")
-        store_tile(dq + first_token * DX_T + head * D, change * scale, m, num_queries, DX_T, D, PADDED)
+        _store_turned(dq + head * D, change * scale, turns, first_token, m, num_queries, DX_T, D, PADDED, PARTS)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dkv_kernel(
     grad, q, k, v, offsets, levels, softmax, dk, dv,
-    num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
+    turns, num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
-    D: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``dk`` and ``dv``, as far as they are needed, of BLOCK_N keys; scores are transposed, [keys, queries].
 
@@ -84,14 +105,14 @@ def window_attention_dkv_kernel(
     q += head * q_h
     pairs = softmax.to(tl.pointer_type(tl.int64)) + (head * num_tokens + begin + tl.arange(0, BLOCK_M))
     m, n, first_token = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), begin + first
-    own_k = load_tile(k + first_token * K_T + head * k_h, n, length - first, K_T, D, PADDED)
+    own_k = load_tile(k + first_token * K_T + head * k_h, n, length - first, K_T, D, PADDED, PARTS)
     if K_GRAD:
         own_v = load_tile(v + first_token * V_T + head * v_h, n, length - first, V_T, D, PADDED)
         k_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     if V_GRAD:
         v_change = tl.zeros([BLOCK_N, PADDED], tl.float32)
     for start in tl.range(tl.maximum(first - ahead, 0), tl.minimum(first + BLOCK_N + behind, length), BLOCK_M):
-        near_q = load_tile(q + (begin + start) * Q_T, m, length - start, Q_T, D, PADDED)
+        near_q = load_tile(q + (begin + start) * Q_T, m, length - start, Q_T, D, PADDED, PARTS)
         scores = tl.dot(own_k, tl.trans(near_q), input_precision="ieee")
         pair = tl.load(pairs + start)
         level = pair.to(tl.int32).to(tl.float32, bitcast=True)
@@ -108,11 +129,10 @@ def window_attention_dkv_kernel(
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - projection[None, :])
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
-    own = first_token * DX_T + head * D
     if V_GRAD:
-        store_tile(dv + own, v_change, n, length - first, DX_T, D, PADDED)
+        store_tile(dv + first_token * DX_T + head * D, v_change, n, length - first, DX_T, D, PADDED)
     if K_GRAD:
-        store_tile(dk + own, k_change * scale, n, length - first, DX_T, D, PADDED)
+        _store_turned(dk + head * D, k_change * scale, turns, first_token, n, length - first, DX_T, D, PADDED, PARTS)
 
 
 def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -143,9 +163,18 @@ DQ = Kernel(window_attention_dq_kernel, _dq_configs)
 DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
 
 
+def _turns(angles: Tensor, like: Tensor) -> Tensor:
+    """[T, 1, d]: (1, 0) turned back by each angle, by whose cosine and sine gradients turn; fp16 or fp32."""
+    num_tokens, half = angles.shape
+    unit = angles.new_zeros(1, 1, 2 * half, dtype=torch.float32 if like.element_size() == 4 else torch.float16)
+    unit[..., :half] = 1
+    return rotate(unit.expand(num_tokens, -1, -1), angles, True)
+
+
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
-    window: int | None, causal: bool, scale: float, max_length: int, q_grad: bool, k_grad: bool, v_grad: bool,
+    angles: Tensor | None, window: int | None, causal: bool, scale: float, max_length: int,
+    q_grad: bool, k_grad: bool, v_grad: bool,
 ) -> Tensor:  # fmt: skip
     """The needed ones of the gradients of q, k and v, side by side, [T, n, H, d]."""
     needed = (q_grad, k_grad, v_grad)
@@ -160,7 +189,8 @@ def backward(
     softmax[num_heads * num_tokens :] = (
         0.0  # read for queries behind the last head's last row; NaN would pass a weight of 0
     )
-    sizes = (num_tokens, max_length, *reach(window, causal, max_length), scale)
+    turns = None if angles is None else _turns(angles, q)
+    sizes = (turns, num_tokens, max_length, *reach(window, causal, max_length), scale)
     strides = tuple(t.stride(1) for t in (grad, q, k, v))
     key = key_of(q, window)
     constants = {"GRAD_T": grad.stride(0), "DX_T": grads.stride(0), **constants_of(q, k, v)}
