@@ -36,6 +36,7 @@ from .rotary_time import rotary_angles as rotary_angles
 from .rotary_time import rotary_time as rotary_time
 from .rotary_time.op import OP as _rotary_time
 from .seed_pooling import seed_pooling as seed_pooling
+from .seed_pooling import seed_pooling_kvpacked as seed_pooling_kvpacked
 from .seed_pooling.op import OP as _seed_pooling
 from .sum_kron_linear import sum_kron_linear as sum_kron_linear
 from .sum_kron_linear.op import OP as _sum_kron_linear

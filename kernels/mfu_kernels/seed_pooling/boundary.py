@@ -1,17 +1,18 @@
 """`seed_pooling` as PyTorch operators, and the autograd around them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import define
+from mfu_kernels.boundary import apart, define
+from mfu_kernels.formulas import needs_grad
+from mfu_kernels.rotary_time.boundary import rotary_time_triton
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 
-def _fwd_outputs(
-    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, max_length: int
-) -> tuple[Tensor, Tensor]:
+def _fwd_outputs(seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, *_: Any) -> Any:
     """The pooled rows [B, S, H, d]; of each softmax the highest score before scaling, and the denominator over it.
 
     The two are fp32 [2, B, H, S]. One number, their log-sum-exp, would round away what fp32 has beside a large score.
@@ -21,62 +22,76 @@ def _fwd_outputs(
     return seeds.new_empty(num_rows, *seeds.shape), softmax
 
 
-def _bwd_outputs(
-    grad: Tensor,
-    seeds: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    out: Tensor,
-    softmax: Tensor,
-    scale: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of seeds [S, H, d], k and v [T, H, d]; one that is not needed is empty."""
-    dseeds, dk, dv = (
-        tensor.new_empty(tensor.shape if needed else (0,)) for tensor, needed in zip((seeds, k, v), needs, strict=True)
-    )
-    return dseeds, dk, dv
+def _bwd_outputs(grad: Tensor, seeds: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """Gradient of seeds [S, H, d], empty if it is not needed; the needed ones of k and v side by side, [T, n, H, d]."""
+    needs_seeds, *needs_kv = others[-1]
+    return seeds.new_empty(seeds.shape if needs_seeds else 0), k.new_empty(k.shape[0], sum(needs_kv), *k.shape[1:])
 
 
 _forward = define(
-    "seed_pooling_fwd(Tensor seeds, Tensor k, Tensor v, Tensor offsets, float scale, SymInt max_length) "
-    "-> (Tensor, Tensor)",
+    "seed_pooling_fwd(Tensor seeds, Tensor k, Tensor v, Tensor? angles, Tensor offsets, float scale, "
+    "SymInt max_length) -> (Tensor, Tensor)",
     launcher="mfu_kernels.seed_pooling.kernel:forward",
     outputs=_fwd_outputs,
 )
 _backward = define(
-    "seed_pooling_bwd(Tensor grad, Tensor seeds, Tensor k, Tensor v, Tensor offsets, Tensor out, Tensor softmax, "
-    "float scale, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    "seed_pooling_bwd(Tensor grad, Tensor seeds, Tensor k, Tensor v, Tensor? angles, Tensor offsets, Tensor out, "
+    "Tensor softmax, float scale, bool[] needs) -> (Tensor, Tensor)",
     launcher="mfu_kernels.seed_pooling.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
 
 
+def _separate(*kv: Tensor) -> Sequence[Tensor]:
+    """k and v, given so or packed."""
+    return kv if len(kv) == 2 else kv[0].unbind(1)
+
+
 class _SeedPooling(torch.autograd.Function):
+    """Of k and v, or of one tensor [T, 2, H, d] that holds them and gets its gradient as it was written."""
+
     @staticmethod
     def forward(
-        ctx: Any, seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, max_length: int
+        ctx: Any, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int, seeds: Tensor, *kv: Tensor
     ) -> Tensor:
-        out, softmax = _forward(seeds, k, v, offsets, scale, max_length)
-        ctx.save_for_backward(seeds, k, v, offsets, out, softmax)
+        out, softmax = _forward(seeds, *_separate(*kv), angles, offsets, scale, max_length)
+        ctx.save_for_backward(angles, offsets, out, softmax, seeds, *kv)
         ctx.scale = scale
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = list(ctx.needs_input_grad[:3])
-        grads = _backward(grad, *ctx.saved_tensors, ctx.scale, needs)
-        return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None, None
+        angles, offsets, out, softmax, seeds, *kv = ctx.saved_tensors
+        needs_seeds, *needed = ctx.needs_input_grad[4:]
+        packed = len(kv) == 1
+        needs = [needs_seeds, *(needed * 2 if packed else needed)]
+        dseeds, dkv = _backward(grad, seeds, *_separate(*kv), angles, offsets, out, softmax, ctx.scale, needs)
+        of_kv = apart(dkv, needed) if not packed else (dkv if needed[0] else None,)
+        return *(None,) * 4, dseeds if needs_seeds else None, *of_kv
 
 
 def seed_pooling_triton(
-    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale: float, max_length: int
+    seeds: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    angles: Tensor | None,
+    *,
+    scale: float,
+    max_length: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """The kernel; arguments and result as `seed_pooling` has them."""
-    check_dtypes("seed_pooling", seeds=seeds, k=k, v=v)
+    """The kernel; arguments and result as `seed_pooling` has them, ``packed`` [T, 2, H, d] if k and v are its slices.
+
+    It turns keys where it reads them, each once. It has no gradient of ``angles``: where one is needed, keys are turned
+    before.
+    """
+    check_dtypes("seed_pooling", seeds=seeds, k=k, v=v, angles=angles)
     check_head_dim("seed_pooling", seeds.shape[2])
     if scale <= 0:  # the kernels look for the highest score before they scale it
         seeds, scale = seeds * scale, 1.0
-    out: Tensor = _SeedPooling.apply(*cast_for_matmul(seeds, k, v), offsets.contiguous(), scale, max_length)
+    if needs_grad(angles):
+        k, packed, angles = rotary_time_triton(k, angles), None, None
+    tensors = cast_for_matmul(seeds, *((k, v) if packed is None else (packed,)))
+    out: Tensor = _SeedPooling.apply(angles, offsets.contiguous(), scale, max_length, *tensors)
     return out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mfu_kernels.launching import Kernel, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rotary_time.device import columns_of, sin_cos, turned
 from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _fwd_outputs
@@ -35,10 +36,35 @@ def _program(num_seeds, num_heads, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
+def load_keys(
+    k, angles, start, end, ROTATED: tl.constexpr, WIDTH: tl.constexpr, K_STRIDE: tl.constexpr,
+    ANGLE_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys [BLOCK_N, D] from ``start`` on, zeros from ``end`` on; if ROTATED turned, with the sines and cosines."""
+    n = tl.arange(0, BLOCK_N)
+    inside_n, rows = (n < end - start)[:, None], n[:, None].to(tl.int64)
+    if ROTATED:
+        half = tl.arange(0, D // 2)
+        inside = inside_n & (half < WIDTH // 2)[None, :]
+        places = k + start * K_STRIDE + rows * K_STRIDE + half[None, :]
+        first = tl.load(places, mask=inside, other=0.0)
+        second = tl.load(places + WIDTH // 2, mask=inside, other=0.0)
+        places = angles + start * ANGLE_STRIDE + rows * ANGLE_STRIDE + half[None, :]
+        turn = tl.load(places, mask=inside, other=0.0)
+        sin, cos = sin_cos(turn.to(tl.float32), k.dtype.element_ty.primitive_bitwidth < 32)
+        return turned(first.to(tl.float32), second.to(tl.float32), sin, cos).to(k.dtype.element_ty), sin, cos
+    else:
+        dims = tl.arange(0, D)
+        places = k + start * K_STRIDE + rows * K_STRIDE + dims[None, :]
+        return tl.load(places, mask=inside_n & (dims < WIDTH)[None, :], other=0.0), 0.0, 0.0
+
+
+@triton.jit
 def seed_pooling_fwd_kernel(
-    seeds, k, v, offsets, out, highest, total,
+    seeds, k, v, angles, offsets, out, highest, total,
     num_seeds, seeds_s, seeds_h, k_h, v_h, scale_log2, num_chunks, chunk_length,
-    NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr,
+    ROTATED: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
     D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Pool one chunk of a row. ``out`` [B chunks, S, H, d]; ``highest`` and ``total`` [B chunks, H, S]."""
@@ -46,13 +72,14 @@ def seed_pooling_fwd_kernel(
     row, chunk = piece // num_chunks, piece % num_chunks
     n, dims = tl.arange(0, BLOCK_N), tl.arange(0, D)
     inside_s, inside_d = s < num_seeds, dims < WIDTH
+    columns, inside_c = columns_of(WIDTH, D, ROTATED)
     begin = tl.load(offsets + row).to(tl.int64) + chunk * chunk_length
     end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), begin + chunk_length)
     queries = tl.load(
-        seeds + head * seeds_h + s[:, None] * seeds_s + dims[None, :],
-        mask=inside_s[:, None] & inside_d[None, :], other=0.0,
+        seeds + head * seeds_h + s[:, None] * seeds_s + columns[None, :],
+        mask=inside_s[:, None] & inside_c[None, :], other=0.0,
     )  # fmt: skip
-    places_k = k + head * k_h + n[:, None].to(tl.int64) * K_STRIDE + dims[None, :]
+    k += head * k_h
     places_v = v + head * v_h + n[:, None].to(tl.int64) * V_STRIDE + dims[None, :]
     high = tl.full([BLOCK_S], float("-inf"), dtype=tl.float32)
     denominator = tl.zeros([BLOCK_S], dtype=tl.float32)
@@ -60,7 +87,7 @@ def seed_pooling_fwd_kernel(
     for start in range(begin, end, BLOCK_N):
         inside_n = n < end - start
         inside = inside_n[:, None] & inside_d[None, :]
-        keys = tl.load(places_k + start * K_STRIDE, mask=inside, other=0.0)
+        keys, _, _ = load_keys(k, angles, start, end, ROTATED, WIDTH, K_STRIDE, ANGLE_STRIDE, D, BLOCK_N)
         values = tl.load(places_v + start * V_STRIDE, mask=inside, other=0.0)
         scores = tl.dot(queries, keys.T, input_precision="ieee")
         scores = tl.where(inside_n[None, :], scores, float("-inf"))
@@ -145,13 +172,14 @@ COMBINE = Kernel(seed_pooling_combine_kernel, _combine_configs)
 
 
 def forward(
-    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, max_length: int
+    seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """The pooled rows [B, S, H, d], and each softmax's highest score and denominator, fp32 [2, B, H, S]."""
-    out, softmax = _fwd_outputs(seeds, k, v, offsets, scale, max_length)
+    out, softmax = _fwd_outputs(seeds, k, v, angles, offsets, scale, max_length)
+    angles = None if angles is None else with_unit_stride(angles)
     seeds, k, v, offsets = with_unit_stride(seeds), with_unit_stride(k), with_unit_stride(v), offsets.contiguous()
     num_seeds, num_heads, width = seeds.shape
-    num_rows, key = len(out), shape_key(seeds)
+    num_rows, key = len(out), shape_key(seeds, angles)
     num_chunks, chunk_length = chunks(num_rows * num_heads, max_length, k.device)
     parts, parts_softmax = out, softmax
     if num_chunks > 1:
@@ -159,8 +187,9 @@ def forward(
         parts_softmax = softmax.new_empty(2, num_rows * num_chunks, *softmax.shape[2:])
     FORWARD.launch(
         lambda c: (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
-        seeds, k, v, offsets, parts, *parts_softmax, num_seeds, *seeds.stride()[:2], k.stride(1), v.stride(1),
-        scale * LOG2_E, num_chunks, chunk_length, key=key, **constants_of(seeds, k, v),
+        seeds, k, v, angles, offsets, parts, *parts_softmax,
+        num_seeds, *seeds.stride()[:2], k.stride(1), v.stride(1), scale * LOG2_E, num_chunks, chunk_length,
+        key=key, **constants_of(seeds, k, v, angles),
     )  # fmt: skip
     if num_chunks > 1:
         COMBINE.launch(
@@ -188,25 +217,29 @@ def pieces(length: int, wanted: int) -> tuple[int, int]:
     return max(1, triton.cdiv(length, size)), size
 
 
-def shape_key(seeds: Tensor) -> MetaParameters:
+def shape_key(seeds: Tensor, angles: Tensor | None) -> MetaParameters:
     """What the best config depends on."""
     num_seeds, _, width = seeds.shape
-    return {
-        "seeds": next_power_of_2(num_seeds),
-        "d": max(16, next_power_of_2(width)),
-        "bytes": seeds.element_size(),
-    }
+    key = {"seeds": next_power_of_2(num_seeds), "d": max(16, next_power_of_2(width)), "bytes": seeds.element_size()}
+    return key if angles is None else {**key, "rotated": True}
 
 
-def constants_of(seeds: Tensor, k: Tensor, v: Tensor) -> MetaParameters:
+def constants_of(seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None) -> MetaParameters:
     """What forward and backward are compiled for: numbers of the model, not of the batch.
 
     With the stride from event to event a constant, a thread's places in a tile differ by constants, so that it holds
     one address where it would hold eight.
     """
     _, num_heads, width = seeds.shape
-    strides = {"K_STRIDE": k.stride(0), "V_STRIDE": v.stride(0)}
-    return {"NUM_HEADS": num_heads, "WIDTH": width, **strides, "D": shape_key(seeds)["d"]}
+    return {
+        "ROTATED": angles is not None,
+        "NUM_HEADS": num_heads,
+        "WIDTH": width,
+        "K_STRIDE": k.stride(0),
+        "V_STRIDE": v.stride(0),
+        "ANGLE_STRIDE": 0 if angles is None else angles.stride(0),
+        "D": shape_key(seeds, angles)["d"],
+    }
 
 
 def seed_block(key: MetaParameters) -> int:
