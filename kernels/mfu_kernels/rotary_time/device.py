@@ -11,6 +11,7 @@ from mfu_kernels.activations_device import _INTERPRETED, _one_instruction
 
 _TURNS = tl.constexpr(0.15915494309189535)  # of one radian
 # A turn in radians, its first part short enough for an exact product with any number of turns below 2^15.
+_ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it loses its fraction
 _TURN_HIGH, _TURN_LOW = tl.constexpr(6.28125), tl.constexpr(0.0019353071795864769)
 
 
@@ -31,7 +32,7 @@ def sin_cos(angles, FAST: tl.constexpr):
     The hardware's own instructions are good near 0 only, so whole turns are taken away first.
     """
     if FAST and not _INTERPRETED:
-        turns = tl.floor(angles * _TURNS + 0.5)
+        turns = (angles * _TURNS + _ROUNDER) - _ROUNDER
         rest = angles - turns * _TURN_HIGH - turns * _TURN_LOW
         return _one_instruction("sin.approx.ftz.f32", rest), _one_instruction("cos.approx.ftz.f32", rest)
     else:

@@ -90,9 +90,10 @@ def seed_pooling_fwd_kernel(
         keys, _, _ = load_keys(k, angles, start, end, ROTATED, WIDTH, K_STRIDE, ANGLE_STRIDE, D, BLOCK_N)
         values = tl.load(places_v + start * V_STRIDE, mask=inside, other=0.0)
         scores = tl.dot(queries, keys.T, input_precision="ieee")
-        scores = tl.where(inside_n[None, :], scores, float("-inf"))
+        if start + BLOCK_N > end:
+            scores = tl.where(inside_n[None, :], scores, float("-inf"))
         higher = tl.maximum(high, tl.max(scores, axis=1))
-        weights = tl.exp2((scores - higher[:, None]) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - (higher * scale_log2)[:, None])
         fade = tl.exp2((high - higher) * scale_log2)
         denominator = denominator * fade + tl.sum(weights, axis=1)
         pooled = tl.dot(weights.to(values.dtype), values, pooled * fade[:, None], input_precision="ieee")

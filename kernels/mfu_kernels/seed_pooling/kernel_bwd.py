@@ -72,7 +72,7 @@ def seed_pooling_bwd_kernel(
     for row in range(_row_of(offsets, first, num_rows), _row_of(offsets, last - 1, num_rows) + 1):
         own = (row * num_seeds * NUM_HEADS + head) * WIDTH
         place = (row * NUM_HEADS + head) * num_seeds + s
-        high = tl.load(highest + place, mask=inside_s, other=float("inf"))
+        level = tl.load(highest + place, mask=inside_s, other=float("inf")) * scale_log2
         denominator = tl.load(total + place, mask=inside_s, other=1.0)
         inverse = 1.0 / tl.where(denominator > 0.0, denominator, 1.0)
         gradient = tl.load(grad + own + places_s, mask=inside_sd, other=0.0)
@@ -86,8 +86,9 @@ def seed_pooling_bwd_kernel(
             inside = inside_n[:, None] & inside_d[None, :]
             keys, sin, cos = load_keys(k, angles, start, end, ROTATED, WIDTH, K_STRIDE, ANGLE_STRIDE, D, BLOCK_N)
             scores = tl.dot(queries, keys.T, input_precision="ieee")
-            scores = tl.where(inside_n[None, :], scores, float("-inf"))
-            weights = tl.exp2((scores - high[:, None]) * scale_log2)
+            if start + BLOCK_N > end:
+                scores = tl.where(inside_n[None, :], scores, float("-inf"))
+            weights = tl.exp2(scores * scale_log2 - level[:, None])
             tile = start * D_STRIDE + head * WIDTH
             if NEEDS_V:
                 change = tl.dot(gradient.T, weights.to(gradient.dtype), input_precision="ieee").T
