@@ -106,8 +106,8 @@ def test_numbers_that_are_not_finite_are_refused(original: Workload, plant: Any)
 def test_wrong_only_on_empty_rows_is_refused(original: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = OPS["seed_pooling"].implementations["reference"]
 
-    def kernel(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, **options: Any) -> Tensor:
-        pooled = reference(seeds, k, v, offsets, **options)
+    def kernel(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *others: Any, **options: Any) -> Tensor:
+        pooled = reference(seeds, k, v, offsets, *others, **options)
         empty = offsets.diff() == 0
         return torch.where(empty[:, None, None, None], torch.ones_like(pooled), pooled)
 

@@ -40,12 +40,12 @@ def slower(reference: Kernel, *args: Any, **options: Any) -> Tensor:
 
 
 def crashes_on_empty_rows(
-    reference: Kernel, seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, **options: Any
+    reference: Kernel, seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *others: Any, **options: Any
 ) -> Tensor:
     """Right wherever every row has events."""
     if not offsets.diff().all():
         raise RuntimeError("illegal memory access")
-    return reference(seeds, k, v, offsets, **options)
+    return reference(seeds, k, v, offsets, *others, **options)
 
 
 def compiler(module: nn.Module, **_options: Any) -> None:
@@ -56,10 +56,10 @@ def compiler(module: nn.Module, **_options: Any) -> None:
         raise RuntimeError("no compiler here")
 
 
-KERNELS = {"sum_kron_linear": wrong_gradient, "rotary_time": slower, "seed_pooling": crashes_on_empty_rows}
+KERNELS = {"sum_kron_linear": wrong_gradient, "window_attention": slower, "seed_pooling": crashes_on_empty_rows}
 SEEDED = {
     "impl sum_kron_linear=triton": "wrong numbers: gradient of towers.",
-    "impl rotary_time=triton": "times as fast",
+    "impl window_attention=triton": "times as fast",
     "impl seed_pooling=triton": "RuntimeError: illegal memory access while checking numbers",
     "compile SeedPooling": "compiling took longer than what it was given",
     "compile TowerLayer": "RuntimeError: no compiler here while preparing",
@@ -107,8 +107,8 @@ def test_what_is_seeded_is_refused_with_the_reason(title: str, search: tuple[Opt
 
 def test_what_is_wrong_is_never_timed_and_what_is_slow_is(search: tuple[Optimization, Path]) -> None:
     timed = {step.change: step.speedup for step in search[0].steps if step.speedup is not None}
-    assert timed.keys() == {"impl rotary_time=triton"}
-    assert timed["impl rotary_time=triton"]["median"] < 1.0
+    assert timed.keys() == {"impl window_attention=triton"}
+    assert timed["impl window_attention=triton"]["median"] < 1.0
 
 
 def test_nothing_is_kept(search: tuple[Optimization, Path]) -> None:
