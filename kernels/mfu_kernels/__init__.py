@@ -38,6 +38,8 @@ from .rotary_time.op import OP as _rotary_time
 from .seed_pooling import seed_pooling as seed_pooling
 from .seed_pooling import seed_pooling_kvpacked as seed_pooling_kvpacked
 from .seed_pooling.op import OP as _seed_pooling
+from .seed_pooling_absorbed import seed_pooling_absorbed as seed_pooling_absorbed
+from .seed_pooling_absorbed.op import OP as _seed_pooling_absorbed
 from .sum_kron_linear import sum_kron_linear as sum_kron_linear
 from .sum_kron_linear.op import OP as _sum_kron_linear
 from .weighted_pool import weighted_pool as weighted_pool
@@ -55,6 +57,7 @@ OPS: Mapping[str, Op] = {
         _hstu_attention,
         _cross_attention,
         _seed_pooling,
+        _seed_pooling_absorbed,
         _sum_kron_linear,
         _rms_norm,
         _layer_norm,

@@ -21,6 +21,7 @@ from mfu_kernels import (
     rms_norm,
     rotary_time,
     seed_pooling,
+    seed_pooling_absorbed,
     sum_kron_linear,
     weighted_pool,
     window_attention,
@@ -80,6 +81,7 @@ _CROSS = {"q": "B M H d", "k": "T H d", "v": "T H d"}
 _CROSS_OWN = _CROSS | {"own_k": "B M H d", "own_v": "B M H d"}
 _SEEDS = {"seeds": "S H d", "k": "T H d", "v": "T H d"}
 _ROTATED = _QKV | {"angles": "T d/2"}
+_ABSORBED = {"x": "T D", "seeds": "S H d", "w_k": "H d D", "w_v": "H d D"}
 _KRON = {"x": "B S D", "z": "R S M", "w": "R D E"}
 _GRU = {"gates": "T 3d", "weight": "d 3d"}
 _HASH = {"values": "T D", "hashes": "T d", "query_hashes": "B d"}
@@ -104,6 +106,8 @@ CASES = [
     Case("cross_attention", cross_attention, oracles.cross_attention, _CROSS),
     Case("cross_attention-own", cross_attention, oracles.cross_attention, _CROSS_OWN, {"scale": 0.3}),
     Case("seed_pooling", seed_pooling, oracles.seed_pooling, _SEEDS),
+    Case("seed_pooling-rotated", seed_pooling, oracles.seed_pooling, _SEEDS | {"angles": "T d/2"}, {"scale": 0.7}),
+    Case("seed_pooling_absorbed", seed_pooling_absorbed, oracles.seed_pooling_absorbed, _ABSORBED),
     Case("sum_kron_linear", sum_kron_linear, oracles.sum_kron_linear, _KRON, jagged=False),
     Case("rms_norm-plain", rms_norm, oracles.rms_norm, {"x": "T H D"}, jagged=False),
     Case("rms_norm", rms_norm, oracles.rms_norm, {"x": "T D", "weight": "D"}, {"eps": 0.1}, jagged=False),

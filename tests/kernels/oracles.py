@@ -160,7 +160,10 @@ def cross_attention(
     return torch.stack(done).reshape(q.shape)
 
 
-def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None = None) -> Tensor:
+def seed_pooling(
+    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None = None, angles: Tensor | None = None
+) -> Tensor:
+    k = k if angles is None else rotary_time(k, angles)
     scale = 1 / math.sqrt(seeds.shape[-1]) if scale is None else scale
     out = seeds.new_zeros(offsets.numel() - 1, *seeds.shape)
     for b, row in enumerate(rows(offsets)):
@@ -168,6 +171,21 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: fl
             if row.stop > row.start:
                 out[b, :, h] = softmax(scale * (seeds[:, h] @ k[row, h].T)) @ v[row, h]
     return out
+
+
+def seed_pooling_absorbed(
+    seeds: Tensor, x: Tensor, w_k: Tensor, w_v: Tensor, offsets: Tensor, scale: float | None = None
+) -> Tensor:
+    scale = 1 / math.sqrt(seeds.shape[-1]) if scale is None else scale
+    done = []
+    for row in rows(offsets):
+        heads = []
+        for h in range(seeds.shape[1]):
+            queries = seeds[:, h] @ w_k[h]
+            weights = softmax(scale * (queries @ x[row].T)) if row.stop > row.start else queries @ x[row].T
+            heads.append((weights @ x[row]) @ w_v[h].T)
+        done.append(torch.stack(heads, dim=1))
+    return torch.stack(done)
 
 
 def sum_kron_linear(x: Tensor, z: Tensor, w: Tensor) -> Tensor:

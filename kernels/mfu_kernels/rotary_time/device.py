@@ -40,19 +40,22 @@ def sin_cos(angles, FAST: tl.constexpr):
 
 
 @triton.jit
-def turned(first, second, sin, cos):
-    """Tile [N, D] of the halves ``first`` and ``second`` [N, D / 2], each pair turned."""
-    return _whole(first * cos - second * sin, first * sin + second * cos)
+def turned_pairs(first, second, angles, DTYPE: tl.constexpr):
+    """The halves ``first`` and ``second`` [N, D / 2], fp32, each pair turned by its angle and rounded."""
+    sin, cos = sin_cos(angles, DTYPE.primitive_bitwidth < 32)
+    return (first * cos - second * sin).to(DTYPE), (first * sin + second * cos).to(DTYPE)
 
 
 @triton.jit
-def turned_back(x, sin, cos):
+def turned_back(x, angles, FAST: tl.constexpr):
     """Tile ``x`` [N, D], each pair turned the other way."""
     first, second = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-    return _whole(first * cos + second * sin, second * cos - first * sin)
+    sin, cos = sin_cos(angles, FAST)
+    return together(first * cos + second * sin, second * cos - first * sin)
 
 
 @triton.jit
-def _whole(first, second):
+def together(first, second):
+    """Tile [N, D] of its halves."""
     pairs = tl.permute(tl.join(first, second), (0, 2, 1))
     return tl.reshape(pairs, (first.shape[0], 2 * first.shape[1]))

@@ -12,14 +12,18 @@ from mfu_kernels.rotary_time.boundary import rotary_time_triton
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 
-def _fwd_outputs(seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, *_: Any) -> Any:
-    """The pooled rows [B, S, H, d]; of each softmax the highest score before scaling, and the denominator over it.
+def _fwd_outputs(
+    seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pooled rows [B, S, H, d]; what backward needs of each softmax; the turned keys [T, H, d], empty if not saved.
 
-    The two are fp32 [2, B, H, S]. One number, their log-sum-exp, would round away what fp32 has beside a large score.
+    Of a softmax, fp32 [2, B, H, S]: the highest score before scaling, and the denominator over it. One number, their
+    log-sum-exp, would round away what fp32 has beside a large score.
     """
     num_rows, (num_seeds, num_heads, _) = offsets.shape[0] - 1, seeds.shape
     softmax = seeds.new_empty(2, num_rows, num_heads, num_seeds, dtype=torch.float32)
-    return seeds.new_empty(num_rows, *seeds.shape), softmax
+    turned = k.new_empty(k.shape if others[-1] and angles is not None else 0)
+    return seeds.new_empty(num_rows, num_seeds, *v.shape[1:]), softmax, turned
 
 
 def _bwd_outputs(grad: Tensor, seeds: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -28,9 +32,9 @@ def _bwd_outputs(grad: Tensor, seeds: Tensor, k: Tensor, *others: Any) -> tuple[
     return seeds.new_empty(seeds.shape if needs_seeds else 0), k.new_empty(k.shape[0], sum(needs_kv), *k.shape[1:])
 
 
-_forward = define(
+pool = define(
     "seed_pooling_fwd(Tensor seeds, Tensor k, Tensor v, Tensor? angles, Tensor offsets, float scale, "
-    "SymInt max_length) -> (Tensor, Tensor)",
+    "SymInt max_length, bool saves) -> (Tensor, Tensor, Tensor)",
     launcher="mfu_kernels.seed_pooling.kernel:forward",
     outputs=_fwd_outputs,
 )
@@ -54,18 +58,21 @@ class _SeedPooling(torch.autograd.Function):
     def forward(
         ctx: Any, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int, seeds: Tensor, *kv: Tensor
     ) -> Tensor:
-        out, softmax = _forward(seeds, *_separate(*kv), angles, offsets, scale, max_length)
-        ctx.save_for_backward(angles, offsets, out, softmax, seeds, *kv)
+        k, v = _separate(*kv)
+        out, softmax, turned = pool(seeds, k, v, angles, offsets, scale, max_length, any(ctx.needs_input_grad))
+        ctx.save_for_backward(turned, angles, offsets, out, softmax, seeds, *kv)
         ctx.scale = scale
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        angles, offsets, out, softmax, seeds, *kv = ctx.saved_tensors
+        turned, angles, offsets, out, softmax, seeds, *kv = ctx.saved_tensors
+        k, v = _separate(*kv)
         needs_seeds, *needed = ctx.needs_input_grad[4:]
         packed = len(kv) == 1
         needs = [needs_seeds, *(needed * 2 if packed else needed)]
-        dseeds, dkv = _backward(grad, seeds, *_separate(*kv), angles, offsets, out, softmax, ctx.scale, needs)
+        k = k if angles is None else turned
+        dseeds, dkv = _backward(grad, seeds, k, v, angles, offsets, out, softmax, ctx.scale, needs)
         of_kv = apart(dkv, needed) if not packed else (dkv if needed[0] else None,)
         return *(None,) * 4, dseeds if needs_seeds else None, *of_kv
 
@@ -83,8 +90,8 @@ def seed_pooling_triton(
 ) -> Tensor:
     """The kernel; arguments and result as `seed_pooling` has them, ``packed`` [T, 2, H, d] if k and v are its slices.
 
-    It turns keys where it reads them, each once. It has no gradient of ``angles``: where one is needed, keys are turned
-    before.
+    Forward turns keys where it reads them, and writes them down for backward, which turns gradients where it writes
+    them. There is none of ``angles``: where one is needed, keys are turned before.
     """
     check_dtypes("seed_pooling", seeds=seeds, k=k, v=v, angles=angles)
     check_head_dim("seed_pooling", seeds.shape[2])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfu_kernels.launching import Kernel, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rotary_time.device import columns_of, sin_cos, turned
+from mfu_kernels.rotary_time.device import columns_of, together, turned_pairs
 from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _fwd_outputs
@@ -27,7 +27,7 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _program(num_seeds, num_heads, BLOCK_S: tl.constexpr):
+def program_of(num_seeds, num_heads, BLOCK_S: tl.constexpr):
     """This program's seeds, head and piece of the batch; those that read the same keys follow each other."""
     num_blocks = tl.cdiv(num_seeds, BLOCK_S)
     pid = tl.program_id(0)
@@ -36,43 +36,42 @@ def _program(num_seeds, num_heads, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def load_keys(
-    k, angles, start, end, ROTATED: tl.constexpr, WIDTH: tl.constexpr, K_STRIDE: tl.constexpr,
-    ANGLE_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
+def _turned_keys(
+    k, angles, turned, inside_n, stores, SAVES: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    K_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Keys [BLOCK_N, D] from ``start`` on, zeros from ``end`` on; if ROTATED turned, with the sines and cosines."""
-    n = tl.arange(0, BLOCK_N)
-    inside_n, rows = (n < end - start)[:, None], n[:, None].to(tl.int64)
-    if ROTATED:
-        half = tl.arange(0, D // 2)
-        inside = inside_n & (half < WIDTH // 2)[None, :]
-        places = k + start * K_STRIDE + rows * K_STRIDE + half[None, :]
-        first = tl.load(places, mask=inside, other=0.0)
-        second = tl.load(places + WIDTH // 2, mask=inside, other=0.0)
-        places = angles + start * ANGLE_STRIDE + rows * ANGLE_STRIDE + half[None, :]
-        turn = tl.load(places, mask=inside, other=0.0)
-        sin, cos = sin_cos(turn.to(tl.float32), k.dtype.element_ty.primitive_bitwidth < 32)
-        return turned(first.to(tl.float32), second.to(tl.float32), sin, cos).to(k.dtype.element_ty), sin, cos
-    else:
-        dims = tl.arange(0, D)
-        places = k + start * K_STRIDE + rows * K_STRIDE + dims[None, :]
-        return tl.load(places, mask=inside_n & (dims < WIDTH)[None, :], other=0.0), 0.0, 0.0
+    """Keys [BLOCK_N, D] that lie at ``k``, turned, zeros outside; if SAVES and ``stores``, written to ``turned``."""
+    n, half = tl.arange(0, BLOCK_N)[:, None].to(tl.int64), tl.arange(0, D // 2)[None, :]
+    inside = inside_n[:, None] & (half < WIDTH // 2)
+    first = tl.load(k + (n * K_STRIDE + half), mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(k + (n * K_STRIDE + half + WIDTH // 2), mask=inside, other=0.0).to(tl.float32)
+    turn = tl.load(angles + (n * ANGLE_STRIDE + half), mask=inside, other=0.0).to(tl.float32)
+    first, second = turned_pairs(first, second, turn, k.dtype.element_ty)
+    if SAVES:
+        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half), first, mask=inside & stores)
+        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half + WIDTH // 2), second, mask=inside & stores)
+    return together(first, second)
 
 
 @triton.jit
 def seed_pooling_fwd_kernel(
-    seeds, k, v, angles, offsets, out, highest, total,
+    seeds, k, v, angles, offsets, out, highest, total, turned,
     num_seeds, seeds_s, seeds_h, k_h, v_h, scale_log2, num_chunks, chunk_length,
-    ROTATED: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    ROTATED: tl.constexpr, SAVES: tl.constexpr, SAME: tl.constexpr, NUM_HEADS: tl.constexpr,
+    K_WIDTH: tl.constexpr, WIDTH: tl.constexpr,
     K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
-    D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    K_D: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Pool one chunk of a row. ``out`` [B chunks, S, H, d]; ``highest`` and ``total`` [B chunks, H, S]."""
-    s, head, piece = _program(num_seeds, NUM_HEADS, BLOCK_S)
+    """Pool one chunk of a row. ``out`` [B chunks, S, H, d]; ``highest`` and ``total`` [B chunks, H, S].
+
+    Values may be narrower than keys, or be the keys (SAME). If SAVES, the keys are written to ``turned`` [T, H, d] as
+    they are after rotation.
+    """
+    s, head, piece = program_of(num_seeds, NUM_HEADS, BLOCK_S)
     row, chunk = piece // num_chunks, piece % num_chunks
     n, dims = tl.arange(0, BLOCK_N), tl.arange(0, D)
     inside_s, inside_d = s < num_seeds, dims < WIDTH
-    columns, inside_c = columns_of(WIDTH, D, ROTATED)
+    columns, inside_c = columns_of(K_WIDTH, K_D, ROTATED)
     begin = tl.load(offsets + row).to(tl.int64) + chunk * chunk_length
     end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), begin + chunk_length)
     queries = tl.load(
@@ -80,15 +79,30 @@ def seed_pooling_fwd_kernel(
         mask=inside_s[:, None] & inside_c[None, :], other=0.0,
     )  # fmt: skip
     k += head * k_h
-    places_v = v + head * v_h + n[:, None].to(tl.int64) * V_STRIDE + dims[None, :]
+    v += head * v_h
+    if SAVES:
+        turned += head * K_WIDTH
+    first_block = tl.program_id(0) % tl.cdiv(num_seeds, BLOCK_S) == 0
     high = tl.full([BLOCK_S], float("-inf"), dtype=tl.float32)
     denominator = tl.zeros([BLOCK_S], dtype=tl.float32)
     pooled = tl.zeros([BLOCK_S, D], dtype=tl.float32)
     for start in range(begin, end, BLOCK_N):
         inside_n = n < end - start
         inside = inside_n[:, None] & inside_d[None, :]
-        keys, _, _ = load_keys(k, angles, start, end, ROTATED, WIDTH, K_STRIDE, ANGLE_STRIDE, D, BLOCK_N)
-        values = tl.load(places_v + start * V_STRIDE, mask=inside, other=0.0)
+        if ROTATED:
+            keys = _turned_keys(
+                k + start * K_STRIDE, angles + start * ANGLE_STRIDE, turned + start * (NUM_HEADS * K_WIDTH), inside_n,
+                first_block, SAVES, NUM_HEADS, K_WIDTH, K_STRIDE, ANGLE_STRIDE, K_D, BLOCK_N,
+            )  # fmt: skip
+        else:
+            keys = tl.load(
+                k + start * K_STRIDE + (n[:, None].to(tl.int64) * K_STRIDE + columns[None, :]),
+                mask=inside_n[:, None] & inside_c[None, :], other=0.0,
+            )  # fmt: skip
+        if SAME:
+            values = keys
+        else:
+            values = tl.load(v + start * V_STRIDE + (n[:, None].to(tl.int64) * V_STRIDE + dims[None, :]), mask=inside, other=0.0)
         scores = tl.dot(queries, keys.T, input_precision="ieee")
         if start + BLOCK_N > end:
             scores = tl.where(inside_n[None, :], scores, float("-inf"))
@@ -116,7 +130,7 @@ def seed_pooling_combine_kernel(
     D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Weigh each chunk of a row by its share of the row's softmax denominator, for one head and a block of seeds."""
-    s, head, row = _program(num_seeds, num_heads, BLOCK_S)
+    s, head, row = program_of(num_seeds, num_heads, BLOCK_S)
     dims = tl.arange(0, D)
     inside_s = s < num_seeds
     inside = inside_s[:, None] & (dims < width)[None, :]
@@ -173,14 +187,16 @@ COMBINE = Kernel(seed_pooling_combine_kernel, _combine_configs)
 
 
 def forward(
-    seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int
-) -> tuple[Tensor, Tensor]:
-    """The pooled rows [B, S, H, d], and each softmax's highest score and denominator, fp32 [2, B, H, S]."""
-    out, softmax = _fwd_outputs(seeds, k, v, angles, offsets, scale, max_length)
+    seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int,
+    saves: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The pooled rows, what backward needs of their softmaxes, and of the keys."""
+    out, softmax, turned = _fwd_outputs(seeds, k, v, angles, offsets, scale, max_length, saves)
     angles = None if angles is None else with_unit_stride(angles)
+    same = k is v
     seeds, k, v, offsets = with_unit_stride(seeds), with_unit_stride(k), with_unit_stride(v), offsets.contiguous()
-    num_seeds, num_heads, width = seeds.shape
-    num_rows, key = len(out), shape_key(seeds, angles)
+    num_seeds, num_heads, _ = seeds.shape
+    num_rows, width, key = len(out), v.shape[2], shape_key(seeds, v, angles)
     num_chunks, chunk_length = chunks(num_rows * num_heads, max_length, k.device)
     parts, parts_softmax = out, softmax
     if num_chunks > 1:
@@ -188,9 +204,10 @@ def forward(
         parts_softmax = softmax.new_empty(2, num_rows * num_chunks, *softmax.shape[2:])
     FORWARD.launch(
         lambda c: (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
-        seeds, k, v, angles, offsets, parts, *parts_softmax,
+        seeds, k, v, angles, offsets, parts, *parts_softmax, turned,
         num_seeds, *seeds.stride()[:2], k.stride(1), v.stride(1), scale * LOG2_E, num_chunks, chunk_length,
-        key=key, **constants_of(seeds, k, v, angles),
+        key=key, **constants_of(k, v, angles, key), SAVES=saves and angles is not None, SAME=same,
+        K_WIDTH=seeds.shape[2], K_D=key.get("k_d", key["d"]),
     )  # fmt: skip
     if num_chunks > 1:
         COMBINE.launch(
@@ -198,7 +215,7 @@ def forward(
             parts, *parts_softmax, offsets, out, *softmax,
             num_heads, num_seeds, width, scale * LOG2_E, num_chunks, chunk_length, key=key, D=key["d"],
         )  # fmt: skip
-    return out, softmax
+    return out, softmax, turned
 
 
 def chunks(num_pairs: int, max_length: int, device: torch.device) -> tuple[int, int]:
@@ -218,28 +235,27 @@ def pieces(length: int, wanted: int) -> tuple[int, int]:
     return max(1, triton.cdiv(length, size)), size
 
 
-def shape_key(seeds: Tensor, angles: Tensor | None) -> MetaParameters:
+def shape_key(seeds: Tensor, v: Tensor, angles: Tensor | None) -> MetaParameters:
     """What the best config depends on."""
-    num_seeds, _, width = seeds.shape
-    key = {"seeds": next_power_of_2(num_seeds), "d": max(16, next_power_of_2(width)), "bytes": seeds.element_size()}
-    return key if angles is None else {**key, "rotated": True}
+    k_d, d = (max(16, next_power_of_2(tensor.shape[2])) for tensor in (seeds, v))
+    key = {"seeds": next_power_of_2(seeds.shape[0]), "d": d, "bytes": seeds.element_size()}
+    return {**key, **({"k_d": k_d} if k_d != d else {}), **({} if angles is None else {"rotated": True})}
 
 
-def constants_of(seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None) -> MetaParameters:
+def constants_of(k: Tensor, v: Tensor, angles: Tensor | None, key: MetaParameters) -> MetaParameters:
     """What forward and backward are compiled for: numbers of the model, not of the batch.
 
     With the stride from event to event a constant, a thread's places in a tile differ by constants, so that it holds
     one address where it would hold eight.
     """
-    _, num_heads, width = seeds.shape
     return {
         "ROTATED": angles is not None,
-        "NUM_HEADS": num_heads,
-        "WIDTH": width,
+        "NUM_HEADS": v.shape[1],
+        "WIDTH": v.shape[2],
         "K_STRIDE": k.stride(0),
         "V_STRIDE": v.stride(0),
         "ANGLE_STRIDE": 0 if angles is None else angles.stride(0),
-        "D": shape_key(seeds, angles)["d"],
+        "D": key["d"],
     }
 
 

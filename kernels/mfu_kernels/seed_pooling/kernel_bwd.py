@@ -1,11 +1,11 @@
 """Seed pooling in Triton, backward: the packed keys are shared out evenly, whatever the rows' lengths.
 
 A program takes one head and one stretch of keys, which may begin and end inside a row, and walks the rows in it. Each
-key tile is read once; its scores are recomputed with the seeds as rows, as forward has them, so that a row's statistics
-are a register or two of a thread; dK and dV of a tile are made transposed, d long, so that few seeds waste no tensor
-core, and are complete when they are written. The gradient of the seeds, which all rows share, stays in registers from
-row to row: a program writes one fp32 share of it, and the shares are summed after, in order, without atomics. Seeds
-beyond one block are further launches, which add to what the earlier ones left in fp32.
+key tile is read once; scores have keys as rows, so that weights and their gradients are, as the tensor core left them,
+the left operands of dV and dK, which are complete when they are written; what is one number a seed is read anew for
+each tile, for columns would hold it in a register each. The gradient of the seeds, which all rows share, stays in
+registers from row to row, transposed: a program writes one fp32 share of it, and the shares are summed after, in order,
+without atomics. Seeds beyond one block are further launches, which add to what the earlier ones left in fp32.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _bwd_outputs
-from .kernel import LOG2_E, constants_of, load_keys, pieces, programs_wanted, seed_block, shape_key
+from .kernel import LOG2_E, constants_of, pieces, program_of, programs_wanted, seed_block, shape_key
 
 
 @triton.jit
@@ -39,99 +39,131 @@ def _row_of(offsets, position, num_rows):
 
 
 @triton.jit
+def seed_pooling_divide_kernel(
+    grad, out, highest, total, divided, levels, deltas, num_seeds, num_padded, scale_log2,
+    NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """``divided`` [B, S, H, d] = grad over its softmax's denominator; ``deltas`` [B, H, padded S] = sum(divided out).
+
+    So backward divides once a row, in place of each of its weights. ``levels``, shaped as ``deltas``, are the highest
+    scores in base 2; those of padded seeds make all their weights 0.
+    """
+    s, head, row = program_of(num_padded, NUM_HEADS, BLOCK_S)
+    dims, inside_s = tl.arange(0, D), s < num_seeds
+    inside = inside_s[:, None] & (dims < WIDTH)[None, :]
+    places = ((row * num_seeds + s[:, None]) * NUM_HEADS + head) * WIDTH + dims[None, :]
+    place = (row * NUM_HEADS + head) * num_seeds + s
+    denominator = tl.load(total + place, mask=inside_s, other=1.0)
+    share = tl.load(grad + places, mask=inside, other=0.0).to(tl.float32)
+    share /= tl.where(denominator > 0.0, denominator, 1.0)[:, None]  # of an empty row it is 0
+    share = share.to(divided.dtype.element_ty)
+    tl.store(divided + places, share, mask=inside)
+    pooled = tl.load(out + places, mask=inside, other=0.0).to(tl.float32)
+    level = tl.load(highest + place, mask=inside_s, other=float("inf")) * scale_log2
+    place = (row * NUM_HEADS + head) * num_padded + s
+    tl.store(levels + place, level, mask=s < num_padded)
+    tl.store(deltas + place, tl.sum(share.to(tl.float32) * pooled, axis=1), mask=s < num_padded)
+
+
+@triton.jit
 def seed_pooling_bwd_kernel(
-    grad, seeds, k, v, angles, offsets, out, highest, total, earlier_k, earlier_v, dk, dv, shares,
-    num_rows, num_keys, num_seeds, first_seed, seeds_s, seeds_h, k_h, v_h, scale, scale_log2, stretch,
+    divided, seeds, k, v, angles, offsets, levels, deltas, earlier_k, earlier_v, dk, dv, shares,
+    num_rows, num_keys, num_seeds, num_padded, first_seed, seeds_s, seeds_h, k_h, v_h, scale, scale_log2, stretch,
     NEEDS_SEEDS: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr, ADDS: tl.constexpr,
     ROTATED: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
     K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr, D_STRIDE: tl.constexpr,
     D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dV = Pᵀ g; dP = g vᵀ; dS = P (dP - sum(g out)); dK = scale dSᵀ q; share of dQ = scale dS k.
-
-    A softmax's denominator divides its g, once a row, in place of each of its weights.
-    """
+    """dV = Pᵀ g; dP = g vᵀ; dS = P (dP - delta); dK = scale dSᵀ q; share of dQ = scale dS k. Keys are turned ones."""
     head = (tl.program_id(0) % NUM_HEADS).to(tl.int64)
     walker = (tl.program_id(0) // NUM_HEADS).to(tl.int64)
     s = first_seed + tl.arange(0, BLOCK_S)
     n, dims = tl.arange(0, BLOCK_N), tl.arange(0, D)
+    rows = n[:, None].to(tl.int64)
     inside_s, inside_d = s < num_seeds, dims < WIDTH
-    inside_sd = inside_s[:, None] & inside_d[None, :]
     columns, inside_c = columns_of(WIDTH, D, ROTATED)
-    inside_sc = inside_s[:, None] & inside_c[None, :]
-    queries = tl.load(seeds + head * seeds_h + s[:, None] * seeds_s + columns[None, :], mask=inside_sc, other=0.0)
-    dqueries = tl.zeros([BLOCK_S, D], dtype=tl.float32)
-    places_s = s[:, None].to(tl.int64) * (NUM_HEADS * WIDTH) + dims[None, :]
+    queries = tl.load(
+        seeds + head * seeds_h + (s[:, None].to(tl.int64) * seeds_s + columns[None, :]),
+        mask=inside_s[:, None] & inside_c[None, :], other=0.0,
+    )  # fmt: skip
+    dqueries = tl.zeros([D, BLOCK_S], dtype=tl.float32)
     k += head * k_h
     v += head * v_h
-    places_v = n[:, None].to(tl.int64) * V_STRIDE + dims[None, :]
-    places_dk = n[:, None].to(tl.int64) * D_STRIDE + columns[None, :]
-    places_dv = n[:, None].to(tl.int64) * D_STRIDE + dims[None, :]
     first, last = walker * stretch, tl.minimum((walker + 1) * stretch, num_keys)
 
     for row in range(_row_of(offsets, first, num_rows), _row_of(offsets, last - 1, num_rows) + 1):
-        own = (row * num_seeds * NUM_HEADS + head) * WIDTH
-        place = (row * NUM_HEADS + head) * num_seeds + s
-        level = tl.load(highest + place, mask=inside_s, other=float("inf")) * scale_log2
-        denominator = tl.load(total + place, mask=inside_s, other=1.0)
-        inverse = 1.0 / tl.where(denominator > 0.0, denominator, 1.0)
-        gradient = tl.load(grad + own + places_s, mask=inside_sd, other=0.0)
-        gradient = (gradient.to(tl.float32) * inverse[:, None]).to(gradient.dtype)
-        pooled = tl.load(out + own + places_s, mask=inside_sd, other=0.0)
-        delta = tl.sum(gradient.to(tl.float32) * pooled.to(tl.float32), axis=1)
+        gradient = tl.load(
+            divided + (row * num_seeds * NUM_HEADS + head) * WIDTH + (s[:, None].to(tl.int64) * (NUM_HEADS * WIDTH) + dims[None, :]),
+            mask=inside_s[:, None] & inside_d[None, :], other=0.0,
+        )  # fmt: skip
+        place = (row * NUM_HEADS + head) * num_padded + s
         begin = tl.maximum(tl.load(offsets + row).to(tl.int64), first)
         end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), last)
         for start in range(begin, end, BLOCK_N):
             inside_n = n < end - start
             inside = inside_n[:, None] & inside_d[None, :]
-            keys, sin, cos = load_keys(k, angles, start, end, ROTATED, WIDTH, K_STRIDE, ANGLE_STRIDE, D, BLOCK_N)
-            scores = tl.dot(queries, keys.T, input_precision="ieee")
+            inside_k = inside_n[:, None] & inside_c[None, :]
+            keys = tl.load(
+                k + start * K_STRIDE + (rows * K_STRIDE + columns[None, :]), mask=inside_k, other=0.0
+            )  # fmt: skip
+            scores = tl.dot(keys, queries.T, input_precision="ieee")
+            weights = tl.exp2(scores * scale_log2 - tl.load(levels + place)[None, :])
             if start + BLOCK_N > end:
-                scores = tl.where(inside_n[None, :], scores, float("-inf"))
-            weights = tl.exp2(scores * scale_log2 - level[:, None])
+                weights = tl.where(inside_n[:, None], weights, 0.0)
             tile = start * D_STRIDE + head * WIDTH
+            places = rows * D_STRIDE + dims[None, :]
             if NEEDS_V:
-                change = tl.dot(gradient.T, weights.to(gradient.dtype), input_precision="ieee").T
+                change = tl.dot(weights.to(gradient.dtype), gradient, input_precision="ieee")
                 if ADDS:
-                    change += tl.load(earlier_v + tile + places_dv, mask=inside, other=0.0)
-                tl.store(dv + tile + places_dv, change.to(dv.dtype.element_ty), mask=inside)
+                    change += tl.load(earlier_v + tile + places, mask=inside, other=0.0)
+                tl.store(dv + tile + places, change.to(dv.dtype.element_ty), mask=inside)
             if NEEDS_SEEDS or NEEDS_K:
-                values = tl.load(v + start * V_STRIDE + places_v, mask=inside, other=0.0)
-                dweights = tl.dot(gradient, values.T, input_precision="ieee")
-                dscores = (weights * (dweights - delta[:, None])).to(keys.dtype)
+                values = tl.load(
+                    v + start * V_STRIDE + (rows * V_STRIDE + dims[None, :]), mask=inside, other=0.0
+                )  # fmt: skip
+                dweights = tl.dot(values, gradient.T, input_precision="ieee")
+                dscores = (weights * (dweights - tl.load(deltas + place)[None, :])).to(keys.dtype)
+                if NEEDS_SEEDS:  # so, for a transposed left operand that is no tile in memory is miscompiled on Hopper
+                    dqueries = tl.dot(keys.T, dscores, dqueries, input_precision="ieee")
                 if NEEDS_K:
-                    change = tl.dot(queries.T, dscores, input_precision="ieee").T * scale
+                    change = tl.dot(dscores, queries, input_precision="ieee") * scale
                     if ROTATED:
-                        change = turned_back(change, sin, cos)
-                    inside = inside_n[:, None] & inside_c[None, :]
+                        half = tl.arange(0, D // 2)
+                        turn = tl.load(
+                            angles + start * ANGLE_STRIDE + (rows * ANGLE_STRIDE + half[None, :]),
+                            mask=inside_n[:, None] & (half < WIDTH // 2)[None, :], other=0.0,
+                        )  # fmt: skip
+                        change = turned_back(change, turn.to(tl.float32), k.dtype.element_ty.primitive_bitwidth < 32)
+                    places = rows * D_STRIDE + columns[None, :]
                     if ADDS:
-                        change += tl.load(earlier_k + tile + places_dk, mask=inside, other=0.0)
-                    tl.store(dk + tile + places_dk, change.to(dk.dtype.element_ty), mask=inside)
-                if NEEDS_SEEDS:
-                    dqueries = tl.dot(dscores, keys, dqueries, input_precision="ieee")
+                        change += tl.load(earlier_k + tile + places, mask=inside_k, other=0.0)
+                    tl.store(dk + tile + places, change.to(dk.dtype.element_ty), mask=inside_k)
     if NEEDS_SEEDS:
-        places = ((walker * NUM_HEADS + head) * num_seeds + s[:, None]) * WIDTH + columns[None, :]
-        tl.store(shares + places, dqueries * scale, mask=inside_sc)
+        tl.store(
+            shares + (walker * NUM_HEADS + head) * num_seeds * WIDTH + (s[None, :] * WIDTH + columns[:, None]),
+            dqueries * scale, mask=inside_s[None, :] & inside_c[:, None],
+        )  # fmt: skip
 
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """First what spills neither on sm_80 nor on later GPUs, where there is such; none spills on sm_90.
-
-    At d = 128 in bf16 on sm_90, 32 seeds take 214 registers on 4 warps, so that one program computes while another
-    waits for its keys; 64 and 128 seeds take 8 warps, 185 and 208 registers. With 128 seeds, 64 keys spill.
-    """
+    """64 keys on 4 warps are the rows of one instruction of a warpgroup."""
     if key["bytes"] == 4:
         return [config(4, 1, BLOCK_N=16), config(4, 2, BLOCK_N=32)]
     values = seed_block(key) * int(key["d"])  # of the seeds' gradient, fp32, in registers
-    if values <= 32 * 128:
-        tiles = [(4, 3, 32), (4, 2, 64), (4, 2, 32), (8, 2, 64), (8, 3, 64), (8, 2, 128)]
-    elif values <= 64 * 128:
-        tiles = [(8, 3, 32), (4, 2, 32), (8, 2, 64), (8, 2, 32)]
+    if key.get("arch", 90) < 90 or key.get("arch", 90) >= 100:
+        return [config(8, 2, BLOCK_N=32), config(8, 2, BLOCK_N=64), config(4, 2, BLOCK_N=32)]
+    if values <= 64 * 128:
+        tiles = [(4, 3, 64), (4, 2, 64)]
     else:
-        tiles = [(8, 2, 32), (8, 3, 32), (8, 2, 16)]
+        tiles = [(8, 2, 128), (8, 2, 64)]
     return [config(warps, stages, BLOCK_N=n) for warps, stages, n in tiles]
 
 
+def _divide_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
+
+
+DIVIDE = Kernel(seed_pooling_divide_kernel, _divide_configs)
 BACKWARD = Kernel(seed_pooling_bwd_kernel, _backward_configs)
 
 
@@ -139,25 +171,36 @@ def backward(
     grad: Tensor, seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, offsets: Tensor, out: Tensor,
     softmax: Tensor, scale: float, needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient of ``seeds``, and those of ``k`` and ``v`` side by side, as far as they are needed."""
+    """Gradient of ``seeds``, and those of ``k`` and ``v`` side by side, as far as they are needed.
+
+    ``k`` are the keys as forward turned them by ``angles``; the gradient is that of the keys before.
+    """
     dseeds, dkv = _bwd_outputs(grad, seeds, k, v, angles, offsets, out, softmax, scale, needs)
     num_keys, num_heads, width = k.shape
     if not num_keys:
         return dseeds.zero_(), dkv
     seeds, k, v = with_unit_stride(seeds), with_unit_stride(k), with_unit_stride(v)
     angles = None if angles is None else with_unit_stride(angles)
-    grad, offsets, key = grad.contiguous(), offsets.contiguous(), shape_key(seeds, angles)
+    grad, offsets, key = grad.contiguous(), offsets.contiguous(), shape_key(seeds, v, angles)
+    block, earlier = seed_block(key), dkv
+    num_padded = triton.cdiv(len(seeds), block) * block
+    divided, statistics = torch.empty_like(grad), softmax.new_empty(2, len(out), num_heads, num_padded)
+    DIVIDE.launch(
+        lambda c: (len(out) * num_heads * triton.cdiv(num_padded, c["BLOCK_S"]),), k.device,
+        grad, out, *softmax, divided, *statistics, len(seeds), num_padded, scale * LOG2_E,
+        key=key, NUM_HEADS=num_heads, WIDTH=width, D=key["d"],
+    )  # fmt: skip
     num_walkers, stretch = pieces(num_keys, programs_wanted(k.device, num_heads))
     shares = softmax.new_empty(num_walkers, num_heads, len(seeds), width) if needs[0] else dseeds
-    block, earlier = seed_block(key), dkv
     for first_seed in range(0, len(seeds), block):
         ends = first_seed + block >= len(seeds)
         target = dkv if ends else torch.empty_like(dkv, dtype=torch.float32)
         BACKWARD.launch(
             lambda _: (num_walkers * num_heads,), k.device,
-            grad, seeds, k, v, angles, offsets, out, *softmax, *apart(earlier, needs[1:]), *apart(target, needs[1:]),
-            shares, len(out), num_keys, len(seeds), first_seed, *seeds.stride()[:2], k.stride(1), v.stride(1),
-            scale, scale * LOG2_E, stretch, key=key, **constants_of(seeds, k, v, angles), D_STRIDE=dkv.stride(0),
+            divided, seeds, k, v, angles, offsets, *statistics,
+            *apart(earlier, needs[1:]), *apart(target, needs[1:]), shares,
+            len(out), num_keys, len(seeds), num_padded, first_seed, *seeds.stride()[:2], k.stride(1), v.stride(1),
+            scale, scale * LOG2_E, stretch, key=key, **constants_of(k, v, angles, key), D_STRIDE=dkv.stride(0),
             BLOCK_S=block, NEEDS_SEEDS=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2], ADDS=first_seed > 0,
         )  # fmt: skip
         earlier = target
