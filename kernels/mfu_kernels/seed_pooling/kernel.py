@@ -37,10 +37,10 @@ def program_of(num_seeds, num_heads, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def _turned_keys(
-    k, angles, turned, inside_n, stores, SAVES: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    k, angles, turned, inside_n, saved, SAVES: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
     K_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Keys [BLOCK_N, D] that lie at ``k``, turned, zeros outside; if SAVES and ``stores``, written to ``turned``."""
+    """Keys [BLOCK_N, D] that lie at ``k``, turned, zeros outside; if SAVES, ``saved`` columns of each half go to ``turned``."""
     n, half = tl.arange(0, BLOCK_N)[:, None].to(tl.int64), tl.arange(0, D // 2)[None, :]
     inside = inside_n[:, None] & (half < WIDTH // 2)
     first = tl.load(k + (n * K_STRIDE + half), mask=inside, other=0.0).to(tl.float32)
@@ -48,8 +48,9 @@ def _turned_keys(
     turn = tl.load(angles + (n * ANGLE_STRIDE + half), mask=inside, other=0.0).to(tl.float32)
     first, second = turned_pairs(first, second, turn, k.dtype.element_ty)
     if SAVES:
-        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half), first, mask=inside & stores)
-        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half + WIDTH // 2), second, mask=inside & stores)
+        kept = inside_n[:, None] & (half < saved)
+        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half), first, mask=kept)
+        tl.store(turned + (n * (NUM_HEADS * WIDTH) + half + WIDTH // 2), second, mask=kept)
     return together(first, second)
 
 
@@ -82,7 +83,7 @@ def seed_pooling_fwd_kernel(
     v += head * v_h
     if SAVES:
         turned += head * K_WIDTH
-    first_block = tl.program_id(0) % tl.cdiv(num_seeds, BLOCK_S) == 0
+    saved_halves = tl.where(tl.program_id(0) % tl.cdiv(num_seeds, BLOCK_S) == 0, K_WIDTH // 2, 0)  # by one block only
     high = tl.full([BLOCK_S], float("-inf"), dtype=tl.float32)
     denominator = tl.zeros([BLOCK_S], dtype=tl.float32)
     pooled = tl.zeros([BLOCK_S, D], dtype=tl.float32)
@@ -92,7 +93,7 @@ def seed_pooling_fwd_kernel(
         if ROTATED:
             keys = _turned_keys(
                 k + start * K_STRIDE, angles + start * ANGLE_STRIDE, turned + start * (NUM_HEADS * K_WIDTH), inside_n,
-                first_block, SAVES, NUM_HEADS, K_WIDTH, K_STRIDE, ANGLE_STRIDE, K_D, BLOCK_N,
+                saved_halves, SAVES, NUM_HEADS, K_WIDTH, K_STRIDE, ANGLE_STRIDE, K_D, BLOCK_N,
             )  # fmt: skip
         else:
             keys = tl.load(
