@@ -132,6 +132,14 @@ class Compile(Change):
 
         return swap.compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs)
 
+    def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
+        """The script may change what no trial has seen change."""
+        from . import swap
+
+        return swap.compile_region(
+            model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs, floats_change=True
+        )
+
     def describe(self, description: dict[str, Any]) -> None:
         """The regions that are compiled."""
         before = description["compile"]

@@ -10,7 +10,7 @@ from mfubench.errors import BadInput
 from mfubench.measure.compiled import Compilation, watched
 from mfubench.measure.scopes import module_names
 
-from .regions import compile_in_place, compile_regions
+from .regions import compile_in_place, compile_regions, constant_floats
 from .spec import Workload
 
 
@@ -43,6 +43,7 @@ def compiled_module(workload: Workload) -> nn.Module:
         return module
     if hasattr(module, "_orig_mod"):
         raise BadInput(f"--compile {kind}: the model is wrapped in torch.compile already; leave --compile out")
+    constant_floats()
     if kind == "regions":
         compile_regions(module, dynamic=True)
     else:

@@ -36,9 +36,8 @@ def compile_regions(model: nn.Module, **options: Any) -> Undo:
     """Compile each region of ``model`` in place, with ``torch.compile``'s ``options``."""
     import torch._dynamo.config as config
 
-    before = config.recompile_limit
-    config.recompile_limit = max(before, COMPILATIONS_A_CLASS)
-    undos: list[Undo] = [lambda: setattr(config, "recompile_limit", before), _tables_stay_eager(model)]
+    limit = _set("recompile_limit", max(config.recompile_limit, COMPILATIONS_A_CLASS))
+    undos: list[Undo] = [limit, _tables_stay_eager(model)]
     for region in regions(model):
         undos += [_compile(module, options) for module in region.modules() if module is region or _has_work(module)]
     return together(undos)
@@ -47,6 +46,23 @@ def compile_regions(model: nn.Module, **options: Any) -> Undo:
 def compile_in_place(module: nn.Module, **options: Any) -> Undo:
     """Compile ``module`` as one, at its first call, with ``torch.compile``'s ``options``."""
     return together([_tables_stay_eager(module), _compile(module, options)])
+
+
+def constant_floats() -> Undo:
+    """From now on floats of Python are constants of what is compiled, by value, for code in which none changes.
+
+    With dynamic shapes torch takes them as symbols, finds that hardly an operator does, and traces everything again,
+    which doubles the time before code is made.
+    """
+    return _set("specialize_float", True)
+
+
+def _set(name: str, value: Any) -> Undo:
+    import torch._dynamo.config as config
+
+    before = getattr(config, name)
+    setattr(config, name, value)
+    return lambda: setattr(config, name, before)
 
 
 def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
