@@ -85,6 +85,38 @@ def test_a_compiled_step_is_known_by_its_own_kernels(who: str, zoo: Callable[...
     holds(profile_workload(workload_of(zoo, compiled)))  # type: ignore[arg-type]
 
 
+class Twins(nn.Module):
+    """Two equal blocks, which regional compilation compiles once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twins = nn.ModuleList(Twin() for _ in range(2))
+
+    def forward(self, ids: Tensor, x: Tensor) -> dict[str, Tensor]:
+        for twin in self.twins:
+            x = twin(x)
+        return {"score": x}
+
+
+class Twin(nn.Module):
+    """A block with a product and what is fused behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(D, D), nn.LayerNorm(D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(torch.sigmoid(self.linear(x)))
+
+
+def test_modules_that_share_a_compilation_are_told_apart(zoo: Callable[..., Workload]) -> None:
+    run = profile_workload(workload_of(zoo, Twins(), compile="regions"))
+    products = {(row.module, row.direction) for row in run.kernels if row.kind == "gemm"}
+    assert products == {(f"twins.{at}.linear", direction) for at in range(2) for direction in ("fwd", "bwd")}
+    fused = {row.module for row in run.kernels if row.operator.startswith("cpp_fused")}
+    assert fused and all(len({part.split(".")[1] for part in name.split(" + ")}) == 1 for name in fused), fused
+
+
 def test_a_part_that_another_compiler_made_is_not_attributed(zoo: Callable[..., Workload]) -> None:
     module = Net()
     module.up = torch.compile(module.up, backend="eager")  # type: ignore[assignment]
