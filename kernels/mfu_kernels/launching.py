@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.language.target_info import current_target
 
 from .lock import locked_config
 from .modes import Compiled, MetaParameters, ahead, forced
@@ -17,6 +18,15 @@ KERNELS: dict[str, "Kernel"] = {}
 def config(num_warps: int = 4, num_stages: int = 1, **tiles: int | bool) -> triton.Config:
     """A config: constants of the kernel by name, warps a program, and depth of its software pipeline."""
     return triton.Config(tiles, num_warps=num_warps, num_stages=num_stages)
+
+
+def capability() -> int:
+    """Of the GPU that kernels are compiled for, 90 for an sm_90; where there is none, as if it were one of those.
+
+    A space has the same configs for all; which comes first may depend on it.
+    """
+    target = current_target()
+    return target.arch if target is not None and isinstance(target.arch, int) else 90
 
 
 # One rounding for a product and a sum is Triton's default up to 3.9 and not after; numbers were checked with it.

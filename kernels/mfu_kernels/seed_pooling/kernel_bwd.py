@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
@@ -43,7 +43,7 @@ def seed_pooling_divide_kernel(
     grad, out, highest, total, divided, levels, deltas, num_seeds, num_padded, scale_log2,
     NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """``divided`` [B, S, H, d] = grad over its softmax's denominator; ``deltas`` [B, H, padded S] = sum(divided out).
+    """``divided`` [B, H, padded S, d] = grad over its softmax's denominator; ``deltas`` [B, H, padded S] = sum(it out).
 
     So backward divides once a row, in place of each of its weights. ``levels``, shaped as ``deltas``, are the highest
     scores in base 2; those of padded seeds make all their weights 0.
@@ -57,12 +57,13 @@ def seed_pooling_divide_kernel(
     share = tl.load(grad + places, mask=inside, other=0.0).to(tl.float32)
     share /= tl.where(denominator > 0.0, denominator, 1.0)[:, None]  # of an empty row it is 0
     share = share.to(divided.dtype.element_ty)
-    tl.store(divided + places, share, mask=inside)
     pooled = tl.load(out + places, mask=inside, other=0.0).to(tl.float32)
     level = tl.load(highest + place, mask=inside_s, other=float("inf")) * scale_log2
-    place = (row * NUM_HEADS + head) * num_padded + s
-    tl.store(levels + place, level, mask=s < num_padded)
-    tl.store(deltas + place, tl.sum(share.to(tl.float32) * pooled, axis=1), mask=s < num_padded)
+    place, inside_s = (row * NUM_HEADS + head) * num_padded + s, s < num_padded
+    tl.store(levels + place, level, mask=inside_s)
+    tl.store(deltas + place, tl.sum(share.to(tl.float32) * pooled, axis=1), mask=inside_s)
+    inside = inside_s[:, None] & (dims < WIDTH)[None, :]
+    tl.store(divided + place[:, None] * WIDTH + dims[None, :], share, mask=inside)
 
 
 @triton.jit
@@ -78,6 +79,7 @@ def seed_pooling_bwd_kernel(
     head = (tl.program_id(0) % NUM_HEADS).to(tl.int64)
     walker = (tl.program_id(0) // NUM_HEADS).to(tl.int64)
     s = first_seed + tl.arange(0, BLOCK_S)
+    rows_s = tl.arange(0, BLOCK_S)[:, None].to(tl.int64)
     n, dims = tl.arange(0, BLOCK_N), tl.arange(0, D)
     rows = n[:, None].to(tl.int64)
     inside_s, inside_d = s < num_seeds, dims < WIDTH
@@ -89,14 +91,16 @@ def seed_pooling_bwd_kernel(
     dqueries = tl.zeros([D, BLOCK_S], dtype=tl.float32)
     k += head * k_h
     v += head * v_h
+    if NEEDS_K and NEEDS_V:  # they lie side by side
+        dv = dk + NUM_HEADS * WIDTH
     first, last = walker * stretch, tl.minimum((walker + 1) * stretch, num_keys)
 
     for row in range(_row_of(offsets, first, num_rows), _row_of(offsets, last - 1, num_rows) + 1):
+        place = (row * NUM_HEADS + head) * num_padded + first_seed
         gradient = tl.load(
-            divided + (row * num_seeds * NUM_HEADS + head) * WIDTH + (s[:, None].to(tl.int64) * (NUM_HEADS * WIDTH) + dims[None, :]),
-            mask=inside_s[:, None] & inside_d[None, :], other=0.0,
+            divided + place * WIDTH + (rows_s * WIDTH + dims[None, :]), mask=inside_d[None, :], other=0.0
         )  # fmt: skip
-        place = (row * NUM_HEADS + head) * num_padded + s
+        place += tl.arange(0, BLOCK_S)
         begin = tl.maximum(tl.load(offsets + row).to(tl.int64), first)
         end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), last)
         for start in range(begin, end, BLOCK_N):
@@ -108,21 +112,21 @@ def seed_pooling_bwd_kernel(
             )  # fmt: skip
             scores = tl.dot(keys, queries.T, input_precision="ieee")
             weights = tl.exp2(scores * scale_log2 - tl.load(levels + place)[None, :])
-            if start + BLOCK_N > end:
-                weights = tl.where(inside_n[:, None], weights, 0.0)
+            weights = tl.where(inside_n[:, None], weights, 0.0)
             tile = start * D_STRIDE + head * WIDTH
             places = rows * D_STRIDE + dims[None, :]
-            if NEEDS_V:
-                change = tl.dot(weights.to(gradient.dtype), gradient, input_precision="ieee")
-                if ADDS:
-                    change += tl.load(earlier_v + tile + places, mask=inside, other=0.0)
-                tl.store(dv + tile + places, change.to(dv.dtype.element_ty), mask=inside)
             if NEEDS_SEEDS or NEEDS_K:
                 values = tl.load(
                     v + start * V_STRIDE + (rows * V_STRIDE + dims[None, :]), mask=inside, other=0.0
                 )  # fmt: skip
                 dweights = tl.dot(values, gradient.T, input_precision="ieee")
                 dscores = (weights * (dweights - tl.load(deltas + place)[None, :])).to(keys.dtype)
+            if NEEDS_V:
+                change = tl.dot(weights.to(gradient.dtype), gradient, input_precision="ieee")
+                if ADDS:
+                    change += tl.load(earlier_v + tile + places, mask=inside, other=0.0)
+                tl.store(dv + tile + places, change.to(dv.dtype.element_ty), mask=inside)
+            if NEEDS_SEEDS or NEEDS_K:
                 if NEEDS_SEEDS:  # so, for a transposed left operand that is no tile in memory is miscompiled on Hopper
                     dqueries = tl.dot(keys.T, dscores, dqueries, input_precision="ieee")
                 if NEEDS_K:
@@ -139,24 +143,32 @@ def seed_pooling_bwd_kernel(
                         change += tl.load(earlier_k + tile + places, mask=inside_k, other=0.0)
                     tl.store(dk + tile + places, change.to(dk.dtype.element_ty), mask=inside_k)
     if NEEDS_SEEDS:
-        tl.store(
-            shares + (walker * NUM_HEADS + head) * num_seeds * WIDTH + (s[None, :] * WIDTH + columns[:, None]),
-            dqueries * scale, mask=inside_s[None, :] & inside_c[:, None],
-        )  # fmt: skip
+        shares += ((walker * NUM_HEADS + head) * num_padded + first_seed) * WIDTH
+        tl.store(shares + (rows_s * WIDTH + columns[None, :]), dqueries.T * scale, mask=inside_c[None, :])
 
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """64 keys on 4 warps are the rows of one instruction of a warpgroup."""
+    """On sm_90 64 keys on 4 warps, the rows of one instruction of a warpgroup: 8 warps would all hold all rows.
+
+    With 64 numbers a thread for the seeds' gradient that takes 255 registers, and more, though only scalars of the
+    outer loop, at d = 128 or where keys are rotated: there what spills nothing comes first. Elsewhere 32 keys on 8
+    warps do.
+    """
     if key["bytes"] == 4:
         return [config(4, 1, BLOCK_N=16), config(4, 2, BLOCK_N=32)]
     values = seed_block(key) * int(key["d"])  # of the seeds' gradient, fp32, in registers
-    if key.get("arch", 90) < 90 or key.get("arch", 90) >= 100:
-        return [config(8, 2, BLOCK_N=32), config(8, 2, BLOCK_N=64), config(4, 2, BLOCK_N=32)]
-    if values <= 64 * 128:
-        tiles = [(4, 3, 64), (4, 2, 64)]
+    if values > 64 * 128:
+        best = (8, 2, 16) if capability() < 90 else (8, 2, 32)
+    elif capability() // 10 != 9:
+        best = (8, 2, 32)
+    elif values == 64 * 128 and "rotated" in key:
+        best = (4, 3, 32)
+    elif values == 64 * 128 and int(key["d"]) > 64:
+        best = (8, 3, 64)
     else:
-        tiles = [(8, 2, 128), (8, 2, 64)]
-    return [config(warps, stages, BLOCK_N=n) for warps, stages, n in tiles]
+        best = (4, 3, 64) if int(key["d"]) <= 64 else (4, 2, 64)
+    tiles = [(4, 3, 64), (4, 2, 64), (4, 3, 32), (8, 3, 64), (8, 2, 32), (8, 2, 16), (8, 2, 128)]
+    return [config(warps, stages, BLOCK_N=n) for warps, stages, n in sorted(tiles, key=lambda tile: tile != best)]
 
 
 def _divide_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -184,14 +196,15 @@ def backward(
     grad, offsets, key = grad.contiguous(), offsets.contiguous(), shape_key(seeds, v, angles)
     block, earlier = seed_block(key), dkv
     num_padded = triton.cdiv(len(seeds), block) * block
-    divided, statistics = torch.empty_like(grad), softmax.new_empty(2, len(out), num_heads, num_padded)
+    divided = grad.new_empty(len(out), num_heads, num_padded, width)
+    statistics = softmax.new_empty(2, *divided.shape[:3])
     DIVIDE.launch(
         lambda c: (len(out) * num_heads * triton.cdiv(num_padded, c["BLOCK_S"]),), k.device,
         grad, out, *softmax, divided, *statistics, len(seeds), num_padded, scale * LOG2_E,
         key=key, NUM_HEADS=num_heads, WIDTH=width, D=key["d"],
     )  # fmt: skip
     num_walkers, stretch = pieces(num_keys, programs_wanted(k.device, num_heads))
-    shares = softmax.new_empty(num_walkers, num_heads, len(seeds), width) if needs[0] else dseeds
+    shares = softmax.new_empty(num_walkers, num_heads, num_padded, width) if needs[0] else dseeds
     for first_seed in range(0, len(seeds), block):
         ends = first_seed + block >= len(seeds)
         target = dkv if ends else torch.empty_like(dkv, dtype=torch.float32)
@@ -205,5 +218,5 @@ def backward(
         )  # fmt: skip
         earlier = target
     if needs[0]:
-        dseeds.copy_(shares.sum(0).transpose(0, 1))
+        dseeds.copy_(shares.sum(0)[:, : len(seeds)].transpose(0, 1))
     return dseeds, dkv

@@ -106,6 +106,4 @@ def _run(
         check_angles("seed_pooling", k, angles)
     scale = seeds.shape[2] ** -0.5 if scale is None else scale
     max_length = host_max_length(offsets, max_length)
-    return OP.run(
-        impl, k.device, seeds, *separate, offsets, angles, scale=scale, max_length=max_length, packed=packed
-    )
+    return OP.run(impl, k.device, seeds, *separate, offsets, angles, scale=scale, max_length=max_length, packed=packed)

@@ -1,12 +1,13 @@
 """Backward of attending to a row's events with keys and values that are the events themselves, in Triton.
 
 Forward is that of `seed_pooling`. Backward has two kernels, both of which walk along the width of x or along the
-queries as a matmul does, so that neither bounds them: the first makes each event's weights and their gradients for all
-queries, 16 bits each, a small part of the bytes of x; the second makes the gradient of x from both. That of the queries,
-which all rows share, is one matmul over all events.
+queries as a matmul does, so that neither bounds them: the first makes each event's weights and their gradients for
+all queries, 16 bits each, a small part of the bytes of x; the second makes the gradient of x from both. That of the
+queries, which all rows share, is one matmul over all events.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import triton
@@ -112,8 +113,8 @@ def _weights_configs(key: MetaParameters) -> Sequence[triton.Config]:
     block = min(128, max(16, int(key["queries"])))
     if key["bytes"] == 4:
         return [config(4, 2, BLOCK_M=min(32, block), BLOCK_N=32, BLOCK_D=32)]
-    tiles = [(8, 3, 128, 64), (4, 3, 64, 64), (8, 2, 128, 64)] if block == 128 else [(4, 3, 64, 64), (4, 2, 64, 64)]
-    return [config(warps, stages, BLOCK_M=block, BLOCK_N=n, BLOCK_D=d) for warps, stages, n, d in tiles]
+    tiles = [(8, 3, 64, 128), (8, 3, 128, 64), (4, 3, 64, 64)]
+    return [config(w, stages, BLOCK_M=min(m, block), BLOCK_N=n, BLOCK_D=64) for w, stages, m, n in tiles]
 
 
 def _dx_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -122,7 +123,7 @@ def _dx_configs(key: MetaParameters) -> Sequence[triton.Config]:
         return [config(4, 2, BLOCK_M=16, BLOCK_N=32, BLOCK_D=min(64, width))]
     return [
         config(warps, stages, BLOCK_M=m, BLOCK_N=128, BLOCK_D=width)
-        for warps, stages, m in ((8, 3, 64), (8, 3, 32), (8, 2, 64))
+        for warps, stages, m in ((8, 3, 32), (8, 3, 64), (8, 2, 64))
     ]
 
 
@@ -143,7 +144,7 @@ def backward(
     grad, queries, x, offsets = grad.contiguous(), queries.contiguous(), with_unit_stride(x), offsets.contiguous()
     highest, total = (part.contiguous() for part in softmax)
     key = {"queries": next_power_of_2(num_queries), "width": next_power_of_2(width), "bytes": x.element_size()}
-    delta = softmax.new_empty(num_rows, num_queries)
+    delta, query_blocks = softmax.new_empty(num_rows, num_queries), partial(triton.cdiv, num_queries)
     pairs = x.new_empty(num_keys, 2, num_queries)
     weights, dscores = pairs.unbind(1)
     DELTA.launch(
@@ -151,7 +152,7 @@ def backward(
         grad, out, delta, num_rows * num_queries, key=key, WIDTH=width,
     )  # fmt: skip
     WEIGHTS.launch(
-        lambda c: (num_rows * triton.cdiv(max_length, c["BLOCK_N"]) * triton.cdiv(num_queries, c["BLOCK_M"]),), x.device,
+        lambda c: (num_rows * triton.cdiv(max_length, c["BLOCK_N"]) * query_blocks(c["BLOCK_M"]),), x.device,
         grad, queries, x, offsets, highest, total, delta, weights, dscores, num_queries, max_length, scale,
         key=key, X_STRIDE=x.stride(0), WIDTH=width,
     )  # fmt: skip

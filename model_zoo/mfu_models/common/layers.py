@@ -92,9 +92,7 @@ class SeedAttention(nn.Module):
         """``x`` [T, d], ``angles`` [T, d_h/2] that rotate the keys, or None -> [B, num_seeds, d]."""
         queries = once_for_batch(self._queries, num_samples=offsets.shape[0] - 1)
         kv = self.kv(x).unflatten(-1, (2, self.num_heads, -1))
-        pooled = ops.seed_pooling_kvpacked(
-            queries, kv, offsets, angles=angles, max_length=max_length, impl=self.impl
-        )
+        pooled = ops.seed_pooling_kvpacked(queries, kv, offsets, angles=angles, max_length=max_length, impl=self.impl)
         tokens: Tensor = self.out(pooled.flatten(2))
         return tokens
 
