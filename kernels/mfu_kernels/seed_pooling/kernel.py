@@ -40,7 +40,7 @@ def _turned_keys(
     k, angles, turned, inside_n, saved, SAVES: tl.constexpr, NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr,
     K_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Keys [BLOCK_N, D] that lie at ``k``, turned, zeros outside; if SAVES, ``saved`` columns a half go to ``turned``."""
+    """Keys [BLOCK_N, D] that lie at ``k``, turned, else zeros; if SAVES, ``saved`` columns a half go to ``turned``."""
     n, half = tl.arange(0, BLOCK_N)[:, None].to(tl.int64), tl.arange(0, D // 2)[None, :]
     inside = inside_n[:, None] & (half < WIDTH // 2)
     first = tl.load(k + (n * K_STRIDE + half), mask=inside, other=0.0).to(tl.float32)
