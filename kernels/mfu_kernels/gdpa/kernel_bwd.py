@@ -10,8 +10,9 @@ itself and recently, so it is found in L2, and every second walk goes backwards 
 products fewer than separate kernels for dq and for dk and dv. Above MAX_ROUNDED_KEYS keys, dq is summed in fp32 and
 rounded once. Where dq is not wanted, each block of keys has a program of its own.
 
-On sm_90 the default holds 252 to 255 registers at 128 keys a block and spills none. Where 64 keys a block cost no dq,
-programs of 4 warps are better: two or three fit a multiprocessor, and one multiplies during another's activation.
+On sm_90 the default holds 255 registers at 128 keys a block, 228 where those are all keys, and spills none. Where 64
+keys a block cost no dq, programs of 4 warps are better: two or three fit a multiprocessor, and one multiplies during
+another's activation.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.activations_device import activated, activated_with_slope
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.activations_device import weights_and_changes, weights_of
+from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -37,7 +38,7 @@ MAX_ROUNDED_KEYS = 1024
 def _walk(
     grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, first_tile, splits,
     GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DENSE_ROW: tl.constexpr,
-    ACTIVATION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    ACTIVATION: tl.constexpr, SCALED: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr, ONE_WALK: tl.constexpr,
 ):  # fmt: skip
     """Every ``splits``-th tile of queries against the keys from ``first_key``."""
@@ -46,6 +47,8 @@ def _walk(
     block = first_key + tl.arange(0, KEYS)
     keys = load_tile(k, block, K_ROW, num_keys, DIM, WIDTH)
     values = load_tile(v, block, V_ROW, num_keys, DIM, WIDTH)
+    if SCALED:  # once for all scores, and for dq
+        keys = (keys.to(tl.float32) * scale).to(keys.dtype)
     sum_k = tl.zeros([KEYS, WIDTH], tl.float32)
     sum_v = tl.zeros([KEYS, WIDTH], tl.float32)
     tiles = tl.cdiv(tl.maximum(tl.cdiv(length, TILE) - first_tile, 0), splits)
@@ -60,16 +63,15 @@ def _walk(
         scores = tl.dot(keys, queries.T, input_precision=PRECISION)
         if NEEDS_Q or NEEDS_K:
             change = tl.dot(values, grads.T, input_precision=PRECISION)
-            weights, slope = activated_with_slope(scores, scale, ACTIVATION, FAST)
-            change = (change * slope).to(queries.dtype)
+            weights, change = weights_and_changes(scores, change, ACTIVATION, queries.dtype)
         else:
-            weights = activated(scores, scale, ACTIVATION, FAST)
+            weights = weights_of(scores, ACTIVATION, queries.dtype)
         if NEEDS_V:
-            sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
+            sum_v = tl.dot(weights, grads, sum_v, input_precision=PRECISION)
         if NEEDS_K:
             sum_k = tl.dot(change, queries, sum_k, input_precision=PRECISION)
         if NEEDS_Q:
-            moved = tl.dot(keys.T, change, input_precision=PRECISION).T * scale
+            moved = tl.dot(keys.T, change, input_precision=PRECISION).T
             if not ONE_WALK:
                 kept = tl.where(first_key > 0, length, 0)
                 moved += load_tile(dq, rows, DENSE_ROW, kept, DIM, WIDTH).to(tl.float32)
@@ -112,7 +114,7 @@ def gdpa_bwd_kernel(
         _walk(
             grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
             GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW,
-            ACTIVATION, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
+            ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
         )  # fmt: skip
     else:
         for first_key in range(0, num_keys, KEYS):
@@ -120,7 +122,7 @@ def gdpa_bwd_kernel(
             _walk(
                 grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
                 GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW,
-                ACTIVATION, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, False,
+                ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, False,
             )  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
     few = min(keys, 64)  # on 8 warps, both warpgroups would do the same
     small = [(few, 32, 4, 3), (few, 32, 4, 2), (few, 64, 4, 2), (few, 64, 4, 3)]
-    large = [(128, tile, 8, stages) for tile in (64, 32) for stages in (3, 2)]
+    large = [(128, tile, 8, stages) for tile in ((32,) if keys == d == 128 else (64, 32)) for stages in (3, 2)]
     if d > 128:
         tiles = [(few, 32, 8, 2), (few, 32, 8, 1)]
     elif keys <= 64:
@@ -139,7 +141,18 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
         tiles = small + large
     else:
         tiles = large + small
-    configs = [config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size) for size, tile, warps, stages in tiles]
+    for_mma, for_both = (min(keys, 32), 16, 4, 2), (few, 32, 8, 2)
+    tiles += [for_mma, for_both]
+    wide = d > 64 and key["dq"]
+    if capability() < 90:  # which holds the operands of a product in registers, too: all others spill
+        tiles.insert(0, for_mma if wide else for_both)
+    elif capability() >= 100 and wide and keys > 128:
+        tiles.insert(0, for_both)
+    limit = {"maxnreg": 232} if keys == d == 128 else {}
+    configs = [
+        config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size, **limit if size == 128 else {})
+        for size, tile, warps, stages in dict.fromkeys(tiles)
+    ]
     return sorted(configs, key=lambda c: _shared_bytes(c, key) > SHARED)  # those that do not fit everywhere last
 
 

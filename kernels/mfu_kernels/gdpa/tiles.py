@@ -18,7 +18,10 @@ SPLIT_ROWS = 64  # a program that shares a row with others has at least so many 
 
 @triton.jit
 def load_tile(base, rows, stride, limit, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """[len(rows), WIDTH] from ``base``; zeros beyond ``limit`` rows and beyond DIM columns."""
+    """[len(rows), WIDTH] from ``base``; zeros beyond ``limit`` rows and beyond DIM columns.
+
+    Not that of `mfu_kernels.tiles`, whose addresses are of 64 bits: with them, the backward spills at 128 keys.
+    """
     columns = tl.arange(0, WIDTH)
     inside = (rows < limit)[:, None]
     if DIM < WIDTH:

@@ -5,8 +5,8 @@ events three times, the second and third time out of the L2 cache: for the stati
 which leaves o = GDPA(n) + n in memory, and for out = x + o / rms(o). Keys and values are read again by every program of
 a row. Where no backward follows, ``out`` itself holds o meanwhile, and device memory sees x, k, v and ``out`` once.
 
-A backward needs o and not out - x, whose rounding grows with x. o is rounded to x's dtype once, and rms(o) is of what
-is stored. n and the accumulators stay in fp32.
+A backward needs o and not out - x, whose rounding grows with x. o is rounded to x's dtype once; its rms, n and the
+accumulators are of fp32.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.activations_device import activated
+from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import key_of, load_tile, row_of, runs_of_heads, store_tile
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _fwd_outputs
@@ -60,10 +60,10 @@ def gdpa_block_fwd_kernel(
     x, k, v, offsets, out, inner, statistics, num_events, num_keys, max_length, scale, eps, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    BOUNDS: tl.constexpr, NAMES: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    BOUNDS: tl.constexpr, NAMES: tl.constexpr, SCALED: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """out = x + o / rms(o) with o = GDPA(n, k, v) + n and n = LN(x); ``inner`` holds o and may be ``out``."""
-    FAST: tl.constexpr = k.dtype.element_ty != tl.float32
     FEATURES: tl.constexpr = H * DIM
     row, first, left = block_of_events(offsets, max_length, BLOCK)
     if left > 0:
@@ -81,7 +81,7 @@ def gdpa_block_fwd_kernel(
             for head in range(BOUNDS[run], BOUNDS[run + 1]):
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 o = (tile - mean[:, None]) * rstd[:, None]
-                queries = (o * (0.5 * scale)).to(k.dtype.element_ty)
+                queries = (o * scale if SCALED else o).to(k.dtype.element_ty)
                 k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                 v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                 for first_key in range(0, num_keys, KEYS):
@@ -89,12 +89,12 @@ def gdpa_block_fwd_kernel(
                     keys = load_tile(k_of_head, block, K_KEY, num_keys, DIM, WIDTH)
                     values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                     scores = tl.dot(queries, keys.T, input_precision="ieee")
-                    weights = activated(scores, 2.0, tl.constexpr(NAMES[run]), FAST).to(values.dtype)
+                    weights = weights_of(scores, tl.constexpr(NAMES[run]), values.dtype)
                     o = tl.dot(weights, values, o, input_precision="ieee")
-                rounded = o.to(inner.dtype.element_ty)
-                store_tile(inner + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
-                stored = tl.where(kept, rounded.to(tl.float32), 0.0)
-                squares += tl.sum(stored * stored, axis=1)
+                if DIM < WIDTH:
+                    o = tl.where(kept, o, 0.0)
+                squares += tl.sum(o * o, axis=1)
+                store_tile(inner + head * DIM, events, FEATURES, left, o, DIM, WIDTH)
         rrms = tl.rsqrt(squares / FEATURES + eps)
 
         tl.debug_barrier()  # threads read what others of this program wrote
@@ -110,22 +110,24 @@ def gdpa_block_fwd_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128 (sm_90: 220 registers with many keys).
+    """The default spills on none of sm_80, sm_90 and sm_100 with heads of 128.
 
-    With many keys, 128 events a program halve how often L2 delivers the keys; with few, two small programs a
-    multiprocessor hide each other's norms. Blocks of 64 keys are better fed on sm_90, but spill on the others. Products
-    in fp32 have no tensor core, and hold whole heads in registers: with heads of 128 and more they spill.
+    Programs of 4 warps hide each other's norms: on an H200, 64 events on 4 warps took 0.89 ms where 128 on 8 took 0.98
+    (256 keys, heads of 64), and 2.8 in place of 3.4 ms with heads of 128, where 168 registers make them three a
+    multiprocessor. Products in fp32 have no tensor core, and hold whole heads in registers: with heads of 128 and more
+    they spill.
     """
     if key["bytes"] == 4:
         return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
-    large, small = (128, 32, 8, 3), (64, 32, 4, 3)
     if int(key["d"]) == 256:
         tiles = [(64, 64, 8, 2), (64, 32, 8, 2)]
     else:
-        first = [large, small] if int(key["keys"]) > 128 else [small, large]
-        tiles = [*first, (64, 64, 4, 2), (128, 64, 8, 2), (64, 64, 4, 3), (128, 64, 8, 3)]
-        tiles += [(64, 128, 4, 2), (128, 128, 8, 2)]
-    return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
+        tiles = [(64, 32, 4, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 3), (64, 128, 4, 2)]
+    configs = [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
+    if int(key["d"]) == 128:
+        three = config(num_warps=4, num_stages=3, BLOCK=64, KEYS=32, maxnreg=168)
+        configs.insert(0 if capability() == 90 else len(configs), three)
+    return configs
 
 
 FORWARD = Kernel(gdpa_block_fwd_kernel, _configs)
@@ -172,6 +174,6 @@ def forward(
             k.stride()[:3], v.stride()[:3],
             key=key, H=num_heads, DIM=d, WIDTH=key["d"],
             X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-            **runs_as_constants(activation), SAVE=save,
+            **runs_as_constants(activation), SCALED=scale != 1, SAVE=save,
         )  # fmt: skip
     return out, inner, statistics

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.activations_device import activated_with_slope
+from mfu_kernels.activations_device import weights_and_changes
 from mfu_kernels.gdpa.kernel_bwd import backward as gdpa_backward
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
 
 from .boundary import _bwd_outputs
@@ -31,11 +31,13 @@ def gdpa_block_bwd_kernel(
     num_events, num_keys, max_length, scale, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
-    BOUNDS: tl.constexpr, NAMES: tl.constexpr, NEEDS_X: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    BOUNDS: tl.constexpr, NAMES: tl.constexpr, SCALED: tl.constexpr, NEEDS_X: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """``dattended``, the gradient of o, and ``scaled``, scale n; if NEEDS_X, also dx. ``sums`` is scratch."""
-    FAST: tl.constexpr = k.dtype.element_ty != tl.float32
     FEATURES: tl.constexpr = H * DIM
+    if not SCALED:
+        scale = 1.0
     row, first, left = block_of_events(offsets, max_length, BLOCK)
     if left > 0:
         events = tl.arange(0, BLOCK).to(tl.int64)
@@ -66,18 +68,21 @@ def gdpa_block_bwd_kernel(
                 mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
                 rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
-                queries = ((tile - mean[:, None]) * (rstd * scale)[:, None]).to(k.dtype.element_ty)
+                slope = rstd * scale
+                queries = (tile * slope[:, None] - (mean * slope)[:, None]).to(k.dtype.element_ty)
                 store_tile(scaled + head * DIM, events, FEATURES, left, queries, DIM, WIDTH)
                 tl.debug_barrier()
                 along = tl.load(sums + events, mask=events < left, other=0.0)
                 rrms = tl.load(statistics + events, mask=events < left, other=0.0)
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
                 o = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-                do = (g - o * (along * rrms * rrms)[:, None]) * rrms[:, None]
+                do = g * rrms[:, None] - o * (along * rrms * rrms * rrms)[:, None]
                 store_tile(dattended + head * DIM, events, FEATURES, left, do, DIM, WIDTH)
                 if NEEDS_X:
                     dn = do
-                    do = (do * scale).to(k.dtype.element_ty)
+                    if SCALED:
+                        do *= scale
+                    do = do.to(k.dtype.element_ty)
                     k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                     v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                     for first_key in range(0, num_keys, KEYS):
@@ -86,16 +91,14 @@ def gdpa_block_bwd_kernel(
                         values = load_tile(v_of_head, block, V_KEY, num_keys, DIM, WIDTH)
                         scores = tl.dot(queries, keys.T, input_precision="ieee")
                         change = tl.dot(do, values.T, input_precision="ieee")
-                        _, slope = activated_with_slope(scores, 1.0, tl.constexpr(NAMES[run]), FAST)
-                        dn = tl.dot((change * slope).to(keys.dtype), keys, dn, input_precision="ieee")
-                    rounded = dn.to(dx.dtype.element_ty)
-                    store_tile(dx + head * DIM, events, FEATURES, left, rounded, DIM, WIDTH)
+                        _, change = weights_and_changes(scores, change, tl.constexpr(NAMES[run]), keys.dtype)
+                        dn = tl.dot(change, keys, dn, input_precision="ieee")
+                    store_tile(dx + head * DIM, events, FEATURES, left, dn, DIM, WIDTH)
                     # Read again, which costs fewer registers than keeping it.
                     tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                     mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
-                    stored = rounded.to(tl.float32)
-                    total += tl.sum(stored, axis=1)
-                    aligned += tl.sum(stored * (tile - mean[:, None]), axis=1)
+                    total += tl.sum(dn, axis=1)
+                    aligned += tl.sum(dn * (tile - mean[:, None]), axis=1)
         if NEEDS_X:
             tl.debug_barrier()
             # Through memory, so that the last pass keeps the layout of its loads.
@@ -107,34 +110,32 @@ def gdpa_block_bwd_kernel(
             aligned = tl.load(sums + num_events + events, mask=events < left, other=0.0)
             mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
             rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
-            aligned *= rstd * rstd  # of x - mean to n, twice
+            aligned *= rstd * rstd * rstd  # of x - mean to n, twice
+            constant = mean * aligned - total * rstd
             for head in range(H):
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 dn = load_tile(dx + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-                moved = g + (dn - total[:, None] - (tile - mean[:, None]) * aligned[:, None]) * rstd[:, None]
+                moved = (g + constant[:, None]) + dn * rstd[:, None] - tile * aligned[:, None]
                 store_tile(dx + head * DIM, events, FEATURES, left, moved, DIM, WIDTH)
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The default does not spill on sm_90 with heads of 128 (253 registers); 64 events and as many keys do.
+    """The default spills on none of sm_80, sm_90 and sm_100; on sm_90 it holds 254 registers with heads of 128.
 
-    With heads of 64 two programs of 4 warps fit a multiprocessor (241 registers), three with blocks of 32 keys (156) or
-    with 168 registers: one program's passes over memory take place during another's products.
+    Small programs come first: one's passes over memory take place during another's products. On an H200, 64 events on 4
+    warps took 1.6 ms where 128 on 8 took 1.9 (256 keys, heads of 64), and 5.5 in place of 6.5 ms with heads of 128.
     """
     if key["bytes"] == 4:
         return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
     if int(key["d"]) == 256:
-        tiles = [(64, 16, 8, 2)]
-    else:
-        large = [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3)]
-        small = [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3)]
-        more = [(64, 128, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2)]
-        tiles = [*small, *large, *more] if int(key["d"]) <= 64 else [*large, *small]
-    configs = [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
-    if int(key["d"]) == 64:
-        configs.append(config(num_warps=4, num_stages=2, BLOCK=64, KEYS=64, maxnreg=168))
-    return configs
+        return [config(num_warps=8, num_stages=2, BLOCK=64, KEYS=16)]
+    tiles = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 3), (64, 64, 8, 2)]
+    if capability() < 90 and int(key["d"]) < 128:
+        tiles.insert(0, (64, 32, 4, 2))
+    elif capability() >= 100 and int(key["d"]) == 128:
+        tiles.insert(0, (64, 64, 8, 2))
+    return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in dict.fromkeys(tiles)]
 
 
 BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
@@ -172,7 +173,7 @@ def backward(
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
         X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-        **runs_as_constants(activation), NEEDS_X=needs_x,
+        **runs_as_constants(activation), SCALED=scale != 1, NEEDS_X=needs_x,
     )  # fmt: skip
     if not (needs_k or needs_v):
         return dx, k.new_empty(0), v.new_empty(0)

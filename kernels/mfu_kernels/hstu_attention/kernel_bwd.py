@@ -122,6 +122,8 @@ def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
     tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
+    if key["bias"] and key["d"] == 128:  # whose addresses spill with 32 queries at a time
+        tiles[:2] = tiles[1::-1]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 
 
