@@ -8,9 +8,11 @@ import triton
 from triton.language.target_info import current_target
 
 from .lock import locked_config
-from .modes import Compiled, MetaParameters, ahead, forced
+from .modes import Compiled, MetaParameters, ahead, compiling_ahead, forced
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
+Form = tuple[Any, Callable[..., tuple[tuple[Any, ...], Mapping[str, Any]]]]
+"""Another jitted function, and what makes its arguments and constants of those of the first."""
 KERNELS: dict[str, "Kernel"] = {}
 """Every kernel whose module was imported, by name."""
 
@@ -39,10 +41,17 @@ class Kernel:
     ``space(key)`` lists the configs for a key, the default first: what tuning tries. A key holds what the best config
     depends on, such as the head dimension. A launch takes, in this order, what `forced_config` says, what the lock file
     has for this GPU and key, and the default. Nothing is tuned behind the user's back.
+
+    ``forms`` are other functions for the same work, each by the name of a constant that only its configs have.
     """
 
-    def __init__(self, function: Any, space: Callable[[MetaParameters], Sequence[triton.Config]]) -> None:
-        self.function, self.space = function, space
+    def __init__(
+        self,
+        function: Any,
+        space: Callable[[MetaParameters], Sequence[triton.Config]],
+        forms: Mapping[str, Form] | None = None,
+    ) -> None:
+        self.function, self.space, self.forms = function, space, forms or {}
         self.name: str = function.fn.__name__
         self.module: str = function.fn.__module__
         if self.name in KERNELS:
@@ -71,20 +80,42 @@ class Kernel:
                 sink(Compiled(self.name, dict(key), candidate, candidate == chosen, compiled))
             return
         chosen = self.choose(key, device)
+        function, args, options = self._called(chosen, args, constants)
         with _current(device):
-            self.function[grid(chosen.kwargs)](*args, **constants, **chosen.kwargs, **_options(chosen))
+            function[grid(chosen.kwargs)](*args, **options)
 
     def _compile(self, chosen: triton.Config, *args: Any, **constants: Any) -> Any:
         """The CompiledKernel, or the exception of a config that does not compile: a fact about it, for the table."""
         try:
-            return self.function.warmup(*args, grid=(1,), **constants, **chosen.kwargs, **_options(chosen))
+            function, args, options = self._called(chosen, args, constants)
+            return function.warmup(*args, grid=(1,), **options)
         except Exception as error:
             return error
+
+    def _called(
+        self, chosen: triton.Config, args: tuple[Any, ...], constants: Mapping[str, Any]
+    ) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
+        """Which function a config runs, with which arguments, constants and options."""
+        function, constants = self.function, {**constants, **chosen.kwargs}
+        for name in self.forms.keys() & chosen.kwargs.keys():
+            function, adapt = self.forms[name]
+            args, constants = adapt(*args, **constants)
+        return function, args, {**constants, **_options(chosen)}
 
 
 def _options(chosen: triton.Config) -> dict[str, Any]:
     """How the compiler is to treat a kernel: the same in every version of Triton."""
     return {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, **OPTIONS}
+
+
+def target_capability(device: torch.device) -> int | None:
+    """What a launch on ``device`` compiles for: 90 for sm_90; None where Triton interprets."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    if compiling_ahead():
+        return int(triton.runtime.driver.active.get_current_target().arch)
+    return None
 
 
 def _current(device: torch.device) -> Any:

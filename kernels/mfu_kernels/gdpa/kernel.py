@@ -7,6 +7,7 @@ Long form: a program owns one tile of queries and its sum in registers, and stre
 them again from L2, but two programs of 8 warps fit a multiprocessor (sm_90: 124 registers with blocks of 32 keys, where
 queries without a scale stay in shared memory), and one multiplies during the other's activation. At 256 keys of d = 128
 it takes 1.59 ms where the short form takes 1.70, measured on an H200.
+On Hopper, `kernel_sm90` has a short form of its own for 16 bits.
 
 Rows' strides are constants: addresses that a thread would keep in registers make the large tiles spill.
 Queries beyond a row's end and keys beyond n_kv are loaded as zeros; act(0) = 0 makes their weights zero.
@@ -19,10 +20,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, config, target_capability
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
+from . import kernel_sm90
 from .boundary import _fwd_outputs
 from .tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
 
@@ -153,16 +155,37 @@ def _long_configs(key: MetaParameters) -> list[triton.Config]:
     ]
 
 
+def _warpgroup_configs(key: MetaParameters) -> list[triton.Config]:
+    """Of `kernel_sm90`: large blocks first, whose products read shared memory less.
+
+    With heads of 128 and 256 keys, one program fills a multiprocessor's shared memory (229,620 bytes, 240 registers).
+    Otherwise two programs fit: with heads of 64, two warpgroups of 128 registers each; else one warpgroup each.
+    """
+    keys, d = int(key["keys"]), int(key["d"])
+    if d * keys > 16_384:
+        tiles = [(128, 2, 240), (256, 2, 240), (64, 2, 240)]
+    elif d == 128:
+        tiles = [(128, 1, 240), (64, 1, 240), (128, 2, 240), (64, 2, 240)]
+    else:
+        tiles = [(64, 2, 128), (128, 1, 240), (64, 1, 240), (128, 2, 240)]
+    return [
+        config(TILE=kernel_sm90.TILE, KEYS=size, HALVES=keys // size, GROUPS=groups, REGISTERS=registers)
+        for size, groups, registers in tiles
+        if size <= keys
+    ]
+
+
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     """The short form first, where it is possible; at 256 keys of 16 bits a measurement may choose the long one."""
     short, long = _short_configs(key), _long_configs(key)
     if short and key["bytes"] == 4:
         return short
-    return long + short if int(key["d"]) * int(key["keys"]) > 16_384 else short + long
+    portable = long + short if int(key["d"]) * int(key["keys"]) > 16_384 else short + long
+    return [*(_warpgroup_configs(key) if key.get("warpgroups") else ()), *portable]
 
 
 SHARED = 166_912  # bytes a program may have on sm_80, the least of the targets
-FORWARD = Kernel(gdpa_fwd_kernel, _configs)
+FORWARD = Kernel(gdpa_fwd_kernel, _configs, forms={"GROUPS": (kernel_sm90.gdpa_fwd_sm90_kernel, kernel_sm90.arguments)})
 
 
 def forward(
@@ -174,6 +197,8 @@ def forward(
         return out
     q, k, v = (with_unit_stride(x) for x in (q, k, v))
     key, (num_rows, num_keys) = key_of(q, k), k.shape[:2]
+    if target_capability(q.device) == 90 and kernel_sm90.fits(q, k, v):
+        key = {**key, "warpgroups": True}
     strides = q.stride(1), k.stride()[:3:2], v.stride()[:3:2]
     steps = {"Q_ROW": q.stride(0), "K_ROW": k.stride(1), "V_ROW": v.stride(1), "OUT_ROW": out.stride(0)}
     for first, heads, name in runs_of_heads(activation):

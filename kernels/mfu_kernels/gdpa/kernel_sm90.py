@@ -1,0 +1,227 @@
+"""GDPA's forward for Hopper, in Gluon: warpgroups that multiply and activate past each other.
+
+A multiprocessor's tensor cores and its other units work at the same time only where one warpgroup activates scores
+while another one multiplies. In Triton all warps of a program meet at barriers, and so do the same at the same time.
+Here a program's warpgroups share the keys and values of one row and head, in shared memory, and nothing else: each
+takes every GROUPS-th tile of 64 queries, with barriers of its own, and they fall out of step by themselves.
+
+TMA brings keys and values, in the order in which they are waited for, block by block; it brings a warpgroup its next
+tile of queries while it works on one, and takes its results away. Stores from registers would hold up the warps; only
+a row's last tile, where it is not full, is stored by them, with a mask.
+
+Queries beyond the end of a row are those of the next, and not stored. Keys and values beyond num_keys are zeros;
+act(0) = 0 makes their weights zero.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from mfu_kernels.activations_device import activated
+
+TILE = 64  # queries of a warpgroup: what its instruction takes
+_TILE = gl.constexpr(TILE)
+
+# Triton 3.6 calls them otherwise than its successors.
+_load_tile = getattr(tma, "async_load", tma.async_copy_global_to_shared)
+_store_tile = getattr(tma, "async_store", tma.async_copy_shared_to_global)
+
+
+@gluon.jit
+def _begin(slot, arrived, tiles, place, wanted):
+    """Have TMA bring a tile, if it is ``wanted``, and say so by a barrier."""
+    if wanted:
+        mbarrier.expect(arrived, slot.numel * 2)
+        _load_tile(tiles, place, arrived, slot)
+
+
+@gluon.jit
+def _store_part(out, staged, stride, count):
+    """The first ``count`` rows of a staged tile, 16 bytes a thread."""
+    DIM: gl.constexpr = staged.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    rows = gl.arange(0, _TILE, gl.SliceLayout(1, layout))
+    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
+    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
+    gl.store(out + (rows[:, None] * stride + columns[None, :]), staged.load(layout), mask=kept)
+
+
+@gluon.jit
+def _stream(
+    q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
+    scale, length, row, start, head, first, step,
+    Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, OUT_ROW: gl.constexpr, ACTIVATION: gl.constexpr,
+    GROUP: gl.constexpr,
+):  # fmt: skip
+    """One warpgroup: its tiles go past all blocks of keys and values, which the first group has brought.
+
+    ``arrived``: barriers of the blocks, keys and values in turns. ``ready``: those of two slots of ``queries``.
+    """
+    BLOCKS: gl.constexpr = keys.shape[0]
+    KEYS: gl.constexpr = keys.shape[2]
+    DIM: gl.constexpr = keys.shape[3]
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    no_scores = gl.zeros([_TILE, KEYS], gl.float32, scores_layout)
+    nothing = gl.zeros([_TILE, DIM], gl.float32, out_layout)
+
+    for ahead in gl.static_range(2):
+        at = first + ahead * step
+        _begin(queries.index(ahead), ready.index(ahead), q_tiles, [start + at, head * Q_HEAD], at < length)
+    if GROUP == 0:
+        for block in gl.static_range(BLOCKS):
+            k_place, v_place = [row, block * KEYS, head * K_HEAD], [row, block * KEYS, head * V_HEAD]
+            _begin(keys.index(block), arrived.index(2 * block), k_blocks, k_place, first < length)
+            _begin(values.index(block), arrived.index(2 * block + 1), v_blocks, v_place, first < length)
+
+    at, count = first, 0
+    while at < length:
+        slot = count & 1
+        none = count >> 30  # so that addresses are made where they are used: held for the whole loop, they spill
+        mbarrier.wait(ready.index(slot), (count >> 1) & 1)
+        for block in gl.static_range(BLOCKS):
+            if count == 0:
+                mbarrier.wait(arrived.index(2 * block), 0)
+            k_columns = keys.index(block + none).reshape([KEYS, DIM]).permute([1, 0])
+            scores = warpgroup_mma(queries.index(slot), k_columns, no_scores, use_acc=False, is_async=True)
+            if block == 0:
+                scores = warpgroup_mma_wait(0, [scores])
+                total = nothing
+            else:  # the values' product before was in flight meanwhile
+                scores, total = warpgroup_mma_wait(0, [scores, total])
+            weights = gl.convert_layout(activated(scores, scale, ACTIVATION, True).to(keys.dtype), weights_layout)
+            if count == 0:
+                mbarrier.wait(arrived.index(2 * block + 1), 0)
+            v_rows = values.index(block + none).reshape([KEYS, DIM])
+            total = warpgroup_mma(weights, v_rows, total, use_acc=block > 0, is_async=True)
+        total = warpgroup_mma_wait(0, [total])
+        tma.store_wait(0)  # what was staged before is read
+        staged.store(total.to(keys.dtype))
+        fence_async_shared()
+        if at + _TILE <= length:
+            _store_tile(out_tiles, [start + at, head * DIM], staged)
+        after_next = at + 2 * step
+        place = [start + after_next, head * Q_HEAD]
+        _begin(queries.index(slot), ready.index(slot), q_tiles, place, after_next < length)
+        at += step
+        count += 1
+    last = at - step
+    if (last >= first) & (last + _TILE > length):
+        _store_part(out + gl.to_tensor(last).to(gl.int64) * OUT_ROW, staged, OUT_ROW, length - last)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def gdpa_fwd_sm90_kernel(
+    q_tiles, k_blocks, v_blocks, offsets, out_tiles, out, scale, first_head, num_heads, splits,
+    Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, OUT_ROW: gl.constexpr,
+    ACTIVATION: gl.constexpr, DIM: gl.constexpr,
+    KEYS: gl.constexpr, HALVES: gl.constexpr, GROUPS: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """One row and head, or one of ``splits`` shares of its queries, against HALVES blocks of KEYS keys."""
+    dtype: gl.constexpr = q_tiles.dtype
+    tile_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_TILE, DIM], dtype)
+    keys_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, KEYS, DIM], dtype)
+    share, program = gl.program_id(0) % splits, gl.program_id(0) // splits
+    row, head = program // num_heads, first_head + program % num_heads
+    start = gl.load(offsets + row).to(gl.int64)
+    length = (gl.load(offsets + row + 1) - start).to(gl.int32)
+    out += start * OUT_ROW + head * DIM
+    first, step = share * GROUPS * _TILE, splits * GROUPS * _TILE
+
+    keys = gl.allocate_shared_memory(dtype, [HALVES, 1, KEYS, DIM], keys_layout)
+    values = gl.allocate_shared_memory(dtype, [HALVES, 1, KEYS, DIM], keys_layout)
+    arrived = gl.allocate_shared_memory(gl.int64, [2 * HALVES, 1], mbarrier.MBarrierLayout())
+    for block in gl.static_range(2 * HALVES):
+        mbarrier.init(arrived.index(block), count=1)
+    queries = gl.allocate_shared_memory(dtype, [2, _TILE, DIM], tile_layout)
+    staged = gl.allocate_shared_memory(dtype, [_TILE, DIM], tile_layout)
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(2):
+        mbarrier.init(ready.index(slot), count=1)
+    if GROUPS == 1:
+        fence_async_shared()
+        _stream(
+            q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
+            scale, length, row, start.to(gl.int32), head, first, step, Q_HEAD,
+            K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 0,
+        )  # fmt: skip
+    else:
+        others = gl.allocate_shared_memory(dtype, [2, _TILE, DIM], tile_layout)
+        staged_too = gl.allocate_shared_memory(dtype, [_TILE, DIM], tile_layout)
+        ready_too = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        for slot in gl.static_range(2):
+            mbarrier.init(ready_too.index(slot), count=1)
+        fence_async_shared()
+        gl.warp_specialize(
+            [
+                (_stream, (
+                    q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
+                    scale, length, row, start.to(gl.int32), head, first, step, Q_HEAD,
+                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 0,
+                )),
+                (_stream, (
+                    q_tiles, k_blocks, v_blocks, out_tiles, out, others, staged_too, keys, values, arrived, ready_too,
+                    scale, length, row, start.to(gl.int32), head, first + _TILE, step, Q_HEAD,
+                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 1,
+                )),
+            ],
+            [4], [REGISTERS],
+        )  # fmt: skip
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether this kernel takes these tensors, of unit last stride, as they lie: TMA wants 16 bytes, and whole rows.
+
+    With up to 64 keys there is nothing to gain: memory is the limit, and `gdpa_fwd_kernel` comes near it.
+    """
+    return (
+        q.element_size() == 2
+        and q.shape[2] in (64, 128)
+        and 64 < k.shape[1] <= 256
+        and q.shape[0] < 2**31
+        and all(x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in x.stride()[:-1]) for x in (q, k, v))
+        and all(x.stride(-3) >= (x.shape[-2] - 1) * x.stride(-2) + x.shape[-1] for x in (q, k, v))
+    )
+
+
+def arguments(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, scale: float, num_keys: int, first_head: int,
+    num_heads: int, max_length: int, splits: int, q_head: int, k_strides: Any, v_strides: Any, **constants: Any,
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
+    """What `gdpa_fwd_sm90_kernel` takes, of what `gdpa_fwd_kernel` takes."""
+    tiles = (
+        _blocks(q, TILE),
+        _blocks(k, constants["KEYS"]),
+        _blocks(v, constants["KEYS"]),
+        offsets,
+        _blocks(out, TILE),
+    )
+    wanted = ("OUT_ROW", "ACTIVATION", "DIM", "KEYS", "HALVES", "GROUPS", "REGISTERS")
+    heads = {"Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1]}
+    return (*tiles, out, scale, first_head, num_heads, splits), {
+        **{name: constants[name] for name in wanted}, **heads, "maxnreg": constants["REGISTERS"],
+    }  # fmt: skip
+
+
+def _blocks(x: Tensor, rows: int) -> TensorDescriptor:
+    """Blocks of ``rows`` rows of one head of [..., H, d] for TMA, which sees rows that a head is some columns of."""
+    *lengths, heads, d = x.shape
+    *strides, of_head, _ = x.stride()
+    shape = [*(1 for _ in lengths[1:]), rows, d]
+    dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
+    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
+    return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)
