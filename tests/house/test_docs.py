@@ -20,6 +20,7 @@ IN_AN_OP_OR_MODEL = {
     "boundary.py",
     "kernel.py",
     "kernel_bwd.py",
+    "kernel_sm90.py",
     "examples.py",
     "__init__.py",
 }

@@ -78,8 +78,9 @@ def test_it_takes_dense_tensors_and_parts_of_wider_ones() -> None:
         {"q": torch.empty(5 * 256 + 1, dtype=torch.bfloat16)[1:].view(5, 4, 64)},
         {"q": torch.empty(5, 260, dtype=torch.bfloat16)[:, :256].unflatten(1, (4, 64))},
         {"k": torch.empty(2, 4, 256, 64, dtype=torch.bfloat16).transpose(1, 2)},
+        {"v": torch.empty(1, 256, 4, 64, dtype=torch.bfloat16).expand(2, -1, -1, -1)},
     ],
-    ids=["fp32", "d", "many keys", "few keys", "unaligned", "odd stride", "heads outside"],
+    ids=["fp32", "d", "many keys", "few keys", "unaligned", "odd stride", "heads outside", "shared by rows"],
 )
 def test_what_tma_or_shared_memory_cannot_hold_is_not_for_it(changed: dict[str, Tensor]) -> None:
     assert not fits(**{**tensors(), **changed})

@@ -193,6 +193,8 @@ def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.shape[2] in (64, 128)
         and 64 < k.shape[1] <= 256
         and q.shape[0] < 2**31
+        and k.stride(0) >= k.stride(1)
+        and v.stride(0) >= v.stride(1)
         and all(x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in x.stride()[:-1]) for x in (q, k, v))
         and all(x.stride(-3) >= (x.shape[-2] - 1) * x.stride(-2) + x.shape[-1] for x in (q, k, v))
     )
@@ -203,13 +205,8 @@ def arguments(
     num_heads: int, max_length: int, splits: int, q_head: int, k_strides: Any, v_strides: Any, **constants: Any,
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
     """What `gdpa_fwd_sm90_kernel` takes, of what `gdpa_fwd_kernel` takes."""
-    tiles = (
-        _blocks(q, TILE),
-        _blocks(k, constants["KEYS"]),
-        _blocks(v, constants["KEYS"]),
-        offsets,
-        _blocks(out, TILE),
-    )
+    size = constants["KEYS"]
+    tiles = _blocks(q, TILE), _blocks(k, size), _blocks(v, size), offsets, _blocks(out, TILE)
     wanted = ("OUT_ROW", "ACTIVATION", "DIM", "KEYS", "HALVES", "GROUPS", "REGISTERS")
     heads = {"Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1]}
     return (*tiles, out, scale, first_head, num_heads, splits), {
