@@ -8,7 +8,7 @@ import triton
 from triton.language.target_info import current_target
 
 from .lock import locked_config
-from .modes import Compiled, MetaParameters, ahead, compiling_ahead, forced
+from .modes import Compiled, MetaParameters, ahead, forced
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 Form = tuple[Any, Callable[..., tuple[tuple[Any, ...], Mapping[str, Any]]]]
@@ -106,16 +106,6 @@ class Kernel:
 def _options(chosen: triton.Config) -> dict[str, Any]:
     """How the compiler is to treat a kernel: the same in every version of Triton."""
     return {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, **OPTIONS}
-
-
-def target_capability(device: torch.device) -> int | None:
-    """What a launch on ``device`` compiles for: 90 for sm_90; None where Triton interprets."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return 10 * major + minor
-    if compiling_ahead():
-        return int(triton.runtime.driver.active.get_current_target().arch)
-    return None
 
 
 def _current(device: torch.device) -> Any:

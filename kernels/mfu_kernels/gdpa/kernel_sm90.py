@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from mfu_kernels.activations_device import activated
+from mfu_kernels.activations_device import weights_of
 
 TILE = 64  # queries of a warpgroup: what its instruction takes
 _TILE = gl.constexpr(TILE)
@@ -62,8 +62,8 @@ def _store_part(out, staged, stride, count):
 def _stream(
     q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
     scale, length, row, start, head, first, step,
-    Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, OUT_ROW: gl.constexpr, ACTIVATION: gl.constexpr,
-    GROUP: gl.constexpr,
+    Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, OUT_ROW: gl.constexpr,
+    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """One warpgroup: its tiles go past all blocks of keys and values, which the first group has brought.
 
@@ -102,7 +102,9 @@ def _stream(
                 total = nothing
             else:  # the values' product before was in flight meanwhile
                 scores, total = warpgroup_mma_wait(0, [scores, total])
-            weights = gl.convert_layout(activated(scores, scale, ACTIVATION, True).to(keys.dtype), weights_layout)
+            if SCALED:
+                scores = scores * scale
+            weights = gl.convert_layout(weights_of(scores, ACTIVATION, keys.dtype), weights_layout)
             if count == 0:
                 mbarrier.wait(arrived.index(2 * block + 1), 0)
             v_rows = values.index(block + none).reshape([KEYS, DIM])
@@ -128,7 +130,7 @@ def _stream(
 def gdpa_fwd_sm90_kernel(
     q_tiles, k_blocks, v_blocks, offsets, out_tiles, out, scale, first_head, num_heads, splits,
     Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, OUT_ROW: gl.constexpr,
-    ACTIVATION: gl.constexpr, DIM: gl.constexpr,
+    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, DIM: gl.constexpr,
     KEYS: gl.constexpr, HALVES: gl.constexpr, GROUPS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One row and head, or one of ``splits`` shares of its queries, against HALVES blocks of KEYS keys."""
@@ -157,7 +159,7 @@ def gdpa_fwd_sm90_kernel(
         _stream(
             q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
             scale, length, row, start.to(gl.int32), head, first, step, Q_HEAD,
-            K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 0,
+            K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, SCALED, 0,
         )  # fmt: skip
     else:
         others = gl.allocate_shared_memory(dtype, [2, _TILE, DIM], tile_layout)
@@ -171,12 +173,12 @@ def gdpa_fwd_sm90_kernel(
                 (_stream, (
                     q_tiles, k_blocks, v_blocks, out_tiles, out, queries, staged, keys, values, arrived, ready,
                     scale, length, row, start.to(gl.int32), head, first, step, Q_HEAD,
-                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 0,
+                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, SCALED, 0,
                 )),
                 (_stream, (
                     q_tiles, k_blocks, v_blocks, out_tiles, out, others, staged_too, keys, values, arrived, ready_too,
                     scale, length, row, start.to(gl.int32), head, first + _TILE, step, Q_HEAD,
-                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, 1,
+                    K_HEAD, V_HEAD, OUT_ROW, ACTIVATION, SCALED, 1,
                 )),
             ],
             [4], [REGISTERS],
@@ -207,7 +209,7 @@ def arguments(
     """What `gdpa_fwd_sm90_kernel` takes, of what `gdpa_fwd_kernel` takes."""
     size = constants["KEYS"]
     tiles = _blocks(q, TILE), _blocks(k, size), _blocks(v, size), offsets, _blocks(out, TILE)
-    wanted = ("OUT_ROW", "ACTIVATION", "DIM", "KEYS", "HALVES", "GROUPS", "REGISTERS")
+    wanted = ("OUT_ROW", "ACTIVATION", "SCALED", "DIM", "KEYS", "HALVES", "GROUPS", "REGISTERS")
     heads = {"Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1]}
     return (*tiles, out, scale, first_head, num_heads, splits), {
         **{name: constants[name] for name in wanted}, **heads, "maxnreg": constants["REGISTERS"],

@@ -97,7 +97,7 @@ def seed_pooling_triton(
     check_head_dim("seed_pooling", seeds.shape[2])
     if scale <= 0:  # the kernels look for the highest score before they scale it
         seeds, scale = seeds * scale, 1.0
-    if needs_grad(angles):
+    if angles is not None and needs_grad(angles):
         k, packed, angles = rotary_time_triton(k, angles), None, None
     tensors = cast_for_matmul(seeds, *((k, v) if packed is None else (packed,)))
     out: Tensor = _SeedPooling.apply(angles, offsets.contiguous(), scale, max_length, *tensors)
