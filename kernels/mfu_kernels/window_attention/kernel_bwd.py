@@ -143,7 +143,7 @@ def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
     tiles = [(64, 32, 4)] if key["d"] == 256 else [(64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8)]
-    depths = (2, 3) if key["d"] >= 128 else (3, 2)
+    depths = (2, 3) if int(key["d"]) >= 128 else (3, 2)
     return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in depths for m, n, w in tiles]
 
 
