@@ -5,14 +5,15 @@ Compiling and the numeric contract keep processors busy, not the GPU: they run s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 
-STAGES = ("calibration", "contract", "compile", "peers", "tune", "bench", "profile", "road")
-TOGETHER = ("contract", "compile", "peers")
+STAGES = ("calibration", "peers", "contract", "compile", "tune", "bench", "profile", "road")
+TOGETHER = ("peers", "contract", "compile")
 CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -44,9 +45,9 @@ FIRST_PROFILES = (
     ("kunlun", "large_plus", "train", "kernels_batch_2048"),
     ("interformer", "large", "train", "eager"),
     ("interformer", "large", "train", "kernels"),
-    ("kunlun", "large_plus", "train", "kernels_regions"),
 )
 NEXT_PROFILES = (
+    ("kunlun", "large_plus", "train", "kernels_regions"),
     ("interformer", "large", "train", "kernels_regions"),
     ("interformer", "xl", "train", "eager"),
     ("interformer", "xl", "train", "kernels_regions"),
@@ -101,9 +102,9 @@ def plan(
     claims, others = ([place for place in profiles if place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
     tasks = [
         Task("calibration", "peaks"),
+        *(_timed_task("peers", *place, named) for place in first),  # the longest of what runs side by side
         *_contracts(ops),
         *([_shape_task("compile", *place) for place in tuned] if tune else ()),
-        *(_timed_task("peers", *place, named) for place in first),
         *([_shape_task("tune", *place) for place in tuned] if tune else ()),
         *(_profile_task(*place) for place in claims),
         *(_timed_task("bench", *place, named) for place in first),
@@ -123,7 +124,9 @@ def _contracts(ops: Sequence[str]) -> list[Task]:
 
 
 def _shapes(ops: Sequence[str], shapes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    return [(op, shape) for op in ops for shape in shapes.get(op, ())]
+    """Op and shape of each, the first one of every op before the second of any."""
+    turns = zip_longest(*([(op, shape) for shape in shapes.get(op, ())] for op in ops))
+    return [place for turn in turns for place in turn if place is not None]
 
 
 def _shape_task(stage: str, op: str, shape: str) -> Task:
