@@ -12,8 +12,8 @@ from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 
-STAGES = ("calibration", "peers", "contract", "compile", "tune", "bench", "profile", "road")
-TOGETHER = ("peers", "contract", "compile")
+STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
+TOGETHER = ("contract", "compile")
 CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -102,14 +102,13 @@ def plan(
     claims, others = ([place for place in profiles if place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
     tasks = [
         Task("calibration", "peaks"),
-        *(_timed_task("peers", *place, named) for place in first),  # the longest of what runs side by side
         *_contracts(ops),
         *([_shape_task("compile", *place) for place in tuned] if tune else ()),
         *([_shape_task("tune", *place) for place in tuned] if tune else ()),
         *(_profile_task(*place) for place in claims),
-        *(_timed_task("bench", *place, named) for place in first),
+        *(_bench_task(*place, named) for place in first),
         *(_profile_task(*place) for place in others),
-        *(_timed_task("bench", *place, named) for place in every if place not in first),
+        *(_bench_task(*place, named) for place in every if place not in first),
         *(_profile_task(*place) for place in profiles if place not in (*claims, *others)),
         *_roads(device, sizes, models),
     ]
@@ -133,8 +132,8 @@ def _shape_task(stage: str, op: str, shape: str) -> Task:
     return Task(stage, f"{op}-{shape}".replace(" ", "-"), {"op": op, "shape": shape})
 
 
-def _timed_task(stage: str, op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
-    task = _shape_task(stage, op, shape)
+def _bench_task(op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
+    task = _shape_task("bench", op, shape)
     return replace(task, arguments={**task.arguments, "peers": peers.get(op, [])})
 
 

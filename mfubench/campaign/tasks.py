@@ -93,64 +93,31 @@ def _tune(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     return {"entries": tune_op(examples_of(arguments["op"]), device, shapes=[arguments["shape"]], again=False)}
 
 
-@contextmanager
-def _without_what_breaks(arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, a peer that breaks the device's context has the task run again without it."""
-    from mfubench.kernels.bench import PeerBroke
-
-    try:
-        yield
-    except PeerBroke as broke:
-        raise Again({**arguments, "without": {**arguments.get("without", {}), broke.peer: broke.reason}}) from broke
-
-
-def _peers(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
-    """The peers of a bench, run once, so that the bench finds them compiled, and knows which break the context."""
-    if device.type != "cuda":
-        raise NotHere("kernels are timed on a GPU only")
-    from mfubench.kernels.bench import build_peers
-    from mfubench.kernels.catalog import examples_of
-
-    op, without = arguments["op"], arguments.get("without", {})
-    with _without_what_breaks(arguments):
-        absent = build_peers(op, examples_of(op), device, arguments["shape"], peers=arguments["peers"], without=without)
-    return {"absent": absent, "without": without}
-
-
 def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     if device.type != "cuda":
         raise NotHere("kernels are timed on a GPU only")
-    op, shape, store = arguments["op"], arguments["shape"], Store(folder)
-    _require_right(store, op)
-    without = {**_known_to_break(store, op, shape), **arguments.get("without", {})}
-    from mfubench.kernels.bench import bench_op, document
+    op, without = arguments["op"], arguments.get("without", {})
+    _require_right(Store(folder), op)
+    from mfubench.kernels.bench import PeerBroke, bench_op, document
     from mfubench.kernels.catalog import examples_of
     from mfubench.measure.environment import device_uuid
     from mfubench.measure.nvml import NvmlSampler
 
-    with NvmlSampler(device_uuid(device)) as sampler, _without_what_breaks(arguments):
-        rows = bench_op(
-            op,
-            examples_of(op),
-            device,
-            shapes=[shape],
-            peers=arguments["peers"],
-            without=without,
-            rounds=BENCH_ROUNDS,
-            checked=True,
-        )
+    with NvmlSampler(device_uuid(device)) as sampler:
+        try:
+            rows = bench_op(
+                op,
+                examples_of(op),
+                device,
+                shapes=[arguments["shape"]],
+                peers=arguments["peers"],
+                without=without,
+                rounds=BENCH_ROUNDS,
+                checked=True,
+            )
+        except PeerBroke as broke:
+            raise Again({**arguments, "without": {**without, broke.peer: broke.reason}}) from broke
     return {**document(rows, device), "nvml": sampler.summary()}
-
-
-def _known_to_break(store: Store, op: str, shape: str) -> dict[str, str]:
-    """The peers that broke the device's context when they were run once, and how."""
-    place = {"op": op, "shape": shape}
-    return {
-        name: why
-        for found in store.results("peers")
-        if found["status"] == DONE and place.items() <= found["arguments"].items()
-        for name, why in found["document"]["without"].items()
-    }
 
 
 def _require_right(store: Store, op: str) -> None:
@@ -214,7 +181,6 @@ _BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, Path], Any]] = {
     "calibration": _calibration,
     "contract": _contract,
     "compile": _compile,
-    "peers": _peers,
     "tune": _tune,
     "bench": _bench,
     "profile": _profile,

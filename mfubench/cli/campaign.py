@@ -24,7 +24,7 @@ def campaign(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            "--stage", help="calibration, peers, contract, compile, tune, bench, profile or road; may be given again."
+            "--stage", help="calibration, contract, compile, tune, bench, profile or road; may be given again."
         ),
     ] = None,
     size: Annotated[

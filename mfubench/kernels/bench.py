@@ -108,27 +108,6 @@ def bench_op(
     return rows
 
 
-def build_peers(
-    op: str,
-    examples: Examples,
-    device: torch.device,
-    shape: str,
-    *,
-    peers: Sequence[str] = (),
-    without: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, str]:
-    """Run ``op`` and its peers forward and backward once, so that a bench finds them compiled; why some do not run.
-
-    Raises:
-        BadInput, PeerBroke: as `bench_op` does.
-    """
-    (wanted,) = _named(op, examples, [shape])
-    inputs = examples.make(examples.shapes[wanted], Draw(torch.bfloat16, device, on_device=True))
-    with retained_graphs():
-        _, absent = _build([_ours(examples), *_offered(op, examples, peers, without)], inputs)
-    return {name: reason for name, _, reason in absent}
-
-
 def _ours(examples: Examples) -> Peer:
     return Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
 
