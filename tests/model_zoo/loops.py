@@ -10,6 +10,8 @@ from torch import Tensor
 import mfu_kernels
 from tests.kernels import oracles
 
+PACKED = {"window_attention_qkvpacked": "window_attention", "seed_pooling_kvpacked": "seed_pooling"}
+
 
 @contextmanager
 def ops_as_loops() -> Iterator[None]:
@@ -17,7 +19,19 @@ def ops_as_loops() -> Iterator[None]:
     with ExitStack() as stack:
         for name in mfu_kernels.OPS:
             stack.enter_context(patch.object(mfu_kernels, name, _loop(getattr(oracles, name))))
+        for name, op in PACKED.items():
+            stack.enter_context(patch.object(mfu_kernels, name, _loop(_unpacked(getattr(oracles, op)))))
         yield
+
+
+def _unpacked(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``oracle`` of a last tensor that holds several side by side."""
+
+    def run(*tensors: Tensor, **options: Any) -> Tensor:
+        *others, packed, offsets = tensors
+        return oracle(*others, *packed.unbind(1), offsets, **options)
+
+    return run
 
 
 def _loop(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
