@@ -71,7 +71,8 @@ def absorbed_weights_kernel(
     level = tl.load(highest + place, mask=inside_m, other=0.0) * (scale * LOG2E)
     inverse = 1.0 / tl.load(total + place, mask=inside_m, other=1.0)
     mean = tl.load(delta + place, mask=inside_m, other=0.0)
-    own = tl.exp2(scores * (scale * LOG2E) - level[None, :]) * inverse[None, :]
+    # No score is above its query's highest, but the zeros in place of events outside the row may be.
+    own = tl.exp2(tl.minimum(scores * (scale * LOG2E) - level[None, :], 0.0)) * inverse[None, :]
     places = (begin + first + n)[:, None] * (2 * num_queries) + m[None, :]
     inside = (n < length - first)[:, None] & inside_m[None, :]
     tl.store(weights + places, own.to(weights.dtype.element_ty), mask=inside)

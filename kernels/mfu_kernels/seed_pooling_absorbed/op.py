@@ -61,12 +61,12 @@ def seed_pooling_absorbed(
         raise invalid("seed_pooling_absorbed", "angles", "given", allowed)
     check_shapes(
         "seed_pooling_absorbed",
+        x=(x, "T D"),
         seeds=(seeds, "S H d"),
         w_k=(w_k, "H d D"),
         w_v=(w_v, "H d D"),
-        x=(x, "T D"),
     )
-    check_matmul_dtypes("seed_pooling_absorbed", seeds=seeds, w_k=w_k, w_v=w_v, x=x)
+    check_matmul_dtypes("seed_pooling_absorbed", x=x, seeds=seeds, w_k=w_k, w_v=w_v)
     check_offsets("seed_pooling_absorbed", offsets, x, num_rows=None, max_length=max_length)
     scale = seeds.shape[2] ** -0.5 if scale is None else scale
     max_length = host_max_length(offsets, max_length)
