@@ -15,6 +15,7 @@ OP = Op(
     "attention",
     seed_pooling_absorbed_cost,
     {"reference": seed_pooling_absorbed_reference, "triton": seed_pooling_absorbed_triton},
+    proved_natively=True,
     widths=(1, MAX_WIDTH),
 )
 
