@@ -102,26 +102,26 @@ def profile_workload(
     _first_step(workload)
     progress("calibrating the device's peaks", 0.1)
     calibration = load_or_calibrate(device, workload.dtype)
-    with compiled(workload) as (module, compilation):
+    with compiled(workload) as compilation:
         if compilation is not None:
             progress("compiling", 0.15)
             with _told_as_input(workload, "the compiled step failed; --compile none, and no recipe, runs it eagerly"):
                 for index in range(len(workload.inputs)):
-                    run_step(workload, index, module=module)
-        timings, nvml = _timing_pass(workload, module, progress)
-    compilation = compilation if compilation is not None and compilation.happened else None
-    device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    ceilings = _ceilings(workload, (), calibration, sheet_tflops)
-    passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
-    keep(lambda: _assemble(workload, passes))
-    later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
-        ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
-        ("attribution", "tracing", 0.75, lambda: _attribution(workload, module, compilation, trace_path)),
-        ("memory", "measuring memory", 0.9, lambda: _memory(workload)),
-    )
-    for name, stage, done, measure in later:
-        progress(stage, done)
-        _attempt(workload, passes, name, measure)
+                    run_step(workload, index)
+        timings, nvml = _timing_pass(workload, progress)
+        compilation = compilation if compilation is not None and compilation.happened else None
+        device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        ceilings = _ceilings(workload, (), calibration, sheet_tflops)
+        passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
+        keep(lambda: _assemble(workload, passes))
+        later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
+            ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
+            ("attribution", "tracing", 0.75, lambda: _attribution(workload, compilation, trace_path)),
+            ("memory", "measuring memory", 0.9, lambda: _memory(workload)),
+        )
+        for name, stage, done, measure in later:
+            progress(stage, done)
+            _attempt(workload, passes, name, measure)
     return _assemble(workload, passes)
 
 
@@ -143,14 +143,17 @@ def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[]
         release(workload.module.parameters(), workload.device)
 
 
-def _attribution(
-    workload: Workload, module: nn.Module, compilation: Compilation | None, trace_path: Path | None
-) -> Attribution:
+def _attribution(workload: Workload, compilation: Compilation | None, trace_path: Path | None) -> Attribution:
     def traced(tracker: ScopeTracker, index: int) -> None:
-        run_step(workload, index, phase=tracker.phase, module=module)
+        run_step(workload, index, phase=tracker.phase)
 
     trace = trace_steps(
-        module, traced, device=workload.device, num_steps=TRACED_STEPS, keep=trace_path, compilation=compilation
+        workload.module,
+        traced,
+        device=workload.device,
+        num_steps=TRACED_STEPS,
+        keep=trace_path,
+        compilation=compilation,
     )
     return attribute(trace, workload.device.type)
 
@@ -202,11 +205,11 @@ def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
         raise BadInput(f"{what}: {short(error)}") from error
 
 
-def _timing_pass(workload: Workload, module: nn.Module, progress: Progress) -> tuple[list[float], dict[str, Any]]:
+def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:
     spec = workload.spec
 
     def step(index: int) -> None:
-        run_step(workload, index, module=module)
+        run_step(workload, index)
 
     if workload.device.type == "cuda":  # what calibrating and compiling took is not the step's
         torch.cuda.reset_peak_memory_stats(workload.device)

@@ -1,6 +1,6 @@
 """The activations of `activations.py` inside a Triton kernel, on fp32 scores, with slopes for a backward.
 
-A kernel calls `weights_of` or `weights_and_change`, which return what its next product takes: numbers of its dtype.
+A kernel calls `weights_of` or `weights_and_changes`, which return what its next product takes: numbers of its dtype.
 
 At d = 64, the tensor cores of an sm_90 need 1/16 clock for a score's two products, as does one tanh; an instruction in
 fp32 is 1/128. So tanh-gelu's weights in bf16 are made two an instruction, from scores rounded to bf16 beforehand: 4.5

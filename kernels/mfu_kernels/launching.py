@@ -79,9 +79,9 @@ class Kernel:
                 compiled = self._compile(candidate, *args, **constants)
                 sink(Compiled(self.name, dict(key), candidate, candidate == chosen, compiled))
             return
-        chosen = self.choose(key, device)
-        function, args, options = self._called(chosen, args, constants)
-        with _current(device):
+        with current(device):  # a space may ask what is compiled for
+            chosen = self.choose(key, device)
+            function, args, options = self._called(chosen, args, constants)
             function[grid(chosen.kwargs)](*args, **options)
 
     def _compile(self, chosen: triton.Config, *args: Any, **constants: Any) -> Any:
@@ -108,7 +108,7 @@ def _options(chosen: triton.Config) -> dict[str, Any]:
     return {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, **OPTIONS}
 
 
-def _current(device: torch.device) -> Any:
+def current(device: torch.device) -> Any:
     """Triton launches on the current CUDA device; tensors may lie on another."""
     return torch.cuda.device(device) if device.type == "cuda" else torch.device(device)
 

@@ -1,14 +1,16 @@
 """Two workloads held at once and timed in turn, so that drift of the machine is in both and not in their ratio."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 
 from mfubench.data import Source
 from mfubench.measure.timing import time_in_turn
-from mfubench.workload.compilation import compiled_module
+from mfubench.workload.compilation import compiled_in_place
 from mfubench.workload.prepare import prepare
-from mfubench.workload.spec import WARMUP_STEPS, Workload, WorkloadSpec
+from mfubench.workload.spec import WARMUP_STEPS, WorkloadSpec
 from mfubench.workload.step import run_step
 
 
@@ -22,13 +24,16 @@ def time_pair(
     """
     forget_compiled(before)
     workloads = [prepare(spec, source) for spec in (before, after)]
-    first, second = time_in_turn(
-        [_step(workload) for workload in workloads],
-        device=workloads[0].device,
-        num_rounds=before.steps,
-        warmup=max(WARMUP_STEPS, len(workloads[0].inputs)),  # so that each input set has been compiled for
-        progress=progress,
-    )
+    with ExitStack() as stack:
+        for workload in workloads:
+            stack.enter_context(compiled_in_place(workload))
+        first, second = time_in_turn(
+            [partial(run_step, workload) for workload in workloads],
+            device=workloads[0].device,
+            num_rounds=before.steps,
+            warmup=max(WARMUP_STEPS, len(workloads[0].inputs)),  # so that each input set has been compiled for
+            progress=progress,
+        )
     return first, second
 
 
@@ -36,8 +41,3 @@ def forget_compiled(spec: WorkloadSpec) -> None:
     """Drop earlier workloads' compiled code, which counts against a limit beyond which dynamo runs eagerly instead."""
     if spec.compile != "none":
         torch.compiler.reset()
-
-
-def _step(workload: Workload) -> Callable[[int], None]:
-    module = compiled_module(workload)
-    return lambda index: run_step(workload, index, module=module)

@@ -43,13 +43,15 @@ def _split() -> Split:
 def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
     """From traced microseconds of work, and of the gaps in it, to milliseconds of a timed step; 0 where none was.
 
-    A profiler slows the host. On a CPU it slows the work with it, so all is scaled alike. On a GPU kernels take what
-    they take unwatched, and only the gaps grow: they have what the kernels leave of the timed step.
+    A profiler slows the host. On a CPU it slows the work with it, so all is scaled alike. On a GPU kernels are taken to
+    last as long as they do unwatched: where the traced step was the longer one its gaps grew, and they have what the
+    kernels leave of the timed step. Where it was the shorter one, at a higher clock, all is scaled alike, too.
     """
     busy = attribution.span - attribution.idle
     if attribution.span <= NO_SPAN_US:
         return 0.0, 0.0
-    if not attribution.apart or min(busy, attribution.idle) <= NO_SPAN_US:
+    slower = attribution.span > 1e3 * attribution.steps * step_ms
+    if not (attribution.apart and slower and min(busy, attribution.idle) > NO_SPAN_US):
         return step_ms / attribution.span, step_ms / attribution.span
     work = min(1e-3 / attribution.steps, step_ms / busy)
     return work, (step_ms - work * busy) / attribution.idle
@@ -147,7 +149,7 @@ def module_rows(
 
 
 def kernel_rows(attribution: Attribution, step_ms: float) -> list[KernelRow]:
-    """Device time by module, direction and operator, longest first, scaled to ``step_ms``; the tail is one row."""
+    """Device time by module, direction and operator in a timed step, longest first; the tail is one row."""
     scale, _ = _scales(attribution, step_ms)
     rows = [
         KernelRow(key.module, key.direction, operator, key.kind, time * scale, calls / attribution.steps)

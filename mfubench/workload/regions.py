@@ -66,9 +66,16 @@ def _set(name: str, value: Any) -> Undo:
 
 
 def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
-    undo = patch(module, "_compiled_call_impl", None)  # torch's own place for what stands in for the call
-    module.compile(**options)
-    return undo
+    """As ``module.compile()`` does it, but also for torch's own classes, whose frames its compiler leaves alone.
+
+    A frame of ours is around their call: from there the compiler follows it.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    target = call if type(module).__module__.startswith("torch.nn") else module._call_impl
+    return patch(module, "_compiled_call_impl", torch.compile(target, **options))
 
 
 def _tables_stay_eager(model: nn.Module) -> Undo:

@@ -18,12 +18,9 @@ def _unmarked(_name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked, module: nn.Module | None = None) -> None:
-    """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look.
-
-    ``module`` stands in for the workload's own, for instance a compiled one with the same parameters.
-    """
-    run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase, module=module)
+def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked) -> None:
+    """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look."""
+    run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase)
     if workload.spec.mode == "train":
         with phase(OPTIMIZER):
             update(workload)
@@ -36,17 +33,14 @@ def update(workload: Workload) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def run_passes(
-    workload: Workload, batch: Any, *, phase: Phase = _unmarked, module: nn.Module | None = None
-) -> tuple[Any, torch.Tensor | None]:
+def run_passes(workload: Workload, batch: Any, *, phase: Phase = _unmarked) -> tuple[Any, torch.Tensor | None]:
     """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
-    module = workload.module if module is None else module
     train = workload.spec.mode == "train"
     with torch.set_grad_enabled(train), _tf32(workload):
         with phase(DATA):
             inputs = workload.to_device(batch)
         with phase(FORWARD), _autocast(workload):
-            output = workload.forward(module, inputs)
+            output = workload.forward(workload.module, inputs)
         if not train:
             return output, None
         with phase(LOSS), _autocast(workload):

@@ -12,6 +12,7 @@ from mfubench.attribute.join import UNOWNED
 from mfubench.errors import BadInput
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
+from mfubench.workload.regions import compile_in_place
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import make_optimizers
 
@@ -145,7 +146,7 @@ def test_a_step_that_does_not_compile_is_bad_input(
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(
-        "mfubench.workload.compilation.compiled_module", lambda workload: torch.compile(workload.module, backend=broken)
+        "mfubench.workload.compilation.compile_in_place", lambda module, **_: compile_in_place(module, backend=broken)
     )
     with pytest.raises(
         BadInput, match=r"compiled step failed; --compile none, and no recipe, runs it eagerly.*no compiler here"

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
-from mfu_kernels.launching import Kernel, capability, config
+from mfu_kernels.launching import Kernel, capability, config, current
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.registry import interpreting
 from mfu_kernels.rows import with_unit_stride
@@ -177,7 +177,7 @@ def _warpgroup_configs(key: MetaParameters) -> list[triton.Config]:
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The short form first, where it is possible; at 256 keys of 16 bits a measurement may choose the long one."""
+    """On Hopper the warpgroups' form first, where it fits; then the long one above 16,384 numbers of keys."""
     short, long = _short_configs(key), _long_configs(key)
     if short and key["bytes"] == 4:
         return short
@@ -198,8 +198,9 @@ def forward(
         return out
     q, k, v = (with_unit_stride(x) for x in (q, k, v))
     key, (num_rows, num_keys) = key_of(q, k), k.shape[:2]
-    if not interpreting() and capability() == 90 and kernel_sm90.fits(q, k, v):
-        key = {**key, "warpgroups": True}
+    with current(q.device):
+        if not interpreting() and capability() == 90 and kernel_sm90.fits(q, k, v):
+            key = {**key, "warpgroups": True}
     strides = q.stride(1), k.stride()[:3:2], v.stride()[:3:2]
     steps = {"Q_ROW": q.stride(0), "K_ROW": k.stride(1), "V_ROW": v.stride(1), "OUT_ROW": out.stride(0)}
     for first, heads, name in runs_of_heads(activation):

@@ -56,10 +56,11 @@ class _SeedPooling(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int, seeds: Tensor, *kv: Tensor
-    ) -> Tensor:
+        ctx: Any, saves: bool, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int, seeds: Tensor,
+        *kv: Tensor,
+    ) -> Tensor:  # fmt: skip
         k, v = _separate(*kv)
-        out, softmax, turned = pool(seeds, k, v, angles, offsets, scale, max_length, any(ctx.needs_input_grad))
+        out, softmax, turned = pool(seeds, k, v, angles, offsets, scale, max_length, saves)
         ctx.save_for_backward(turned, angles, offsets, out, softmax, seeds, *kv)
         ctx.scale = scale
         return out  # type: ignore[no-any-return]
@@ -68,13 +69,13 @@ class _SeedPooling(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         turned, angles, offsets, out, softmax, seeds, *kv = ctx.saved_tensors
         k, v = _separate(*kv)
-        needs_seeds, *needed = ctx.needs_input_grad[4:]
+        needs_seeds, *needed = ctx.needs_input_grad[5:]
         packed = len(kv) == 1
         needs = [needs_seeds, *(needed * 2 if packed else needed)]
         k = k if angles is None else turned
         dseeds, dkv = _backward(grad, seeds, k, v, angles, offsets, out, softmax, ctx.scale, needs)
         of_kv = apart(dkv, needed) if not packed else (dkv if needed[0] else None,)
-        return *(None,) * 4, dseeds if needs_seeds else None, *of_kv
+        return *(None,) * 5, dseeds if needs_seeds else None, *of_kv
 
 
 def seed_pooling_triton(
@@ -100,5 +101,5 @@ def seed_pooling_triton(
     if angles is not None and needs_grad(angles):
         k, packed, angles = rotary_time_triton(k, angles), None, None
     tensors = cast_for_matmul(seeds, *((k, v) if packed is None else (packed,)))
-    out: Tensor = _SeedPooling.apply(angles, offsets.contiguous(), scale, max_length, *tensors)
+    out: Tensor = _SeedPooling.apply(needs_grad(*tensors), angles, offsets.contiguous(), scale, max_length, *tensors)
     return out

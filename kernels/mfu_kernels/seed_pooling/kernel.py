@@ -188,12 +188,12 @@ def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     return [config(warps, stages, BLOCK_S=block, BLOCK_N=n) for warps, stages, n in tiles]
 
 
-def _combine_configs(key: MetaParameters) -> Sequence[triton.Config]:
+def few_rows_configs(key: MetaParameters) -> Sequence[triton.Config]:
     return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
 
 
 FORWARD = Kernel(seed_pooling_fwd_kernel, _forward_configs)
-COMBINE = Kernel(seed_pooling_combine_kernel, _combine_configs)
+COMBINE = Kernel(seed_pooling_combine_kernel, few_rows_configs)
 
 
 def forward(
@@ -203,7 +203,7 @@ def forward(
     """The pooled rows, what backward needs of their softmaxes, and of the keys."""
     out, softmax, turned = _fwd_outputs(seeds, k, v, angles, offsets, scale, max_length, saves)
     angles = None if angles is None else with_unit_stride(angles)
-    same = k is v
+    same = k is v and angles is None  # turned keys are no values
     seeds, k, v, offsets = with_unit_stride(seeds), with_unit_stride(k), with_unit_stride(v), offsets.contiguous()
     num_seeds, num_heads, _ = seeds.shape
     num_rows, width, key = len(out), v.shape[2], shape_key(seeds, v, angles)

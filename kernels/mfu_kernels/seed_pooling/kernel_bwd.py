@@ -22,7 +22,7 @@ from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
 
 from .boundary import _bwd_outputs
-from .kernel import LOG2_E, constants_of, pieces, program_of, programs_wanted, seed_block, shape_key
+from .kernel import LOG2_E, constants_of, few_rows_configs, pieces, program_of, programs_wanted, seed_block, shape_key
 
 
 @triton.jit
@@ -148,11 +148,11 @@ def seed_pooling_bwd_kernel(
 
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """On sm_90 64 keys on 4 warps, the rows of one instruction of a warpgroup: 8 warps would all hold all rows.
+    """First the fastest that spills nothing, by how many numbers of the seeds' gradient are in registers.
 
-    With 64 numbers a thread for the seeds' gradient that takes 255 registers, and more, though only scalars of the
-    outer loop, at d = 128 or where keys are rotated: there what spills nothing comes first. Elsewhere 32 keys on 8
-    warps do.
+    On sm_90 64 keys on 4 warps are the rows of one instruction of a warpgroup; 8 warps would all hold all rows. With 64
+    numbers a thread that takes 255 registers, and more, though only scalars of the outer loop, at d = 128 or where keys
+    are rotated.
     """
     if key["bytes"] == 4:
         return [config(4, 1, BLOCK_N=16), config(4, 2, BLOCK_N=32)]
@@ -171,11 +171,7 @@ def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     return [config(warps, stages, BLOCK_N=n) for warps, stages, n in sorted(tiles, key=lambda tile: tile != best)]
 
 
-def _divide_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
-
-
-DIVIDE = Kernel(seed_pooling_divide_kernel, _divide_configs)
+DIVIDE = Kernel(seed_pooling_divide_kernel, few_rows_configs)
 BACKWARD = Kernel(seed_pooling_bwd_kernel, _backward_configs)
 
 

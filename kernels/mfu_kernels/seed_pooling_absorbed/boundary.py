@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfu_kernels.boundary import define
 from mfu_kernels.checks import invalid
@@ -65,13 +65,18 @@ class _AttendToEvents(torch.autograd.Function):
 def seed_pooling_absorbed_triton(
     seeds: Tensor, x: Tensor, w_k: Tensor, w_v: Tensor, offsets: Tensor, *, scale: float, max_length: int
 ) -> Tensor:
-    """The kernel between matmuls; arguments and result as `seed_pooling_absorbed` has them."""
+    """The kernel between matmuls; arguments and result as `seed_pooling_absorbed` has them.
+
+    A wide x is pooled in two parts; where its width is odd, a column of zeros makes them equal.
+    """
     check_dtypes("seed_pooling_absorbed", seeds=seeds, x=x, w_k=w_k, w_v=w_v)
     width = x.shape[1]
-    if width > MAX_WIDTH or width % value_parts(width):
-        allowed = f"at most {MAX_HEAD_DIM}, or even and at most {MAX_WIDTH}, with impl='triton'"
-        raise invalid("seed_pooling_absorbed", "the width of x", width, f"{allowed}; use impl='reference'")
+    if width > MAX_WIDTH:
+        allowed = f"at most {MAX_WIDTH} with impl='triton'; use impl='reference'"
+        raise invalid("seed_pooling_absorbed", "the width of x", width, allowed)
     seeds, x, w_k, w_v = cast_for_matmul(seeds, x, w_k, w_v)
+    if width % value_parts(width):
+        x, w_k, w_v = (nn.functional.pad(tensor, (0, 1)) for tensor in (x, w_k, w_v))
     if scale <= 0:  # the kernels look for the highest score before they scale it
         seeds, scale = seeds * scale, 1.0
     pooled: Tensor = _AttendToEvents.apply(absorbed_queries(seeds, w_k), x, offsets.contiguous(), scale, max_length)

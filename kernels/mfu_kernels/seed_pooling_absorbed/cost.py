@@ -11,11 +11,6 @@ from mfu_kernels.jagged import row_lengths
 from .boundary import value_parts
 
 
-def absorption_pays(num_seeds: int, num_heads: int, width: int) -> bool:
-    """Whether an event costs fewer FLOPs so: 4 S H D, where keys and values are 4 D² to make and 4 S D to attend to."""
-    return num_seeds * num_heads < width + num_seeds
-
-
 def seed_pooling_absorbed_cost(
     seeds: Tensor, x: Tensor, w_k: Tensor, w_v: Tensor, offsets: Tensor, *, scale: float, max_length: int, impl: str
 ) -> OpCost:

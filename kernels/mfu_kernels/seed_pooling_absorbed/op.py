@@ -35,7 +35,7 @@ def seed_pooling_absorbed(
     """`seed_pooling` of the keys x w_kᵀ and values x w_vᵀ, which are never made.
 
     Seeds are projected in place of events, q' = seeds w_k, and so is what they pool: (softmax(scale q' xᵀ) x) w_vᵀ.
-    That is fewer FLOPs, and far fewer bytes, where S < D / (H - 1) with D = H d; see `cost.absorption_pays`.
+    That is fewer FLOPs, and far fewer bytes, where S < D / (H - 1) with D = H d.
 
     Args:
         seeds: [S, H, d] queries that all rows share.

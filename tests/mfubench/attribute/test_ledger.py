@@ -195,7 +195,7 @@ def on_a_gpu(busy_ms: float, idle_ms: float) -> Attribution:
     ("busy_ms", "idle_ms", "kernels_ms", "launch_ms"),
     [
         pytest.param(0.8 * STEP_MS, 0.6 * STEP_MS, 0.8 * STEP_MS, 0.2 * STEP_MS, id="a profiler slows the host"),
-        pytest.param(0.5 * STEP_MS, 0.3 * STEP_MS, 0.5 * STEP_MS, 0.5 * STEP_MS, id="gaps fill the step"),
+        pytest.param(0.5 * STEP_MS, 0.3 * STEP_MS, 0.625 * STEP_MS, 0.375 * STEP_MS, id="a higher clock"),
         pytest.param(1.2 * STEP_MS, 0.3 * STEP_MS, STEP_MS, 0.0, id="kernels that took longer than the step"),
         pytest.param(1.2 * STEP_MS, 0.0, STEP_MS, 0.0, id="no gap"),
         pytest.param(0.9 * STEP_MS, 0.0, STEP_MS, 0.0, id="no gap, and faster than timed"),

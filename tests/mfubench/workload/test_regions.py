@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfu_models import MODELS, model_spec
-from mfubench.workload.regions import compile_regions, regions
+from mfubench.workload.regions import compile_in_place, compile_regions, regions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # of its own
 D = 8
@@ -138,6 +138,16 @@ def test_a_class_in_many_widths_is_compiled_in_each(counter: Counter) -> None:
     assert len(counter.graphs) == len(blocks)
     undo()
     assert torch._dynamo.config.recompile_limit == before
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.TransformerEncoderLayer(8, 2, 16)])
+def test_torch_s_own_classes_are_compiled_too(model: nn.Module, counter: Counter) -> None:
+    """Torch's compiler leaves their frames alone, where nothing of ours is around them."""
+    undo, x = compile_in_place(model.eval(), backend=counter), torch.ones(3, 8)
+    compiled = model(x)
+    assert len(counter.graphs) == 1
+    undo()
+    torch.testing.assert_close(compiled, model(x))
 
 
 def test_tables_with_sparse_gradients_stay_eager(counter: Counter) -> None:
