@@ -291,7 +291,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
     def utilisation(flops: float, tflops: float | None) -> float | None:
         return None if tflops is None else flops * spec.steps / total_s / (tflops * 1e12)
 
-    placed = count_of_kernels(count, attribution, TRACED_STEPS)
+    placed = count_of_kernels(count, attribution, attribution.steps)
     slices = slice_step(attribution, placed, passes.ceilings, median)
     measured = passes.ceilings.measured_tflops
     run = Run(
@@ -335,7 +335,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
         },
         nvml=passes.nvml,
         trace={
-            "steps": TRACED_STEPS,
+            "steps": attribution.steps if passes.attribution else 0,
             "distortion": attribution.span / 1e3 / attribution.steps / median,
             "attributed_share": attribution.attributed_share(),
             "path": str(passes.trace_path) if passes.trace_path else None,

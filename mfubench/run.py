@@ -49,7 +49,7 @@ class ModuleRow:
     """One module's own work, its children's not included, so that the rows of a Run sum to its totals.
 
     ``name`` is the fully qualified name; work outside the model has a name in parentheses, such as ``(optimizer)``.
-    ``time_ms`` and ``share`` are the trace's shares scaled to the timing pass; ``bytes`` the least that must move, and
+    ``time_ms`` and ``share`` are the trace's, scaled to the timing pass; ``bytes`` the least that must move, and
     ``intensity`` the model FLOPs for each; ``attainable_ms`` what this device's measured roofline allows for the
     useful work; ``memory_bytes`` what was alive at the step's peak and belongs to this module, ``activation_bytes``
     what it made in the forward pass that the backward still needs. ``causes`` are the milliseconds that led to the

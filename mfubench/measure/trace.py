@@ -1,6 +1,7 @@
 """The trace pass: torch.profiler over a few steps, with scopes that carry each module's name into the trace.
 
-The profiler slows a step that its host bounds; so only shares are taken from here, and the distortion is published.
+The profiler slows a step that its host bounds; so what is taken from here is scaled to the timed step, and the
+distortion is published.
 """
 
 import gzip

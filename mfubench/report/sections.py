@@ -219,7 +219,7 @@ def _trace(trace: dict[str, Any]) -> Facts:
     return Facts(
         [
             ("Traced steps", str(trace["steps"])),
-            ("Distortion", f"{fmt.number(trace['distortion'])} times the timed step; shares are scaled back to it"),
+            ("Distortion", f"{fmt.number(trace['distortion'])} times the timed step, to which it is scaled"),
             ("Attributed to modules", f"{fmt.percent(trace['attributed_share'])} of the traced time"),
             ("Chrome trace", str(trace["path"] or "not kept")),
         ]

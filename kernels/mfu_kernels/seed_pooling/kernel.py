@@ -189,6 +189,7 @@ def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
 
 def few_rows_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """Of kernels that only pass over pooled rows."""
     return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
 
 
