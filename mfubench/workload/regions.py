@@ -66,16 +66,21 @@ def _set(name: str, value: Any) -> Undo:
 
 
 def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
-    """As ``module.compile()`` does it, but also for torch's own classes, whose frames its compiler leaves alone.
+    """In torch's own place for what stands in for a module's call.
 
-    A frame of ours is around their call: from there the compiler follows it.
+    Torch's compiler leaves the frames of its own classes alone: there a frame of ours is around the call, from which
+    it follows it.
     """
+    undo = patch(module, "_compiled_call_impl", None)
+    if not type(module).__module__.startswith("torch.nn"):
+        module.compile(**options)
+        return undo
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return module._call_impl(*args, **kwargs)
 
-    target = call if type(module).__module__.startswith("torch.nn") else module._call_impl
-    return patch(module, "_compiled_call_impl", torch.compile(target, **options))
+    module._compiled_call_impl = torch.compile(call, **options)
+    return undo
 
 
 def _tables_stay_eager(model: nn.Module) -> Undo:
