@@ -59,6 +59,13 @@ def test_rotating_inside_is_rotating_before() -> None:
     torch.testing.assert_close(inside, output_and_gradients(before, tensors))
 
 
+def test_values_that_are_the_keys_are_not_turned() -> None:
+    seeds, events, _ = arguments().values()
+    others = {"offsets": OFFSETS, "angles": draw(8, 6)}
+    turned, expected = (seed_pooling(seeds, events, events, **others, impl=impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(turned, expected)
+
+
 def test_a_row_of_one_event_passes_no_gradient_to_scores() -> None:
     tensors = {name: tensor[:1] for name, tensor in arguments().items() if name != "seeds"} | {"seeds": draw(3, 2, 12)}
     tensors = {name: tensors[name] for name in ("seeds", "k", "v")}
