@@ -1,6 +1,7 @@
 """A Triton kernel with its space of configs, and which of them a launch takes: forced, locked, or the default."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def _options(chosen: triton.Config) -> dict[str, Any]:
 
 def current(device: torch.device) -> Any:
     """Triton launches on the current CUDA device; tensors may lie on another."""
-    return torch.cuda.device(device) if device.type == "cuda" else torch.device(device)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def next_power_of_2(n: int) -> int:

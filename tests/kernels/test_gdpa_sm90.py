@@ -1,15 +1,22 @@
-"""GDPA's forward for Hopper: which inputs it takes, and that a launch there takes it, with code that fits."""
+"""GDPA's forward for Hopper: its numbers, emulated; which inputs it takes; that a launch there takes code that fits."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mfu_kernels.activations import activation_per_head
+from mfu_kernels.examples import Inputs
+from mfu_kernels.gdpa.examples import EXAMPLES
+from mfu_kernels.gdpa.kernel import FORWARD, forward
 from mfu_kernels.gdpa.kernel_sm90 import fits
+from tests.kernels.gluon import contract
 
 CODE = """
 import json, sys, torch
@@ -84,3 +91,13 @@ def test_it_takes_dense_tensors_and_parts_of_wider_ones() -> None:
 )
 def test_what_tma_or_shared_memory_cannot_hold_is_not_for_it(changed: dict[str, Tensor]) -> None:
     assert not fits(**{**tensors(), **changed})
+
+
+def run(inputs: Inputs, weights: Tensor) -> dict[str, Tensor]:
+    names = activation_per_head("gdpa", inputs.others["activation"], inputs.tensors["q"].shape[1])
+    return {"out": forward(**inputs.tensors, **{**inputs.others, "activation": list(names)})}
+
+
+@pytest.mark.parametrize("case", contract.cases(EXAMPLES, 4, keys=(65, 100, 128, 130, 256), d=(64, 128)), ids=str)
+def test_its_numbers(case: Mapping[str, Any]) -> None:
+    contract.check(EXAMPLES, case, FORWARD, "GROUPS", run)
