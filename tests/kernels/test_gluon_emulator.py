@@ -27,6 +27,7 @@ FAULTS = {
     "overwritten store": "overwritten while an engine reads",
     "left in flight": "in flight",
     "out of bounds": "address",
+    "two writers": "two programs write the same place",
     "short of bytes": "more bytes landed",
     "uninitialised": "read before anything was written",
     "unsynchronised reader": "race: read|read before anything was written|race: overwrote",
@@ -103,7 +104,9 @@ def run(fault: str, seed: int) -> None:
     by_tma, by_threads = torch.empty_like(x), torch.empty_like(x)
     layout = gl.NVMMASharedLayout.get_default_for([64, 64], gl.bfloat16)
     tiles, out_tiles = (TensorDescriptor(t, [128, 64], [64, 1], [64, 64], layout) for t in (x, by_tma))
-    Emulated(pipeline_kernel, seed)[(1,)](tiles, out_tiles, by_threads, FAULT=fault, num_warps=4)
+    Emulated(pipeline_kernel, seed)[(2 if fault == "two writers" else 1,)](
+        tiles, out_tiles, by_threads, FAULT=fault, num_warps=4
+    )
     expected = torch.cat([part.float() @ part.float() for part in x.split(64)]).to(torch.bfloat16)
     assert torch.equal(by_tma, expected) and torch.equal(by_threads, expected)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mfu_kernels.activations import ACTIVATIONS
 
-from .memory import Barrier, Descriptor, Memory, Pointer, Register, Shared, register
+from .memory import Barrier, Descriptor, Memory, Pointer, Register, Shared, claim, register
 from .warpgroups import Fault, Schedule, merge
 
 Names = dict[str, Any]
@@ -40,8 +40,8 @@ class Product:
 class Program:
     """One program of a grid: what its kernel may call."""
 
-    def __init__(self, place: tuple[int, ...], grid: tuple[int, ...], seed: int) -> None:
-        self.place, self.grid = place, grid
+    def __init__(self, number: int, place: tuple[int, ...], grid: tuple[int, ...], seed: int) -> None:
+        self.number, self.place, self.grid = number, place, grid
         self.schedule = Schedule(seed)
         self.shared_bytes = 0
 
@@ -98,7 +98,7 @@ class Program:
         """tma.async_store"""
         self.schedule.pause()
         me = self.schedule.current
-        tiles.write(place, slot.read(me, by_engine=True))
+        tiles.write(place, slot.read(me, by_engine=True), self.number)
         slot.memory.reading[slot.at] += 1
         me.stores.append(slot)
 
@@ -153,11 +153,20 @@ class Program:
         values = [x._value if isinstance(x, Product) and x.done else x for x in deps]
         return values[0] if len(values) == 1 else tuple(values)
 
+    def store(self, pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> None:
+        """store"""
+        kept = pointer.kept(mask)
+        values = torch.broadcast_to(torch.as_tensor(value), kept.shape).to(pointer.elements.dtype)
+        at = pointer.at[kept].as_subclass(Tensor)
+        claim(pointer.writers, at, self.number)
+        pointer.elements[at] = values[kept].as_subclass(Tensor)
+
     def names(self) -> Names:
         """What a kernel calls of ``gl``, by name."""
         return {
             **_FUNCTIONS,
             "allocate_shared_memory": self.allocate_shared_memory,
+            "store": self.store,
             "program_id": lambda axis: register(self.place[axis]),
             "num_programs": lambda axis: register(self.grid[axis]),
             "warp_specialize": lambda partitions, *_: self.schedule.fork(partitions),
@@ -168,12 +177,6 @@ def _load(pointer: Pointer, mask: Any = None, other: Any = 0, **_: Any) -> Regis
     kept = pointer.kept(mask)
     values = pointer.elements[torch.where(kept, pointer.at, 0).as_subclass(Tensor)]
     return register(torch.where(kept, values, torch.as_tensor(other, dtype=values.dtype)))
-
-
-def _store(pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> None:
-    kept = pointer.kept(mask)
-    values = torch.broadcast_to(torch.as_tensor(value), kept.shape).to(pointer.elements.dtype)
-    pointer.elements[pointer.at[kept].as_subclass(Tensor)] = values[kept].as_subclass(Tensor)
 
 
 def _two(function: Callable[..., Tensor]) -> Callable[[Any, Any], Register]:
@@ -208,7 +211,6 @@ _FUNCTIONS: Names = {
     "full": _full,
     "zeros_like": lambda x: register(torch.zeros_like(x)),
     "load": _load,
-    "store": _store,
     "where": _where,
     "to_tensor": register,
     "convert_layout": lambda x, layout, **_: register(x),

@@ -50,24 +50,45 @@ def register(value: Any) -> Register:
     return torch.tensor(value, dtype=wide).as_subclass(Register)
 
 
+class Device:
+    """Which program of a launch wrote which element of a tensor: no two may write the same."""
+
+    def __init__(self) -> None:
+        self._writers: dict[int, Tensor] = {}
+
+    def elements(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """All that the storage of ``tensor`` holds, flat, and who wrote each."""
+        storage = tensor.untyped_storage()
+        elements = torch.empty(0, dtype=tensor.dtype).set_(storage)
+        writers = self._writers.setdefault(storage.data_ptr(), torch.zeros(elements.numel(), dtype=torch.int64))
+        return elements, writers
+
+
+def claim(writers: Tensor, at: Any, program: int) -> None:
+    """``program`` writes there."""
+    before = writers[at]
+    if ((before != 0) & (before != program)).any():
+        raise Fault("two programs write the same place")
+    writers[at] = program
+
+
 class Pointer:
     """Addresses in one tensor's memory, in elements."""
 
-    def __init__(self, elements: Tensor, at: Any) -> None:
-        self.elements, self.at = elements, at
+    def __init__(self, elements: Tensor, writers: Tensor, at: Any) -> None:
+        self.elements, self.writers, self.at = elements, writers, at
         self.dtype = SimpleNamespace(element_ty=elements.dtype)
 
     @classmethod
-    def to(cls, tensor: Tensor) -> "Pointer":
+    def to(cls, tensor: Tensor, device: Device) -> "Pointer":
         """To the first element of ``tensor``, in all of its storage."""
-        elements = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        return cls(elements, register(tensor.storage_offset()).to(torch.int64))
+        return cls(*device.elements(tensor), register(tensor.storage_offset()).to(torch.int64))
 
     def __add__(self, offset: Any) -> "Pointer":
-        return Pointer(self.elements, self.at + offset)
+        return Pointer(self.elements, self.writers, self.at + offset)
 
     def __getitem__(self, index: Any) -> "Pointer":
-        return Pointer(self.elements, self.at[index])
+        return Pointer(self.elements, self.writers, self.at[index])
 
     def kept(self, mask: Any) -> Tensor:
         """Where the mask holds; an address out of bounds there is a fault."""
@@ -83,8 +104,11 @@ class Pointer:
 class Descriptor:
     """A tensor in blocks, as TMA sees it."""
 
-    def __init__(self, host: Any) -> None:
-        self.tensor = torch.as_strided(host.base, host.shape, host.strides)
+    def __init__(self, host: Any, device: Device) -> None:
+        self.tensor, self.writers = (
+            torch.as_strided(whole, host.shape, host.strides, host.base.storage_offset())
+            for whole in device.elements(host.base)
+        )
         self.block_shape = list(host.block_shape)
         self.dtype = host.base.dtype
 
@@ -105,9 +129,10 @@ class Descriptor:
         block[there] = self.tensor[here]
         return block
 
-    def write(self, place: Sequence[Any], block: Tensor) -> None:
+    def write(self, place: Sequence[Any], block: Tensor, program: int) -> None:
         """The reverse; nothing is written beyond the tensor."""
         here, there = self._parts(place)
+        claim(self.writers, here, program)
         self.tensor[here] = block.reshape(self.block_shape)[there]
 
 

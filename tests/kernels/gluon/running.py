@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -18,7 +19,7 @@ from mfu_kernels.launching import Kernel
 from mfu_kernels.modes import forced_config
 
 from .language import ACTIVATED, Names, Program
-from .memory import MOST_SHARED, Descriptor, Pointer, register
+from .memory import MOST_SHARED, Descriptor, Device, Pointer, register
 from .warpgroups import Fault
 
 _LAUNCH = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
@@ -32,7 +33,7 @@ class _Language(SimpleNamespace):
 
 
 class Emulated:
-    """``function[grid](*args, **options)``, as a jitted function is launched; ``seed`` draws who goes on when."""
+    """``function[grid](*args, **options)``, as a jitted function is launched; ``seed`` draws who goes when."""
 
     def __init__(self, function: Any, seed: int = 0) -> None:
         self.function, self.seed = function, seed
@@ -44,9 +45,12 @@ class Emulated:
         options = {name: value for name, value in options.items() if name not in _LAUNCH}
         values = dict(inspect.signature(self.function.fn).bind(*args, **options).arguments)
         constants = {p.name for p in self.function.params if p.is_constexpr}
-        values = {name: x if name in constants else _argument(x) for name, x in values.items()}
-        for number, place in enumerate(itertools.product(*(range(n) for n in grid))):
-            program = Program(place, tuple(grid), self.seed + number)
+        device = Device()
+        values = {name: x if name in constants else _argument(x, device) for name, x in values.items()}
+        places = list(enumerate(itertools.product(*(range(n) for n in grid)), start=1))
+        random.Random(self.seed).shuffle(places)
+        for number, place in places:
+            program = Program(number, place, tuple(grid), self.seed + number)
             _Source(program)[self.function.fn](**values)
             program.schedule.current.check_finished()
             if program.shared_bytes > MOST_SHARED:
@@ -78,14 +82,14 @@ def emulated(kernel: Kernel, form: str, seed: int = 0, choice: int = 0) -> Itera
         kernel.forms = before
 
 
-def _argument(x: Any) -> Any:
+def _argument(x: Any, device: Device) -> Any:
     """What a kernel sees of an argument."""
     if isinstance(x, TensorDescriptor):
-        return Descriptor(x)
+        return Descriptor(x, device)
     if isinstance(x, Tensor):
-        return Pointer.to(x)
+        return Pointer.to(x, device)
     if isinstance(x, tuple):
-        return tuple(map(_argument, x))
+        return tuple(_argument(part, device) for part in x)
     return x if x is None or isinstance(x, bool) else register(x)
 
 
