@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
+from mfu_kernels.hopper import TILE
 from mfu_kernels.launching import Kernel, capability, config, current
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.registry import interpreting
@@ -170,7 +171,7 @@ def _warpgroup_configs(key: MetaParameters) -> list[triton.Config]:
     else:
         tiles = [(64, 2, 128), (128, 1, 240), (64, 1, 240), (128, 2, 240)]
     return [
-        config(TILE=kernel_sm90.TILE, KEYS=size, HALVES=keys // size, GROUPS=groups, REGISTERS=registers)
+        config(TILE=TILE, KEYS=size, HALVES=keys // size, GROUPS=groups, REGISTERS=registers)
         for size, groups, registers in tiles
         if size <= keys
     ]

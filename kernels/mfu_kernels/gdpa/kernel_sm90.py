@@ -16,7 +16,6 @@ act(0) = 0 makes their weights zero.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,35 +26,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from mfu_kernels.activations_device import weights_of
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, lies_for_tma, store_part, tma_store
 
-TILE = 64  # queries of a warpgroup: what its instruction takes
 _TILE = gl.constexpr(TILE)
-
-# Triton 3.6 calls them otherwise than its successors.
-_load_tile = getattr(tma, "async_load", tma.async_copy_global_to_shared)
-_store_tile = getattr(tma, "async_store", tma.async_copy_shared_to_global)
-
-
-@gluon.jit
-def _begin(slot, arrived, tiles, place, wanted):
-    """Have TMA bring a tile, if it is ``wanted``, and say so by a barrier."""
-    if wanted:
-        mbarrier.expect(arrived, slot.numel * 2)
-        _load_tile(tiles, place, arrived, slot)
-
-
-@gluon.jit
-def _store_part(out, staged, stride, count):
-    """The first ``count`` rows of a staged tile, 16 bytes a thread."""
-    DIM: gl.constexpr = staged.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    rows = gl.arange(0, _TILE, gl.SliceLayout(1, layout))
-    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
-    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
-    gl.store(out + (rows[:, None] * stride + columns[None, :]), staged.load(layout), mask=kept)
 
 
 @gluon.jit
@@ -80,12 +55,12 @@ def _stream(
 
     for ahead in gl.static_range(2):
         at = first + ahead * step
-        _begin(queries.index(ahead), ready.index(ahead), q_tiles, [start + at, head * Q_HEAD], at < length)
+        begin_load(queries.index(ahead), ready.index(ahead), q_tiles, [start + at, head * Q_HEAD], at < length)
     if GROUP == 0:
         for block in gl.static_range(BLOCKS):
             k_place, v_place = [row, block * KEYS, head * K_HEAD], [row, block * KEYS, head * V_HEAD]
-            _begin(keys.index(block), arrived.index(2 * block), k_blocks, k_place, first < length)
-            _begin(values.index(block), arrived.index(2 * block + 1), v_blocks, v_place, first < length)
+            begin_load(keys.index(block), arrived.index(2 * block), k_blocks, k_place, first < length)
+            begin_load(values.index(block), arrived.index(2 * block + 1), v_blocks, v_place, first < length)
 
     at, count = first, 0
     while at < length:
@@ -114,15 +89,15 @@ def _stream(
         staged.store(total.to(keys.dtype))
         fence_async_shared()
         if at + _TILE <= length:
-            _store_tile(out_tiles, [start + at, head * DIM], staged)
+            tma_store(out_tiles, [start + at, head * DIM], staged)
         after_next = at + 2 * step
         place = [start + after_next, head * Q_HEAD]
-        _begin(queries.index(slot), ready.index(slot), q_tiles, place, after_next < length)
+        begin_load(queries.index(slot), ready.index(slot), q_tiles, place, after_next < length)
         at += step
         count += 1
     last = at - step
     if (last >= first) & (last + _TILE > length):
-        _store_part(out + gl.to_tensor(last).to(gl.int64) * OUT_ROW, staged, OUT_ROW, length - last)
+        store_part(out + gl.to_tensor(last).to(gl.int64) * OUT_ROW, staged, OUT_ROW, length - last)
     tma.store_wait(0)
 
 
@@ -186,7 +161,7 @@ def gdpa_fwd_sm90_kernel(
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether this kernel takes these tensors, of unit last stride, as they lie: TMA wants 16 bytes, and whole rows.
+    """Whether this kernel takes these tensors, of unit last stride, as they lie.
 
     With up to 64 keys there is nothing to gain: memory is the limit, and `gdpa_fwd_kernel` comes near it.
     """
@@ -195,10 +170,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.shape[2] in (64, 128)
         and 64 < k.shape[1] <= 256
         and q.shape[0] < 2**31
-        and k.stride(0) >= k.stride(1)
-        and v.stride(0) >= v.stride(1)
-        and all(x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in x.stride()[:-1]) for x in (q, k, v))
-        and all(x.stride(-3) >= (x.shape[-2] - 1) * x.stride(-2) + x.shape[-1] for x in (q, k, v))
+        and all(lies_for_tma(x) for x in (q, k, v))
     )
 
 
@@ -208,19 +180,9 @@ def arguments(
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
     """What `gdpa_fwd_sm90_kernel` takes, of what `gdpa_fwd_kernel` takes."""
     size = constants["KEYS"]
-    tiles = _blocks(q, TILE), _blocks(k, size), _blocks(v, size), offsets, _blocks(out, TILE)
+    tiles = blocks_of(q, TILE), blocks_of(k, size), blocks_of(v, size), offsets, blocks_of(out, TILE)
     wanted = ("OUT_ROW", "ACTIVATION", "SCALED", "DIM", "KEYS", "HALVES", "GROUPS", "REGISTERS")
     heads = {"Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1]}
     return (*tiles, out, scale, first_head, num_heads, splits), {
         **{name: constants[name] for name in wanted}, **heads, "maxnreg": constants["REGISTERS"],
     }  # fmt: skip
-
-
-def _blocks(x: Tensor, rows: int) -> TensorDescriptor:
-    """Blocks of ``rows`` rows of one head of [..., H, d] for TMA, which sees rows that a head is some columns of."""
-    *lengths, heads, d = x.shape
-    *strides, of_head, _ = x.stride()
-    shape = [*(1 for _ in lengths[1:]), rows, d]
-    dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
-    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
-    return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)

@@ -1,0 +1,54 @@
+"""What the kernels in Gluon for Hopper share: tiles that TMA brings and takes away."""
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+TILE = 64  # rows of a warpgroup: what its instruction takes
+
+# Triton 3.6 calls them otherwise than its successors.
+tma_load = getattr(tma, "async_load", tma.async_copy_global_to_shared)
+tma_store = getattr(tma, "async_store", tma.async_copy_shared_to_global)
+
+
+@gluon.jit
+def begin_load(slot, arrived, tiles, place, wanted):
+    """Have TMA bring a tile of 16 bits, if it is ``wanted``, and say so by a barrier."""
+    if wanted:
+        mbarrier.expect(arrived, slot.numel * 2)
+        tma_load(tiles, place, arrived, slot)
+
+
+@gluon.jit
+def store_part(out, staged, stride, count):
+    """The first ``count`` rows of a staged tile, 16 bytes a thread of a warpgroup."""
+    DIM: gl.constexpr = staged.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    rows = gl.arange(0, staged.shape[0], gl.SliceLayout(1, layout))
+    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
+    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
+    gl.store(out + (rows[:, None] * stride + columns[None, :]), staged.load(layout), mask=kept)
+
+
+def lies_for_tma(x: Tensor) -> bool:
+    """Whether `blocks_of` takes [..., H, d] of 16 bits as it lies: TMA wants 16 bytes, and whole rows."""
+    return (
+        x.data_ptr() % 16 == 0
+        and all(step % 8 == 0 for step in x.stride()[:-1])
+        and x.stride(-1) == 1
+        and x.stride(-3) >= (x.shape[-2] - 1) * x.stride(-2) + x.shape[-1]
+        and x.stride(0) >= x.stride(-3)
+    )
+
+
+def blocks_of(x: Tensor, rows: int) -> TensorDescriptor:
+    """Blocks of ``rows`` rows of one head of [..., H, d] for TMA, which sees rows that a head is some columns of."""
+    *lengths, heads, d = x.shape
+    *strides, of_head, _ = x.stride()
+    shape = [*(1 for _ in lengths[1:]), rows, d]
+    dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
+    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
+    return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)
