@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -59,10 +60,14 @@ class Kernel:
             raise RuntimeError(f"two kernels are called {self.name}")
         KERNELS[self.name] = self
 
+    def form_of(self, chosen: triton.Config) -> str:
+        """The name of the form that runs with ``chosen``; empty for the function itself."""
+        return next((name for name in self.forms if name in chosen.kwargs), "")
+
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""
         configs = self.space(key)
-        wanted = forced(self.name, configs)
+        wanted = forced(self.name, self._in_turns(configs))
         if wanted is not None:
             return wanted
         if device.type == "cuda":
@@ -70,6 +75,13 @@ class Kernel:
             if locked is not None:
                 return config(**locked)
         return configs[0]
+
+    def _in_turns(self, configs: Sequence[triton.Config]) -> list[triton.Config]:
+        """The configs of all forms in turns, the default's first: few of them in this order are some of each form."""
+        by_form: dict[str, list[triton.Config]] = {}
+        for one in configs:
+            by_form.setdefault(self.form_of(one), []).append(one)
+        return [one for turn in zip_longest(*by_form.values()) for one in turn if one is not None]
 
     def launch(self, grid: Grid, device: torch.device, *args: Any, key: MetaParameters, **constants: Any) -> None:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
@@ -98,8 +110,9 @@ class Kernel:
     ) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
         """Which function a config runs, with which arguments, constants and options."""
         function, constants = self.function, {**constants, **chosen.kwargs}
-        for name in self.forms.keys() & chosen.kwargs.keys():
-            function, adapt = self.forms[name]
+        form = self.form_of(chosen)
+        if form:
+            function, adapt = self.forms[form]
             args, constants = adapt(*args, **constants)
         return function, args, {**constants, **_options(chosen)}
 

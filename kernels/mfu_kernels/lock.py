@@ -35,8 +35,8 @@ def key_text(key: MetaParameters) -> str:
 
 
 def adopt(entries: Sequence[Entry]) -> None:
-    """Let ``entries``, which were just measured, hold in this process before the committed ones."""
-    _adopted.extend(entries)
+    """Let ``entries``, which were just measured, hold in this process before the committed ones; twice is once."""
+    _adopted.extend(entry for entry in entries if entry not in _adopted)
     _by_place.cache_clear()
 
 

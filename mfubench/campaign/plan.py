@@ -3,8 +3,8 @@
 Compiling and the numeric contract keep processors busy, not the GPU: they run side by side, what is timed runs alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -14,6 +14,9 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
 TOGETHER = ("contract", "compile")
+SHARES = {  # of the budget on a GPU: the most that a task may take, so that one that hangs leaves others their time
+    **{"calibration": 0.1, "contract": 0.25, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.4},
+}
 CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -39,6 +42,8 @@ FIRST_SHAPES: Mapping[str, Sequence[str]] = {
     "rms_norm": ("norm 1.18M x 512",),
     "sum_kron_linear": ("B1152 S256 T32 D512 k4",),
 }
+Place = tuple[str, str]
+"""An op and one of its shapes."""
 ZOO = ("kunlun large_plus clicks", "kunlun large_plus impressions")
 """The shapes of the model that the claim is about, by name; they are tuned, too."""
 # What the paper's claim is about comes first: the full Kunlun with kernels, and the baseline. Then the same compiled,
@@ -90,7 +95,8 @@ def plan(
 ) -> list[Task]:
     """The tasks for ``device`` ("cuda" or "cpu") in their order; empty choices mean the device's defaults.
 
-    ``peers`` are ``op=package.module:function``: what else that op's kernels are timed beside.
+    A kernel is timed by itself first, which takes seconds; beside torch's peers, which compile, and beside each of
+    ``peers``, which may hang, in tasks of their own. ``peers`` are ``op=package.module:function``.
 
     Raises:
         BadInput: an unknown stage or model, a size that no model has, or a peer of no op.
@@ -101,18 +107,36 @@ def plan(
     ops = ops_with_kernels()
     named = _peers_by_op(peers, ops)
     first, every = _shapes(ops, FIRST_SHAPES), _shapes(ops, {op: tuple(examples_of(op).shapes) for op in ops})
-    tuned = [place for place in every if place in first or place[1] in ZOO]
+    others = [place for place in every if place not in first]
+    worth = [*FIRST_SHAPES, *ops]  # to tune, the most first
+    zoo = sorted((place for place in every if place[1] in ZOO), key=lambda place: worth.index(place[0]))
     profiles = _profiles(device, sizes, models)
-    claims, others = ([place for place in profiles if place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
+    claims, nexts = ([place for place in profiles if place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
+    tuned = {"tuned": True} if tune else {}  # another config may be taken then, which gives another result
+
+    def alone(places: Sequence[Place]) -> Iterator[Task]:
+        for place in places:
+            if tune and place in first:
+                yield _shape_task("tune", *place)
+            yield _bench_task(*place, tuned)
+
+    def beside(places: Sequence[Place]) -> Iterator[Task]:
+        if device == "cuda":
+            yield from (_bench_task(*place, tuned, builtin=True) for place in places)
+            yield from (_bench_task(*place, tuned, peer) for place in places for peer in named.get(place[0], ()))
+
     tasks = [
         Task("calibration", "peaks"),
         *_contracts(ops),
-        *([_shape_task(stage, *place) for stage in ("compile", "tune") for place in tuned] if tune else ()),
-        *(_profile_task(*place) for place in claims),
-        *(_bench_task(*place, named) for place in first),
-        *(_profile_task(*place) for place in others),
-        *(_bench_task(*place, named) for place in every if place not in first),
-        *(_profile_task(*place) for place in profiles if place not in (*claims, *others)),
+        *(_shape_task("compile", *place) for place in (*zoo, *first) if tune),
+        *(_shape_task("tune", *place) for place in zoo if tune),
+        *alone(first),
+        *(_profile_task(place, tuned) for place in claims),
+        *beside(first),
+        *(_profile_task(place, tuned) for place in nexts),
+        *alone(others),
+        *beside(others),
+        *(_profile_task(place, tuned) for place in profiles if place not in (*claims, *nexts)),
         *_roads(device, sizes, models),
     ]
     return [task for task in tasks if not stages or task.stage in stages]
@@ -125,7 +149,7 @@ def _contracts(ops: Sequence[str]) -> list[Task]:
     ]
 
 
-def _shapes(ops: Sequence[str], shapes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+def _shapes(ops: Sequence[str], shapes: Mapping[str, Sequence[str]]) -> list[Place]:
     """Op and shape of each, the first one of every op before the second of any."""
     turns = zip_longest(*([(op, shape) for shape in shapes.get(op, ())] for op in ops))
     return [place for turn in turns for place in turn if place is not None]
@@ -135,9 +159,12 @@ def _shape_task(stage: str, op: str, shape: str) -> Task:
     return Task(stage, f"{op}-{shape}".replace(" ", "-"), {"op": op, "shape": shape})
 
 
-def _bench_task(op: str, shape: str, peers: Mapping[str, list[str]]) -> Task:
+def _bench_task(op: str, shape: str, more: Mapping[str, Any], *peers: str, builtin: bool = False) -> Task:
+    """Ours alone, or beside the ``builtin`` peers, or those that are named."""
     task = _shape_task("bench", op, shape)
-    return replace(task, arguments={**task.arguments, "peers": peers.get(op, [])})
+    beside = ["torch"] * builtin + [peer.replace(":", ".") for peer in peers]
+    name = "-".join([task.name, *(f"beside-{peer}" for peer in beside)])
+    return Task("bench", name, {**task.arguments, "peers": list(peers), "builtin": builtin, **more})
 
 
 def _peers_by_op(peers: Sequence[str], ops: Sequence[str]) -> dict[str, list[str]]:
@@ -171,8 +198,9 @@ def _profiles(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[
     return list(dict.fromkeys(place for place in (*first, *rest) if not models or place[0] in models))
 
 
-def _profile_task(model: str, size: str, mode: str, variant: str) -> Task:
-    arguments = {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant]}
+def _profile_task(place: Sequence[str], more: Mapping[str, Any]) -> Task:
+    model, size, mode, variant = place
+    arguments = {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant], **more}
     return Task("profile", f"{model}-{size}-{mode}-{variant}", arguments)
 
 

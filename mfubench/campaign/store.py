@@ -11,12 +11,12 @@ from typing import Any
 
 from mfubench.errors import BadInput
 from mfubench.run import write_text
+from mfubench.worker import DONE, FAILED, PART
 
 from .plan import Task
 
 SCHEMA_VERSION = 1
 INDEX = "campaign.json"
-DONE, FAILED, ABSENT = "done", "failed", "not run"
 
 
 def code_hash() -> str:
@@ -81,12 +81,22 @@ class Store:
         return self.folder / task.stage / f"{task.name}.json"
 
     def is_done(self, task: Task) -> bool:
-        """Whether the task has a result that stands; one that failed or was cut off is tried again."""
-        found = self.read(task.stage, task.name)
+        """Whether this very task has a result that stands; one that failed or was cut off is tried again."""
+        found = self._of(task)
         return found is not None and found["status"] == DONE
 
+    def _of(self, task: Task) -> dict[str, Any] | None:
+        """The result of a task with these arguments; with others it would be another result."""
+        found = self.read(task.stage, task.name)
+        return (
+            found if found is not None and found["arguments"] == json.loads(json.dumps(dict(task.arguments))) else None
+        )
+
     def write(self, task: Task, status: str, reason: str | None, document: Any) -> None:
-        """Keep a task's result."""
+        """Keep a task's result; a failure takes nothing away from what an earlier try has in part."""
+        before = self._of(task)
+        if status == FAILED and before is not None and before["status"] == PART:
+            status, document = PART, before["document"]
         place = self.place(task)
         place.parent.mkdir(parents=True, exist_ok=True)
         result = {"task": task.id, "arguments": dict(task.arguments), "status": status, "reason": reason}
@@ -100,9 +110,9 @@ class Store:
             return None
         return found
 
-    def done(self, stage: str) -> list[Any]:
-        """The documents of a stage's tasks that are done."""
-        return [found["document"] for found in self.results(stage) if found["status"] == DONE]
+    def documents(self, stage: str) -> list[Any]:
+        """The documents of a stage's tasks that are done, in part, too."""
+        return [found["document"] for found in self.results(stage) if found["status"] in (DONE, PART)]
 
     def results(self, stage: str) -> list[dict[str, Any]]:
         """Every result of a stage, by name."""

@@ -1,42 +1,45 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mfubench.worker import DONE, NotHere, Watch
+
 from .plan import KERNELS, TOGETHER
-from .store import DONE, Store
+from .store import Store
 
 TIMED = "bf16"  # the dtype of benches and profiles on a GPU
 BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
 
 
-class NotHere(Exception):
-    """Why a task cannot be run on this device; it is no failure."""
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where a task runs, who waits for it, and which parts of it are left out, and why."""
+
+    device: torch.device
+    store: Store
+    watch: Watch
+    without: Mapping[str, str]
 
 
-class Again(Exception):
-    """The task is to be run again, in another process, with these arguments."""
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        super().__init__("run again with other arguments")
-        self.arguments = dict(arguments)
-
-
-def run_task(stage: str, arguments: Mapping[str, Any], device: str, folder: Path) -> Any:
+def run_task(
+    watch: Watch, *, stage: str, arguments: Mapping[str, Any], device: str, folder: Path, without: Mapping[str, str]
+) -> Any:
     """Run one task on ``device``; ``folder`` is the campaign's.
 
     Raises:
         NotHere: the task needs another device, or a kernel that is right.
-        Again: the task was cut short by a part of it that can be left out.
+        PartBroke: a part of it made this process unfit for more.
     """
-    _adopt_tuned(Store(folder))
+    here = Here(torch.device(device), Store(folder), watch, without)
+    _adopt_tuned(here.store)
     with _one_thread() if stage in TOGETHER else nullcontext():
-        return _BY_STAGE[stage](dict(arguments), torch.device(device), folder)
+        return _BY_STAGE[stage](dict(arguments), here)
 
 
 @contextmanager
@@ -52,86 +55,109 @@ def _one_thread() -> Iterator[None]:
 
 def _adopt_tuned(store: Store) -> None:
     """Let what this campaign has tuned hold in this process, which may be younger."""
-    from mfu_kernels.lock import adopt, merged
+    from mfu_kernels.lock import adopt
 
-    known = merged()
-    adopt([entry for result in store.done("tune") for entry in result["entries"] if entry not in known])
+    adopt([entry for document in store.documents("tune") for entry in document["entries"]])
 
 
-def _calibration(_arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
+def _calibration(_arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.measure.calibrate import load_or_calibrate
     from mfubench.measure.environment import environment
 
-    dtypes = (TIMED,) if device.type == "cuda" else ("fp32",)  # what the tasks run in
-    found = {dtype: asdict(load_or_calibrate(device, dtype, refresh=True)) for dtype in dtypes}
-    return {"environment": environment(device), "by_dtype": found}
+    dtypes = (TIMED,) if here.device.type == "cuda" else ("fp32",)  # what the tasks run in
+    found = {dtype: asdict(load_or_calibrate(here.device, dtype, refresh=True)) for dtype in dtypes}
+    return {"environment": environment(here.device), "by_dtype": found}
 
 
-def _contract(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
+def _contract(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.kernels.catalog import examples_of
     from mfubench.kernels.check import check_op, document
 
-    part = arguments["part"], arguments["parts"]
-    return document([check_op(examples_of(arguments["op"]), device, part=part)], device, full=False)
+    examples, part = examples_of(arguments["op"]), (arguments["part"], arguments["parts"])
+    found = check_op(examples, here.device, part=part, without=here.without, watch=here.watch)
+    return document([found], here.device, full=False)
 
 
-def _compile(arguments: dict[str, Any], device: torch.device, _folder: Path) -> Any:
+def _compile(arguments: dict[str, Any], here: Here) -> Any:
     """Every config of a shape's kernels that are to be tuned, so that tuning finds them in Triton's cache."""
     from mfubench.kernels.catalog import examples_of
     from mfubench.kernels.tune import device_target, launched_kernels, not_locked
 
-    wanted = not_locked(torch.cuda.get_device_name(device))
-    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(device), wanted)
+    wanted = not_locked(torch.cuda.get_device_name(here.device))
+    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(here.device), wanted)
     return {launched.kernel: len(launched.configs) for launched in found}
 
 
-def _tune(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
+def _tune(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.kernels.catalog import examples_of
     from mfubench.kernels.tune import tune_op
 
-    _require_right(Store(folder), arguments["op"])
-    return {"entries": tune_op(examples_of(arguments["op"]), device, shapes=[arguments["shape"]], again=False)}
+    op, shape = arguments["op"], arguments["shape"]
+    _require_right(here.store, op)
+    tried = [item["document"] for item in here.store.results("tune") if item["arguments"] == arguments]
+    before = [entry for document in tried if document for entry in document["entries"]]  # what stands of an earlier try
+
+    def keep(won: Sequence[Mapping[str, Any]]) -> None:
+        here.watch.so_far({"entries": [*before, *won]})
+
+    won = tune_op(
+        examples_of(op),
+        here.device,
+        shapes=[shape],
+        again=False,
+        other_forms=op in proved(here.store, any_config=True),
+        without=here.without,
+        watch=replace(here.watch, so_far=keep),
+    )
+    return {"entries": [*before, *won]}
 
 
-def _bench(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
-    if device.type != "cuda":
+def _bench(arguments: dict[str, Any], here: Here) -> Any:
+    if here.device.type != "cuda":
         raise NotHere("kernels are timed on a GPU only")
-    op, without = arguments["op"], arguments.get("without", {})
-    _require_right(Store(folder), op)
-    from mfubench.kernels.bench import PeerBroke, bench_op, document
+    op = arguments["op"]
+    _require_right(here.store, op)
+    from mfubench.kernels.bench import BenchRow, bench_op, document, left_out
     from mfubench.kernels.catalog import examples_of
+    from mfubench.kernels.peers import peers_of
     from mfubench.measure.environment import device_uuid
     from mfubench.measure.nvml import NvmlSampler
 
-    with NvmlSampler(device_uuid(device)) as sampler:
-        try:
-            rows = bench_op(
-                op,
-                examples_of(op),
-                device,
-                shapes=[arguments["shape"]],
-                peers=arguments["peers"],
-                without=without,
-                rounds=BENCH_ROUNDS,
-                checked=True,
-            )
-        except PeerBroke as broke:
-            raise Again({**arguments, "without": {**without, broke.peer: broke.reason}}) from broke
-    return {**document(rows, device), "nvml": sampler.summary()}
+    examples = examples_of(op)
+    peers = left_out(peers_of(op, examples, arguments["peers"], builtin=arguments["builtin"]), here.without)
+    with NvmlSampler(device_uuid(here.device)) as sampler:
+
+        def keep(rows: Sequence[BenchRow]) -> None:
+            here.watch.so_far({**document(rows, here.device), "nvml": {}})  # whose window is open still
+
+        rows = bench_op(
+            op,
+            examples,
+            here.device,
+            shapes=[arguments["shape"]],
+            peers=peers,
+            rounds=BENCH_ROUNDS,
+            watch=replace(here.watch, so_far=keep),
+        )
+    return {**document(rows, here.device), "nvml": sampler.summary()}
 
 
 def _require_right(store: Store, op: str) -> None:
-    """Raise NotHere unless this campaign's whole contract of the op is a clean pass."""
+    """Raise NotHere unless this campaign's whole contract of the op is a clean pass with what a launch takes."""
     if op not in proved(store):
         raise NotHere("its contract has not passed in this campaign, and a wrong kernel is never timed")
 
 
-def proved(store: Store) -> list[str]:
-    """The ops whose whole contract is done, without a failed case of the dtype that is timed, by name."""
+def proved(store: Store, *, any_config: bool = False) -> list[str]:
+    """The ops whose whole contract is done, without a failed case of the dtype that is timed, by name.
+
+    A case that fails with ``any_config`` counts, too; else those alone that fail with the config that a launch takes.
+    """
     passed: dict[str, int] = {}
     for item in store.results("contract"):
         failures = [case for op in item["document"]["ops"] for case in op["failures"]] if item["status"] == DONE else []
-        done = item["status"] == DONE and not any(failure["case"]["dtype"] == TIMED for failure in failures)
+        cases = [failure["case"] for failure in failures if failure["case"]["dtype"] == TIMED]
+        done = item["status"] == DONE and not any(any_config or case["config"] is None for case in cases)
         op, parts = item["arguments"]["op"], item["arguments"]["parts"]
         passed[op] = passed.get(op, parts) - done
     return [op for op, missing in passed.items() if not missing]
@@ -140,7 +166,7 @@ def proved(store: Store) -> list[str]:
 _SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a profile's task may say of its spec
 
 
-def _profile(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
+def _profile(arguments: dict[str, Any], here: Here) -> Any:
     import json
 
     from mfubench.profiling import profile
@@ -148,8 +174,8 @@ def _profile(arguments: dict[str, Any], device: torch.device, folder: Path) -> A
 
     chosen = {key: arguments[key] for key in _SPECIFIED if key in arguments}
     if chosen["impl"] == KERNELS:
-        chosen["impl"] = _kernels(Store(folder))
-    return json.loads(profile(WorkloadSpec(**chosen, device=device.type)).to_json())
+        chosen["impl"] = _kernels(here.store)
+    return json.loads(profile(WorkloadSpec(**chosen, device=here.device.type)).to_json())
 
 
 def _kernels(store: Store) -> str:
@@ -160,7 +186,7 @@ def _kernels(store: Store) -> str:
     return ",".join(["reference", *(f"{op}=triton" for op in ops)])
 
 
-def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
+def _road(arguments: dict[str, Any], here: Here) -> Any:
     """The ablation of Kunlun; its own folder keeps each step, so that one that is cut off goes on."""
     import json
 
@@ -169,15 +195,15 @@ def _road(arguments: dict[str, Any], device: torch.device, folder: Path) -> Any:
     from mfubench.report.ablation import ablation_page
     from mfubench.workload.spec import WorkloadSpec
 
-    place = folder / "road" / f"kunlun-{arguments['size']}"
-    ladder = Ladder(WorkloadSpec("kunlun", size=arguments["size"], device=device.type), place)
+    place = here.store.folder / "road" / f"kunlun-{arguments['size']}"
+    ladder = Ladder(WorkloadSpec("kunlun", size=arguments["size"], device=here.device.type), place)
     ladder.climb()
     found = ladder.ablation()
     write_page(ablation_page(found), place)
     return json.loads(found.to_json())
 
 
-_BY_STAGE: Mapping[str, Callable[[dict[str, Any], torch.device, Path], Any]] = {
+_BY_STAGE: Mapping[str, Callable[[dict[str, Any], Here], Any]] = {
     "calibration": _calibration,
     "contract": _contract,
     "compile": _compile,

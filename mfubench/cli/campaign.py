@@ -20,7 +20,13 @@ MOST_WORKERS = 16  # each has a context on the GPU, of half a gigabyte
 def campaign(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that keeps every result as it comes.")],
     budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
-    task_limit: Annotated[str, typer.Option(metavar="TIME", help="How long one task may take.")] = "5m",
+    task_limit: Annotated[
+        str,
+        typer.Option(metavar="TIME", help="How long one task may take; on a GPU a share of the budget, too."),
+    ] = "5m",
+    peer_limit: Annotated[
+        str, typer.Option(metavar="TIME", help="A peer, or a config to tune, that takes longer is left out and named.")
+    ] = "30s",
     stage: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,8 +69,9 @@ def campaign(
 
     mfubench campaign --out out/campaign --table README.md
     """
-    limits = {name: seconds(name, given) for name, given in (("--budget", budget), ("--task-limit", task_limit))}
-    from mfubench.campaign.plan import plan
+    given = {"--budget": budget, "--task-limit": task_limit, "--peer-limit": peer_limit}
+    times = [seconds(name, text) for name, text in given.items()]
+    from mfubench.campaign.plan import SHARES, plan
     from mfubench.campaign.store import Store
 
     store = Store(out)
@@ -77,7 +84,7 @@ def campaign(
     writable_folder(out)
     import torch
 
-    from mfubench.campaign.runner import run_campaign
+    from mfubench.campaign.runner import Limits, run_campaign
     from mfubench.measure.environment import environment
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +94,7 @@ def campaign(
         with stages(quiet=quiet, verbose=verbose) as progress:
             outcome = run_campaign(
                 tasks, store, device,
-                budget_s=limits["--budget"], task_limit_s=limits["--task-limit"], progress=progress,
+                limits=Limits(*times, shares=SHARES if device == "cuda" else {}), progress=progress,
                 side_by_side=min(os.cpu_count() or 1, MOST_WORKERS),
             )  # fmt: skip
     finally:
@@ -108,7 +115,7 @@ def _write(store: "Store") -> None:
     from mfubench.report.campaign import campaign_page
 
     write_page(campaign_page(store.index(), _results(store)), store.folder)
-    tuned = [entry for found in store.done("tune") for entry in found["entries"]]
+    tuned = [entry for found in store.documents("tune") for entry in found["entries"]]
     if tuned:
         from mfubench.kernels.tune import write_lock
 

@@ -10,7 +10,7 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Quiet, Verbose, writable_folder
+from .options import Debug, Json, Quiet, Verbose, seconds, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -139,6 +139,9 @@ def bench(
     without: Annotated[
         list[str] | None, typer.Option(metavar="PEER", help="A peer to leave out, by its name; may be given again.")
     ] = None,
+    peer_limit: Annotated[
+        str, typer.Option(metavar="TIME", help="A peer, or a config to tune, that takes longer is left out and named.")
+    ] = "60s",
     rounds: Annotated[int, typer.Option(help="Samples of each implementation, in turns.")] = 20,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find each kernel's best config; --out DIR keeps them in lock.json.")
@@ -153,6 +156,8 @@ def bench(
 ) -> None:
     """Time kernels beside their peers in one run on a GPU: TFLOP/s, GB/s and share of the floor.
 
+    It runs in a process of its own: a peer that hangs or ends it is left out, and the others are timed.
+
     Examples:
 
     mfubench kernels bench gdpa --shape X1024 --out out/gdpa
@@ -161,12 +166,14 @@ def bench(
     """
     if rounds < 2:
         raise BadInput(f"--rounds {rounds}; allowed: 2 or more, or there is no interval")
+    peer_limit_s = seconds("--peer-limit", peer_limit)
     if _device("auto") != "cuda":
         raise BadInput("kernels are timed on a GPU only; here is none; `mfubench kernels check` and `static` need none")
     writable_folder(out)
     import torch
 
-    from mfubench.kernels.bench import bench_all, document
+    from mfubench.kernels.apart import bench_all
+    from mfubench.kernels.bench import document
     from mfubench.kernels.catalog import ops_with_kernels
     from mfubench.kernels.tune import write_lock
     from mfubench.report.kernels import bench_page, write_bench
@@ -176,7 +183,7 @@ def bench(
         rows, won = bench_all(
             ops_with_kernels(ops or []), device, shapes=shape or [], peers=peer or [],
             without=dict.fromkeys(without or [], "left out"), rounds=rounds, tune=tune,
-            progress=progress,
+            peer_limit_s=peer_limit_s, progress=progress,
         )  # fmt: skip
     told = document(rows, device)
     if out is not None:

@@ -6,9 +6,8 @@ so do the public figures that these are compared with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,23 @@ from torch import Tensor
 from mfu_kernels import OPS
 from mfu_kernels.cost import OpCost, observing
 from mfu_kernels.examples import Draw, Examples, Inputs
-from mfubench.errors import BadInput, MfubenchError
+from mfubench.errors import BadInput
 from mfubench.measure.calibrate import Calibration, load_or_calibrate
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.measure.timing import wait_for
+from mfubench.worker import UNWATCHED, PartBroke, Watch
 
-from .catalog import examples_of
-from .check import check_op
+from .budget import DISAGREES, difference
 from .machine_code import toolchain
-from .peers import CannotRun, Peer, peers_of
+from .peers import CannotRun, Peer
 from .timing import Call, time_in_turns
-from .tune import tune_op
 
 OURS = "mfubench"
 ATTENTION_BACKWARD = 2.5
-DISAGREES = 0.05  # rms difference from ours, as a share, above which a peer does something else
 DIRECTIONS = ("forward", "backward")
 ROUNDS = 20
+NOT_REACHED = "not reached"  # a peer, when what stands so far is all that there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,76 +58,70 @@ class BenchRow:
     reason: str | None = None
 
 
-class PeerBroke(MfubenchError):
-    """A peer ruined this process's CUDA context: nothing can be timed here any more, but elsewhere without it."""
-
-    def __init__(self, peer: str, reason: str) -> None:
-        super().__init__(f"peer {peer!r} broke the device's context: {reason}; time the kernels --without {peer!r}")
-        self.peer, self.reason = peer, reason
-
-
 def bench_op(
     op: str,
     examples: Examples,
     device: torch.device,
     *,
     shapes: Sequence[str] = (),
-    peers: Sequence[str] = (),
-    without: Mapping[str, str] = MappingProxyType({}),
+    peers: Sequence[Peer] = (),
     rounds: int = ROUNDS,
-    checked: bool = False,
     progress: Callable[[str, float], None] = lambda stage, done: None,
+    watch: Watch = UNWATCHED,
 ) -> list[BenchRow]:
-    """Time ``op`` and its peers in bf16 on the named ``shapes``, all of them by default.
+    """Time ``op`` and ``peers`` in bf16 on the named ``shapes``, all of them by default.
 
-    A kernel that fails its numeric contract is not timed: it is checked first, unless ``checked`` says that it was. A
-    peer that cannot run, or runs out of memory, is listed with the reason; those of ``without`` are not tried, and
-    listed with the reason that it has for them.
+    Ours first, by itself: that stands while the peers, which may hang, are built and all are timed in turns. A peer
+    that cannot run, or runs out of memory, is listed with the reason. That ours is right was proved before.
 
     Raises:
         BadInput: no GPU, or an unknown shape.
-        PeerBroke: a peer made a fault after which this process can use the GPU no more.
+        PartBroke: a peer made a fault after which this process can use the GPU no more.
     """
     if device.type != "cuda":
         raise BadInput("kernels are timed on a GPU only; here is none; `mfubench kernels check` and `static` need none")
-    wanted = _named(op, examples, shapes)
-    progress(f"{op}: checking its numbers first", 0.0)
-    failed = [] if checked else check_op(examples, device).failed
-    if failed:
-        why = f"{len(failed)} cases fail the numeric contract; see `mfubench kernels check {op}`"
-        return [BenchRow(op, shape, way, OURS, True, reason=why) for shape in wanted for way in DIRECTIONS]
+    wanted = named_shapes(op, examples, shapes)
     calibration = load_or_calibrate(device, "bf16")
     rows: list[BenchRow] = []
     for index, shape in enumerate(wanted):
         progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
         torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
-        rows += _bench_shape(op, shape, examples, device, calibration, _offered(op, examples, peers, without), rounds)
+        rows += _bench_shape(op, shape, examples, device, calibration, peers, rounds, watch)
         torch.cuda.empty_cache()
     return rows
 
 
-def _ours(examples: Examples) -> Peer:
-    return Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
+def not_timed(op: str, shape: str, reason: str) -> list[BenchRow]:
+    """Rows that say why there is no time of ours."""
+    return [BenchRow(op, shape, direction, OURS, True, reason=reason) for direction in DIRECTIONS]
 
 
-def _offered(op: str, examples: Examples, peers: Sequence[str], without: Mapping[str, str]) -> list[Peer]:
-    return [
-        _left_out(peer, without[peer.name]) if peer.name in without else peer for peer in peers_of(op, examples, peers)
-    ]
+def named_shapes(op: str, examples: Examples, shapes: Sequence[str]) -> list[str]:
+    """``shapes``, or all that there are.
 
-
-def _left_out(peer: Peer, reason: str) -> Peer:
-    def refuse(_inputs: Inputs) -> Callable[..., Tensor]:
-        raise CannotRun(reason)
-
-    return replace(peer, make=refuse)
-
-
-def _named(op: str, examples: Examples, shapes: Sequence[str]) -> list[str]:
+    Raises:
+        BadInput: the op has none of that name.
+    """
     for shape in shapes:
         if shape not in examples.shapes:
             raise BadInput(f"{op} has no shape {shape!r}; it has: {', '.join(examples.shapes)}")
     return list(shapes or examples.shapes)
+
+
+def left_out(peers: Sequence[Peer], without: Mapping[str, str]) -> list[Peer]:
+    """``peers``; those of ``without`` are not tried, and listed with the reason that it has for them."""
+
+    def refusal(reason: str) -> Callable[[Inputs], Callable[..., Tensor]]:
+        def refuse(_inputs: Inputs) -> Callable[..., Tensor]:
+            raise CannotRun(reason)
+
+        return refuse
+
+    return [replace(peer, make=refusal(without[peer.name])) if peer.name in without else peer for peer in peers]
+
+
+def _ours(examples: Examples) -> Peer:
+    return Peer(OURS, lambda given: lambda **tensors: examples.function(**tensors, **given.others, impl="triton"))
 
 
 def _bench_shape(
@@ -140,27 +132,54 @@ def _bench_shape(
     calibration: Calibration,
     peers: Sequence[Peer],
     rounds: int,
+    watch: Watch,
 ) -> list[BenchRow]:
+    same = {peer.name: peer.same_math for peer in (_ours(examples), *peers)}
+
+    def rows_of(timed: Mapping[str, Mapping[str, list[float]]]) -> list[BenchRow]:
+        return [
+            _row(op, shape, way, name, same[name], samples, timed[way][OURS], _work(op, cost, way), calibration)
+            for way in DIRECTIONS
+            for name, samples in timed[way].items()
+        ]
+
+    def missing(absent: Sequence[tuple[str, str, str]]) -> list[BenchRow]:
+        return [BenchRow(op, shape, way, name, same[name], reason=why) for name, way, why in absent]
+
+    def without_peers(reason: str) -> list[BenchRow]:
+        return alone + missing([(peer.name, way, reason) for peer in peers for way in DIRECTIONS])
+
     try:
         inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
-        ours = _ours(examples)
         with retained_graphs():
-            built, absent = _build([ours, *peers], inputs)
+            built = _built(_ours(examples), inputs)
             cost = _cost_of(lambda: examples.function(**built.leaves, **inputs.others, impl="triton"))
-            timed = {
-                "forward": time_in_turns(built.forward, rounds=rounds),
-                "backward": time_in_turns(built.backward, rounds=rounds),
-            }
+            alone = rows_of(_timed(built, rounds, watch))
     except torch.OutOfMemoryError as error:
-        return [BenchRow(op, shape, way, OURS, True, reason=f"out of memory: {error}") for way in DIRECTIONS]
-    same = {peer.name: peer.same_math for peer in (ours, *peers)}
-    rows = [
-        _row(op, shape, way, name, same[name], samples, timed[way][OURS], _work(op, cost, way), calibration)
-        for way in DIRECTIONS
-        for name, samples in timed[way].items()
-    ]
-    missing = [BenchRow(op, shape, way, name, same[name], reason=why) for name, way, why in absent]
-    return rows + missing
+        return not_timed(op, shape, f"out of memory: {error}")
+    if not peers:
+        return alone
+    watch.so_far(without_peers(NOT_REACHED))
+    try:
+        with retained_graphs():
+            for peer in peers:
+                with watch.part(peer.name):
+                    _add(built, peer, inputs)
+            return rows_of(_timed(built, rounds, watch)) + missing(built.absent)
+    except torch.OutOfMemoryError:
+        return without_peers("out of memory beside ours")
+
+
+def _timed(built: "Built", rounds: int, watch: Watch) -> dict[str, dict[str, list[float]]]:
+    """Samples by direction and implementation; every peer is a part, ours is not: nothing goes without it."""
+
+    def part(name: str) -> AbstractContextManager[None]:
+        return nullcontext() if name == OURS else watch.part(name)
+
+    return {
+        way: time_in_turns(calls, rounds=rounds, part=part)
+        for way, calls in zip(DIRECTIONS, (built.forward, built.backward), strict=True)
+    }
 
 
 @contextmanager
@@ -174,55 +193,58 @@ def retained_graphs() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Built:
-    """Calls to time, by implementation."""
+    """Calls to time, by implementation; what ours gives, and of those that are not timed name, direction and reason."""
 
     leaves: dict[str, Tensor]
-    forward: dict[str, Call] = field(default_factory=dict)
-    backward: dict[str, Call] = field(default_factory=dict)
+    expected: Tensor
+    forward: dict[str, Call]
+    backward: dict[str, Call]
+    absent: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def _build(peers: Sequence[Peer], inputs: Inputs) -> tuple[Built, list[tuple[str, str, str]]]:
-    """Forward and backward calls of each implementation that runs and agrees; of the others name, direction, reason."""
+def _built(ours: Peer, inputs: Inputs) -> Built:
+    """Of ours alone, which runs, or there is nothing to compare with."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
-    built, absent = Built(leaves), list[tuple[str, str, str]]()
-    expected: Tensor | None = None
-    for peer in peers:
-        try:
-            call = peer.make(inputs)
-            out = call(**leaves)
-            wait_for(out.device)  # a fault of a kernel shows when it is waited for
-        except Exception as error:
-            if expected is None:
-                raise
-            _check_context(peer, error, inputs)
-            absent += [(peer.name, direction, _reason(error)) for direction in DIRECTIONS]
-            continue
-        expected = out.detach() if expected is None else expected
-        if peer.same_math and _difference(out.detach(), expected) > DISAGREES:
-            why = f"its output differs from ours by more than {DISAGREES:.0%}"
-            absent += [(peer.name, direction, why) for direction in DIRECTIONS]
-            continue
-        built.forward[peer.name] = _forward(call, leaves)
-        backward = _backward(out, list(leaves.values()), torch.randn_like(out))
-        try:
-            backward()
-            wait_for(out.device)
-        except Exception as error:  # a peer that has no backward that runs here
-            if peer is peers[0]:
-                raise
-            _check_context(peer, error, inputs)
-            absent.append((peer.name, "backward", _reason(error)))
-            continue
-        built.backward[peer.name] = backward
-    return built, absent
+    call = ours.make(inputs)
+    out = call(**leaves)
+    backward = _backward(out, list(leaves.values()), torch.randn_like(out))
+    backward()
+    wait_for(out.device)  # a fault of a kernel shows when it is waited for
+    return Built(leaves, out.detach(), {ours.name: _forward(call, leaves)}, {ours.name: backward})
+
+
+def _add(built: Built, peer: Peer, inputs: Inputs) -> None:
+    """Forward and backward calls of a peer that runs and agrees, or why there are none."""
+    try:
+        call = peer.make(inputs)
+        out = call(**built.leaves)
+        wait_for(out.device)
+    except Exception as error:
+        _check_context(peer, error, inputs)
+        built.absent += [(peer.name, direction, _reason(error)) for direction in DIRECTIONS]
+        return
+    if peer.same_math and difference(out.detach(), built.expected) > DISAGREES:
+        why = f"its output differs from ours by more than {DISAGREES:.0%}"
+        built.absent += [(peer.name, direction, why) for direction in DIRECTIONS]
+        return
+    built.forward[peer.name] = _forward(call, built.leaves)
+    backward = _backward(out, list(built.leaves.values()), torch.randn_like(out))
+    try:
+        backward()
+        wait_for(out.device)
+    except Exception as error:  # a peer that has no backward that runs here
+        _check_context(peer, error, inputs)
+        built.absent.append((peer.name, "backward", _reason(error)))
+        return
+    built.backward[peer.name] = backward
 
 
 def _check_context(peer: Peer, error: Exception, inputs: Inputs) -> None:
-    """Raise PeerBroke where ``error`` has left a context in which nothing runs."""
+    """Raise PartBroke where ``error`` has left a context in which nothing runs."""
     try:
         wait_for(next(iter(inputs.tensors.values())).device)
     except RuntimeError:
-        raise PeerBroke(peer.name, _reason(error)) from error
+        raise PartBroke(peer.name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -268,12 +290,6 @@ def _backward(out: Tensor, leaves: list[Tensor], weights: Tensor) -> Call:
     return lambda: torch.autograd.grad(out, leaves, weights, retain_graph=True, allow_unused=True)
 
 
-def _difference(out: Tensor, expected: Tensor) -> float:
-    if out.shape != expected.shape:
-        return float("inf")
-    return float((out.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30))
-
-
 def _work(op: str, cost: OpCost, direction: str) -> tuple[float, float]:
     """FLOPs and least bytes."""
     if direction == "forward":
@@ -306,30 +322,6 @@ def _row(
         times_ours=None if name == OURS else median_ci(np.asarray(samples) / np.asarray(ours)),
         samples_ms=list(samples),
     )  # fmt: skip
-
-
-def bench_all(
-    ops: Sequence[str],
-    device: torch.device,
-    *,
-    shapes: Sequence[str],
-    peers: Sequence[str],
-    without: Mapping[str, str],
-    rounds: int,
-    tune: bool,
-    progress: Callable[[str, float], None] = lambda stage, done: None,
-) -> tuple[list[BenchRow], list[dict[str, Any]]]:
-    """Rows of every op in ``ops``, and the lock's entries that ``tune`` found."""
-    rows: list[BenchRow] = []
-    won: list[dict[str, Any]] = []
-    for op in ops:
-        examples = examples_of(op)
-        if tune:
-            won += tune_op(examples, device, shapes=_named(op, examples, shapes), progress=progress)
-        rows += bench_op(
-            op, examples, device, shapes=shapes, peers=peers, without=without, rounds=rounds, progress=progress
-        )
-    return rows, won
 
 
 def document(rows: Sequence[BenchRow], device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mfu_kernels.examples import Examples, Inputs
 
 FACTORS = {"forward": 2.0, "backward": 3.0}
 OUTPUT = "out"
+DISAGREES = 0.05  # rms difference from a result that was proved, as a share, above which something else was computed
 _MATMULS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 
 
@@ -101,6 +102,14 @@ def judge(kernel: Results, fair: Results, exact: Results) -> list[Verdict]:
         allowed = factor * max(_rms(fair[name].double() - expected), one_rounding)
         verdicts.append(Verdict(name, _rms(kernel[name].double().cpu() - expected), allowed))
     return verdicts
+
+
+def difference(out: Tensor, expected: Tensor) -> float:
+    """Their rms difference as a share of ``expected``; infinite where it is none."""
+    if out.shape != expected.shape:
+        return math.inf
+    share = float((out.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30))
+    return share if math.isfinite(share) else math.inf
 
 
 def pooled(draws: Sequence[Sequence[Verdict]]) -> list[Verdict]:

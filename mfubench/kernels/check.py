@@ -7,6 +7,7 @@ fp32; what a machine cannot prove is said to be not proved.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from mfu_kernels.errors import InvalidArgument
 from mfu_kernels.examples import Draw, Examples, Inputs
 from mfu_kernels.modes import forced_config, nth_config
 from mfubench.measure.environment import environment
+from mfubench.measure.timing import wait_for
+from mfubench.worker import UNWATCHED, PartBroke, Watch
 
 from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth
 from .machine_code import toolchain
@@ -139,21 +142,46 @@ def check_op(
     *,
     full: bool = False,
     part: tuple[int, int] = (0, 1),
+    without: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[str, float], None] = lambda stage, done: None,
+    watch: Watch = UNWATCHED,
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
 
-    ``part``: only the first of so many parts of the cases, counted from 0.
+    A case that fails with a config of its own is checked once more with what a launch would take: that shows whether it
+    is the config's fault. ``part``: only the first of so many parts of the cases, counted from 0. ``without``: cases
+    that are not run, and what befell them.
+
+    Raises:
+        PartBroke: a case made a fault after which this process can use the GPU no more.
     """
     name, (index, parts) = examples.function.__name__, part
     found = OpResult(name)
     cases = cases_of(examples, device, full=full)[index::parts]
     for index, case in enumerate(cases):
         progress(f"{name}: case {index + 1} of {len(cases)}", index / len(cases))
-        found.cases.append(check_case(examples, case, device))
+        found.cases.append(_watched_case(examples, case, device, without, watch))
+        if not found.cases[-1].passed and case[CONFIG] is not None:
+            found.cases.append(_watched_case(examples, {**case, CONFIG: None}, device, without, watch))
     if device.type == "cpu":
         found.not_proved = ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]
     return found
+
+
+def _watched_case(
+    examples: Examples, case: Mapping[str, Any], device: torch.device, without: Mapping[str, str], watch: Watch
+) -> CaseResult:
+    name = ", ".join(f"{factor}={value}" for factor, value in case.items())
+    if name in without:
+        return CaseResult(case, (), [without[name]])
+    with watch.part(name):
+        result = check_case(examples, case, device)
+        if result.faults:
+            try:
+                wait_for(device)
+            except RuntimeError as error:
+                raise PartBroke(name, result.faults[0]) from error
+    return result
 
 
 def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> dict[str, Any]:

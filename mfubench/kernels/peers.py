@@ -32,15 +32,19 @@ class CannotRun(Exception):
     """Why a peer does not take these inputs; it is listed as absent with this reason."""
 
 
-def peers_of(op: str, examples: Examples, named: Sequence[str]) -> list[Peer]:
-    """The peers of an op, the compiled reference first; each of ``named`` is one more, ``package.module:function``."""
-    peers = [Peer("torch.compile(reference)", lambda inputs: _compiled_reference(examples, inputs))]
-    peers += PEERS_BY_OP.get(op, [])
-    return peers + [named_peer(target) for target in named]
+def peers_of(op: str, examples: Examples, named: Sequence[str] = (), *, builtin: bool = True) -> list[Peer]:
+    """The ``builtin`` peers of an op, the compiled reference first, and each of ``named``, as `named_peer` finds it.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    compiled = Peer("torch.compile(reference)", lambda inputs: _compiled_reference(examples, inputs))
+    own = [compiled, *PEERS_BY_OP.get(op, [])] if builtin else []
+    return own + [named_peer(target) for target in named]
 
 
 def named_peer(target: str) -> Peer:
-    """A function that takes the op's arguments by name.
+    """A function that takes the op's arguments by name: ``package.module:function``.
 
     Raises:
         BadInput: there is none of that name.

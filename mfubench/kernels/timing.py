@@ -1,10 +1,12 @@
 """Time several calls against each other on a GPU: in turns, so that what drifts, drifts for all."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 
 from mfubench.measure.timing import time_in_turn, time_steps
+from mfubench.worker import UNWATCHED
 
 SAMPLE_MS = 4.0  # one sample is as many calls as fill this, so that an event's resolution does not show
 WARMUP_CALLS = 3
@@ -13,10 +15,18 @@ MAX_CALLS = 50
 Call = Callable[[], object]
 
 
-def time_in_turns(calls: Mapping[str, Call], *, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of one call, ``rounds`` samples of each."""
+def time_in_turns(
+    calls: Mapping[str, Call],
+    *,
+    rounds: int,
+    part: Callable[[str], AbstractContextManager[None]] = UNWATCHED.part,
+) -> dict[str, list[float]]:
+    """Milliseconds of one call, ``rounds`` samples of each; warming one up runs inside ``part`` of its name."""
     device = torch.device("cuda")
-    repeats = [_calls_a_sample(call, device) for call in calls.values()]
+    repeats = []
+    for name, call in calls.items():
+        with part(name):
+            repeats.append(_calls_a_sample(call, device))
     steps = [_repeated(call, times) for call, times in zip(calls.values(), repeats, strict=True)]
     samples = time_in_turn(steps, device=device, num_rounds=rounds, warmup=0)
     return {

@@ -1,7 +1,8 @@
 """Find a kernel's best config by trying its space, and write down what won, where and how fast.
 
-Configs that do not compile, do not fit or spill are left out before anything is timed. Each kernel is varied alone,
-inside the op's forward or backward that launches it, in turns with the others.
+Configs that do not compile, do not fit or spill are left out before anything is run, and those that do not compute what
+a proved one does before anything is timed. Each kernel is varied alone, inside the op's forward or backward that
+launches it, in turns with the others.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ import torch
 from mfu_kernels.examples import Draw, Examples
 from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_config, with_entries
 from mfu_kernels.modes import Compiled, MetaParameters, compile_ahead, forced_config
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.environment import now
+from mfubench.measure.timing import wait_for
 from mfubench.run import write_text
+from mfubench.worker import UNWATCHED, PartBroke, Watch
 
+from .budget import DISAGREES, difference
+from .check import poisoned_memory
 from .machine_code import spill_bytes, toolchain
 from .targets import TARGETS, Target
 from .timing import time_in_turns
@@ -34,12 +40,24 @@ Wanted = Callable[[str, MetaParameters], bool]
 
 @dataclass(slots=True)
 class Launched:
-    """One kernel at one key: the configs that may win, and in which direction it runs."""
+    """One kernel at one key: the configs that may win, in which direction it runs, and what is left out and why."""
 
     kernel: str
     key: Any
     direction: str
     configs: list[Any] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def part(self, config: Any) -> str:
+        """What this kernel with ``config`` is called."""
+        return f"{self.kernel} {_spelled(config)}"
+
+    @property
+    def default(self) -> Any:
+        """The config that a launch takes where none is locked."""
+        from mfu_kernels.launching import KERNELS
+
+        return KERNELS[self.kernel].space(self.key)[0]
 
 
 def device_target(device: torch.device) -> Target:
@@ -69,10 +87,11 @@ def launched_kernels(
         place = found.setdefault(
             (compiled.kernel, key_text(compiled.key)), Launched(compiled.kernel, compiled.key, direction)
         )
-        if isinstance(compiled.result, Exception) or compiled.result.metadata.shared > target.block_shared:
-            return
-        if not _spills(compiled.result, target):
+        why = _unfit(compiled.result, target)
+        if why is None:
             place.configs.append(compiled.config)
+        else:
+            place.left_out[_spelled(compiled.config)] = why
 
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
@@ -83,10 +102,27 @@ def launched_kernels(
     return list(found.values())
 
 
-def _spills(compiled: Any, target: Target) -> bool:
-    """Whether the code spills; the driver, which is asked first and sooner answers, counts arrays of a thread, too."""
-    assert compiled.run  # which loads the code
-    return bool(compiled.n_spills) and spill_bytes(compiled, target) > 0
+def _unfit(compiled: Any, target: Target) -> str | None:
+    """Why a compiled kernel is not run.
+
+    Of spills the driver is asked first, which answers sooner and counts arrays of a thread, too; then the assembler,
+    where there is code for it: a cache may keep binaries alone, and then running it must show.
+    """
+    if isinstance(compiled, Exception):
+        return _in_short(compiled)
+    if compiled.metadata.shared > target.block_shared:
+        return f"needs {compiled.metadata.shared} bytes of shared memory"
+    try:
+        assert compiled.run  # which loads the code
+    except Exception as error:  # such as more registers than there are
+        return _in_short(error)
+    if compiled.n_spills and "ptx" in compiled.asm and (spilled := spill_bytes(compiled, target)):
+        return f"spills {spilled} bytes"
+    return None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def not_locked(device_name: str) -> Wanted:
@@ -100,12 +136,20 @@ def tune_op(
     *,
     shapes: Sequence[str],
     again: bool = True,
+    other_forms: bool = True,
+    without: Mapping[str, str] = MappingProxyType({}),
     time: TimeInTurns = time_in_turns,
     progress: Callable[[str, float], None] = lambda stage, done: None,
+    watch: Watch = UNWATCHED,
 ) -> list[dict[str, Any]]:
     """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock.
 
     ``again``: also of kernels that have a locked config for this GPU, other than one that was just won.
+    ``other_forms``: also forms of a kernel other than its default's. ``without``: configs that are not run, by
+    `Launched.part`, and why.
+
+    Raises:
+        PartBroke: a config made a fault after which this process can use the GPU no more.
     """
     target, device_name = device_target(device), torch.cuda.get_device_name(device)
     won: list[dict[str, Any]] = []
@@ -117,40 +161,65 @@ def tune_op(
     for index, shape in enumerate(shapes):
         progress(f"tuning {examples.function.__name__} at {shape}", index / len(shapes))
         for launched in launched_kernels(examples, shape, target, wanted):
+            if not other_forms:
+                _leave_out_other_forms(launched)
             if launched.configs:
-                won.append(_tune_kernel(examples, shape, launched, device, device_name, time))
+                won.append(_tune_kernel(examples, shape, launched, device, device_name, time, without, watch))
                 adopt(won[-1:])
+                watch.so_far(list(won))
     return won
 
 
+def _leave_out_other_forms(launched: Launched) -> None:
+    from mfu_kernels.launching import KERNELS
+
+    form_of = KERNELS[launched.kernel].form_of
+    for config in list(launched.configs):
+        if form_of(config) != form_of(launched.default):
+            launched.configs.remove(config)
+            launched.left_out[_spelled(config)] = "the op's contract fails with some of its configs"
+
+
 def _tune_kernel(
-    examples: Examples, shape: str, launched: Launched, device: torch.device, device_name: str, time: TimeInTurns
+    examples: Examples,
+    shape: str,
+    launched: Launched,
+    device: torch.device,
+    device_name: str,
+    time: TimeInTurns,
+    without: Mapping[str, str] = MappingProxyType({}),
+    watch: Watch = UNWATCHED,
 ) -> dict[str, Any]:
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
-    def forward() -> torch.Tensor:
-        return examples.function(**leaves, **inputs.others, impl="triton")
+    def forward() -> Sequence[torch.Tensor]:
+        return [examples.function(**leaves, **inputs.others, impl="triton")]
 
-    out = forward()
+    (out,) = forward()
     weights = torch.randn_like(out)
 
-    def backward() -> object:
+    def backward() -> Sequence[torch.Tensor]:
         return torch.autograd.grad(out, list(leaves.values()), weights, retain_graph=True)
 
     run = forward if launched.direction == "forward" else backward
 
-    def with_config(config: Any) -> Callable[[], object]:
-        def call() -> object:
+    def with_config(config: Any) -> Callable[[], Sequence[torch.Tensor]]:
+        def call() -> Sequence[torch.Tensor]:
             with forced_config(lambda kernel, _: config if kernel == launched.kernel else None):
                 return run()
 
         return call
 
-    samples = time({str(at): with_config(config) for at, config in enumerate(launched.configs)}, rounds=ROUNDS)
-    ms = {at: median(values) for at, values in samples.items()}
-    best = min(ms, key=lambda at: ms[at])
-    config = launched.configs[int(best)]
+    calls = {launched.part(config): with_config(config) for config in launched.configs}
+    by_part = {launched.part(config): config for config in launched.configs}
+    wrong = _wrong(run, calls, without, device, watch)
+    right = {part: call for part, call in calls.items() if part not in wrong}
+    if not right:
+        raise ToolBroke(f"{launched.kernel} at {shape}: no config can be timed: {wrong}")
+    ms = {part: median(samples) for part, samples in time(right, rounds=ROUNDS, part=watch.part).items()}
+    best = min(ms, key=lambda part: ms[part])
+    config = by_part[best]
     return {
         "kernel": launched.kernel,
         "device": device_name,
@@ -159,12 +228,59 @@ def _tune_kernel(
         "shape": shape,
         "measured": f"the op's {launched.direction} with this kernel's config alone varied",
         "ms": ms[best],
-        "ms_of_default": ms["0"],
+        "ms_of_default": ms.get(launched.part(launched.default)),
         "configs_timed": len(ms),
-        "ms_by_config": {_spelled(launched.configs[int(at)]): ms[at] for at in ms},
+        "ms_by_config": {_spelled(by_part[part]): ms[part] for part in ms},
+        "left_out": {**launched.left_out, **{_spelled(by_part[part]): why for part, why in wrong.items()}},
         "date": now(),
         "toolchain": toolchain(),
     }
+
+
+def _wrong(
+    proved: Callable[[], Sequence[torch.Tensor]],
+    calls: Mapping[str, Callable[[], Sequence[torch.Tensor]]],
+    without: Mapping[str, str],
+    device: torch.device,
+    watch: Watch,
+) -> dict[str, str]:
+    """Which of ``calls`` does not compute what is ``proved``, or is among ``without``, and why.
+
+    Each runs twice, on memory full of NaN, and is waited for.
+    """
+    found: dict[str, str] = {}
+    with poisoned_memory():
+        expected = [tensor.detach() for tensor in proved()]
+        wait_for(device)
+        for part, call in calls.items():
+            if part in without:
+                found[part] = without[part]
+                continue
+            with watch.part(part):
+                why = _disagreement(part, call, expected, device)
+            if why is not None:
+                found[part] = why
+    return found
+
+
+def _disagreement(
+    part: str, call: Callable[[], Sequence[torch.Tensor]], expected: Sequence[torch.Tensor], device: torch.device
+) -> str | None:
+    try:
+        once, again = call(), call()
+        wait_for(device)
+    except Exception as error:
+        try:
+            wait_for(device)
+        except RuntimeError:
+            raise PartBroke(part, _in_short(error)) from error
+        return _in_short(error)
+    far = max(difference(tensor.detach(), right) for tensor, right in zip(once, expected, strict=True))
+    if far > DISAGREES:
+        return f"its results differ from what was proved by more than {DISAGREES:.0%}"
+    if not all(map(torch.equal, once, again)):
+        return "its results have other bits in a second run"
+    return None
 
 
 def _spelled(config: Any) -> str:

@@ -20,11 +20,23 @@ FROZEN = {
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
     "campaign": EVERYWHERE
-    | {"--out", "--budget", "--task-limit", "--stage", "--size", "--model", "--tune", "--peer", "--table"},
+    | {
+        "--out",
+        "--budget",
+        "--task-limit",
+        "--peer-limit",
+        "--stage",
+        "--size",
+        "--model",
+        "--tune",
+        "--peer",
+        "--table",
+    },
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},
-    "kernels bench": EVERYWHERE | {"ops", "--shape", "--peer", "--without", "--rounds", "--tune", "--out"},
+    "kernels bench": EVERYWHERE
+    | {"ops", "--shape", "--peer", "--without", "--peer-limit", "--rounds", "--tune", "--out"},
 }
 
 

@@ -1,39 +1,54 @@
-"""A worker for tests: a task's name says what befalls it."""
+"""Work for tests of workers: a word says what befalls it."""
 
 import os
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from mfubench.campaign.runner import AGAIN, READY
-from mfubench.campaign.store import ABSENT, DONE, FAILED
+from mfubench.worker import NotHere, PartBroke, Watch
 
 
-def act(pipe: Connection, device: str, folder: Path) -> None:
-    """Answer each task by the word in its argument ``do``, with the process's id."""
-    pipe.send(READY)
-    while True:
-        try:
-            _, arguments = pipe.recv()
-        except EOFError:
-            return
-        begin = time.monotonic()
-        match arguments["do"]:
-            case "sleep":
-                time.sleep(2)
-            case "crash":
-                os._exit(9)
-            case "hang":
-                time.sleep(60)
-        answers: dict[str, tuple[str, str | None, Any, bool]] = {
-            "sleep": (DONE, None, {"span": (begin, time.monotonic())}, True),
-            "succeed": (DONE, None, {"pid": os.getpid()}, True),
-            "fail": (FAILED, "ValueError: no", None, True),
-            "break": (FAILED, "CUDA error: an illegal memory access", None, False),
-            "again": (AGAIN, None, {"do": "succeed"}, False),
-            "absent": (ABSENT, "needs a GPU", None, True),
-        }
-        pipe.send(answers["succeed" if arguments["do"] == "die after" else arguments["do"]])
-        if arguments["do"] == "die after":
+def act(watch: Watch, *, arguments: Mapping[str, Any], without: Mapping[str, str], **_: Any) -> Any:
+    """Do what the argument ``do`` says, and answer with the process's id."""
+    begin = time.monotonic()
+    match arguments["do"]:
+        case "sleep":
+            time.sleep(2)
+            return {"span": (begin, time.monotonic())}
+        case "crash":
             os._exit(9)
+        case "hang":
+            time.sleep(60)
+        case "hang with a child":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            watch.so_far({"pids": [os.getpid(), child.pid]})
+            time.sleep(60)
+        case "so far, then hang":
+            watch.so_far({"rows": [1]})
+            time.sleep(60)
+        case "fail":
+            raise ValueError("no")
+        case "parts":
+            return _parts(watch, arguments["parts"], without)
+        case "absent":
+            raise NotHere("needs a GPU")
+    return {"pid": os.getpid()}
+
+
+def _parts(watch: Watch, parts: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
+    """Each part does what is said of it, unless it is left out."""
+    watch.so_far({"ours": 1})
+    for name, does in parts.items():
+        if name in without:
+            continue
+        with watch.part(name):
+            match does:
+                case "hang":
+                    time.sleep(60)
+                case "crash":
+                    os._exit(9)
+                case "fault":
+                    raise PartBroke(name, "wrote where it should not")
+    return {"pid": os.getpid(), "done": [name for name in parts if name not in without], "without": dict(without)}

@@ -1,6 +1,8 @@
 """What a campaign runs and in which order."""
 
 from collections import Counter
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,10 @@ from mfubench.campaign.plan import (
     FIRST_SHAPES,
     KERNELS,
     NEXT_PROFILES,
+    SHARES,
     STAGES,
     VARIANTS,
+    ZOO,
     plan,
 )
 from mfubench.errors import BadInput
@@ -26,23 +30,45 @@ from mfubench.workload.spec import WorkloadSpec
 def test_stages_come_in_order_of_value_and_nothing_twice(device: str) -> None:
     tasks = plan(device, tune=True)
     begun = list(dict.fromkeys(task.stage for task in tasks))
-    assert set(begun) == set(STAGES) and begun[:4] == list(STAGES[:4]) and begun[-1] == STAGES[-1]
+    assert set(begun) == set(STAGES) == {"road", *SHARES} and begun == list(STAGES)
     assert len({task.id for task in tasks}) == len(tasks)
     parts = Counter(task.arguments["op"] for task in tasks if task.stage == "contract")
     assert parts == dict.fromkeys(ops_with_kernels(), CONTRACT_PARTS)
     assert not {"compile", "tune"} & {task.stage for task in plan(device)}
 
 
-def test_the_first_shapes_and_the_claim_come_before_the_others() -> None:
-    order = [(task.stage, task.arguments.get("shape", task.name)) for task in plan("cuda")]
-    timed = [place for place in order if place[0] in ("bench", "profile")]
-    first = [("bench", shape) for shapes in FIRST_SHAPES.values() for shape in shapes]
-    claims, others = ([("profile", "-".join(place)) for place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
-    assert timed[: len(claims)] == claims
-    timed = timed[len(claims) :]
-    assert set(timed[: len(first)]) == set(first) and timed[len(first) : len(first) + len(others)] == others
-    benched = {(t.arguments["op"], t.arguments["shape"]) for t in plan("cuda") if t.stage == "bench"}
-    assert benched == {(op, shape) for op in ops_with_kernels() for shape in examples_of(op).shapes}
+def test_ours_comes_first_then_the_claim_then_the_peers() -> None:
+    tasks = plan("cuda", tune=True, peers=["gdpa=a.b:c", "gdpa=d:e", "rms_norm=f:g"])
+    begun = [task.id for task in tasks]
+    first = [f"{op}-{shape}".replace(" ", "-") for op, shapes in FIRST_SHAPES.items() for shape in shapes]
+    alone, torchs = [f"bench/{name}" for name in first], [f"bench/{name}-beside-torch" for name in first]
+    named = [task for task in tasks if task.stage == "bench" and task.arguments["peers"]]
+    of_first = [task.id for task in named if task.id.startswith(tuple(f"{one}-beside" for one in alone))]
+    claims, nexts = ([f"profile/{'-'.join(place)}" for place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
+    tuned = [f"tune/{op}-{shape}".replace(" ", "-") for op in ops_with_kernels() for shape in ZOO]
+    turns = [tuned, alone, claims, torchs, of_first, nexts]
+    places = [[begun.index(one) for one in turn if one in begun] for turn in turns]
+    assert all(places)
+    for before, after in pairwise(places):
+        assert max(before) < min(after)
+    ours = [at for at, task in enumerate(tasks) if task.stage == "bench" and task.arguments["op"] == "gdpa"][:4]
+    assert max(ours) < min(at for at, task in enumerate(tasks) if task in named)
+    for name in first:
+        assert begun.index(f"tune/{name}") == begun.index(f"bench/{name}") - 1
+
+
+def test_every_shape_is_timed_alone_and_beside_peers() -> None:
+    tasks = [task.arguments for task in plan("cuda", stages=["bench"])]
+    shapes = {(op, shape) for op in ops_with_kernels() for shape in examples_of(op).shapes}
+    for builtin in (False, True):
+        assert {(one["op"], one["shape"]) for one in tasks if one["builtin"] is builtin} == shapes
+
+
+def test_tuning_first_makes_another_result() -> None:
+    def arguments(tune: bool) -> list[Any]:
+        return [task.arguments for task in plan("cuda", tune=tune) if task.stage in ("bench", "profile")]
+
+    assert not any(one in arguments(tune=False) for one in arguments(tune=True))
 
 
 def test_every_profile_is_a_workload_that_exists() -> None:
@@ -74,10 +100,16 @@ def test_unknown_choices_name_what_there_is(choice: dict[str, list[str]]) -> Non
         plan("cpu", **choice)  # type: ignore[arg-type]
 
 
-def test_peers_go_to_their_op() -> None:
+def test_each_peer_has_tasks_of_its_own() -> None:
     tasks = plan("cuda", stages=["bench"], peers=["gdpa=a.b:c", "gdpa=d:e", "rms_norm=f:g"])
-    named = {task.arguments["op"]: task.arguments["peers"] for task in tasks}
-    assert named["gdpa"] == ["a.b:c", "d:e"] and named["rms_norm"] == ["f:g"] and named["layer_norm"] == []
+    named = {task.name: task.arguments for task in tasks if task.arguments["shape"] in ("X1024", "norm 295k x 512")}
+    assert {name: found["peers"] for name, found in named.items() if found["peers"]} == {
+        "gdpa-X1024-beside-a.b.c": ["a.b:c"],
+        "gdpa-X1024-beside-d.e": ["d:e"],
+        "rms_norm-norm-295k-x-512-beside-f.g": ["f:g"],
+    }
+    without = plan("cuda", stages=["bench"])
+    assert [task for task in tasks if not task.arguments["peers"]] == without, "the others are what they were"
 
 
 @pytest.mark.parametrize("peer", ["a.b:c", "nothing=a.b:c", "gdpa=a.b"])

@@ -1,5 +1,6 @@
-"""What a campaign's bench does about a peer that breaks the device's context."""
+"""What a campaign's tasks do about peers and configs that are left out, and about kernels that are not right."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +8,66 @@ import pytest
 import torch
 
 from mfubench.campaign import tasks
-from mfubench.kernels import bench
-from mfubench.kernels.bench import PeerBroke
+from mfubench.campaign.plan import Task
+from mfubench.campaign.store import Store
+from mfubench.kernels import bench, tune
+from mfubench.kernels.peers import CannotRun
+from mfubench.worker import PART, UNWATCHED, NotHere
 
-ARGUMENTS = {"op": "rms_norm", "shape": "a shape", "peers": []}
+BENCH = {"op": "rms_norm", "shape": "norm 295k x 512", "peers": [], "builtin": True}
 
 
-def test_peers_that_break_it_are_left_out_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each time in a process of its own, which the campaign sees to."""
-    left_out: list[dict[str, str]] = []
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tasks.Here:
+    monkeypatch.setattr(tasks, "_require_right", lambda store, op: None)
+    monkeypatch.setattr("mfubench.measure.environment.device_uuid", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    return tasks.Here(torch.device("cuda"), Store(tmp_path), UNWATCHED, {})
 
-    def bench_op(*_: Any, without: dict[str, str], **__: Any) -> list[Any]:
-        left_out.append(dict(without))
-        peer = next((name for name in ("one", "other") if name not in without), None)
-        if peer is not None:
-            raise PeerBroke(peer, f"{peer} wrote where it should not")
-        return []
+
+def test_a_bench_goes_without_the_peers_that_are_left_out(monkeypatch: pytest.MonkeyPatch, here: tasks.Here) -> None:
+    told: list[Any] = []
+
+    def bench_op(*_: Any, peers: Any, watch: Any, **__: Any) -> list[Any]:
+        watch.so_far(["ours"])
+        with pytest.raises(CannotRun, match="took over 30 s"):
+            next(peer for peer in peers if peer.name == "F.rms_norm").make(None)
+        return [peer.name for peer in peers]
 
     monkeypatch.setattr(bench, "bench_op", bench_op)
     monkeypatch.setattr(bench, "document", lambda rows, device: {"rows": rows})
-    monkeypatch.setattr(tasks, "_require_right", lambda store, op: None)
-    monkeypatch.setattr("mfubench.measure.environment.device_uuid", lambda device: None)
-    arguments: dict[str, Any] = dict(ARGUMENTS)
-    for _ in range(2):
-        with pytest.raises(tasks.Again) as again:
-            tasks._bench(arguments, torch.device("cuda"), tmp_path)
-        arguments = again.value.arguments
-    assert tasks._bench(arguments, torch.device("cuda"), tmp_path)["rows"] == []
-    assert [list(names) for names in left_out] == [[], ["one"], ["one", "other"]]
-    assert left_out[-1]["other"] == "other wrote where it should not"
+    watch = replace(UNWATCHED, so_far=told.append)
+    here = replace(here, watch=watch, without={"F.rms_norm": "took over 30 s"})
+    rows = tasks._bench(dict(BENCH), here)["rows"]
+    assert told == [{"rows": ["ours"], "nvml": {}}] and rows[:2] == ["torch.compile(reference)", "F.rms_norm"]
+
+
+def test_ours_alone_is_timed_without_peers(monkeypatch: pytest.MonkeyPatch, here: tasks.Here) -> None:
+    monkeypatch.setattr(bench, "bench_op", lambda *_, peers, **__: peers)
+    monkeypatch.setattr(bench, "document", lambda rows, device: {"rows": rows})
+    assert tasks._bench({**BENCH, "builtin": False}, here)["rows"] == []
+
+
+def test_tuning_goes_on_from_what_an_earlier_try_has(monkeypatch: pytest.MonkeyPatch, here: tasks.Here) -> None:
+    arguments = {"op": "rms_norm", "shape": "norm 295k x 512"}
+    here.store.write(Task("tune", "one", arguments), PART, "cut off", {"entries": [{"kernel": "a"}]})
+    here.store.write(Task("tune", "other", {**arguments, "op": "gdpa"}), PART, "", {"entries": [{"kernel": "b"}]})
+    told: list[Any] = []
+
+    def tune_op(*_: Any, watch: Any, **chosen: Any) -> list[Any]:
+        assert chosen["without"] == {"a config": "took over 30 s"} and not chosen["other_forms"]
+        watch.so_far([{"kernel": "c"}])
+        return [{"kernel": "c"}, {"kernel": "d"}]
+
+    monkeypatch.setattr(tune, "tune_op", tune_op)
+    watch = replace(UNWATCHED, so_far=told.append)
+    here = replace(here, watch=watch, without={"a config": "took over 30 s"})
+    found = tasks._tune(arguments, here)["entries"]
+    assert [entry["kernel"] for entry in found] == ["a", "c", "d"]
+    assert told == [{"entries": [{"kernel": "a"}, {"kernel": "c"}]}]
 
 
 def test_kernels_are_timed_on_a_gpu_only(tmp_path: Path) -> None:
-    with pytest.raises(tasks.NotHere, match="on a GPU only"):
-        tasks._bench(dict(ARGUMENTS), torch.device("cpu"), tmp_path)
+    here = tasks.Here(torch.device("cpu"), Store(tmp_path), UNWATCHED, {})
+    with pytest.raises(NotHere, match="on a GPU only"):
+        tasks._bench(dict(BENCH), here)

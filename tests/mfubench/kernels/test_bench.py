@@ -1,6 +1,9 @@
 """What a benchmark says of what it timed; the timing itself needs a GPU."""
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,12 +15,13 @@ from mfu_kernels import OPS, gdpa, window_attention
 from mfu_kernels.examples import Draw, Inputs
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput
-from mfubench.kernels import bench, peers
+from mfubench.kernels import apart, bench, peers
 from mfubench.kernels.bench import OURS, BenchRow, bench_op
 from mfubench.kernels.peers import PEERS_BY_OP, CannotRun, Peer, named_peer, peers_of
 from mfubench.measure.calibrate import Calibration
 from mfubench.report.kernels import bench_page
 from mfubench.report.markdown import render_page
+from mfubench.worker import PartBroke, Watch
 
 CALIBRATION = Calibration("a GPU", {"bf16": 100.0}, 1000.0, {}, "2026-01-01", "2.13", 1, "by hand")
 CPU = torch.device("cpu")
@@ -35,17 +39,27 @@ def wrong(x: Tensor, weight: Tensor) -> Tensor:
     return x * weight
 
 
+OURS_HERE = Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference"))
+
+
+def build(*peers: Peer) -> bench.Built:
+    inputs = small()
+    built = bench._built(OURS_HERE, inputs)
+    for peer in peers:
+        bench._add(built, peer, inputs)
+    return built
+
+
 def test_peers_that_run_and_agree_are_timed_and_the_others_are_named_with_reasons() -> None:
-    offered = [
-        Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference")),
+    built = build(
         *PEERS_BY_OP["rms_norm"][:1],
         Peer("refuses", refuse),
         Peer("wrong", lambda _: wrong),
         Peer("ceiling", lambda _: wrong, same_math=False),
         Peer("crashes", lambda _: lambda **tensors: 1 / 0),  # type: ignore[return-value]
         Peer("no backward", lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others).detach()),
-    ]
-    built, absent = bench._build(offered, small())
+    )
+    absent = built.absent
     assert list(built.forward) == [OURS, "F.rms_norm", "ceiling", "no backward"]
     assert list(built.backward) == [OURS, "F.rms_norm", "ceiling"]
     why = {name: reason for name, _, reason in absent}
@@ -70,18 +84,114 @@ def test_a_peer_that_breaks_the_context_is_named_and_then_left_out(monkeypatch: 
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(bench, "wait_for", wait)
-    ours = Peer(OURS, lambda given: lambda **tensors: EXAMPLES.function(**tensors, **given.others, impl="reference"))
     peer = Peer("faulty", lambda _: fault)
-    with pytest.raises(bench.PeerBroke, match=r"peer 'faulty' broke .*assert triggered; time the kernels --without"):
-        bench._build([ours, peer], small())
+    with pytest.raises(PartBroke, match=r"faulty broke .*assert triggered"):
+        build(peer)
     broken.clear()
-    built, absent = bench._build([ours, bench._left_out(peer, "it broke")], small())
-    assert list(built.forward) == [OURS] and absent == [("faulty", way, "it broke") for way in bench.DIRECTIONS]
+    built = build(*bench.left_out([peer], {"faulty": "it broke", "another": "no"}))
+    assert list(built.forward) == [OURS] and built.absent == [("faulty", way, "it broke") for way in bench.DIRECTIONS]
 
 
 def test_a_failure_of_ours_is_no_footnote() -> None:
     with pytest.raises(ZeroDivisionError):
-        bench._build([Peer(OURS, lambda _: lambda **tensors: 1 / 0)], small())  # type: ignore[return-value]
+        bench._built(Peer(OURS, lambda _: lambda **tensors: 1 / 0), small())  # type: ignore[return-value]
+
+
+@pytest.fixture
+def on_the_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A shape is benched on the host, with times that are made up; what is told of it in order."""
+    told: list[str] = []
+
+    def time(calls: Mapping[str, Any], *, rounds: int, part: Any) -> dict[str, list[float]]:
+        for name, call in calls.items():
+            with part(name):
+                call()
+        return {name: [1.0 + at] * rounds for at, name in enumerate(calls)}
+
+    monkeypatch.setattr(bench, "time_in_turns", time)
+    monkeypatch.setattr(bench, "_ours", lambda examples: OURS_HERE)
+    monkeypatch.setattr(bench, "_cost_of", lambda call: None)
+    monkeypatch.setattr(bench, "_work", lambda *_: (0.0, 1e9))
+    return told
+
+
+def bench_small(told: list[str], *peers: Peer) -> list[BenchRow]:
+    def so_far(rows: list[BenchRow]) -> None:
+        told.append(f"so far {[row.implementation for row in rows if row.ms]}")
+        told.extend(f"{row.implementation}: {row.reason}" for row in rows if row.reason and row.direction == "forward")
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        told.append(f"{name} begins")
+        yield
+        told.append(f"{name} ends")
+
+    examples = replace(EXAMPLES, shapes={"small": {"rows": 6, "width": 8, "weight": True}})
+    return bench._bench_shape("rms_norm", "small", examples, CPU, CALIBRATION, peers, 2, Watch(part, so_far))
+
+
+def test_our_time_stands_before_any_peer_begins(on_the_host: list[str]) -> None:
+    rows = bench_small(on_the_host, Peer("refuses", refuse), *PEERS_BY_OP["rms_norm"][:1])
+    building = [f"{name} {what}" for name in ("refuses", "F.rms_norm") for what in ("begins", "ends")]
+    standing = ["so far ['mfubench', 'mfubench']", "refuses: not reached", "F.rms_norm: not reached"]
+    assert on_the_host == [*standing, *building, *building[2:], *building[2:]], "warming up is a peer's part, too"
+    assert [(row.implementation, row.reason) for row in rows if row.direction == "forward"] == [
+        (OURS, None), ("F.rms_norm", None), ("refuses", "it takes no norms"),
+    ]  # fmt: skip
+
+
+def test_our_time_stands_where_peers_leave_no_memory(on_the_host: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "_add", add)
+    rows = bench_small(on_the_host, *PEERS_BY_OP["rms_norm"][:1])
+    assert [row.implementation for row in rows if row.ms] == [OURS, OURS]
+    assert {row.reason for row in rows if not row.ms} == {"out of memory beside ours"}
+
+
+def test_ours_alone_is_timed_once(on_the_host: list[str]) -> None:
+    assert [row.implementation for row in bench_small(on_the_host)] == [OURS, OURS] and on_the_host == []
+
+
+def work(watch: Watch, *, op: str, without: Mapping[str, str], **_: Any) -> int:
+    return {"rms_norm": 0, "layer_norm": 3}[op]
+
+
+def bench_by_word(watch: Watch, *, shape: str, without: Mapping[str, str], skipped: Any, **_: Any) -> list[BenchRow]:
+    ours = BenchRow("rms_norm", shape, "forward", OURS, True, ms=(1, 1, 1))
+    watch.so_far([ours, BenchRow("rms_norm", shape, "forward", "peer", True, reason=bench.NOT_REACHED)])
+    if "hangs" not in without:
+        with watch.part("hangs"):
+            time.sleep(60)
+    if shape == "norm 295k x 512":
+        os._exit(9)
+    return [ours, BenchRow("rms_norm", shape, "forward", "hangs", True, reason=f"{without['hangs']}, {skipped}")]
+
+
+def test_the_command_goes_on_without_what_hangs_or_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "check_work", work)
+    monkeypatch.setattr(apart, "bench_work", bench_by_word)
+    rows, won = apart.bench_all(
+        ["layer_norm", "rms_norm"], CPU, shapes=[], peers=[], without={"x": "left out"}, rounds=2, tune=False,
+        peer_limit_s=2,
+    )  # fmt: skip
+    reasons = [(row.op, row.shape, row.implementation, row.reason) for row in rows if row.direction == "forward"]
+    why = "3 cases fail the numeric contract; see `mfubench kernels check layer_norm`"
+    assert reasons[:1] == [("layer_norm", "norm 1.18M x 512", OURS, why)] and won == []
+    assert reasons[-4:] == [
+        ("rms_norm", "norm 1.18M x 512", OURS, None),
+        ("rms_norm", "norm 1.18M x 512", "hangs", "took over 2 s, {'x': 'left out'}"),
+        ("rms_norm", "norm 295k x 512", OURS, None),
+        ("rms_norm", "norm 295k x 512", "peer", "not reached: its process ended with code 9"),
+    ]
+
+
+def test_a_named_peer_that_is_not_there_ends_the_command_at_once() -> None:
+    with pytest.raises(BadInput, match="--peer nowhere:f"):
+        apart.bench_all(
+            ["rms_norm"], CPU, shapes=[], peers=["nowhere:f"], without={}, rounds=2, tune=False, peer_limit_s=2
+        )
 
 
 def test_a_row_holds_rates_floor_and_paired_ratio() -> None:
@@ -109,6 +219,7 @@ def test_every_table_of_peers_is_of_an_op() -> None:
 
 def test_a_peer_by_name() -> None:
     (compiled, *_, named) = peers_of("rms_norm", EXAMPLES, [f"{__name__}:wrong"])
+    assert [peer.name for peer in peers_of("rms_norm", EXAMPLES, [named.name], builtin=False)] == [named.name]
     assert compiled.name == "torch.compile(reference)" and named.name == f"{__name__}:wrong"
     x = torch.randn(6, 8)
     call = named.make(Inputs({"x": x, "weight": torch.ones(8)}))
@@ -160,13 +271,13 @@ def test_every_shape_s_reference_is_compiled_however_many_went_before(monkeypatc
     monkeypatch.setattr(bench, "_bench_shape", reference)
     shapes = [str(rows) for rows in range(2, 13)]
     examples = replace(EXAMPLES, shapes={shape: {} for shape in shapes})
-    bench_op("rms_norm", examples, torch.device("cuda"), shapes=shapes, checked=True)
+    bench_op("rms_norm", examples, torch.device("cuda"), shapes=shapes)
     assert len(compiled) == len(shapes)
 
 
 def test_an_unknown_shape_names_those_there_are() -> None:
     with pytest.raises(BadInput, match=r"norm 1\.18M x 512"):
-        bench._named("rms_norm", EXAMPLES, ["X1"])
+        bench.named_shapes("rms_norm", EXAMPLES, ["X1"])
 
 
 def test_the_page_shows_what_was_not_timed_and_why() -> None:
@@ -185,7 +296,8 @@ def test_the_page_shows_what_was_not_timed_and_why() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_ours_and_a_peer_are_timed_in_one_run() -> None:
-    rows = bench_op("rms_norm", EXAMPLES, torch.device("cuda"), shapes=["norm 295k x 512"], rounds=3)
+    peers = peers_of("rms_norm", EXAMPLES)
+    rows = bench_op("rms_norm", EXAMPLES, torch.device("cuda"), shapes=["norm 295k x 512"], peers=peers, rounds=3)
     timed = {(row.direction, row.implementation): row for row in rows if row.ms}
     assert (OURS in {name for _, name in timed}) and ("backward", "F.rms_norm") in timed
     assert all(0 < (row.share_of_floor or 0) < 1.2 for row in timed.values())

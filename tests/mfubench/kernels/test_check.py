@@ -1,6 +1,7 @@
 """The contract passes what is right, refuses what is wrong in any one way, and says what it did not prove."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from mfu_kernels.rms_norm import op as rms_norm_op
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.kernels import check
 from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge
-from mfubench.kernels.check import CaseResult, cases_of, check_op, document, poisoned_memory
+from mfubench.kernels.check import CaseResult, OpResult, cases_of, check_op, document, poisoned_memory
+from mfubench.worker import PartBroke, Watch
 from tests.mfubench.kernels import broken
 
 CPU = torch.device("cpu")
@@ -122,3 +124,42 @@ def test_what_goes_wrong_in_a_later_draw_fails(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(check, "_check_draw", draw)
     assert not check.check_case(EXAMPLES, {}, CPU).passed
+
+
+def watched_check(monkeypatch: pytest.MonkeyPatch, judged: Callable[..., CaseResult], **chosen: Any) -> OpResult:
+    """A contract of three cases, whose second has a config of its own."""
+    cases = [{"rows": rows, "config": config, "dtype": "fp32"} for rows, config in ((1, None), (2, 5), (3, None))]
+    monkeypatch.setattr(check, "cases_of", lambda *_, **__: cases)
+    monkeypatch.setattr(check, "check_case", lambda _examples, case, _device: judged(case))
+    return check_op(EXAMPLES, CPU, **chosen)
+
+
+def test_a_case_that_fails_with_a_config_is_checked_with_what_a_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = watched_check(monkeypatch, lambda case: CaseResult(case, (), ["no"] if case["config"] else []))
+    assert [(case.case["rows"], case.case["config"], case.passed) for case in found.cases] == [
+        (1, None, True), (2, 5, False), (2, None, True), (3, None, True),
+    ]  # fmt: skip
+
+
+def test_a_case_that_hung_is_failed_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[str] = []
+
+    def part(name: str) -> Any:
+        parts.append(name)
+        return nullcontext()
+
+    hung = "rows=2, config=5, dtype=fp32"
+    found = watched_check(
+        monkeypatch, lambda case: CaseResult(case, (), []), without={hung: "took over 30 s"}, watch=Watch(part)
+    )
+    assert [(case.case["config"], case.faults) for case in found.failed] == [(5, ["took over 30 s"])]
+    assert parts == [f"rows={rows}, config=None, dtype=fp32" for rows in (1, 2, 3)]
+
+
+def test_a_case_that_breaks_the_context_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(check, "wait_for", wait)
+    with pytest.raises(PartBroke, match="rows=2, config=5, dtype=fp32 broke the device's context: wrote elsewhere"):
+        watched_check(monkeypatch, lambda case: CaseResult(case, (), ["wrote elsewhere"] if case["config"] else []))

@@ -1,17 +1,22 @@
 """Tuning takes the fastest config and keeps its measurement; a locked config is what a launch then takes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from mfu_kernels import lock
-from mfu_kernels.launching import KERNELS, config
+from mfu_kernels import launching, lock, modes
+from mfu_kernels.launching import KERNELS, Kernel, config
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput
 from mfubench.kernels import tune
 from mfubench.kernels.catalog import kernels_of, ops_with_kernels
+from mfubench.kernels.targets import TARGETS
 from mfubench.kernels.timing import Call
+from mfubench.worker import UNWATCHED, PartBroke, Watch
 
 CPU, SMALL = torch.device("cpu"), {"rows": 9, "width": 512, "weight": True}
 
@@ -44,30 +49,152 @@ def test_the_committed_lock_reads_and_names_kernels_that_exist() -> None:
 def test_what_is_adopted_holds_for_its_gpu_and_key_only(no_lock: None) -> None:
     lock.adopt([entry(2)])
     lock.adopt([entry(16)])
+    lock.adopt([entry(2), entry(16)])  # as a younger process does with all that there are
     found = lock.locked_config("rms_norm_fwd_kernel", "a GPU", {"bytes": 2, "width": 512})
     assert found == entry(16)["config"] and len(lock.merged()) == len(lock.committed()) + 1
     assert lock.locked_config("rms_norm_fwd_kernel", "another GPU", {"bytes": 2, "width": 512}) is None
     assert lock.locked_config("rms_norm_fwd_kernel", "a GPU", {"bytes": 2, "width": 256}) is None
 
 
+KEY = {"width": 512, "bytes": 4}
+EXAMPLES_HERE = type(EXAMPLES)(EXAMPLES.function, {}, EXAMPLES.make, {"small": SMALL})
+
+
+def launched(direction: str = "forward") -> tune.Launched:
+    name = f"rms_norm_{'fwd' if direction == 'forward' else 'bwd'}_kernel"
+    kernel = next(kernel for kernel in kernels_of("rms_norm") if kernel.name == name)
+    return tune.Launched(kernel.name, KEY, direction, list(kernel.space(KEY))[:3])
+
+
+def tuned(
+    found: tune.Launched, *, without: dict[str, str] | None = None, watch: Watch = UNWATCHED
+) -> tuple[dict[str, Any], list[str]]:
+    """The entry, and what was timed: the second config takes the least, the default the most."""
+    timed: list[str] = []
+    ms = dict(zip(map(found.part, found.configs), (3.0, 1.0, 2.0), strict=True))
+
+    def time(calls: dict[str, Call], *, rounds: int, part: Any) -> dict[str, list[float]]:
+        timed.extend(calls)
+        return {name: [ms[name], ms[name], 9.0] for name in calls}
+
+    entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "NVIDIA H200", time, without or {}, watch)
+    return entry, timed
+
+
 def test_the_fastest_config_wins_and_its_measurement_is_kept() -> None:
-    kernel = next(kernel for kernel in kernels_of("rms_norm") if kernel.name == "rms_norm_fwd_kernel")
-    key = {"width": 512, "bytes": 4}
-    launched = tune.Launched(kernel.name, key, "forward", list(kernel.space(key))[:3])
-    ran: list[Any] = []
+    found = launched()
+    entry, timed = tuned(found)
+    best = found.configs[1]
+    assert entry["config"] == {**best.kwargs, "num_warps": best.num_warps, "num_stages": best.num_stages}
+    assert (entry["ms"], entry["ms_of_default"], entry["configs_timed"]) == (1.0, 3.0, 3)
+    assert len(timed) == 3 and entry["left_out"] == {}
+    assert entry["date"] and entry["toolchain"]["triton"]
 
-    def time(calls: dict[str, Call], *, rounds: int) -> dict[str, list[float]]:
-        for call in calls.values():
-            ran.append(call())
-        return {"0": [3.0] * rounds, "1": [1.0, 2.0, 1.0], "2": [2.0] * rounds}
 
-    examples = type(EXAMPLES)(EXAMPLES.function, {}, EXAMPLES.make, {"small": SMALL})
-    found = tune._tune_kernel(examples, "small", launched, CPU, "NVIDIA H200", time)
-    best = launched.configs[1]
-    assert found["config"] == {**best.kwargs, "num_warps": best.num_warps, "num_stages": best.num_stages}
-    assert (found["ms"], found["ms_of_default"], found["configs_timed"]) == (1.0, 3.0, 3)
-    assert all(torch.equal(out, ran[0]) for out in ran), "configs change the speed, not the numbers"
-    assert found["date"] and found["toolchain"]["triton"]
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (lambda out: out + 1, "differ from what was proved by more than 5%"),
+        (lambda out: out * float("nan"), "differ from what was proved by more than 5%"),
+        (lambda out: out * (1 + 0.02 * torch.rand(())), "other bits in a second run"),
+        (lambda out: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_config_that_is_not_right_is_never_timed(
+    direction: str, fault: Any, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = launched(direction)
+    wrong = found.configs[1]
+    plain = tune.forced_config
+
+    @contextmanager
+    def forced(choice: Any) -> Iterator[None]:
+        nonlocal broken
+        broken = choice(found.kernel, []) is wrong
+        with plain(choice):
+            yield
+        broken = False
+
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        result = run(*args, **kwargs)
+        if not broken:
+            return result
+        return fault(result) if isinstance(result, torch.Tensor) else tuple(fault(part) for part in result)
+
+    broken = False
+    if direction == "forward":
+        run: Any = EXAMPLES.function
+        examples = type(EXAMPLES)(spoilt, {}, EXAMPLES.make, {"small": SMALL})
+        monkeypatch.setattr(f"{__name__}.EXAMPLES_HERE", examples)
+    else:
+        run = torch.autograd.grad
+        monkeypatch.setattr(torch.autograd, "grad", spoilt)
+    monkeypatch.setattr(tune, "forced_config", forced)
+    entry, timed = tuned(found)
+    assert len(timed) == entry["configs_timed"] == 2 and found.part(wrong) not in timed
+    (reason,) = entry["left_out"].values()
+    assert why in reason and entry["config"] != {**wrong.kwargs, "num_warps": wrong.num_warps, "num_stages": 1}
+
+
+def test_a_config_that_hung_is_not_run_again_and_each_is_a_part_while_it_runs() -> None:
+    found, parts = launched(), list[str]()
+
+    def part(name: str) -> Any:
+        parts.append(name)
+        return nullcontext()
+
+    hung = found.part(found.configs[1])
+    entry, timed = tuned(found, without={hung: "took over 30 s"}, watch=Watch(part))
+    assert parts == timed == [found.part(found.configs[0]), found.part(found.configs[2])]
+    assert list(entry["left_out"].values()) == ["took over 30 s"] and entry["ms"] == 2.0
+
+
+def test_a_config_that_breaks_the_context_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal instruction was encountered")
+
+    monkeypatch.setattr(tune, "wait_for", wait)
+    with pytest.raises(PartBroke, match="a config broke the device's context: RuntimeError: CUDA error"):
+        tune._disagreement("a config", lambda: [], [], CPU)
+
+
+def test_what_is_unfit_says_why() -> None:
+    target = TARGETS["sm_90"]
+    compiled = SimpleNamespace(metadata=SimpleNamespace(shared=target.block_shared + 1), asm={}, n_spills=0, run=True)
+    assert "bytes of shared memory" in (tune._unfit(compiled, target) or "")
+    compiled.metadata.shared = 0
+    assert tune._unfit(compiled, target) is None
+    compiled.n_spills = 8
+    assert tune._unfit(compiled, target) is None, "a cache that keeps binaries alone tells nothing of spills"
+    assert tune._unfit(ValueError("no"), target) == "ValueError: no"
+
+
+@pytest.fixture
+def two_forms(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A kernel whose space has four configs of its own, the default first, and then two of another form."""
+
+    def plain() -> None:
+        pass
+
+    monkeypatch.setattr(launching, "KERNELS", {})
+    space = [*(config(TILE=tile) for tile in (16, 32, 64, 128)), *(config(TILE=64, GROUPS=n) for n in (1, 2))]
+    return Kernel(SimpleNamespace(fn=plain), lambda key: space, {"GROUPS": (None, lambda *args, **kwargs: (args, {}))})
+
+
+def test_forms_that_the_contract_does_not_hold_are_left_out(two_forms: Kernel) -> None:
+    found = tune.Launched("plain", {}, "forward", two_forms.space({})[1:])
+    tune._leave_out_other_forms(found)
+    assert found.configs == two_forms.space({})[1:4] and found.default == two_forms.space({})[0]
+    assert all("contract fails" in why for why in found.left_out.values()) and len(found.left_out) == 2
+
+
+def test_the_first_configs_of_a_check_are_some_of_each_form(two_forms: Kernel) -> None:
+    first: list[Any] = []
+    for index in range(3):
+        with modes.forced_config(modes.nth_config(index)):
+            first.append(two_forms.choose({}, CPU).kwargs)
+    assert first == [{"TILE": 16}, {"TILE": 64, "GROUPS": 1}, {"TILE": 32}]
 
 
 def test_without_a_gpu_nothing_is_tuned() -> None:

@@ -1,0 +1,112 @@
+"""Checking, tuning and timing one op as work for a worker, and what `mfubench kernels bench` has workers do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mfubench.errors import ToolBroke
+from mfubench.worker import FAILED, Answer, Watch, Worker
+
+from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
+from .catalog import examples_of
+from .check import check_op
+from .peers import named_peer, peers_of
+from .tune import tune_op
+
+CASE_LIMIT_S = 120.0  # compiling for a case takes seconds
+
+
+def check_work(watch: Watch, *, op: str, device: str, without: Mapping[str, str]) -> int:
+    """How many cases of an op's numeric contract fail."""
+    return len(check_op(examples_of(op), torch.device(device), without=without, watch=watch).failed)
+
+
+def tune_work(
+    watch: Watch, *, op: str, shape: str, device: str, adopted: Sequence[Mapping[str, Any]], without: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The entries that tuning an op at a shape finds, beside those that hold already."""
+    from mfu_kernels.lock import adopt
+
+    adopt(adopted)
+    return tune_op(examples_of(op), torch.device(device), shapes=[shape], without=without, watch=watch)
+
+
+def bench_work(
+    watch: Watch,
+    *,
+    op: str,
+    shape: str,
+    device: str,
+    peers: Sequence[str],
+    builtin: bool = True,
+    skipped: Mapping[str, str],
+    rounds: int,
+    adopted: Sequence[Mapping[str, Any]],
+    without: Mapping[str, str],
+) -> list[BenchRow]:
+    """The rows of an op at a shape; ``skipped`` are peers that are not wanted, and why."""
+    from mfu_kernels.lock import adopt
+
+    adopt(adopted)
+    examples = examples_of(op)
+    offered = left_out(peers_of(op, examples, peers, builtin=builtin), {**skipped, **without})
+    return bench_op(op, examples, torch.device(device), shapes=[shape], peers=offered, rounds=rounds, watch=watch)
+
+
+def bench_all(
+    ops: Sequence[str],
+    device: torch.device,
+    *,
+    shapes: Sequence[str],
+    peers: Sequence[str],
+    without: Mapping[str, str],
+    rounds: int,
+    tune: bool,
+    peer_limit_s: float,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+) -> tuple[list[BenchRow], list[dict[str, Any]]]:
+    """Rows of every op in ``ops``, and the lock's entries that ``tune`` found.
+
+    A kernel that fails its numeric contract is not timed. A peer, or a config that is tuned, that takes longer than
+    ``peer_limit_s``, or ends its process, is left out with the reason.
+
+    Raises:
+        BadInput: an unknown shape or peer.
+        ToolBroke: a kernel of ours fails.
+    """
+    for target in peers:
+        named_peer(target)
+    wanted = [(op, shape) for op in ops for shape in named_shapes(op, examples_of(op), shapes)]
+    rows: list[BenchRow] = []
+    won: list[dict[str, Any]] = []
+    failed: dict[str, int] = {}
+    with closing(Worker(device.type)) as worker:
+        for index, (op, shape) in enumerate(wanted):
+            if op not in failed:
+                progress(f"{op}: checking its numbers first", index / len(wanted))
+                answer = worker.run(check_work, {"op": op, "device": device.type}, part_limit_s=CASE_LIMIT_S)
+                failed[op] = _document(answer, op)
+            if failed[op]:
+                why = f"{failed[op]} cases fail the numeric contract; see `mfubench kernels check {op}`"
+                rows += not_timed(op, shape, why)
+                continue
+            place = {"op": op, "shape": shape, "device": device.type, "adopted": won}
+            if tune:
+                progress(f"tuning {op} at {shape}", index / len(wanted))
+                won = won + _document(worker.run(tune_work, place, part_limit_s=peer_limit_s), f"{op} at {shape}")
+            progress(f"{op}: {shape}", index / len(wanted))
+            chosen = {"peers": list(peers), "skipped": dict(without), "rounds": rounds}
+            answer = worker.run(bench_work, {**place, **chosen, "adopted": won}, part_limit_s=peer_limit_s)
+            found = _document(answer, f"{op} at {shape}")
+            cut_off = f"{NOT_REACHED}: {answer.reason}"
+            rows += [replace(row, reason=cut_off) if row.reason == NOT_REACHED else row for row in found]
+    return rows, won
+
+
+def _document(answer: Answer, what: str) -> Any:
+    if answer.status == FAILED:
+        raise ToolBroke(f"{what}: {answer.reason}")
+    return answer.document
