@@ -15,11 +15,18 @@ from .markdown import render_table
 Result = Mapping[str, Any]
 Results = Mapping[str, Sequence[Result]]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+HEADING = "### "  # and the device, whose table follows
 DONE = "done"
+STANDS = (DONE, "in part")  # statuses of results with a document
 
 
 def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
-    """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them."""
+    """The page of ``results`` by stage, as `mfubench.campaign.store.Store.results` gives them.
+
+    Raises:
+        BadInput: they are not all of one device.
+    """
+    _check_device(index, results)
     profiles, contracts = _of(results, "profile"), _of(results, "contract")
     tuned = [entry for document in _of(results, "tune") for entry in document["entries"]]
     sections = [
@@ -39,8 +46,21 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
 
 
 def _of(results: Results, stage: str) -> list[Any]:
-    """The documents of a stage's tasks that are done."""
-    return [item["document"] for item in results.get(stage, ()) if item["status"] == DONE]
+    """The documents of a stage's tasks that are done, in part, too."""
+    return [item["document"] for item in results.get(stage, ()) if item["status"] in STANDS]
+
+
+def _check_device(index: Mapping[str, Any], results: Results) -> None:
+    own = index["identity"]["device"]
+    for item in (item for items in results.values() for item in items if item["status"] in STANDS):
+        document = item["document"]
+        devices = {entry["device"] for entry in document.get("entries", ())}
+        devices |= {document["environment"]["device_name"]} if "environment" in document else set()
+        if devices - {own}:
+            raise BadInput(
+                f"{item['task']} is of {', '.join(sorted(devices))}, the campaign of {own}: results of two devices do "
+                "not belong into one table; keep a folder for each"
+            )
 
 
 def _warnings(results: Results) -> list[str]:
@@ -52,7 +72,8 @@ def _warnings(results: Results) -> list[str]:
     busy = [
         item["task"]
         for item in results.get("bench", ())
-        if item["status"] == DONE and item["document"]["nvml"].get("counters", {}).get("other_processes", {}).get("max")
+        if item["status"] in STANDS
+        and item["document"]["nvml"].get("counters", {}).get("other_processes", {}).get("max")
     ]
     found = [f"{warning} ({count} of the profiles)" for warning, count in counted.items()]
     return found + [f"another process was on the GPU during {task}" for task in busy]
@@ -153,11 +174,25 @@ def _tuned(entries: Sequence[Any]) -> Table:
 
 
 def _bench(documents: Sequence[Any]) -> list[Section]:
-    groups: dict[tuple[str, str], list[Any]] = {}
+    return [
+        Section(f"{op}, {shape}", [bench_table([row for run in runs for row in run])], brief=True)
+        for (op, shape), runs in _runs(documents).items()
+    ]
+
+
+def _runs(documents: Sequence[Any]) -> dict[tuple[str, str], list[list[Any]]]:
+    """The rows of each run by op and shape; ours alone only where there is no run beside peers."""
+    found: dict[tuple[str, str], list[list[Any]]] = {}
     for document in documents:
+        rows: dict[tuple[str, str], list[Any]] = {}
         for row in document["rows"]:
-            groups.setdefault((row["op"], row["shape"]), []).append(row)
-    return [Section(f"{op}, {shape}", [bench_table(rows)], brief=True) for (op, shape), rows in groups.items()]
+            rows.setdefault((row["op"], row["shape"]), []).append(row)
+        for place, run in rows.items():
+            found.setdefault(place, []).append(run)
+    for place, runs in found.items():
+        beside = [run for run in runs if len({row["implementation"] for row in run}) > 1]
+        found[place] = beside or runs
+    return found
 
 
 def _roads(documents: Sequence[Any]) -> list[Section]:
@@ -185,34 +220,35 @@ def results_table(index: Mapping[str, Any], results: Results, locked: Sequence[A
     """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
 
     ``locked`` are the entries of the lock; those of the device are shown.
+
+    Raises:
+        BadInput: there is nothing for a table yet, or the results are not all of one device.
     """
+    _check_device(index, results)
     runs, benches = _of(results, "profile"), _of(results, "bench")
     if not runs and not benches:
         raise BadInput("this campaign has neither a profile nor a bench yet: there is no table of results to make")
     environment = index["environment"]
-    made = f"Measured on {index['identity']['device']}, torch {environment.get('torch')}"
-    texts = [f"{made}; written by `mfubench campaign --table`, never by hand."]
+    device = index["identity"]["device"]
+    texts = [
+        f"{HEADING}{device}",
+        f"Measured with torch {environment.get('torch')}; written by `mfubench campaign --table`, never by hand.",
+    ]
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_kernels(benches))] if benches else []
-    here = [entry for entry in locked if entry["device"] == index["identity"]["device"]]
+    here = [entry for entry in locked if entry["device"] == device]
     texts += [render_table(_tuned(here))] if here else []
     return "\n\n".join(texts)
 
 
 def _kernels(documents: Sequence[Any]) -> Table:
     """Ours at each shape and direction, beside the fastest peer that computes the same."""
-    places: dict[tuple[str, str, str], list[Any]] = {}
-    for row in (row for document in documents for row in document["rows"] if row["ms"] is not None):
-        places.setdefault((row["op"], row["shape"], row["direction"]), []).append(row)
-    rows = [row for group in places.values() for row in group if row["times_ours"] is None]
-    best = [
-        min(
-            (row for row in group if row["times_ours"] is not None and row["same_math"]),
-            key=lambda row: row["ms"][0],
-            default=None,
-        )
-        for group in places.values()
+    pairs = [
+        _beside_the_fastest([[row for row in run if row["direction"] == direction and row["ms"]] for run in runs])
+        for runs in _runs(documents).values()
+        for direction in dict.fromkeys(row["direction"] for run in runs for row in run)
     ]
+    rows, best = [pair[0] for pair in pairs if pair], [pair[1] for pair in pairs if pair]
     columns = [
         (Column("op"), [row["op"] for row in rows]),
         (Column("shape"), [row["shape"] for row in rows]),
@@ -233,8 +269,17 @@ def _kernels(documents: Sequence[Any]) -> Table:
     return Table.of(caption, columns)
 
 
+def _beside_the_fastest(runs: Sequence[Sequence[Any]]) -> tuple[Any, Any] | None:
+    """Our row and that of the peer that took the least of our time in the same run; None where there is none."""
+    timed = [(own, row) for run in runs for own in run if own["times_ours"] is None for row in run]
+    peers = [(own, row) for own, row in timed if row["times_ours"] is not None and row["same_math"]]
+    if peers:
+        return min(peers, key=lambda pair: pair[1]["times_ours"][0])
+    return (timed[0][0], None) if timed else None
+
+
 def put_table(text: str, file: Path) -> None:
-    """Replace what stands between the markers in ``file``.
+    """Put a device's table between the markers in ``file``, in the place of its last one; other devices' stay.
 
     Raises:
         BadInput: the file cannot be read, or has not both markers, once and in order.
@@ -244,7 +289,11 @@ def put_table(text: str, file: Path) -> None:
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
     head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    old, end, tail = rest.partition(END)
     if not begin or not end:
         raise BadInput(f"{file} has no lines {BEGIN} and {END} for the table to stand between")
-    write_text(file, f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    _, *kept = f"\n{old}".split(f"\n{HEADING}")
+    tables = {table.partition("\n")[0].strip(): f"{HEADING}{table.strip()}" for table in kept}
+    tables[text.removeprefix(HEADING).partition("\n")[0].strip()] = text.strip()
+    shown = "\n\n".join(tables.values())
+    write_text(file, f"{head}{BEGIN}\n{shown}\n{END}{tail}")

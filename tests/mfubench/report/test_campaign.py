@@ -1,11 +1,13 @@
 """The table of results that a README shows: kernels beside their fastest peer, and models."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mfubench.errors import BadInput
-from mfubench.report.campaign import results_table
+from mfubench.report.campaign import BEGIN, END, campaign_page, put_table, results_table
+from mfubench.report.markdown import render_page
 
 INDEX = {"identity": {"device": "a GPU"}, "environment": {"torch": "2.11"}}
 
@@ -18,25 +20,73 @@ def row(implementation: str, ms: float, ours: float | None = None, **changes: An
     }
 
 
-def table(*rows: dict[str, Any]) -> list[str]:
-    results = {"bench": [{"status": "done", "document": {"rows": list(rows)}}]}
-    return [line for line in results_table(INDEX, results).splitlines() if line.startswith("| gdpa")]
+def bench(*rows: dict[str, Any], device: str = "a GPU", status: str = "done") -> dict[str, Any]:
+    document = {"environment": {"device_name": device}, "rows": list(rows), "nvml": {}}
+    return {"task": "bench/one", "status": status, "reason": None, "document": document}
+
+
+def table(*benches: dict[str, Any]) -> list[str]:
+    return [line for line in results_table(INDEX, {"bench": benches}).splitlines() if line.startswith("| gdpa")]
 
 
 def test_ours_stands_beside_the_fastest_peer_of_the_same_mathematics() -> None:
-    (line,) = table(
-        row("mfubench", 2.0),
-        row("slow", 6.0, 3.0),
-        row("fast", 3.0, 1.5),
-        row("a ceiling", 1.0, 0.5, same_math=False),
-        row("absent", 0.0, reason="out of memory") | {"ms": None},
-    )
+    peers = [row("slow", 6.0, 3.0), row("fast", 3.0, 1.5), row("a ceiling", 1.0, 0.5, same_math=False)]
+    absent = row("absent", 0.0, reason="out of memory") | {"ms": None}
+    (line,) = table(bench(row("mfubench", 2.0), *peers, absent))
     assert "| fast |" in line and "1.5" in line and "2.0" in line and "50.0" in line
 
 
 def test_a_shape_without_a_peer_has_none() -> None:
-    lines = table(row("mfubench", 2.0), row("mfubench", 4.0, direction="backward"))
+    lines = table(bench(row("mfubench", 2.0), row("mfubench", 4.0, direction="backward")))
     assert len(lines) == 2 and all("n/a" in line for line in lines)
+
+
+def test_a_peer_stands_beside_ours_of_its_own_run() -> None:
+    """And what counts is its time in ours, for runs may differ in pace."""
+    (line,) = table(
+        bench(row("mfubench", 1.5)),
+        bench(row("mfubench", 2.0), row("torch", 5.0, 2.5)),
+        bench(row("mfubench", 4.0), row("named", 6.0, 1.5), status="in part"),
+    )
+    assert "| named |" in line and "4.0" in line and "1.500" in line
+
+
+def test_ours_alone_shows_only_until_there_is_a_run_beside_peers() -> None:
+    def shown(*benches: dict[str, Any]) -> int:
+        index = {"identity": {"device": "a GPU", "code": "0"}, "environment": {}}
+        page = render_page(campaign_page(index, {"bench": benches}))
+        return page.count("| forward | mfubench |")
+
+    alone = bench({**row("mfubench", 1.5), "gb_s": 1.0})
+    beside = bench(*({**given, "gb_s": 1.0} for given in (row("mfubench", 2.0), row("torch", 5.0, 2.5))))
+    assert shown(alone) == 1 and shown(alone, beside) == 1 and shown(beside, beside) == 2
+
+
+def test_results_of_two_devices_are_not_put_into_one_table() -> None:
+    with pytest.raises(BadInput, match="bench/one is of another GPU, the campaign of a GPU: results of two devices"):
+        table(bench(row("mfubench", 2.0), device="another GPU"))
+    tuned = {"task": "tune/x", "status": "in part", "document": {"entries": [{"device": "another GPU"}]}}
+    with pytest.raises(BadInput, match="tune/x is of another GPU"):
+        campaign_page({**INDEX, "identity": {"device": "a GPU", "code": "0"}}, {"tune": [tuned]})
+
+
+def test_a_file_holds_a_table_for_each_device(tmp_path: Path) -> None:
+    """Each is replaced by its own device's next one; what stood there without a device goes."""
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+
+    def put(device: str, ms: float) -> str:
+        index = {"identity": {"device": device}, "environment": {"torch": "2.11"}}
+        put_table(results_table(index, {"bench": [bench(row("mfubench", ms), device=device)]}), file)
+        return file.read_text()
+
+    put("NVIDIA H200", 2.0)
+    put("NVIDIA H100 80GB HBM3", 3.0)
+    text = put("NVIDIA H200", 4.0)
+    assert text.startswith(f"before\n{BEGIN}\n### NVIDIA H200\n") and text.endswith(f"\n{END}\nafter\n")
+    first, second = text.split("### NVIDIA H100 80GB HBM3")
+    assert "| 4.000 [" in first and "| 3.000 [" in second and "2.000" not in text and "old" not in text
+    assert put("NVIDIA H200", 4.0) == text
 
 
 def test_without_results_there_is_no_table() -> None:
@@ -47,6 +97,6 @@ def test_without_results_there_is_no_table() -> None:
 def test_locked_configs_of_the_device_are_shown() -> None:
     entry = {"kernel": "a_kernel", "shape": "X", "key": "d=64", "config": {"TILE": 64}, "ms": 1.5, "ms_of_default": 2.5}
     entries = [{**entry, "configs_timed": 7, "device": device} for device in ("a GPU", "another GPU")]
-    results = {"bench": [{"status": "done", "document": {"rows": [row("mfubench", 2.0)]}}]}
+    results = {"bench": [bench(row("mfubench", 2.0))]}
     lines = [line for line in results_table(INDEX, results, entries).splitlines() if line.startswith("| a_kernel")]
     assert lines == ["| a_kernel | X | d=64 | TILE=64 | 1.50 | 2.50 | 7 |"]
