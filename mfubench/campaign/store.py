@@ -1,6 +1,6 @@
 """A campaign's folder: one JSON file a task, written whole, and what says whose they are.
 
-A folder belongs to one device and one state of the code, so that a later call resumes it and never mixes two.
+A folder belongs to one device, toolchain and state of the code, so that a later call resumes it and never mixes two.
 """
 
 import hashlib
@@ -40,12 +40,13 @@ class Store:
         self.folder = folder
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Make the folder, or go on with one of the same device and code.
+        """Make the folder, or go on with one of the same device, toolchain and code.
 
         Raises:
             BadInput: it holds another campaign.
         """
-        identity = {"device": environment["device_name"], "code": code_hash()}
+        toolchain = {name: environment.get(name) for name in ("torch", "triton")}
+        identity = {"device": environment["device_name"], **toolchain, "code": code_hash()}
         if (self.folder / INDEX).exists():
             found = self.index()["identity"]
             for name, value in identity.items():

@@ -70,7 +70,7 @@ def campaign(
     mfubench campaign --out out/campaign --table README.md
     """
     given = {"--budget": budget, "--task-limit": task_limit, "--peer-limit": peer_limit}
-    times = [seconds(name, text) for name, text in given.items()]
+    budget_s, task_s, peer_s = (seconds(name, text) for name, text in given.items())
     from mfubench.campaign.plan import SHARES, plan
     from mfubench.campaign.store import Store
 
@@ -94,7 +94,7 @@ def campaign(
         with stages(quiet=quiet, verbose=verbose) as progress:
             outcome = run_campaign(
                 tasks, store, device,
-                limits=Limits(*times, shares=SHARES if device == "cuda" else {}), progress=progress,
+                limits=Limits(budget_s, task_s, peer_s, SHARES if device == "cuda" else {}), progress=progress,
                 side_by_side=min(os.cpu_count() or 1, MOST_WORKERS),
             )  # fmt: skip
     finally:

@@ -13,7 +13,7 @@ from mfubench.errors import BadInput
 from mfubench.worker import ABSENT, DONE, FAILED, PART
 from tests.mfubench.campaign.loops import act
 
-HERE = {"device_name": "a CPU"}
+HERE = {"device_name": "a CPU", "torch": "2.11"}
 
 
 @pytest.fixture
@@ -71,10 +71,12 @@ def test_nothing_is_begun_when_the_budget_is_spent(store: Store) -> None:
     assert store.results("profile") == []
 
 
-def test_a_folder_belongs_to_one_device_and_one_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_belongs_to_one_device_toolchain_and_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.open(HERE)
     with pytest.raises(BadInput, match="campaign of device a CPU, this is a GPU; choose another --out"):
-        store.open({"device_name": "a GPU"})
+        store.open({**HERE, "device_name": "a GPU"})
+    with pytest.raises(BadInput, match=r"campaign of torch 2\.11, this is 2\.13; choose another --out"):
+        store.open({**HERE, "torch": "2.13"})
     monkeypatch.setattr("mfubench.campaign.store.code_hash", lambda: "0" * 16)
     with pytest.raises(BadInput, match=f"this is {'0' * 16}"):
         store.open(HERE)
