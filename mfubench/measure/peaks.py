@@ -46,7 +46,11 @@ class Datasheet:
 _A100 = (
     "NVIDIA A100 datasheet r4 (nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf), as PyTorch device_info.py cites it"
 )
-_H100_SXM = "NVIDIA H100 SXM specifications, dense, as glennklockwood.com/garden/processors/h100 quotes them"
+_H100_SXM = (
+    "NVIDIA H100 SXM at 700 W; sources differ (datasheet, sparse figures halved, as archive-lib.hpctech.co.jp quotes "
+    "it: fp32 67, tf32 494.5, bf16 989.5, fp8 1979; glennklockwood.com/garden/processors/h100: 66.9, 494.7, 989.4, "
+    "1978.9): the largest of each"
+)
 _H100_PCIE = "NVIDIA H100 PCIe datasheet, sparse figures halved, as PyTorch Lightning's throughput.py quotes them"
 _H100_NVL = "NVIDIA H100 NVL datasheet, sparse figures halved, as Lightning pull request 21743 quotes them"
 _H200 = "NVIDIA H200 SXM datasheet, sparse figures halved, as Lightning pull request 21743 quotes them"
@@ -73,7 +77,7 @@ DATASHEETS = (
     Datasheet("A100 PCIe 40 GB", ("a100-pcie-40gb",), 19.5, 156, 312, 312, None, 1555, _A100),
     Datasheet("A100 SXM 80 GB", ("a100-sxm4-80gb", "a100-sxm-80gb"), 19.5, 156, 312, 312, None, 2039, _A100),
     Datasheet("A100 PCIe 80 GB", ("a100 80gb pcie",), 19.5, 156, 312, 312, None, 1935, _A100),
-    Datasheet("H100 SXM", ("h100 80gb hbm3",), 66.9, 494.7, 989.4, 989.4, 1978.9, 3350, _H100_SXM),
+    Datasheet("H100 SXM", ("h100 80gb hbm3",), 67, 494.7, 989.5, 989.5, 1979, 3350, _H100_SXM),
     Datasheet("H100 PCIe", ("h100 pcie",), 51, 378, 756.5, 756.5, 1513, 2000, _H100_PCIE),
     Datasheet("H100 NVL", ("h100 nvl",), 60, 417.5, 835.5, 835.5, 1670.5, 3900, _H100_NVL),
     Datasheet("H200 SXM", ("h200",), 67, 494.5, 989.5, 989.5, 1979, 4800, _H200),

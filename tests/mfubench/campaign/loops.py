@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mfubench.worker import NotHere, PartBroke, Watch
 
 
@@ -28,6 +30,8 @@ def act(watch: Watch, *, arguments: Mapping[str, Any], without: Mapping[str, str
         case "so far, then hang":
             watch.so_far({"rows": [1]})
             time.sleep(60)
+        case "fill the device":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB")
         case "fail":
             raise ValueError("no")
         case "parts":

@@ -38,12 +38,14 @@ def run(store: Store, *tasks: Task, limits: Limits = LIMITS, side_by_side: int =
 
 
 def test_what_befalls_one_task_leaves_the_others(store: Store) -> None:
-    names = ("succeed", "crash", "fail", "absent")
+    names = ("succeed", "crash", "fill the device", "fail", "absent")
     outcome = run(store, *(task(name, name) for name in names), task("last", "succeed"))
-    assert outcome == Outcome(done=2, before=0, failed=2, absent=1, left=0)
+    assert outcome == Outcome(done=2, before=0, failed=3, absent=1, left=0)
     found = {item["task"]: item for item in store.results("profile")}
     assert found["profile/crash"]["reason"] == "its process ended with code 9"
     assert found["profile/fail"]["status"] == FAILED and found["profile/absent"]["status"] == ABSENT
+    full = found["profile/fill the device"]
+    assert full["status"] == FAILED and full["reason"].startswith("out of memory: CUDA out of memory. Tried to alloc")
     pids = [found[f"profile/{name}"]["document"]["pid"] for name in ("succeed", "last")]
     assert pids[0] != pids[1], "after a crash the process is another"
 
