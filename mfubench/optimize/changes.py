@@ -111,7 +111,7 @@ class Compile(Change):
         """What is compiled already: with all regions each of their classes, with the whole model everything."""
         if not isinstance(other, Compile) or other == self:
             return False
-        from .swap import MODEL, REGIONS
+        from mfubench.workload.regions import MODEL, REGIONS
 
         inside = {MODEL: True, REGIONS: other.region != MODEL}
         return inside.get(self.region, False) and not other.cudagraphs
@@ -128,17 +128,15 @@ class Compile(Change):
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """Nothing is compiled before the first call."""
-        from . import swap
+        from mfubench.workload.regions import compile_region
 
-        return swap.compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs)
+        return compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs)
 
     def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """The script may change what no trial has seen change."""
-        from . import swap
+        from mfubench.workload.regions import compile_region
 
-        return swap.compile_region(
-            model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs, floats_change=True
-        )
+        return compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs, floats_change=True)
 
     def describe(self, description: dict[str, Any]) -> None:
         """The regions that are compiled."""

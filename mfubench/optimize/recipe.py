@@ -146,8 +146,7 @@ def prepare_with(spec: "WorkloadSpec", recipe: Recipe) -> "Workload":
 def architecture(model: "nn.Module") -> str:
     """A hash of a live model's modules and parameters: names, classes and shapes, whatever values they hold."""
     from mfubench.workload.prepare import digest
-
-    from .swap import class_name
+    from mfubench.workload.regions import class_name
 
     modules = [(name, class_name(module)) for name, module in model.named_modules()]
     return digest(modules, [(name, list(parameter.shape)) for name, parameter in model.named_parameters()])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mfubench.run import Run
+from mfubench.workload.regions import MODEL, REGIONS
 
 from .changes import (
     BucketByLength,
@@ -25,7 +26,6 @@ from .changes import (
     WithoutAttentionWeights,
 )
 from .survey import KERNEL, Survey
-from .swap import MODEL, REGIONS
 
 Cell = tuple[str, str]  # module, cause
 Cells = dict[Cell, float]  # milliseconds of a step

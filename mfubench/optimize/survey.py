@@ -16,7 +16,7 @@ from mfubench.measure.calibrate import DTYPES, load_or_calibrate
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
-from mfubench.workload.regions import is_table, regions
+from mfubench.workload.regions import class_name, is_table, regions
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 
@@ -24,7 +24,6 @@ from .build import build
 from .rows import bucketed
 from .swap import (
     attention_modules,
-    class_name,
     looping_optimizers,
     tables_to_make_sparse,
     torch_modules_of,

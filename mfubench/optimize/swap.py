@@ -15,10 +15,7 @@ from torch import Tensor, nn
 import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
 from mfubench.workload.patching import Undo, own_forward, patch, together
-from mfubench.workload.regions import Table, compile_in_place, compile_regions, constant_floats, is_table
-
-MODEL = "model"  # as a region: the whole model
-REGIONS = "regions"  # its repeated blocks and its other parts, each by itself
+from mfubench.workload.regions import Table, is_table
 
 
 def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Undo:
@@ -206,27 +203,7 @@ def _loops(optimizer: torch.optim.Optimizer, how: str, sparse: set[int]) -> bool
     return not fused and not (how == "foreach" and foreach)
 
 
-# Compilers and dtypes ---------------------------------------------------------------------------------------------
-
-
-def class_name(module: nn.Module) -> str:
-    """What a region is called: the module's class, with its package."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def compile_region(
-    model: nn.Module, region: str, *, dynamic: bool, cudagraphs: bool = False, floats_change: bool = False
-) -> Undo:
-    """Compile every module of the class ``region``, each by itself, all ``REGIONS``, or the whole ``MODEL`` as one.
-
-    ``floats_change``: some float that the model reads, such as a temperature, may be another at each step.
-    """
-    settings = [] if floats_change else [constant_floats()]
-    options = {"dynamic": dynamic, "mode": "reduce-overhead" if cudagraphs else None}
-    if region == REGIONS:
-        return together([*settings, compile_regions(model, **options)])
-    roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
-    return together([*settings, *(compile_in_place(root, **options) for root in roots)])
+# Dtypes -----------------------------------------------------------------------------------------------------------
 
 
 def autocast_forward(model: nn.Module) -> Undo:

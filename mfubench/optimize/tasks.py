@@ -11,6 +11,7 @@ from mfubench.measure.environment import environment
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
 from mfubench.workload.prepare import digest
+from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .build import build
@@ -18,7 +19,6 @@ from .changes import Change, Compile
 from .gain import LOOKS, Gain, log_ratios
 from .recipe import architecture
 from .survey import Survey, survey
-from .swap import MODEL
 from .trial import TIMING, Tell, arms_of
 
 LEVEL = 0.05

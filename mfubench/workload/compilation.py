@@ -10,7 +10,7 @@ from mfubench.measure.compiled import Compilation, watched
 from mfubench.measure.scopes import module_names
 
 from .patching import Undo, together
-from .regions import compile_in_place, compile_regions, constant_floats
+from .regions import MODEL, REGIONS, compile_region
 from .spec import Workload
 
 
@@ -51,8 +51,10 @@ def _compile(workload: Workload) -> Undo:
         return together([])
     if hasattr(module, "_orig_mod"):
         raise BadInput(f"--compile {kind}: the model is wrapped in torch.compile already; leave --compile out")
-    settings = [constant_floats()] if workload.needed is not None else []  # a user's model may change its own
-    if kind == "regions":
-        return together([*settings, compile_regions(module, dynamic=True)])
-    mode = "reduce-overhead" if kind == "cudagraphs" else None
-    return together([*settings, compile_in_place(module, dynamic=True, mode=mode)])
+    return compile_region(
+        module,
+        REGIONS if kind == REGIONS else MODEL,
+        dynamic=True,
+        cudagraphs=kind == "cudagraphs",
+        floats_change=workload.needed is None,  # a user's model may change its own
+    )

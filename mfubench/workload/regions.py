@@ -17,6 +17,8 @@ from torch import nn
 
 from .patching import Undo, own_forward, patch, together
 
+MODEL = "model"  # as a region: the whole model
+REGIONS = "regions"  # all of its regions, each by itself
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 COMPILATIONS_A_CLASS = 64  # where torch would run a class's ninth, of other widths than the eight before, eagerly
 Table = nn.Embedding | nn.EmbeddingBag
@@ -30,6 +32,26 @@ def is_table(module: nn.Module) -> TypeGuard[Table]:
 def regions(model: nn.Module) -> list[nn.Module]:
     """The modules that are compiled each by itself; ``model`` itself where it has no parts."""
     return list(_parts(model)) or [model]
+
+
+def class_name(module: nn.Module) -> str:
+    """What a region is called: the module's class, with its package."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def compile_region(
+    model: nn.Module, region: str, *, dynamic: bool, cudagraphs: bool = False, floats_change: bool = False
+) -> Undo:
+    """Compile every module of the class ``region``, each by itself, all ``REGIONS``, or the whole ``MODEL`` as one.
+
+    ``floats_change``: some float that the model reads, such as a temperature, may be another at each step.
+    """
+    settings = [] if floats_change else [constant_floats()]
+    options = {"dynamic": dynamic, "mode": "reduce-overhead" if cudagraphs else None}
+    if region == REGIONS:
+        return together([*settings, compile_regions(model, **options)])
+    roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
+    return together([*settings, *(compile_in_place(root, **options) for root in roots)])
 
 
 def compile_regions(model: nn.Module, **options: Any) -> Undo:

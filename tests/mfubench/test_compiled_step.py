@@ -146,7 +146,7 @@ def test_a_step_that_does_not_compile_is_bad_input(
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(
-        "mfubench.workload.compilation.compile_in_place", lambda module, **_: compile_in_place(module, backend=broken)
+        "mfubench.workload.regions.compile_in_place", lambda module, **_: compile_in_place(module, backend=broken)
     )
     with pytest.raises(
         BadInput, match=r"compiled step failed; --compile none, and no recipe, runs it eagerly.*no compiler here"

@@ -29,7 +29,7 @@ from mfubench.optimize.changes import (
 )
 from mfubench.optimize.numbers import results
 from mfubench.optimize.recipe import Kept, Recipe, architecture, prepare_with, read_recipe
-from mfubench.optimize.swap import MODEL
+from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 from tests.mfubench.optimize.conftest import STAND_IN
@@ -262,7 +262,7 @@ def test_a_change_that_fails_takes_back_those_before_it(monkeypatch: pytest.Monk
     def fails(*_args: Any, **_options: Any) -> None:
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr("mfubench.optimize.swap.compile_region", fails)
+    monkeypatch.setattr("mfubench.workload.regions.compile_region", fails)
     model, optimizers = mine()
     before, expected = hung_on(model, optimizers), trained(*mine())
     recipe = recipe_for(model, WithoutAttentionWeights(), SparseGradients(), UpdateTogether("foreach"), Compile(MODEL))

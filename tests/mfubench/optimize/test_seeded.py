@@ -17,9 +17,9 @@ from mfubench.optimize.isolated import GaveUp, run_isolated
 from mfubench.optimize.log import FILE
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.search import Plan, optimize
-from mfubench.optimize.swap import class_name
 from mfubench.optimize.tasks import finale, take_stock
 from mfubench.optimize.trial import confirm, try_change
+from mfubench.workload.regions import class_name
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.test_numbers import WrongGradient
 

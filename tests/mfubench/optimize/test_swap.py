@@ -27,6 +27,7 @@ from mfubench.optimize.changes import (
     to_plain,
 )
 from mfubench.optimize.numbers import results
+from mfubench.workload.regions import MODEL, class_name, compile_region
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.conftest import STAND_IN
 from tests.mfubench.optimize.small_model import SmallRanker
@@ -215,7 +216,7 @@ def test_blocks_of_a_class_are_compiled_and_undone(
 ) -> None:
     model, batch = small
     before = outputs(model, batch)
-    undo = swap.compile_region(model, swap.class_name(model.blocks[0]), dynamic=False)
+    undo = compile_region(model, class_name(model.blocks[0]), dynamic=False)
     torch.testing.assert_close(outputs(model, batch), before)
     assert len(quick_compiler) == 1  # six equal blocks share it
     undo()
@@ -227,7 +228,7 @@ def test_blocks_of_a_class_are_compiled_and_undone(
 def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any], sparse_tables: None) -> None:
     workload = build(SPEC).workload
     before = numbers(workload)
-    undo = swap.compile_region(workload.module, swap.MODEL, dynamic=True)
+    undo = compile_region(workload.module, MODEL, dynamic=True)
     during = numbers(workload)
     assert quick_compiler and during.keys() == before.keys()
     assert any(gradient.is_sparse for gradient in during.values())
