@@ -7,18 +7,17 @@ and the work is done again without it.
 """
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.connection import Connection
-from threading import Lock, Thread
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import MfubenchError, ToolBroke
+from mfubench.group import end_group, how_it_ended, lead_group
 from mfubench.kernels.interpreter import interpreting_children
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 DONE, PART, FAILED, ABSENT = "done", "in part", "failed", "not run"
 START_LIMIT_S = 300.0
-END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has given up its context
 LEAST_S = 5.0  # with less left, nothing is begun
 _READY, _BEGINS, _SO_FAR, _BROKE, _ANSWER = "ready", "begins", "so far", "broke", "answer"
 _STARTING = Lock()  # the environment that a process starts with belongs to all threads
@@ -146,8 +144,7 @@ class Worker:
                         self.close()
                     return Answer(*answer)
         except (EOFError, ConnectionError):
-            self._process.join(END_LIMIT_S)
-            reason = f"its process ended with code {self._process.exitcode}"
+            reason = f"its process ended with {how_it_ended(self._process)}"
             self.close()
             return Answer(FAILED, reason) if part is None or self._killed else _Broke(part, reason)
         self.close()
@@ -156,26 +153,17 @@ class Worker:
     def kill(self) -> None:
         """End the process for good, whatever it does; who waits for its answer is told that it ended."""
         self._killed = True
-        self._end()
+        process = self._process
+        if process is not None:
+            end_group(process)
 
     def close(self) -> None:
         """End the process and forget it; one that the driver holds on to is not waited for any longer."""
         if self._process is not None:
-            self._end()
-            self._process.join(END_LIMIT_S)
+            end_group(self._process)
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
-
-    def _end(self) -> None:
-        """With all that it has started, such as compilers."""
-        process = self._process
-        if process is None or not process.is_alive():
-            return
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has not come so far as to have a group
-            process.kill()
 
     def _started(self) -> Connection:
         if self._process is not None and not self._process.is_alive():  # it ended between two works
@@ -196,8 +184,8 @@ class Worker:
             if pipe.poll(START_LIMIT_S) and pipe.recv() == (_READY,):
                 return
         except (EOFError, ConnectionError):
-            self._process.join(END_LIMIT_S)
-        raise ToolBroke(f"a worker did not start (exit code {self._process.exitcode}); see its messages above")
+            pass
+        raise ToolBroke(f"a worker did not start ({how_it_ended(self._process)}); see its messages above")
 
 
 def _until(ends: float) -> float | None:
@@ -206,14 +194,7 @@ def _until(ends: float) -> float | None:
 
 def _serve(pipe: Connection, device: str) -> None:
     """The worker: work in, its answer out, until the pipe closes."""
-    import sys
-    import warnings
-
-    os.setpgid(0, 0)
-    Thread(target=_end_with_the_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends this process
-    warnings.simplefilter("ignore")
-    sys.stdout = sys.stderr
+    lead_group()
     import torch
 
     pipe.send((_READY,))
@@ -235,14 +216,6 @@ def _serve(pipe: Connection, device: str) -> None:
         except Exception as error:
             answer = (FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500], None)
         pipe.send((_ANSWER, answer, _usable(torch.device(device))))
-
-
-def _end_with_the_parent() -> None:
-    """Also when it was killed, and while a kernel hangs here."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.killpg(0, signal.SIGKILL)
 
 
 @contextmanager

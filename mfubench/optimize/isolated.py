@@ -1,27 +1,19 @@
-"""A task in a fresh process, which can be given up: a compile that hangs or a kernel that crashes costs one trial.
-
-The process leads a session of its own, so that the compilers that it starts end with it.
-"""
+"""A task in a fresh process, which can be given up: a compile that hangs or a kernel that crashes costs one trial."""
 
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from time import monotonic, sleep
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import MfubenchError
+from mfubench.group import end_group, how_it_ended, lead_group
 
 R = TypeVar("R")
 A = TypeVar("A")
 Tell = Callable[[str], None]
 Phases = Mapping[str, float]
-WATCH_S = 1.0
 
 
 class GaveUp(Exception):
@@ -53,7 +45,7 @@ def run_isolated(
         result: R = _Watch(ours, limit_s, phase_limits, tell).wait(process)
         return result
     finally:
-        _end(process)
+        end_group(process)
         ours.close()
 
 
@@ -75,8 +67,7 @@ class _Watch:
             try:
                 kind, value = self.pipe.recv() if self.pipe.poll(max(0.0, left)) else ("late", None)
             except (EOFError, ConnectionError):
-                process.join(1.0)
-                raise GaveUp(f"its process ended with {_exit(process.exitcode)} while {self.phase}") from None
+                raise GaveUp(f"its process ended with {how_it_ended(process)} while {self.phase}") from None
             if kind == "late":
                 raise GaveUp(self._late())
             if kind == "done":
@@ -99,36 +90,9 @@ class _Watch:
         return f"given up after {self.limit_s:.0f} s, while {self.phase}"
 
 
-def _exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"code {code}"
-
-
-def _end(process: Any) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
-
-
-def _end_with(parent: int) -> None:
-    """End this process and all that it has started once the parent is gone, which then could not end it."""
-    while os.getppid() == parent:
-        sleep(WATCH_S)
-    os.killpg(0, signal.SIGKILL)
-
-
 def _work(pipe: Any, task: Callable[[Any, Tell], Any], argument: Any) -> None:
     """The other side."""
-    os.setsid()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdout = sys.stderr  # what a user's model prints is no part of any result
-    import warnings
-
-    warnings.simplefilter("ignore")
+    lead_group()
     try:
         pipe.send(("done", task(argument, lambda phase: pipe.send(("phase", phase)))))
     except (MfubenchError, InvalidArgument) as error:

@@ -67,7 +67,7 @@ def test_a_process_that_is_gone_when_work_comes_costs_that_alone(made: Worker, m
     made._process.kill()
     made._process.join()
     monkeypatch.setattr(made, "_started", lambda: pipe)
-    assert run(made, "succeed") == Answer(FAILED, "its process ended with code -9")
+    assert run(made, "succeed") == Answer(FAILED, "its process ended with SIGKILL")
 
 
 def test_what_hangs_is_ended_with_all_that_it_has_started(made: Worker) -> None:
