@@ -103,7 +103,10 @@ class Looks(nn.Module):
 
 
 def solve(x: Tensor) -> Tensor:
-    return torch.linalg.solve(H * torch.eye(H), x.t()).t()
+    """A system so large that its time is nearly all, whatever a busy machine does to another operator."""
+    many = 512
+    right = nn.functional.pad(x.t(), (0, 0, 0, many - H))
+    return torch.linalg.solve(H * torch.eye(many), right)[:H].t()
 
 
 # Model, and model FLOPs forward and backward: the first layer's input needs no gradient.
