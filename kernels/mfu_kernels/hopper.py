@@ -1,5 +1,8 @@
 """What the kernels in Gluon for Hopper share: tiles that TMA brings and takes away."""
 
+import atexit
+import sys
+
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -52,3 +55,18 @@ def blocks_of(x: Tensor, rows: int) -> TensorDescriptor:
     dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
     layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
     return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)
+
+
+@atexit.register
+def _let_bindings_go() -> None:
+    """Spare whoever compiled Gluon with Triton 3.9 a page about leaks when the process ends, where all is given back.
+
+    The compiler keeps classes of Gluon's language for good, and through their modules' names its bindings' own builder,
+    which nanobind then misses. What names it is cleared here, when nothing is compiled any more.
+    """
+    semantic = sys.modules.get("triton.experimental.gluon.language._semantic")
+    if semantic is None:
+        return
+    vars(semantic).pop("GluonOpBuilder", None)
+    for named in (semantic.GluonSemantic, *vars(semantic.GluonSemantic).values()):
+        getattr(named, "__annotations__", {}).clear()

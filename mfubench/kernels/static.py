@@ -1,6 +1,5 @@
 """Every kernel compiled for GPUs that need not be here, and what the compiled code says of its speed before it runs."""
 
-import atexit
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,18 +64,13 @@ def compile_statically(
     rows: list[StaticRow] = []
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1) or 1
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_without_a_word) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(_compile_job, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), start=1):
             found = future.result()
             rows += found
             progress(f"compiled {done} of {len(jobs)}: {found[0].op} for {found[0].target}", done / len(jobs))
     return sorted(rows, key=lambda row: (list(ops).index(row.op), row.target, row.kernel, row.key, not row.default))
-
-
-def _end_without_a_word() -> None:
-    """Let this process end before Triton 3.9's bindings tell what a kernel in Gluon has left in their caches."""
-    atexit.register(os._exit, 0)
 
 
 def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow]:

@@ -43,6 +43,24 @@ def test_numbers_repeat(told: dict[str, Any]) -> None:
     assert json.loads(mfubench("kernels", "static", "rms_norm", "--target", "sm_90", "--json").stdout) == told
 
 
+def test_a_process_that_compiled_gluon_ends_without_a_word() -> None:
+    """Its caches hold the compiled kernels to the end; the form for Hopper is the default there."""
+    code = """
+from mfubench.kernels.ahead import activate, compile_op
+from mfubench.kernels.catalog import examples_of
+from mfubench.kernels.targets import TARGETS
+activate(TARGETS["sm_90"])
+found, examples = [], examples_of("gdpa")
+wanted = lambda kernel, key: "launched" if kernel == "gdpa_fwd_kernel" else "none"
+compile_op(examples, examples.shapes["X1024"], found.append, wanted)
+print(type(found[0].result).__name__, "GROUPS" in found[0].config.kwargs)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_ALWAYS_COMPILE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "CompiledKernel True\n") and "leaked" not in done.stderr, done.stderr
+
+
 def row(**changes: Any) -> StaticRow:
     facts: dict[str, Any] = {"registers": 64, "spill_bytes": 0, "shared_bytes": 1024} | changes
     return StaticRow("gdpa", "X1024", "gdpa_fwd_kernel", "sm_90", "d=128", "M=128", facts.pop("default", True), **facts)
