@@ -15,7 +15,7 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
 TOGETHER = ("contract", "compile")
 SHARES = {  # of the budget on a GPU: the most that a task may take, so that one that hangs leaves others their time
-    **{"calibration": 0.1, "contract": 0.25, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.4},
+    **{"calibration": 0.1, "contract": 0.25, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3},
 }
 CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
