@@ -128,15 +128,18 @@ class Compile(Change):
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """Nothing is compiled before the first call."""
-        from mfubench.workload.regions import compile_region
-
-        return compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs)
+        return self._compiled(model, floats_change=False)
 
     def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """The script may change what no trial has seen change."""
+        return self._compiled(model, floats_change=True)
+
+    def _compiled(self, model: "nn.Module", *, floats_change: bool) -> Undo:
         from mfubench.workload.regions import compile_region
 
-        return compile_region(model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs, floats_change=True)
+        return compile_region(
+            model, self.region, dynamic=self.dynamic, cudagraphs=self.cudagraphs, floats_change=floats_change
+        )
 
     def describe(self, description: dict[str, Any]) -> None:
         """The regions that are compiled."""

@@ -36,6 +36,11 @@ class Gain:
             return "faster"
         return "not faster" if math.log(self.high) < LEAST else "open"
 
+    @property
+    def speedup(self) -> dict[str, float]:
+        """Ratio and interval as documents have them, where ``alpha`` is 0.05."""
+        return {"median": self.ratio, "ci95_low": self.low, "ci95_high": self.high}
+
     @classmethod
     def of(cls, logs: Sequence[float], alpha: float) -> "Gain":
         """The gain of blocks with these log ratios."""

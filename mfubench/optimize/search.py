@@ -338,7 +338,7 @@ def _step(state: State, proposal: Proposal, change: Change, trial: Trial, measur
         predicted_ms=proposal.predicted_ms(state.cells),
         measured_ms=won(gain.ratio) if gain else None,
         ci95=[won(gain.low), won(gain.high)] if gain else None,
-        speedup={"median": gain.ratio, "ci95_low": gain.low, "ci95_high": gain.high} if gain else None,
+        speedup=gain.speedup if gain else None,
         kept=trial.refused is None,
         reason=trial.refused or _why_kept(gain),
         alters=change.alters,

@@ -17,9 +17,10 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 from .build import build
 from .changes import Change, Compile
 from .gain import LOOKS, Gain, log_ratios
+from .isolated import Tell
 from .recipe import architecture
 from .survey import Survey, survey
-from .trial import TIMING, Tell, arms_of
+from .trial import TIMING, arms_of
 
 LEVEL = 0.05
 ENOUGH_S = 30.0  # of timing; more blocks are not worth it
@@ -95,8 +96,7 @@ def finale(request: Finale, tell: Tell) -> dict[str, dict[str, float]]:
     def gain(old: str, new: str) -> dict[str, float]:
         a, b = names.index(old), names.index(new)
         logs = log_ratios(timings[a], timings[b], lambda block: arms.samples[b] / arms.samples[a])
-        found = Gain.of(logs, LEVEL)
-        return {"median": found.ratio, "ci95_low": found.low, "ci95_high": found.high}
+        return Gain.of(logs, LEVEL).speedup
 
     gains = {name: gain("start", name) for name in names[1:]}
     if {"end", "plain"} <= gains.keys():

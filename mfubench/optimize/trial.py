@@ -4,13 +4,11 @@ Each function runs in a process of its own (see ``isolated``), tells its phases 
 values. Numbers come first: what is wrong is never timed. Then the time; then, of what is faster, the losses.
 """
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
+from mfubench.exhausted import release
 from mfubench.measure.timing import time_in_blocks
 from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -18,10 +16,10 @@ from mfubench.workload.step import run_step
 from .build import build
 from .changes import BucketByLength, Change, Compile, UseBatchSize, UseImpl, added
 from .gain import LOOKS, Gain, log_ratios, measure_gain
-from .numbers import check_results, check_training
+from .isolated import Tell
+from .numbers import check_results, check_training, results
 from .rows import with_empty_histories
 
-Tell = Callable[[str], None]
 Judge = Literal["time", "numbers"]
 CHECKED_REQUESTS = 16  # of a batch whose numbers are checked, where batches may differ in shape
 PREPARING, COMPILING, NUMBERS, TIMING, LOSSES = (
@@ -167,7 +165,7 @@ class _Checked:
         self.tell(PREPARING)
         original, changed = build(self.spec).workload, build(self.spec, self.changes).workload
         self.tell(COMPILING)
-        run_step_without_update(changed)
+        results(changed, changed.inputs[0])  # a first pass, in which what is to be compiled is compiled
         self.tell(NUMBERS)
         batches = {"a batch": original.inputs[0]}
         if original.needed is not None:  # of the zoo, whose batches we know how to change
@@ -185,7 +183,7 @@ class _Checked:
             notes.append(str(found))
             if not found.passed:
                 return f"wrong numbers: {found}"
-        _release(original.device)
+        release((), original.device)
         return None
 
     def training(self, notes: list[str]) -> str | None:
@@ -198,16 +196,3 @@ class _Checked:
         found = check_training(original, changed)
         notes.append(str(found))
         return None if found.passed else f"wrong losses: {found}"
-
-
-def run_step_without_update(workload: Workload) -> None:
-    """A first pass, in which what is to be compiled is compiled."""
-    from .numbers import results
-
-    results(workload, workload.inputs[0])
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
