@@ -37,9 +37,12 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
         *_bench(_of(results, "bench")),
         *_roads(_of(results, "road")),
     ]
-    missing = [f"{item['task']}: {item['reason']}" for items in results.values() for item in items if item["reason"]]
+    missing: dict[str, list[str]] = {}  # tasks by reason
+    for item in (item for items in results.values() for item in items if item["reason"]):
+        missing.setdefault(item["reason"], []).append(item["task"])
     if missing:
-        sections.append(Section("Not measured, and why", [Items(missing)], brief=True))
+        why = [f"{reason}: {', '.join(tasks)}" for reason, tasks in missing.items()]
+        sections.append(Section("Not measured, and why", [Items(why)], brief=True))
     counts = [sum(item["status"] == DONE for item in results[stage]) for stage in results]
     headline = f"{sum(counts)} of {sum(map(len, results.values()))} tasks have results"
     return Page(f"Campaign on {index['identity']['device']}", headline, _warnings(results), sections)

@@ -62,6 +62,14 @@ def test_ours_alone_shows_only_until_there_is_a_run_beside_peers() -> None:
     assert shown(alone) == 1 and shown(alone, beside) == 1 and shown(beside, beside) == 2
 
 
+def test_what_is_not_measured_stands_by_its_reason() -> None:
+    absent = [{"task": f"bench/{n}", "status": "not run", "reason": "no GPU", "document": None} for n in range(3)]
+    page = render_page(
+        campaign_page({"identity": {"device": "a CPU", "code": "0"}, "environment": {}}, {"bench": absent})
+    )
+    assert page.count("no GPU") == 1 and "no GPU: bench/0, bench/1, bench/2" in page
+
+
 def test_results_of_two_devices_are_not_put_into_one_table() -> None:
     with pytest.raises(BadInput, match="bench/one is of another GPU, the campaign of a GPU: results of two devices"):
         table(bench(row("mfubench", 2.0), device="another GPU"))
