@@ -62,6 +62,10 @@ class Proposal:
             won[cause] = won.get(cause, 0.0) + share * cells.get((module, cause), 0.0)
         return max(won, key=lambda cause: won[cause]) if won else ""
 
+    def refused(self, why_not: str) -> "Proposal":
+        """The same, not to be tried."""
+        return Proposal(self.title, self.claims, why_not=why_not)
+
     def take(self, cells: Cells) -> None:
         """Take out of ``cells`` what a change that is kept has won."""
         for cell, share in self.claims.items():
@@ -79,7 +83,6 @@ class _Ledger:
     """The profile's cells by what remedies ask for."""
 
     cells: Cells
-    survey: Survey
     total_ms: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +104,7 @@ Remedy = Callable[[_Ledger, Survey], Iterator[Proposal]]
 def proposals(run: Run, survey: Survey, judge: str) -> list[Proposal]:
     """Every remedy for the profile, the best prediction first; those with ``why_not`` cannot or must not be tried."""
     cells = cells_of(run)
-    ledger = _Ledger(cells, survey)
+    ledger = _Ledger(cells)
     found = [proposal for remedy in REMEDIES for proposal in remedy(ledger, survey)]
     if judge == "numbers":
         found = [_kernels_only(proposal) for proposal in found]
@@ -113,14 +116,15 @@ def proposals(run: Run, survey: Survey, judge: str) -> list[Proposal]:
 def _kernels_only(proposal: Proposal) -> Proposal:
     if proposal.why_not or isinstance(proposal.change, UseImpl):
         return proposal
-    return Proposal(proposal.title, proposal.claims, why_not="--judge numbers tries kernels only: it times nothing")
+    return proposal.refused("--judge numbers tries kernels only: it times nothing")
 
 
 def _not_interpreted(proposal: Proposal) -> Proposal:
     if proposal.why_not or not isinstance(proposal.change, UseImpl):
         return proposal
-    why = "Triton's interpreter runs kernels here, and its time says nothing; --judge numbers swaps without timing"
-    return Proposal(proposal.title, proposal.claims, why_not=why)
+    return proposal.refused(
+        "Triton's interpreter runs kernels here, and its time says nothing; --judge numbers swaps without timing"
+    )
 
 
 def _try(change: Change, claims: Mapping[Cell, float]) -> Proposal:
@@ -136,7 +140,7 @@ def _kernels(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
         if use.impl == KERNEL:
             continue
         proposal = _try(UseImpl(op, KERNEL), ledger.shares(partial(_above_roofline, use.kind), use.modules))
-        yield Proposal(proposal.title, proposal.claims, why_not=use.blocked) if use.blocked else proposal
+        yield proposal.refused(use.blocked) if use.blocked else proposal
 
 
 def _above_roofline(kind: str, cause: str) -> float:
