@@ -49,9 +49,7 @@ class Survey:
 
     device: str
     dtype: str
-    mode: str
     batch_size: int
-    zoo: bool
     interpreted: bool  # kernels run under Triton's interpreter, whose time says nothing
     shapes_vary: bool
     peaks: dict[str, float]  # measured TFLOP/s of a large GEMM by dtype
@@ -90,9 +88,7 @@ def look(workload: Workload, run: Run) -> Survey:
     found = Survey(
         device=device.type,
         dtype=workload.dtype,
-        mode=workload.spec.mode,
         batch_size=workload.description["batch_size"],
-        zoo=workload.needed is not None,
         interpreted=_interpreted(device),
         shapes_vary=len({str(_shapes(batch)) for batch in workload.inputs}) > 1,
         peaks={name: load_or_calibrate(device, name).gemm_tflops[name] for name in DTYPES[device.type]},

@@ -12,7 +12,7 @@ from mfubench.run import Run
 from tests.mfubench.report.factory import a_run
 
 SURVEY = Survey(
-    device="cuda", dtype="fp32", mode="train", batch_size=32, zoo=True, interpreted=False, shapes_vary=True,
+    device="cuda", dtype="fp32", batch_size=32, interpreted=False, shapes_vary=True,
     peaks={"fp32": 50.0, "tf32": 200.0, "bf16": 500.0}, bandwidth_gb_s=1000.0,
     ops={
         "rms_norm": OpUse(["block.norm"], "norm", "reference", None),

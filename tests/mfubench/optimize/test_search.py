@@ -47,7 +47,7 @@ def start() -> Run:
 
 def survey() -> Survey:
     return Survey(
-        device="cpu", dtype="fp32", mode="train", batch_size=32, zoo=False, interpreted=False, shapes_vary=True,
+        device="cpu", dtype="fp32", batch_size=32, interpreted=False, shapes_vary=True,
         peaks={"fp32": 1.0, "bf16": 2.0}, bandwidth_gb_s=10.0, regions=REGIONS,
     )  # fmt: skip
 
