@@ -150,9 +150,11 @@ def tune_op(
 
     Raises:
         PartBroke: a config made a fault after which this process can use the GPU no more.
+        ToolBroke: no config of some kernel can be timed; the others' entries have gone to ``watch``.
     """
     target, device_name = device_target(device), torch.cuda.get_device_name(device)
     won: list[dict[str, Any]] = []
+    unfit: list[str] = []
 
     def wanted(kernel: str, key: MetaParameters) -> bool:
         tuned = any((entry["kernel"], entry["key"]) == (kernel, key_text(key)) for entry in won)
@@ -163,10 +165,15 @@ def tune_op(
         for launched in launched_kernels(examples, shape, target, wanted):
             if not other_forms:
                 _leave_out_other_forms(launched)
-            if launched.configs:
-                won.append(_tune_kernel(examples, shape, launched, device, device_name, time, without, watch))
-                adopt(won[-1:])
-                watch.so_far(list(won))
+            entry = _tune_kernel(examples, shape, launched, device, device_name, time, without, watch)
+            if entry is None:
+                unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
+                continue
+            won.append(entry)
+            adopt([entry])
+            watch.so_far(list(won))
+    if unfit:
+        raise ToolBroke(f"no config can be timed of {'; '.join(unfit)}")
     return won
 
 
@@ -189,7 +196,8 @@ def _tune_kernel(
     time: TimeInTurns,
     without: Mapping[str, str] = MappingProxyType({}),
     watch: Watch = UNWATCHED,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """The entry of the config that won; None where none can be timed, and then ``launched`` says why."""
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
@@ -214,9 +222,10 @@ def _tune_kernel(
     calls = {launched.part(config): with_config(config) for config in launched.configs}
     by_part = {launched.part(config): config for config in launched.configs}
     wrong = _wrong(run, calls, without, device, watch)
+    launched.left_out |= {_spelled(by_part[part]): why for part, why in wrong.items()}
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
-        raise ToolBroke(f"{launched.kernel} at {shape}: no config can be timed: {wrong}")
+        return None
     ms = {part: median(samples) for part, samples in time(right, rounds=ROUNDS, part=watch.part).items()}
     best = min(ms, key=lambda part: ms[part])
     config = by_part[best]
@@ -231,7 +240,7 @@ def _tune_kernel(
         "ms_of_default": ms.get(launched.part(launched.default)),
         "configs_timed": len(ms),
         "ms_by_config": {_spelled(by_part[part]): ms[part] for part in ms},
-        "left_out": {**launched.left_out, **{_spelled(by_part[part]): why for part, why in wrong.items()}},
+        "left_out": launched.left_out,
         "date": now(),
         "toolchain": toolchain(),
     }

@@ -11,7 +11,7 @@ import torch
 from mfu_kernels import launching, lock, modes
 from mfu_kernels.launching import KERNELS, Kernel, config
 from mfu_kernels.rms_norm.examples import EXAMPLES
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, ToolBroke
 from mfubench.kernels import tune
 from mfubench.kernels.catalog import kernels_of, ops_with_kernels
 from mfubench.kernels.targets import TARGETS
@@ -78,6 +78,7 @@ def tuned(
         return {name: [ms[name], ms[name], 9.0] for name in calls}
 
     entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "NVIDIA H200", time, without or {}, watch)
+    assert entry is not None
     return entry, timed
 
 
@@ -148,6 +149,23 @@ def test_a_config_that_hung_is_not_run_again_and_each_is_a_part_while_it_runs() 
     entry, timed = tuned(found, without={hung: "took over 30 s"}, watch=Watch(part))
     assert parts == timed == [found.part(found.configs[0]), found.part(found.configs[2])]
     assert list(entry["left_out"].values()) == ["took over 30 s"] and entry["ms"] == 2.0
+
+
+def test_a_kernel_of_which_nothing_can_be_timed_is_named_and_the_others_stand(
+    monkeypatch: pytest.MonkeyPatch, no_lock: None
+) -> None:
+    told: list[Any] = []
+    spilling = tune.Launched("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "spills 8 bytes"})
+    monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [spilling, launched()])
+
+    def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
+        return {name: [1.0] for name in calls}
+
+    with pytest.raises(ToolBroke, match=r"rms_norm_bwd_kernel at small: \{'ROWS=4': 'spills 8 bytes'\}"):
+        tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], time=time, watch=Watch(so_far=told.append))
+    assert [[entry["kernel"] for entry in entries] for entries in told] == [["rms_norm_fwd_kernel"]]
 
 
 def test_a_config_that_breaks_the_context_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
