@@ -40,6 +40,12 @@ def sigmoid(x):
     return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
 
 
+@triton.jit
+def silu_backward(dweights, scores, gate, seen):
+    """Gradients of scores, of those of their weights; ``gate`` is the scores' sigmoid."""
+    return tl.where(seen, dweights * gate * (1.0 + scores * (1.0 - gate)), 0.0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def hstu_attention_fwd_kernel(
     q, k, v, offsets, bias, out,

@@ -20,7 +20,7 @@ from mfu_kernels.launching import Kernel, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.tiles import load_tile
 
-from .kernel import SIZES, scores_of, sigmoid
+from .kernel import SIZES, scores_of, sigmoid, silu_backward
 from .mask import seen_by
 
 PROGRAMS = 1024  # about as many share the work: several for each multiprocessor
@@ -76,8 +76,7 @@ def hstu_attention_dbias_kernel(
             dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D_V, PADDED_V)
             near_v = load_tile(v + begin * v_t + head * v_h, rows, length, v_t, D_V, PADDED_V)
             dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
-            gate = sigmoid(scores)
-            share += tl.where(seen, dweights * gate * (1.0 + scores * (1.0 - gate)), 0.0)
+            share += silu_backward(dweights, scores, sigmoid(scores), seen)
     tile = shares + tl.program_id(0).to(tl.int64) * (BLOCK * BLOCK)
     tl.store(tile + places[:, None] * BLOCK + places[None, :], share * weight_scale)
 

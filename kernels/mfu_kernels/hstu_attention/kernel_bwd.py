@@ -16,7 +16,7 @@ from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import load_tile, own_block, store_tile
 
 from .boundary import _bwd_outputs
-from .kernel import SIZES, constants_of, key_of, mask_arguments, scores_of, sigmoid
+from .kernel import SIZES, constants_of, key_of, mask_arguments, scores_of, sigmoid, silu_backward
 from .kernel_bias import bias_gradient
 from .mask import keys_to_visit, last_query, seen_by, visit
 
@@ -56,8 +56,7 @@ def hstu_attention_dq_kernel(
         )  # fmt: skip
         near_v = load_tile(v, keys, length, v_t, D_V, PADDED_V)
         dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")
-        gate = sigmoid(scores)
-        dscores = tl.where(seen, dweights * gate * (1.0 + scores * (1.0 - gate)), 0.0)
+        dscores = silu_backward(dweights, scores, sigmoid(scores), seen)
         change = tl.dot(dscores.to(near_k.dtype), near_k, change, input_precision="ieee")
     own = (begin * num_heads + head) * D
     store_tile(dq + own, change * (alpha * weight_scale), queries, length, num_heads * D, D, PADDED)
@@ -102,7 +101,7 @@ def hstu_attention_dkv_kernel(
             v_change = tl.dot(weights.to(dout.dtype), dout, v_change, input_precision="ieee")
         if K_GRAD:
             dweights = tl.dot(own_v, tl.trans(dout), input_precision="ieee")
-            dscores = tl.where(seen, dweights * gate * (1.0 + scores * (1.0 - gate)), 0.0)
+            dscores = silu_backward(dweights, scores, gate, seen)
             k_change = tl.dot(dscores.to(near_q.dtype), near_q, k_change, input_precision="ieee")
     token = begin * num_heads + head
     if V_GRAD:
