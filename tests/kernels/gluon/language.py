@@ -72,11 +72,11 @@ class Program:
         if not pred:
             return
         barrier, parity = place.barrier, int(phase) & 1
-        while barrier.phase & 1 == parity and barrier.copies:
-            self.schedule.pause()
+        self.schedule.pause()
+        while barrier.phase & 1 == parity:
             if barrier.copies:
                 barrier.land()
-        self.schedule.pause(lambda: barrier.phase & 1 != parity)
+            self.schedule.pause(lambda: barrier.phase & 1 != parity or bool(barrier.copies))
         merge(self.schedule.current.clock, barrier.passed)
 
     def load_tile(
@@ -204,7 +204,7 @@ def _check(condition: Any, message: str = "") -> None:
 
 
 _FUNCTIONS: Names = {
-    "constexpr": None,  # annotations only
+    "constexpr": lambda value: value,
     "static_range": range,
     "arange": lambda start, end, layout=None: register(torch.arange(start, end, dtype=torch.int32)),
     "zeros": lambda shape, dtype, layout=None: _full(shape, 0, dtype),
