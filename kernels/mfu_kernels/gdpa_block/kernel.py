@@ -16,10 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
-from mfu_kernels.gdpa.tiles import key_of, load_tile, row_of, runs_of_heads, store_tile
-from mfu_kernels.launching import Kernel, capability, config
+from mfu_kernels.gdpa.tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
+from mfu_kernels.launching import Kernel, capability, config, current
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.registry import interpreting
 
+from . import kernel_sm90
 from .boundary import _fwd_outputs
 
 
@@ -127,10 +129,13 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     if int(key["d"]) == 128:
         three = config(num_warps=4, num_stages=3, BLOCK=64, KEYS=32, maxnreg=168)
         configs.insert(0 if capability() == 90 else len(configs), three)
+    if "features" in key:
+        configs[1:1] = kernel_sm90.configs(int(key["features"]), int(key["d"]), int(key["keys"]))
     return configs
 
 
-FORWARD = Kernel(gdpa_block_fwd_kernel, _configs)
+SM90 = kernel_sm90.gdpa_block_fwd_sm90_kernel, kernel_sm90.arguments
+FORWARD = Kernel(gdpa_block_fwd_kernel, _configs, forms={"GROUPS": SM90})
 
 
 def with_rows_outside(tensor: Tensor) -> Tensor:
@@ -168,8 +173,12 @@ def forward(
     if num_events:
         x, k, v = (with_rows_outside(tensor) for tensor in (x, k, v))
         key: MetaParameters = {**key_of(x, k), "bytes": k.element_size()}
+        with current(x.device):
+            if not interpreting() and capability() == 90 and kernel_sm90.fits(x, k, v):
+                key = {**key, "features": num_heads * d}
+        splits = num_splits(k.shape[0], max_length, x.device)
         FORWARD.launch(
-            lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
+            lambda c: (k.shape[0] * (splits if "GROUPS" in c else triton.cdiv(max_length, c["BLOCK"])),), x.device,
             x, k, v, offsets, out, inner if save else out, statistics, num_events, k.shape[1], max_length, scale, eps,
             k.stride()[:3], v.stride()[:3],
             key=key, H=num_heads, DIM=d, WIDTH=key["d"],
