@@ -78,10 +78,44 @@ def _layer_norm_statistics(tiles, eps, layout: gl.constexpr, H: gl.constexpr, GR
         x = tiles.index(GROUP * H + head).load(layout).to(gl.float32)
         of_head = gl.sum(x, axis=1) / DIM
         deviations = x - of_head[:, None]
-        step = of_head - mean
-        mean += step / (head + 1)
-        squares += gl.sum(deviations * deviations, axis=1) + step * step * (DIM * head / (head + 1))
+        step, share = of_head - mean, 1.0 / (head + 1)
+        mean += step * share
+        squares += gl.sum(deviations * deviations, axis=1) + step * step * (DIM * head * share)
     return mean, gl.rsqrt(squares / (H * DIM) + eps)
+
+
+@gluon.jit
+def _finish(
+    x, out, inner, statistics, num_events, tiles, mean, rstd, rrms, event, left,
+    H: gl.constexpr, X_ROW: gl.constexpr, X_HEAD: gl.constexpr, SAVE: gl.constexpr, GROUP: gl.constexpr,
+):  # fmt: skip
+    """out = x + o / rms(o) for at most ``left`` of 64 events from ``event`` on; if SAVE, also what a backward needs."""
+    DIM: gl.constexpr = tiles.shape[2]
+    FEATURES: gl.constexpr = H * DIM
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])  # 16 bytes a thread
+    none = (event >> 62).to(gl.int32)  # so that addresses are made here: held for the whole loop, they spill
+    of_rows: gl.constexpr = gl.SliceLayout(1, layout)
+    rows = gl.arange(0, _TILE, of_rows) + none
+    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
+    kept = (rows < left)[:, None] & (columns >= 0)[None, :]
+    rrms = gl.convert_layout(rrms, of_rows)
+    x += event * X_ROW + (rows[:, None] * X_ROW + columns[None, :])
+    places = event * FEATURES + (rows[:, None] * FEATURES + columns[None, :])
+    ahead = gl.load(x, mask=kept, other=0.0)
+    for head in range(H):
+        tile = ahead
+        if head + 1 < H:
+            ahead = gl.load(x + (head + 1) * X_HEAD, mask=kept, other=0.0)
+        o = tiles.index(GROUP * H + head).load(layout)
+        if SAVE:
+            gl.store(inner + places + head * DIM, o, mask=kept)
+        result = tile.to(gl.float32) + o.to(gl.float32) * rrms[:, None]
+        gl.store(out + places + head * DIM, result.to(tiles.dtype), mask=kept)
+    if SAVE:
+        statistics += event + rows
+        gl.store(statistics, rrms, mask=rows < left)
+        gl.store(statistics + num_events, gl.convert_layout(mean, of_rows), mask=rows < left)
+        gl.store(statistics + 2 * num_events, gl.convert_layout(rstd, of_rows), mask=rows < left)
 
 
 @gluon.jit
@@ -95,13 +129,11 @@ def _attend(
     STAGES: gl.constexpr = arrived.shape[0]
     KEYS: gl.constexpr = ring.shape[2]
     DIM: gl.constexpr = tiles.shape[2]
-    FEATURES: gl.constexpr = H * DIM
     dtype: gl.constexpr = tiles.dtype
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     queries_layout: gl.constexpr = gl.DotOperandLayout(0, scores_layout, 2)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
-    flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])  # 16 bytes a thread
     no_scores = gl.zeros([_TILE, KEYS], gl.float32, scores_layout)
 
     at = first + GROUP * _TILE
@@ -110,10 +142,12 @@ def _attend(
     while at < length:
         mbarrier.wait(ready.index(GROUP), turn & 1)
         mean, rstd = _layer_norm_statistics(tiles, eps, o_layout, H, GROUP)
+        moved = mean * -rstd
         squares = gl.zeros([_TILE], gl.float32, gl.SliceLayout(1, o_layout))
         for run in gl.static_range(len(NAMES)):
             for head in range(BOUNDS[run], BOUNDS[run + 1]):
-                n = (tiles.index(GROUP * H + head).load(o_layout).to(gl.float32) - mean[:, None]) * rstd[:, None]
+                tile = tiles.index(GROUP * H + head).load(o_layout).to(gl.float32)
+                n = gl.fma(tile, rstd[:, None], moved[:, None])
                 queries = gl.convert_layout((n * scale if SCALED else n).to(dtype), queries_layout)
                 o = warpgroup_mma_init(n)
                 before = 0
@@ -134,31 +168,11 @@ def _attend(
                 mbarrier.arrive(free.index(before))
                 squares += gl.sum(total * total, axis=1)
                 tiles.index(GROUP * H + head).store(total.to(dtype))
-        rrms = gl.rsqrt(squares / FEATURES + eps)
-
-        left = length - at
-        none = count >> 30  # so that addresses are made here: held for the whole loop, they spill
-        rows = gl.arange(0, _TILE, gl.SliceLayout(1, flat)) + none
-        columns = gl.arange(0, DIM, gl.SliceLayout(0, flat))
-        kept = (rows < left)[:, None] & (columns >= 0)[None, :]
-        factor = gl.convert_layout(rrms, gl.SliceLayout(1, flat))[:, None]
-        x_at = x + (start + at) * X_ROW + (rows[:, None] * X_ROW + columns[None, :])
-        out_at = (start + at) * FEATURES + (rows[:, None] * FEATURES + columns[None, :])
-        again = gl.load(x_at, mask=kept, other=0.0)
-        for head in range(H):
-            tile = again
-            if head + 1 < H:
-                again = gl.load(x_at + (head + 1) * X_HEAD, mask=kept, other=0.0)
-            o = tiles.index(GROUP * H + head).load(flat)
-            if SAVE:
-                gl.store(inner + out_at + head * DIM, o, mask=kept)
-            gl.store(out + out_at + head * DIM, (tile.to(gl.float32) + o.to(gl.float32) * factor).to(dtype), mask=kept)
-        if SAVE:
-            events = gl.arange(0, _TILE, gl.SliceLayout(1, o_layout)) + none
-            place = statistics + (start + at) + events
-            gl.store(place, rrms, mask=events < left)
-            gl.store(place + num_events, mean, mask=events < left)
-            gl.store(place + 2 * num_events, rstd, mask=events < left)
+        rrms = gl.rsqrt(squares / (H * DIM) + eps)
+        _finish(
+            x, out, inner, statistics, num_events, tiles, mean, rstd, rrms, start + at, length - at,
+            H, X_ROW, X_HEAD, SAVE, GROUP,
+        )  # fmt: skip
         at += step
         turn += 1
         fence_async_shared()
