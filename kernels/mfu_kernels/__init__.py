@@ -13,6 +13,7 @@ from .errors import UnsupportedImpl as UnsupportedImpl
 from .gdpa import gdpa as gdpa
 from .gdpa.op import OP as _gdpa
 from .gdpa_block import gdpa_block as gdpa_block
+from .gdpa_block import gdpa_block_kvpacked as gdpa_block_kvpacked
 from .gdpa_block.op import OP as _gdpa_block
 from .hash_pool import hash_pool as hash_pool
 from .hash_pool.op import OP as _hash_pool

@@ -47,7 +47,7 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
     return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]
 
 
-def apart(side_by_side: Tensor, needed: Sequence[bool]) -> Iterator[Tensor | None]:
-    """Gradients that a kernel wrote ``side_by_side``, [T, n, ...], as n views in the places that are ``needed``."""
-    each = iter(side_by_side.unbind(1))
+def apart(side_by_side: Tensor, needed: Sequence[bool], dim: int = 1) -> Iterator[Tensor | None]:
+    """Gradients that a kernel wrote ``side_by_side`` along ``dim``, as views in the places that are ``needed``."""
+    each = iter(side_by_side.unbind(dim))
     return (next(each) if needs else None for needs in needed)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_kernels.registry import interpreting
 
@@ -15,6 +16,19 @@ RUNS_KERNELS = pytest.mark.skipif(
 )
 COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 """Dynamo makes an instance of autograd.Function, against which torch itself warns."""
+
+
+class Called(TorchDispatchMode):
+    """Notes the operators that run, except those that only detach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.detach.default:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, library
 
-from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block
+from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block, gdpa_block_kvpacked
 from tests.kernels.cases import cost_of
-from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, Called, draw, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 LIBRARY = torch.ops.mfubench
@@ -43,7 +43,7 @@ def test_library_operators_are_what_they_say() -> None:
         library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
     saved = (draw(*x.shape), draw(3, x.shape[0]).abs())
     for needs in itertools.product((True, False), repeat=3):
-        library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, *needs))
+        library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, list(needs)))
 
 
 @COMPILES
@@ -60,6 +60,33 @@ def test_the_gradients_that_are_needed_and_no_others(needed: tuple[bool, ...]) -
     expected = output_and_gradients(block, arguments())
     for (name, value), needs in zip(actual.items(), (True, *needed), strict=True):
         assert torch.equal(value, expected[name]) if needs else value is None
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [200, 0, 70]], ids=["whole rows", "rows shared out"])
+def test_keys_and_values_packed_and_apart_are_the_same(lengths: list[int]) -> None:
+    others = {"offsets": offsets(lengths), "activation": ("gelu", "relu"), "max_length": max(lengths), "impl": "triton"}
+    apart = arguments() | {"x": draw(sum(lengths), H, D)}
+    expected = output_and_gradients(gdpa_block, apart, **others)
+    packed = {"x": apart["x"], "kv": torch.stack((apart["k"], apart["v"]), dim=2)}
+    for needed in ((True, True), (True, False), (False, True)):
+        found = output_and_gradients(gdpa_block_kvpacked, packed, needed, **others)
+        assert torch.equal(found["out"], expected["out"])
+        assert (found["x"] is None, found["kv"] is None) == (not needed[0], not needed[1])
+        if needed[0]:
+            assert torch.equal(found["x"], expected["x"])
+        if needed[1]:
+            assert found["kv"].is_contiguous()
+            assert torch.equal(found["kv"], torch.stack((expected["k"], expected["v"]), dim=2))
+
+
+def test_the_gradient_of_packed_keys_and_values_is_written_as_one() -> None:
+    x, k, v = arguments().values()
+    kv = torch.stack((k, v), dim=2).requires_grad_()
+    out = gdpa_block_kvpacked(x, kv, offsets(), max_length=max(LENGTHS), impl="triton")
+    weights = torch.ones_like(out)
+    with Called() as called:
+        (grad,) = torch.autograd.grad(out, kv, weights)
+    assert called.names == ["aten.unbind.int", "mfubench.gdpa_block_bwd.default"] and grad.is_contiguous()
 
 
 @pytest.mark.parametrize("dim", [1, -1])

@@ -10,7 +10,11 @@ from torch import Tensor
 import mfu_kernels
 from tests.kernels import oracles
 
-PACKED = {"window_attention_qkvpacked": "window_attention", "seed_pooling_kvpacked": "seed_pooling"}
+PACKED = {
+    "window_attention_qkvpacked": ("window_attention", 1),
+    "seed_pooling_kvpacked": ("seed_pooling", 1),
+    "gdpa_block_kvpacked": ("gdpa_block", 2),
+}
 
 
 @contextmanager
@@ -19,17 +23,17 @@ def ops_as_loops() -> Iterator[None]:
     with ExitStack() as stack:
         for name in mfu_kernels.OPS:
             stack.enter_context(patch.object(mfu_kernels, name, _loop(getattr(oracles, name))))
-        for name, op in PACKED.items():
-            stack.enter_context(patch.object(mfu_kernels, name, _loop(_unpacked(getattr(oracles, op)))))
+        for name, (op, dim) in PACKED.items():
+            stack.enter_context(patch.object(mfu_kernels, name, _loop(_unpacked(getattr(oracles, op), dim))))
         yield
 
 
-def _unpacked(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``oracle`` of a last tensor that holds several side by side."""
+def _unpacked(oracle: Callable[..., Tensor], dim: int) -> Callable[..., Tensor]:
+    """``oracle`` of a last tensor that holds several side by side along ``dim``."""
 
     def run(*tensors: Tensor, **options: Any) -> Tensor:
         *others, packed, offsets = tensors
-        return oracle(*others, *packed.unbind(1), offsets, **options)
+        return oracle(*others, *packed.unbind(dim), offsets, **options)
 
     return run
 

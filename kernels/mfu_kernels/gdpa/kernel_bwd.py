@@ -37,7 +37,8 @@ MAX_ROUNDED_KEYS = 1024
 @triton.jit
 def _walk(
     grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, first_tile, splits,
-    GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DENSE_ROW: tl.constexpr,
+    GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
+    DENSE_ROW: tl.constexpr, SUMS_ROW: tl.constexpr,
     ACTIVATION: tl.constexpr, SCALED: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr, ONE_WALK: tl.constexpr,
 ):  # fmt: skip
@@ -77,17 +78,17 @@ def _walk(
                 moved += load_tile(dq, rows, DENSE_ROW, kept, DIM, WIDTH).to(tl.float32)
             store_tile(dq, rows, DENSE_ROW, length, moved, DIM, WIDTH)
     if NEEDS_K:
-        store_tile(dk, block, DENSE_ROW, num_keys, sum_k * scale, DIM, WIDTH)
+        store_tile(dk, block, SUMS_ROW, num_keys, sum_k * scale, DIM, WIDTH)
     if NEEDS_V:
-        store_tile(dv, block, DENSE_ROW, num_keys, sum_v, DIM, WIDTH)
+        store_tile(dv, block, SUMS_ROW, num_keys, sum_v, DIM, WIDTH)
 
 
 @triton.jit
 def gdpa_bwd_kernel(
     grad, q, k, v, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits, share_stride,
     grad_head, q_head, k_strides, v_strides, dk_row,
-    GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DENSE_ROW: tl.constexpr,
-    ACTIVATION: tl.constexpr, SCALED: tl.constexpr,
+    GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
+    DENSE_ROW: tl.constexpr, SUMS_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SCALED: tl.constexpr,
     NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ALL_KEYS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +114,7 @@ def gdpa_bwd_kernel(
     if ONE_WALK:  # no loop, out of which addresses would be hoisted into registers
         _walk(
             grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
-            GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW,
+            GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW, SUMS_ROW,
             ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
         )  # fmt: skip
     else:
@@ -121,7 +122,7 @@ def gdpa_bwd_kernel(
             tl.debug_barrier()  # threads read what others of this program wrote in the walk before
             _walk(
                 grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
-                GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW,
+                GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW, SUMS_ROW,
                 ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, False,
             )  # fmt: skip
 
@@ -172,27 +173,45 @@ def backward(
     scale: float, activation: list[str], max_length: int, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``q``, ``k`` and ``v``; those not in ``needs`` are empty."""
-    dq, dk, dv = _bwd_outputs(grad, q, k, v, offsets, scale, activation, max_length, needs)
+    grads = _bwd_outputs(grad, q, k, v, offsets, scale, activation, max_length, needs)
+    backward_into(grads, grad, q, k, v, offsets, scale, activation, max_length, needs)
+    return grads
+
+
+def backward_into(
+    grads: tuple[Tensor, Tensor, Tensor], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
+    scale: float, activation: list[str], max_length: int, needs: list[bool],
+) -> None:  # fmt: skip
+    """Write the gradients of ``q``, ``k`` and ``v`` that ``needs`` has: dq dense, dk and dv strided alike."""
+    dq, dk, dv = grads
     if not q.shape[0]:
-        return dq, dk.zero_(), dv.zero_()
+        dk.zero_()
+        dv.zero_()
+        return
     grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
     key, (num_rows, num_keys, num_heads, d) = {**key_of(q, k), "dq": needs[0]}, k.shape
     splits = num_splits(num_rows * num_heads, max_length, q.device)
     sum_q = dq.float() if num_keys > MAX_ROUNDED_KEYS else dq
-    shares = [
-        torch.empty(splits, *x.shape, dtype=torch.float32, device=x.device) if splits > 1 else x for x in (dk, dv)
-    ]
+    dense_row, written = num_heads * d, dk if needs[1] else dv
+    if splits > 1:
+        sums = [torch.empty(splits, *x.shape, dtype=torch.float32, device=x.device) for x in (dk, dv)]
+    else:
+        sums = [dk, dv]
+    apart = splits > 1 or not (needs[1] or needs[2])
+    sums_of_row, sums_row = (num_keys * dense_row, dense_row) if apart else written.stride()[:2]
     keys_apart = 1 if needs[0] else num_keys  # each block of them has a program
     for first, heads, name in runs_of_heads(activation):
         BACKWARD.launch(
             lambda c, n=num_rows * heads * splits: (n * triton.cdiv(keys_apart, c["KEYS"]),), q.device,
-            grad, q, k, v, offsets, sum_q, *shares, scale, num_keys, first, heads, splits, k.numel(),
-            grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], num_keys * num_heads * d,
+            grad, q, k, v, offsets, sum_q, *sums, scale, num_keys, first, heads, splits, k.numel(),
+            grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], sums_of_row,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),
-            DENSE_ROW=num_heads * d, ACTIVATION=name, SCALED=scale != 1,
+            DENSE_ROW=dense_row, SUMS_ROW=sums_row, ACTIVATION=name, SCALED=scale != 1,
             NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
             DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
         )  # fmt: skip
     if splits > 1:
-        dk, dv = (share.sum(0).to(x.dtype) for share, x in zip(shares, (k, v), strict=True))
-    return sum_q.to(q.dtype), dk, dv
+        for share, total in zip(sums, (dk, dv), strict=True):
+            total.copy_(share.sum(0))
+    if sum_q is not dq:
+        dq.copy_(sum_q)

@@ -1,11 +1,12 @@
 """`gdpa_block` as PyTorch operators, and the autograd around them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import define
+from mfu_kernels.boundary import apart, define
 from mfu_kernels.formulas import needs_grad
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
@@ -38,14 +39,12 @@ def _bwd_outputs(
     activation: list[str],
     scale: float,
     max_length: int,
-    needs_x: bool,
-    needs_k: bool,
-    needs_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, k and v, each empty if it is not needed."""
-    wanted = ((x, needs_x), (k, needs_k), (v, needs_v))
-    dx, dk, dv = (tensor.new_empty(tensor.shape if needed else (0,)) for tensor, needed in wanted)
-    return dx, dk, dv
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x, empty if it is not needed; the needed ones of k and v side by side, [B, n_kv, n, H, d]."""
+    needs_x, *needs_kv = needs
+    rows, keys, *head = k.shape
+    return x.new_empty(x.shape if needs_x else (0,)), k.new_empty(rows, keys, sum(needs_kv), *head)
 
 
 _forward = define(
@@ -56,37 +55,39 @@ _forward = define(
 )
 _backward = define(
     "gdpa_block_bwd(Tensor grad, Tensor x, Tensor k, Tensor v, Tensor offsets, Tensor inner, Tensor statistics, "
-    "str[] activation, float scale, SymInt max_length, bool needs_x, bool needs_k, bool needs_v) "
-    "-> (Tensor, Tensor, Tensor)",
+    "str[] activation, float scale, SymInt max_length, bool[] needs) -> (Tensor, Tensor)",
     launcher="mfu_kernels.gdpa_block.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
 
 
+def _separate(*kv: Tensor) -> Sequence[Tensor]:
+    """k and v, given so or packed."""
+    return kv if len(kv) == 2 else kv[0].unbind(2)
+
+
 class _GdpaBlock(torch.autograd.Function):
+    """Of k and v, or of one tensor [B, n_kv, 2, H, d] that holds them and gets its gradient as it was written."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        k: Tensor,
-        v: Tensor,
-        offsets: Tensor,
-        activation: list[str],
-        scale: float,
-        eps: float,
-        max_length: int,
-        save: bool,
-    ) -> Tensor:
-        out, inner, statistics = _forward(x, k, v, offsets, activation, scale, eps, max_length, save)
-        ctx.save_for_backward(x, k, v, offsets, inner, statistics)
+        ctx: Any, offsets: Tensor, activation: list[str], scale: float, eps: float, max_length: int, save: bool,
+        x: Tensor, *kv: Tensor,
+    ) -> Tensor:  # fmt: skip
+        out, inner, statistics = _forward(x, *_separate(*kv), offsets, activation, scale, eps, max_length, save)
+        ctx.save_for_backward(offsets, inner, statistics, x, *kv)
         ctx.options = (activation, scale, max_length)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[:3]
-        grads = _backward(grad, *ctx.saved_tensors, *ctx.options, *needs)
-        return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 6
+        offsets, inner, statistics, x, *kv = ctx.saved_tensors
+        needs_x, *needed = ctx.needs_input_grad[6:]
+        packed = len(kv) == 1
+        needs = [needs_x, *(needed * 2 if packed else needed)]
+        dx, dkv = _backward(grad, x, *_separate(*kv), offsets, inner, statistics, *ctx.options, needs)
+        of_kv = apart(dkv, needed, dim=2) if not packed else (dkv if needed[0] else None,)
+        return *(None,) * 6, dx if needs_x else None, *of_kv
 
 
 def gdpa_block_triton(
@@ -99,10 +100,12 @@ def gdpa_block_triton(
     activation: tuple[str, ...],
     eps: float,
     max_length: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """The kernels; arguments and result as `gdpa_block` has them."""
+    """The kernels; arguments and result as `gdpa_block` has them, ``packed`` [B, n_kv, 2, H, d] if k and v are its
+    slices."""
     check_dtypes("gdpa_block", x=x, k=k, v=v)
     check_head_dim("gdpa_block", x.shape[2])
-    k, v = cast_for_matmul(k, v)
-    save, names = needs_grad(x, k, v), list(activation)
-    return _GdpaBlock.apply(x, k, v, offsets.contiguous(), names, scale, eps, max_length, save)  # type: ignore[no-any-return]
+    kv = cast_for_matmul(*((k, v) if packed is None else (packed,)))
+    save, names = needs_grad(x, *kv), list(activation)
+    return _GdpaBlock.apply(offsets.contiguous(), names, scale, eps, max_length, save, x, *kv)  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ def gdpa_block_cost(
     activation: tuple[str, ...],
     eps: float,
     max_length: int,
+    packed: Tensor | None = None,
     impl: str,
 ) -> OpCost:
     """The products of `gdpa`, whose queries need gradients if ``x`` does; bytes as if all of it were one kernel.

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_and_changes
-from mfu_kernels.gdpa.kernel_bwd import backward as gdpa_backward
+from mfu_kernels.boundary import apart
+from mfu_kernels.gdpa.kernel_bwd import backward_into
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
 from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
@@ -153,19 +154,14 @@ def backward(
     activation: list[str],
     scale: float,
     max_length: int,
-    needs_x: bool,
-    needs_k: bool,
-    needs_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``k`` and ``v``, each empty if it is not needed."""
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradient of ``x``, empty if it is not needed; the needed ones of ``k`` and ``v`` side by side."""
+    dx, dkv = _bwd_outputs(grad, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs)
     num_events, num_heads, d = x.shape
     if not num_events:
-        dx, dk, dv = _bwd_outputs(
-            grad, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs_x, needs_k, needs_v
-        )
-        return dx, dk.zero_(), dv.zero_()
+        return dx, dkv.zero_()
     grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
-    dx = x.new_empty(x.shape if needs_x else (0,))
     dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
     key = key_of(scaled, k)
     BACKWARD.launch(
@@ -174,10 +170,11 @@ def backward(
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
         X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-        **runs_as_constants(activation), SCALED=scale != 1, NEEDS_X=needs_x,
+        **runs_as_constants(activation), SCALED=scale != 1, NEEDS_X=needs[0],
     )  # fmt: skip
-    if not (needs_k or needs_v):
-        return dx, k.new_empty(0), v.new_empty(0)
-    needs = [False, needs_k, needs_v]
-    _, dk, dv = gdpa_backward(dattended, scaled, k, v, offsets, 1.0, activation, max_length, needs)
-    return dx, dk, dv
+    _, needs_k, needs_v = needs
+    if needs_k or needs_v:
+        empty, (dk, dv) = k.new_empty(0), apart(dkv, (needs_k, needs_v), dim=2)
+        grads = (empty, empty if dk is None else dk, empty if dv is None else dv)
+        backward_into(grads, dattended, scaled, k, v, offsets, 1.0, activation, max_length, [False, needs_k, needs_v])
+    return dx, dkv

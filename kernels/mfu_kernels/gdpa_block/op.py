@@ -60,10 +60,56 @@ def gdpa_block(
     Source: Kunlun, arXiv 2602.10016; the order of norms and residuals is that of Meta's norm-fusion post on
     pytorch.org.
     """
-    sizes = check_shapes("gdpa_block", x=(x, "T H d"), k=(k, "B n_kv H d"), v=(v, "B n_kv H d"))
+    check_shapes("gdpa_block", x=(x, "T H d"), k=(k, "B n_kv H d"), v=(v, "B n_kv H d"))
     check_matmul_dtypes("gdpa_block", x=x, k=k, v=v)
-    check_offsets("gdpa_block", offsets, x, num_rows=sizes["B"], max_length=max_length)
+    return _run(x, (k, v), None, offsets, scale, activation, eps, max_length, impl)
+
+
+def gdpa_block_kvpacked(
+    x: Tensor,
+    kv: Tensor,
+    offsets: Tensor,
+    *,
+    scale: float = 1.0,
+    activation: str | Sequence[str] = "gelu_tanh",
+    eps: float = 1e-5,
+    max_length: int | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """`gdpa_block` of the two slices of ``kv``, such as a fused projection gives.
+
+    The kernels write the gradient of ``kv`` as one tensor, where autograd would lay those of k and v side by side in
+    another pass.
+
+    Args:
+        kv: [B, n_kv, 2, H, d] keys and values of each row.
+        x, offsets, scale, activation, eps, max_length, impl: as `gdpa_block` has them.
+
+    Returns:
+        [T, H, d] in ``x.dtype``.
+
+    Raises:
+        InvalidArgument, UnsupportedImpl: where `gdpa_block` does.
+    """
+    check_shapes("gdpa_block", x=(x, "T H d"), kv=(kv, "B n_kv 2 H d"))
+    check_matmul_dtypes("gdpa_block", x=x, kv=kv)
+    k, v = kv.unbind(2)
+    return _run(x, (k, v), kv, offsets, scale, activation, eps, max_length, impl)
+
+
+def _run(
+    x: Tensor,
+    separate: tuple[Tensor, Tensor],
+    packed: Tensor | None,
+    offsets: Tensor,
+    scale: float,
+    activation: str | Sequence[str],
+    eps: float,
+    max_length: int | None,
+    impl: Impl,
+) -> Tensor:
+    check_offsets("gdpa_block", offsets, x, num_rows=separate[0].shape[0], max_length=max_length)
     check_eps("gdpa_block", eps)
-    names = activation_per_head("gdpa_block", activation, sizes["H"])
-    max_length = host_max_length(offsets, max_length)
-    return OP.run(impl, x.device, x, k, v, offsets, scale=scale, activation=names, eps=eps, max_length=max_length)
+    names = activation_per_head("gdpa_block", activation, x.shape[1])
+    others = {"eps": eps, "max_length": host_max_length(offsets, max_length), "packed": packed}
+    return OP.run(impl, x.device, x, *separate, offsets, scale=scale, activation=names, **others)

@@ -37,15 +37,16 @@ class GeneratedFfn(nn.Module):
 
     def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> Tensor:
         """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e]."""
-        k, v = self.to_kv(self.mix(summary)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        kv = self.to_kv(self.mix(summary)).unflatten(-1, (2, self.num_heads, -1))
         scale, activation, impl = self.scale, self.activation, self.impl
         if self.q_proj is None or self.o_proj is None:
             heads = x.unflatten(-1, (self.num_heads, -1))
-            block = ops.gdpa_block(
-                heads, k, v, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl
+            block = ops.gdpa_block_kvpacked(
+                heads, kv, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl
             )
             return block.flatten(1)
         normed = ops.layer_norm(x, impl=impl)
+        k, v = kv.unbind(2)
         q = self.q_proj(normed).unflatten(-1, (self.num_heads, -1))
         mixed = ops.gdpa(q, k, v, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl)
         return x + ops.rms_norm(self.o_proj(mixed.flatten(1)) + normed, eps=1e-5, impl=impl)
