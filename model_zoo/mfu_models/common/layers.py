@@ -26,6 +26,12 @@ class Mlp(nn.Module):
         return x
 
 
+def mix_tokens(weight: Tensor, x: Tensor) -> Tensor:
+    """Each sample of ``x`` [B, n, d] multiplied by one ``weight`` [m, n], which no copy repeats: [B, m, d]."""
+    weight = weight.to(matmul_dtype(x))  # autocast itself would cast the repeated ones
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
+
+
 class TokenMix(nn.Module):
     """A linear map over the token axis: [B, n, d] -> [B, m, d]."""
 
@@ -34,9 +40,8 @@ class TokenMix(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_out, num_in) * num_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of each sample with the same weights, which no copy repeats for each."""
-        weight = self.weight.to(matmul_dtype(x))  # autocast itself would cast the repeated ones
-        return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
+        """Mix the tokens of each sample with the same weights."""
+        return mix_tokens(self.weight, x)
 
 
 class LayerNorm(nn.Module):
