@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfu_models.batch import Batch
 from mfu_models.kunlun.config import KunlunConfig
-from mfu_models.kunlun.model import Interaction, WeightGen
+from mfu_models.kunlun.model import Interaction, WeightGen, dense_shares
 from mfu_models.kunlun.towers import SeedPooling, TowerLayer
 from tests.kernels import oracles
 from tests.kernels.cases import offsets_of
@@ -47,8 +47,9 @@ def test_each_layer_and_the_head_read_the_pooling_that_is_theirs(comp_skip: bool
     assert all(len(calls[name]) == 1 for name in pools)
     for layer in range(config.num_layers):
         summary = calls[f"weight_gens.{layer}"][0][1]
-        ((tokens,), _) = calls[f"interactions.{layer}"][0]
-        assert torch.equal(tokens, torch.cat([summary, *(calls[name][0][1] for name in read[layer])], dim=1))
+        parts, _ = calls[f"interactions.{layer}"][0]
+        for part, made in zip(parts, [summary, *(calls[name][0][1] for name in read[layer])], strict=True):
+            assert part is made
     last = calls[f"interactions.{config.num_layers - 1}"][0][1]
     ((head_input,), _) = calls["head"][0]
     assert torch.equal(head_input, torch.cat([last, *(calls[name][0][1] for name in read[-1])], dim=1).flatten(1))
@@ -269,6 +270,18 @@ def test_an_expert_is_a_wukong_block() -> None:
         hidden = layer(nn.functional.gelu(hidden) if i else hidden)
     both = torch.cat([hidden.reshape(2, 2, KUNLUN.width), expert.compress.weight @ x], dim=1)
     assert_close(expert(x), oracles.layer_norm(both + x))
+
+
+@pytest.mark.parametrize("sizes", [(9,), (5, 4), (3, 3, 3), (1, 7, 1), (4, 5)], ids=str)
+def test_shares_hold_the_tokens_of_all_parts_in_order(sizes: tuple[int, ...]) -> None:
+    """An expert would get another's tokens, or a share's gradient would reach the wrong part."""
+    parts = [torch.randn(2, n, 3, requires_grad=True) for n in (4, 3, 2)]
+    shares = dense_shares(parts, sizes)
+    assert all(share.is_contiguous() for share in shares) and tuple(share.shape[1] for share in shares) == sizes
+    assert torch.equal(torch.cat(shares, dim=1), torch.cat(parts, dim=1))
+    weights = torch.randn(2, 9, 3)
+    sum((share * weight).sum() for share, weight in zip(shares, weights.split(sizes, dim=1), strict=True)).backward()
+    assert torch.equal(torch.cat([part.grad for part in parts], dim=1), weights)
 
 
 @pytest.mark.parametrize("experts", [True, False])

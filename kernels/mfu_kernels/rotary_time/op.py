@@ -1,5 +1,6 @@
 """The public functions `rotary_time` and `rotary_angles`."""
 
+import torch
 from torch import Tensor
 
 from mfu_kernels.checks import check_floating, check_shapes, invalid
@@ -44,7 +45,7 @@ def rotary_angles(positions: Tensor, log_gaps: Tensor, theta: Tensor, phi: Tenso
         phi=(phi, "d/2"),
     )
     check_floating("rotary_angles", log_gaps=log_gaps, theta=theta, phi=phi)
-    return positions[:, None] * theta + log_gaps[:, None] * phi
+    return torch.addcmul(log_gaps[:, None] * phi, positions.to(theta.dtype)[:, None], theta)
 
 
 def check_angles(op: str, x: Tensor, angles: Tensor) -> None:

@@ -16,6 +16,9 @@ their most recent events, which runs through one tower of the engagement widths.
 be read describes it: the paper's optimiser settings, its loss weights over tasks, and its expert-parallel placement.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -56,10 +59,27 @@ class Interaction(nn.Module):
         self.sizes = list(config.expert_tokens)
         self.experts = nn.ModuleList(WukongBlock(shape, impl) for shape in config.expert_blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n_g, d] -> [B, n_g, d]."""
-        shares = x.split(self.sizes, dim=1)
+    def forward(self, *parts: Tensor) -> Tensor:
+        """``parts`` [B, n_i, d], n_g tokens together -> [B, n_g, d]."""
+        shares = dense_shares(parts, self.sizes)
         return torch.cat([expert(share) for expert, share in zip(self.experts, shares, strict=True)], dim=1)
+
+
+def dense_shares(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """The tokens of ``parts`` [B, n_i, d], in order, as shares of ``sizes`` tokens, each with a memory of its own.
+
+    Where all tokens were laid side by side first, a share would be strided, and copied again by what reads it.
+    """
+    ends, begin = list(accumulate(sizes)), 0
+    pieces: list[list[Tensor]] = [[] for _ in sizes]
+    for part in parts:
+        end = begin + part.shape[1]
+        cuts = [begin, *(cut for cut in ends if begin < cut < end), end]
+        lengths = [after - before for before, after in pairwise(cuts)]
+        for piece in part.split(lengths, dim=1) if len(lengths) > 1 else (part,):
+            pieces[bisect_right(ends, begin)].append(piece)
+            begin += piece.shape[1]
+    return [torch.cat(share, dim=1) for share in pieces]
 
 
 class Kunlun(nn.Module):
@@ -90,7 +110,7 @@ class Kunlun(nn.Module):
             summary = weight_gen(x)
             for tower, state in zip(towers, states, strict=True):
                 tower.pool(state, layer)
-            x = interaction(torch.cat([summary, *(state.pooled for state in states)], dim=1))
+            x = interaction(summary, *(state.pooled for state in states))
             for tower, state in zip(towers, states, strict=True):
                 tower.advance(state, layer, summary)
         for tower, state in zip(towers, states, strict=True):
