@@ -42,8 +42,8 @@ def test_library_operators_are_what_they_say() -> None:
     for save in (True, False):
         library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
     saved = (draw(*x.shape), draw(3, x.shape[0]).abs())
-    for needs in itertools.product((True, False), repeat=3):
-        library.opcheck(LIBRARY.gdpa_block_bwd, (x, *given, *saved, ["silu", "relu"], 0.5, 5, list(needs)))
+    for needs, passed in itertools.product(itertools.product((True, False), repeat=3), (None, x + 1)):
+        library.opcheck(LIBRARY.gdpa_block_bwd, (x, passed, *given, *saved, ["silu", "relu"], 0.5, 5, list(needs)))
 
 
 @COMPILES
@@ -69,7 +69,7 @@ def test_keys_and_values_packed_and_apart_are_the_same(lengths: list[int]) -> No
     expected = output_and_gradients(gdpa_block, apart, **others)
     packed = {"x": apart["x"], "kv": torch.stack((apart["k"], apart["v"]), dim=2)}
     for needed in ((True, True), (True, False), (False, True)):
-        found = output_and_gradients(gdpa_block_kvpacked, packed, needed, **others)
+        found = output_and_gradients(lambda **given: gdpa_block_kvpacked(**given)[0], packed, needed, **others)
         assert torch.equal(found["out"], expected["out"])
         assert (found["x"] is None, found["kv"] is None) == (not needed[0], not needed[1])
         if needed[0]:
@@ -82,11 +82,73 @@ def test_keys_and_values_packed_and_apart_are_the_same(lengths: list[int]) -> No
 def test_the_gradient_of_packed_keys_and_values_is_written_as_one() -> None:
     x, k, v = arguments().values()
     kv = torch.stack((k, v), dim=2).requires_grad_()
-    out = gdpa_block_kvpacked(x, kv, offsets(), max_length=max(LENGTHS), impl="triton")
+    out, same = gdpa_block_kvpacked(x, kv, offsets(), max_length=max(LENGTHS), impl="triton")
+    assert same is x  # which needs no gradient
     weights = torch.ones_like(out)
     with Called() as called:
         (grad,) = torch.autograd.grad(out, kv, weights)
     assert called.names == ["aten.unbind.int", "mfubench.gdpa_block_bwd.default"] and grad.is_contiguous()
+
+
+def two_readers(x: Tensor, kv: Tensor, weights: Tensor, impl: str, passes: bool = True) -> Tensor:
+    """What two readers of x see of it: the block, and ``weights`` times x, taken from the block or not."""
+    x = x * 1
+    out, passed = gdpa_block_kvpacked(x, kv, offsets(), max_length=max(LENGTHS), impl=impl)
+    return out + weights * (passed if passes else x)
+
+
+def two_read(**options: Any) -> dict[str, Tensor | None]:
+    x, k, v = arguments().values()
+    tensors, weights = {"x": x, "kv": torch.stack((k, v), dim=2)}, draw(*x.shape) + 0.5
+    function = options.pop("function", two_readers)
+    return output_and_gradients(function, tensors, weights=weights, **{"impl": "triton"} | options)
+
+
+def test_the_gradient_of_x_from_its_other_reader_is_added_where_it_is_written() -> None:
+    found, expected = two_read(), two_read(passes=False)
+    assert torch.equal(found["out"], expected["out"]) and torch.equal(found["kv"], expected["kv"])
+    torch.testing.assert_close(found["x"], expected["x"])
+    torch.testing.assert_close(found, two_read(impl="reference"), rtol=1e-4, atol=1e-4)
+    x, k, v = arguments().values()
+    x.requires_grad_()
+    out, passed = gdpa_block_kvpacked(x, torch.stack((k, v), dim=2), offsets(), max_length=5, impl="triton")
+    both = [torch.ones_like(out), torch.ones_like(x)]
+    with Called() as called:
+        torch.autograd.grad([out, passed], x, both)
+    assert called.names == ["aten.unbind.int", "mfubench.gdpa_block_bwd.default"]
+
+
+@pytest.mark.parametrize("read", [(True, False), (False, True)], ids=["the block", "x"])
+def test_one_reader_alone_gives_its_own_gradient(read: tuple[bool, bool]) -> None:
+    x, k, v = arguments().values()
+    kv = torch.stack((k, v), dim=2)
+    found = []
+    for impl in ("triton", "reference"):
+        leaves = [x.clone().requires_grad_(), kv.clone().requires_grad_()]
+        outs = gdpa_block_kvpacked(*leaves, offsets(), max_length=max(LENGTHS), impl=impl)
+        sum((out**2).sum() for out, reads in zip(outs, read, strict=True) if reads).backward()
+        found.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_passed_leaves_gradients_that_others_hold_as_they_are() -> None:
+    """The sum would be written over the gradient that came in."""
+    x, k, v = arguments().values()
+    out, passed = gdpa_block_kvpacked(
+        x.requires_grad_(), torch.stack((k, v), dim=2), offsets(), max_length=max(LENGTHS), impl="triton"
+    )
+    came = draw(*x.shape)
+    kept = came.clone()
+    torch.autograd.backward([out, passed], [came, came])
+    assert torch.equal(came, kept) and x.grad is not None and not torch.equal(x.grad, kept)
+
+
+@COMPILES
+def test_two_readers_compiled_in_one_graph_are_as_in_eager() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(two_readers, fullgraph=True, backend="aot_eager")
+    actual, expected = two_read(function=compiled), two_read()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("dim", [1, -1])

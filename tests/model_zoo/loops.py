@@ -10,11 +10,7 @@ from torch import Tensor
 import mfu_kernels
 from tests.kernels import oracles
 
-PACKED = {
-    "window_attention_qkvpacked": ("window_attention", 1),
-    "seed_pooling_kvpacked": ("seed_pooling", 1),
-    "gdpa_block_kvpacked": ("gdpa_block", 2),
-}
+PACKED = {"window_attention_qkvpacked": "window_attention", "seed_pooling_kvpacked": "seed_pooling"}
 
 
 @contextmanager
@@ -23,9 +19,14 @@ def ops_as_loops() -> Iterator[None]:
     with ExitStack() as stack:
         for name in mfu_kernels.OPS:
             stack.enter_context(patch.object(mfu_kernels, name, _loop(getattr(oracles, name))))
-        for name, (op, dim) in PACKED.items():
-            stack.enter_context(patch.object(mfu_kernels, name, _loop(_unpacked(getattr(oracles, op), dim))))
+        for name, op in PACKED.items():
+            stack.enter_context(patch.object(mfu_kernels, name, _loop(_unpacked(getattr(oracles, op), 1))))
+        stack.enter_context(patch.object(mfu_kernels, "gdpa_block_kvpacked", _block_and_x))
         yield
+
+
+def _block_and_x(x: Tensor, *others: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    return _loop(_unpacked(oracles.gdpa_block, 2))(x, *others, **options), x
 
 
 def _unpacked(oracle: Callable[..., Tensor], dim: int) -> Callable[..., Tensor]:

@@ -69,8 +69,8 @@ def test_the_parts_follow_each_other_as_in_the_equations(comp_skip: bool) -> Non
             args, out = calls[f"{prefix}.layers.{layer}"][0]
             assert args[0] is events and args[1] is calls[f"weight_gens.{layer}"][0][1]
             for (pooled, *_), _ in calls.get(f"{prefix}.layers.{layer}.pool", []):
-                assert pooled is events
-            events = out
+                assert torch.equal(pooled, events)
+            events, _ = out
         assert calls[f"{prefix}.final_pool"][0][0][0] is events
 
 
@@ -112,7 +112,7 @@ def test_context_reaches_the_events(ffn: str) -> None:
         key = f"towers.{name}.layers.0"
         assert torch.equal(before[key][0][0][0], after[key][0][0][0])
         of_sample = [i == 2 for i, n in enumerate(sequence.lengths()) for _ in range(n)]
-        assert moved(before[key][0][1], after[key][0][1]) == of_sample
+        assert moved(before[key][0][1][0], after[key][0][1][0]) == of_sample
 
 
 # What each part computes.
@@ -125,7 +125,8 @@ def test_an_attention_layer_sees_its_window_both_ways_and_its_own_row_only(atten
     layer = built(config).get_submodule("towers.clicks.layers.1")
     lengths = [5, 0, 7]
     offsets, angles = offsets_of(lengths), torch.rand(12, config.engagement.width // 4)
-    seen = influence(lambda x: layer(x, torch.empty(0), offsets, 7, angles), torch.randn(12, config.engagement.width))
+    x = torch.randn(12, config.engagement.width)
+    seen = influence(lambda x: layer(x, torch.empty(0), offsets, 7, angles)[0], x)
     row, place = torch.tensor([0] * 5 + [2] * 7), torch.arange(12)
     near = (place[:, None] - place).abs() <= (12 if window is None else window)
     assert torch.equal(seen, near & (row[:, None] == row))
@@ -136,7 +137,9 @@ def test_attention_has_a_residual_and_a_norm() -> None:
     layer = built(KUNLUN).get_submodule("towers.clicks.layers.1")
     x, offsets, angles = torch.randn(5, KUNLUN.engagement.width), offsets_of([2, 0, 3]), torch.rand(5, 5)
     expected = oracles.layer_norm(x + layer.attention(x, offsets, 3, angles))
-    assert_close(layer(x, torch.empty(0), offsets, 3, angles), expected)
+    after, pooled = layer(x, torch.empty(0), offsets, 3, angles)
+    assert_close(after, expected)
+    assert pooled is None
 
 
 def feed_forward(config: KunlunConfig) -> nn.Module:
@@ -163,7 +166,7 @@ def test_gdpa_is_the_block_of_the_kernel_library_without_projections() -> None:
             cut = slice(10 * part, 10 * part + 10)
             heads.append(oracles.ACTIVATIONS["gelu_tanh"](q[cut] @ keys[b][:, cut].T) @ values[b][:, cut])
         expected.append(event + oracles.rms_norm(torch.cat(heads) + q, eps=1e-5))
-    assert_close(ffn(x, summary, offsets, longest), torch.stack(expected))
+    assert_close(ffn(x, summary, offsets, longest)[0], torch.stack(expected))
 
 
 @pytest.mark.parametrize("qo_proj", [False, True])
@@ -176,7 +179,7 @@ def test_gdpa_has_no_softmax(qo_proj: bool) -> None:
         ffn.to_kv.weight[: config.engagement.width].zero_()
         ffn.to_kv.bias[: config.engagement.width].zero_()
     normed = oracles.layer_norm(x)
-    assert_close(ffn(x, summary, offsets, longest), x + oracles.rms_norm(normed, eps=1e-5))
+    assert_close(ffn(x, summary, offsets, longest)[0], x + oracles.rms_norm(normed, eps=1e-5))
 
 
 def test_projections_around_gdpa_are_what_the_switch_adds() -> None:
@@ -186,11 +189,11 @@ def test_projections_around_gdpa_are_what_the_switch_adds() -> None:
     assert added == {"q_proj.weight", "o_proj.weight"}
     inputs = ffn_inputs(KUNLUN)
     projected.load_state_dict(plain.state_dict(), strict=False)
-    assert_differ(projected(*inputs), plain(*inputs))
+    assert_differ(projected(*inputs)[0], plain(*inputs)[0])
     with torch.no_grad():
         for name in added:
             projected.get_parameter(name).copy_(torch.eye(KUNLUN.engagement.width))
-    assert_close(projected(*inputs), plain(*inputs))
+    assert_close(projected(*inputs)[0], plain(*inputs)[0])
 
 
 @pytest.mark.parametrize("qo_proj", [False, True])
@@ -201,17 +204,17 @@ def test_the_scale_is_inside_the_activation_and_of_the_config(qo_proj: bool) -> 
     )
     inputs = ffn_inputs(KUNLUN)
     scaled.load_state_dict(one.state_dict())
-    assert_differ(scaled(*inputs), one(*inputs))
+    assert_differ(scaled(*inputs)[0], one(*inputs)[0])
     with torch.no_grad():
         for part in (scaled.to_kv.weight, scaled.to_kv.bias):
             part[: KUNLUN.engagement.width] *= KUNLUN.engagement.max_length
-    assert_close(scaled(*inputs), one(*inputs))
+    assert_close(scaled(*inputs)[0], one(*inputs)[0])
 
 
 def test_the_activation_is_the_one_asked_for() -> None:
     """A switch that names an activation would not change it."""
     inputs = ffn_inputs(KUNLUN)
-    results = [feed_forward(replace(KUNLUN, activation=name))(*inputs) for name in ("gelu_tanh", "relu", "identity")]
+    results = [feed_forward(replace(KUNLUN, activation=name))(*inputs)[0] for name in ("gelu_tanh", "relu", "identity")]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert_differ(results[first], results[second])
 
@@ -222,7 +225,7 @@ def test_pffn_is_one_generated_matrix_with_residual_and_norm() -> None:
     x, summary, offsets, longest = ffn_inputs(KUNLUN)
     weights = (ffn.mix.weight @ summary) @ ffn.to_weight.weight.T * KUNLUN.engagement.width**-0.5
     mapped = torch.stack([event @ weights[b] for event, b in zip(x, [0, 0, 2, 2, 2, 2], strict=True)])
-    assert_close(ffn(x, summary, offsets, longest), oracles.layer_norm(x + mapped))
+    assert_close(ffn(x, summary, offsets, longest)[0], oracles.layer_norm(x + mapped))
 
 
 @pytest.mark.parametrize("pooling", ["hsp", "pma"])
@@ -354,7 +357,12 @@ def test_rotations_change_attention_and_pooling(part: str) -> None:
     """A layer would be given rotations and not use them."""
     module = built(KUNLUN).get_submodule(f"towers.clicks.{part}")
     x, offsets = torch.randn(5, KUNLUN.engagement.width), offsets_of([5])
-    inputs = (x, torch.empty(0), offsets, 5) if part == "layers.1" else (x, offsets, 5)
     still, turned = torch.zeros(5, 5), torch.arange(5.0)[:, None].expand(5, 5)
-    assert_close(module(*inputs, still), module(*inputs, None))
-    assert_differ(module(*inputs, turned), module(*inputs, None))
+
+    def found(angles: Tensor | None) -> Tensor:
+        if part == "layers.1":
+            return module(x, torch.empty(0), offsets, 5, angles)[0]
+        return module(x, offsets, 5, angles)
+
+    assert_close(found(still), found(None))
+    assert_differ(found(turned), found(None))

@@ -30,6 +30,7 @@ def _fwd_outputs(
 
 def _bwd_outputs(
     grad: Tensor,
+    passed: Tensor | None,
     x: Tensor,
     k: Tensor,
     v: Tensor,
@@ -41,7 +42,8 @@ def _bwd_outputs(
     max_length: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of x, empty if it is not needed; the needed ones of k and v side by side, [B, n_kv, n, H, d]."""
+    """Gradient of x, with what is ``passed`` from x's other reader, empty if it is not needed; the needed ones of k and
+    v side by side, [B, n_kv, n, H, d]."""
     needs_x, *needs_kv = needs
     rows, keys, *head = k.shape
     return x.new_empty(x.shape if needs_x else (0,)), k.new_empty(rows, keys, sum(needs_kv), *head)
@@ -54,8 +56,8 @@ _forward = define(
     outputs=_fwd_outputs,
 )
 _backward = define(
-    "gdpa_block_bwd(Tensor grad, Tensor x, Tensor k, Tensor v, Tensor offsets, Tensor inner, Tensor statistics, "
-    "str[] activation, float scale, SymInt max_length, bool[] needs) -> (Tensor, Tensor)",
+    "gdpa_block_bwd(Tensor grad, Tensor? passed, Tensor x, Tensor k, Tensor v, Tensor offsets, Tensor inner, "
+    "Tensor statistics, str[] activation, float scale, SymInt max_length, bool[] needs) -> (Tensor, Tensor)",
     launcher="mfu_kernels.gdpa_block.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
@@ -67,27 +69,33 @@ def _separate(*kv: Tensor) -> Sequence[Tensor]:
 
 
 class _GdpaBlock(torch.autograd.Function):
-    """Of k and v, or of one tensor [B, n_kv, 2, H, d] that holds them and gets its gradient as it was written."""
+    """Of k and v, or of one tensor [B, n_kv, 2, H, d] that holds them and gets its gradient as it was written.
+
+    If ``passes``, x is an output too, for another reader, whose gradient is added where that of x is written.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, offsets: Tensor, activation: list[str], scale: float, eps: float, max_length: int, save: bool,
-        x: Tensor, *kv: Tensor,
-    ) -> Tensor:  # fmt: skip
+        passes: bool, x: Tensor, *kv: Tensor,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.set_materialize_grads(False)
         out, inner, statistics = _forward(x, *_separate(*kv), offsets, activation, scale, eps, max_length, save)
         ctx.save_for_backward(offsets, inner, statistics, x, *kv)
         ctx.options = (activation, scale, max_length)
-        return out  # type: ignore[no-any-return]
+        return (out, x.view_as(x)) if passes else out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, passed: Tensor | None = None) -> tuple[Tensor | None, ...]:
         offsets, inner, statistics, x, *kv = ctx.saved_tensors
-        needs_x, *needed = ctx.needs_input_grad[6:]
+        if grad is None:
+            return *(None,) * 7, passed, *(None for _ in kv)
+        needs_x, *needed = ctx.needs_input_grad[7:]
         packed = len(kv) == 1
         needs = [needs_x, *(needed * 2 if packed else needed)]
-        dx, dkv = _backward(grad, x, *_separate(*kv), offsets, inner, statistics, *ctx.options, needs)
+        dx, dkv = _backward(grad, passed, x, *_separate(*kv), offsets, inner, statistics, *ctx.options, needs)
         of_kv = apart(dkv, needed, dim=2) if not packed else (dkv if needed[0] else None,)
-        return *(None,) * 6, dx if needs_x else None, *of_kv
+        return *(None,) * 7, dx if needs_x else None, *of_kv
 
 
 def gdpa_block_triton(
@@ -101,11 +109,12 @@ def gdpa_block_triton(
     eps: float,
     max_length: int,
     packed: Tensor | None = None,
-) -> Tensor:
+) -> Any:
     """The kernels; arguments and result as `gdpa_block` has them, ``packed`` [B, n_kv, 2, H, d] if k and v are its
-    slices."""
+    slices, and then, where x needs a gradient, also x for another reader."""
     check_dtypes("gdpa_block", x=x, k=k, v=v)
     check_head_dim("gdpa_block", x.shape[2])
     kv = cast_for_matmul(*((k, v) if packed is None else (packed,)))
     save, names = needs_grad(x, *kv), list(activation)
-    return _GdpaBlock.apply(offsets.contiguous(), names, scale, eps, max_length, save, x, *kv)  # type: ignore[no-any-return]
+    passes = packed is not None and needs_grad(x)
+    return _GdpaBlock.apply(offsets.contiguous(), names, scale, eps, max_length, save, passes, x, *kv)

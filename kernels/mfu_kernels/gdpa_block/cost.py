@@ -29,6 +29,8 @@ def gdpa_block_cost(
     """
     pairs = dense_kv_pairs(offsets, k.shape[1], max_length)
     moved = moved_once((x, k, v, offsets), num_bytes(x))
+    if packed is not None and needs_grad(x):  # read what x's other reader passes
+        moved = replace(moved, bwd=moved.bwd + num_bytes(x))
     width, needs = x.shape[1] * x.shape[2], (needs_grad(x), needs_grad(k), needs_grad(v))
     if impl != "triton":
         return attention_cost(pairs, width, needs, moved)

@@ -28,14 +28,17 @@ from .kernel import block_of_events, runs_as_constants, with_rows_outside
 
 @triton.jit
 def gdpa_block_bwd_kernel(
-    grad, x, k, v, offsets, inner, statistics, dx, dattended, scaled, sums,
+    grad, passed, x, k, v, offsets, inner, statistics, dx, dattended, scaled, sums,
     num_events, num_keys, max_length, scale, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
     BOUNDS: tl.constexpr, NAMES: tl.constexpr, SCALED: tl.constexpr, NEEDS_X: tl.constexpr,
-    BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    PASSED: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """``dattended``, the gradient of o, and ``scaled``, scale n; if NEEDS_X, also dx. ``sums`` is scratch."""
+    """``dattended``, the gradient of o, and ``scaled``, scale n; if NEEDS_X, also dx, with ``passed`` if PASSED.
+
+    ``sums`` is scratch.
+    """
     FEATURES: tl.constexpr = H * DIM
     if not SCALED:
         scale = 1.0
@@ -113,11 +116,15 @@ def gdpa_block_bwd_kernel(
             rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
             aligned *= rstd * rstd * rstd  # of x - mean to n, twice
             constant = mean * aligned - total * rstd
+            if PASSED:
+                passed += first * FEATURES
             for head in range(H):
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
                 tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
                 dn = load_tile(dx + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                 moved = (g + constant[:, None]) + dn * rstd[:, None] - tile * aligned[:, None]
+                if PASSED:
+                    moved += load_tile(passed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                 store_tile(dx + head * DIM, events, FEATURES, left, moved, DIM, WIDTH)
 
 
@@ -145,6 +152,7 @@ BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
 
 def backward(
     grad: Tensor,
+    passed: Tensor | None,
     x: Tensor,
     k: Tensor,
     v: Tensor,
@@ -156,8 +164,8 @@ def backward(
     max_length: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of ``x``, empty if it is not needed; the needed ones of ``k`` and ``v`` side by side."""
-    dx, dkv = _bwd_outputs(grad, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs)
+    """Gradient of ``x``, plus what is ``passed``, empty if it is not needed; those of ``k`` and ``v`` side by side."""
+    dx, dkv = _bwd_outputs(grad, passed, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs)
     num_events, num_heads, d = x.shape
     if not num_events:
         return dx, dkv.zero_()
@@ -166,11 +174,13 @@ def backward(
     key = key_of(scaled, k)
     BACKWARD.launch(
         lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
-        grad, x, k, v, offsets, inner, statistics, dx, dattended, scaled, statistics.new_empty(2, num_events),
+        grad, None if passed is None else passed.contiguous(), x, k, v, offsets, inner, statistics,
+        dx, dattended, scaled, statistics.new_empty(2, num_events),
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
         X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
-        **runs_as_constants(activation), SCALED=scale != 1, NEEDS_X=needs[0],
+        **runs_as_constants(activation), SCALED=scale != 1,
+        NEEDS_X=needs[0], PASSED=passed is not None,
     )  # fmt: skip
     _, needs_k, needs_v = needs
     if needs_k or needs_v:

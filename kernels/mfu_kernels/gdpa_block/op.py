@@ -1,6 +1,7 @@
 """The public function `gdpa_block`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -62,7 +63,8 @@ def gdpa_block(
     """
     check_shapes("gdpa_block", x=(x, "T H d"), k=(k, "B n_kv H d"), v=(v, "B n_kv H d"))
     check_matmul_dtypes("gdpa_block", x=x, k=k, v=v)
-    return _run(x, (k, v), None, offsets, scale, activation, eps, max_length, impl)
+    out: Tensor = _run(x, (k, v), None, offsets, scale, activation, eps, max_length, impl)
+    return out
 
 
 def gdpa_block_kvpacked(
@@ -75,18 +77,19 @@ def gdpa_block_kvpacked(
     eps: float = 1e-5,
     max_length: int | None = None,
     impl: Impl = "auto",
-) -> Tensor:
-    """`gdpa_block` of the two slices of ``kv``, such as a fused projection gives.
+) -> tuple[Tensor, Tensor]:
+    """`gdpa_block` of the two slices of ``kv``, such as a fused projection gives, and ``x`` for another reader.
 
     The kernels write the gradient of ``kv`` as one tensor, where autograd would lay those of k and v side by side in
-    another pass.
+    another pass. They add the gradient of ``x`` that its other reader makes where they write theirs, which would be
+    another pass too, if that reader took the ``x`` that is given.
 
     Args:
         kv: [B, n_kv, 2, H, d] keys and values of each row.
         x, offsets, scale, activation, eps, max_length, impl: as `gdpa_block` has them.
 
     Returns:
-        [T, H, d] in ``x.dtype``.
+        [T, H, d] in ``x.dtype``, and ``x``.
 
     Raises:
         InvalidArgument, UnsupportedImpl: where `gdpa_block` does.
@@ -94,7 +97,8 @@ def gdpa_block_kvpacked(
     check_shapes("gdpa_block", x=(x, "T H d"), kv=(kv, "B n_kv 2 H d"))
     check_matmul_dtypes("gdpa_block", x=x, kv=kv)
     k, v = kv.unbind(2)
-    return _run(x, (k, v), kv, offsets, scale, activation, eps, max_length, impl)
+    found = _run(x, (k, v), kv, offsets, scale, activation, eps, max_length, impl)
+    return found if isinstance(found, tuple) else (found, x)
 
 
 def _run(
@@ -107,7 +111,7 @@ def _run(
     eps: float,
     max_length: int | None,
     impl: Impl,
-) -> Tensor:
+) -> Any:
     check_offsets("gdpa_block", offsets, x, num_rows=separate[0].shape[0], max_length=max_length)
     check_eps("gdpa_block", eps)
     names = activation_per_head("gdpa_block", activation, x.shape[1])

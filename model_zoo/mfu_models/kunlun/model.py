@@ -109,12 +109,10 @@ class Kunlun(nn.Module):
         for layer, (weight_gen, interaction) in enumerate(zip(self.weight_gens, self.interactions, strict=True)):
             summary = weight_gen(x)
             for tower, state in zip(towers, states, strict=True):
-                tower.pool(state, layer)
-            x = interaction(summary, *(state.pooled for state in states))
-            for tower, state in zip(towers, states, strict=True):
                 tower.advance(state, layer, summary)
+            x = interaction(summary, *(state.pooled for state in states))
         for tower, state in zip(towers, states, strict=True):
-            tower.pool(state, len(self.weight_gens))
+            tower.advance(state, len(self.weight_gens), summary)
         flat = torch.cat([x, *(state.pooled for state in states)], dim=1).flatten(1)
         logits: Tensor = self.head(flat).squeeze(-1)
         return logits

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,21 +34,21 @@ class GeneratedFfn(nn.Module):
         self.o_proj = nn.Linear(tower.width, tower.width, bias=False) if config.qo_proj else None
         self.impl: Impl = impl
 
-    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e]."""
+    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e], and ``x`` for who else reads it."""
         kv = self.to_kv(self.mix(summary)).unflatten(-1, (2, self.num_heads, -1))
         scale, activation, impl = self.scale, self.activation, self.impl
         if self.q_proj is None or self.o_proj is None:
             heads = x.unflatten(-1, (self.num_heads, -1))
-            block = ops.gdpa_block_kvpacked(
+            block, heads = ops.gdpa_block_kvpacked(
                 heads, kv, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl
             )
-            return block.flatten(1)
+            return block.flatten(1), heads.flatten(1)
         normed = ops.layer_norm(x, impl=impl)
         k, v = kv.unbind(2)
         q = self.q_proj(normed).unflatten(-1, (self.num_heads, -1))
         mixed = ops.gdpa(q, k, v, offsets, scale=scale, activation=activation, max_length=max_length, impl=impl)
-        return x + ops.rms_norm(self.o_proj(mixed.flatten(1)) + normed, eps=1e-5, impl=impl)
+        return x + ops.rms_norm(self.o_proj(mixed.flatten(1)) + normed, eps=1e-5, impl=impl), x
 
 
 class GeneratedLinear(nn.Module):
@@ -65,12 +64,11 @@ class GeneratedLinear(nn.Module):
         self.norm = LayerNorm(tower.width, impl)
         self.impl: Impl = impl
 
-    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e]."""
+    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+        """``x`` [T, d_e], ``summary`` [B, n_sum, d] -> [T, d_e], and ``x`` for who else reads it."""
         weight = self.to_weight(self.mix(summary))
         mapped = ops.jagged_linear(x, weight * weight.shape[-1] ** -0.5, offsets, max_length=max_length, impl=self.impl)
-        normed: Tensor = self.norm(mapped, x)
-        return normed
+        return self.norm(mapped, x), x
 
 
 class SeedPooling(SeedAttention):
@@ -114,13 +112,17 @@ class TowerLayer(nn.Module):
             self.attention = JaggedSelfAttention(tower.width, tower.num_heads, window=window, impl=impl)
             self.norm = LayerNorm(tower.width, impl)
 
-    def forward(self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None) -> Tensor:
-        """The events after this layer, [T, d_e]."""
-        if self.ffn is not None:
-            x = self.ffn(x, summary, offsets, max_length)
+    def forward(
+        self, x: Tensor, summary: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The events after this layer, [T, d_e], and H_e [B, n_tok, d] of those before it, if it pools."""
+        pooled = None
+        if self.pool is not None and self.ffn is not None:
+            x, before = self.ffn(x, summary, offsets, max_length)
+            pooled = self.pool(before, offsets, max_length, angles)
         if self.attention is not None and self.norm is not None:
             x = self.norm(self.attention(x, offsets, max_length, angles), x)
-        return x
+        return x, pooled
 
 
 @dataclass(slots=True)
@@ -187,16 +189,13 @@ class EventTower(nn.Module):
         angles = None if self.angles is None else self.angles(rows.offsets, times_ms, request_ms)
         return TowerState(x, x.new_empty(0), rows.offsets, rows.max_length, angles)
 
-    def pool(self, state: TowerState, layer: int) -> None:
-        """Renew H_e before ``layer``: by that layer's own pooling, once more where the tower ends, or not at all."""
-        if layer < len(self.layers):
-            pooling = cast(TowerLayer, self.layers[layer]).pool
-        else:
-            pooling = self.final_pool if layer == len(self.layers) else None
-        if pooling is not None:
-            state.pooled = pooling(state.x, state.offsets, state.max_length, state.angles)
-
     def advance(self, state: TowerState, layer: int, summary: Tensor) -> None:
-        """Take the events through ``layer``, if the tower is that deep. ``summary`` [B, n_sum, d]."""
+        """Take the events through ``layer``, whose H_e is of those before it; where the tower ends, only renew H_e.
+
+        ``summary`` [B, n_sum, d].
+        """
         if layer < len(self.layers):
-            state.x = self.layers[layer](state.x, summary, state.offsets, state.max_length, state.angles)
+            state.x, pooled = self.layers[layer](state.x, summary, state.offsets, state.max_length, state.angles)
+            state.pooled = state.pooled if pooled is None else pooled
+        elif layer == len(self.layers):
+            state.pooled = self.final_pool(state.x, state.offsets, state.max_length, state.angles)
