@@ -147,10 +147,24 @@ def _click_loss(output: torch.Tensor | TrainingOutput, batch: Batch) -> torch.Te
 
 
 def mover(device: torch.device) -> Callable[[Any], Any]:
-    """What brings a batch to ``device``: nothing on a CPU, where it is already."""
+    """What brings a batch to ``device``: nothing on a CPU, where it is already.
+
+    A GPU fetches it on a stream of its own: while it still computes the step before, if the host is ahead of it, as in
+    loops that train. What computes waits for it.
+    """
     if device.type == "cpu":
         return lambda batch: batch
-    return lambda batch: batch.to(device, non_blocking=True)
+    fetching = torch.cuda.Stream(device)
+
+    def fetch(batch: Batch) -> Batch:
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(fetching):
+            fetched = batch.to(device, non_blocking=True)
+        computing.wait_stream(fetching)
+        fetched.record_stream(computing)
+        return fetched
+
+    return fetch
 
 
 def describe(

@@ -119,6 +119,15 @@ class Batch:
         """The same batch in memory from which a GPU fetches it while the host goes on."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: "torch.Stream") -> None:
+        """Keep the memory, once it is let go, until ``stream`` has done what it was told by then."""
+
+        def recorded(tensor: "Tensor") -> "Tensor":
+            tensor.record_stream(stream)
+            return tensor
+
+        self._with_tensors(recorded)
+
     def _with_tensors(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         def changed(value: Any) -> Any:
             if isinstance(value, (EventSequence, Batch)):

@@ -12,7 +12,7 @@ from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.workload import prepare as prepare_module
-from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, prepare
+from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, mover, prepare
 from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
 from mfubench.workload.user import tensors_in
@@ -101,6 +101,37 @@ def test_batches_in_page_locked_memory_are_the_same(zoo: Zoo, monkeypatch: pytes
     assert sorted(pinned) == sorted(map(id, tensors_in(batch)))
     pairs = zip(tensors_in(batch), tensors_in(copied), strict=True)
     assert all(torch.equal(one, other) and one is not other for one, other in pairs)
+
+
+def test_memory_of_a_batch_waits_for_the_stream_that_reads_it(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch, fetched while a step computes, could be written over one that the step still reads."""
+    (batch,) = zoo(steps=1).inputs
+    kept: list[tuple[int, Any]] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: kept.append((id(tensor), stream)))
+    stream: Any = object()
+    batch.record_stream(stream)
+    assert sorted(key for key, _ in kept) == sorted(map(id, tensors_in(batch)))
+    assert all(of is stream for _, of in kept)
+
+
+@pytest.mark.gpu
+def test_a_gpu_fetches_a_batch_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step would wait for its batch."""
+    (batch,) = prepare(WorkloadSpec("transformer", size="tiny", steps=1, batch_size=4)).inputs
+    made: list[torch.cuda.Stream] = []
+    new = torch.cuda.Stream
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *args: made.append(new(*args)) or made[-1])
+    fetch, computed = mover(torch.device("cuda")), torch.cuda.Event()
+    fetch(batch)  # the first one allocates memory, which may wait for the device
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # cycles, about a second
+    computed.record()
+    fetched = fetch(batch)
+    made[0].synchronize()
+    assert not computed.query()
+    for one, other in zip(tensors_in(batch), tensors_in(fetched), strict=True):
+        assert torch.equal(one, other.cpu())
+    assert computed.query()  # reading it on the stream that computes has waited
 
 
 def test_what_is_asked_for_wins(zoo: Zoo) -> None:
