@@ -9,7 +9,7 @@ from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, layer_norm, rms_norm
 from mfu_kernels.limits import MAX_ROW_WIDTH
-from tests.kernels.running import COMPILES, RUNS_KERNELS, draw, output_and_gradients
+from tests.kernels.running import COMPILES, RUNS_KERNELS, Called, draw, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 NORMS = pytest.mark.parametrize("norm", [rms_norm, layer_norm], ids=["rms_norm", "layer_norm"])
@@ -35,8 +35,8 @@ def test_library_operators_are_what_they_say(norm: Callable[..., Tensor]) -> Non
         bias, residual = given["bias"], given["residual"]
         calls = [(LIBRARY.layer_norm_fwd, (x, *others, 1e-5)) for others in ((weight, bias, residual), (None,) * 3)]
         calls += [
-            (LIBRARY.layer_norm_bwd, (grad, x, weight, added, mean, rstd, *needs))
-            for added in (x, residual)
+            (LIBRARY.layer_norm_bwd, (grads, x, weight, added, mean, rstd, *needs))
+            for grads, added in ((grad, x), (grad, residual), (draw(4, 5, 12)[1:2], x))
             for needs in itertools.product((True, False), repeat=3)
         ]
     for operator, call in calls:
@@ -74,6 +74,20 @@ def test_inputs_of_several_dimensions_and_any_strides(norm: Callable[..., Tensor
     if norm is layer_norm:
         tensors["residual"] = draw(12, 2, 3).permute(1, 2, 0)
     torch.testing.assert_close(norm(**tensors, impl="triton"), norm(**tensors, impl="reference"))
+
+
+def test_the_gradient_of_a_slice_of_tokens_is_read_as_it_lies() -> None:
+    tensors, weights = arguments(layer_norm, 4, 3), draw(4, 7, 12)[:, 2:5]
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    found = []
+    for impl in ("triton", "reference"):
+        out = layer_norm(*leaves[:3], residual=leaves[3], impl=impl)
+        found.append(torch.autograd.grad(out, leaves, weights))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)  # the residual is in fp16
+    out = layer_norm(leaves[0], impl="triton")
+    with Called() as called:
+        torch.autograd.grad(out, leaves[0], weights)
+    assert called.names == ["mfubench.layer_norm_bwd.default", "aten.view.default"]
 
 
 @NORMS

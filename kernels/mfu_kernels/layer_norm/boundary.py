@@ -28,7 +28,8 @@ def _bwd_outputs(
     needs_residual: bool,
     needs_affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [N, D], of a residual of another dtype [N, D], and fp32 of weight and bias [2, D].
+    """Gradients of x [N, D], of a residual of another dtype [N, D], and fp32 of weight and bias [2, D], for ``grad`` of
+    N rows of D in any number of dimensions.
 
     One that is not needed has no rows; nor has the residual's where its dtype is that of x, as it is then x's.
     """
@@ -54,14 +55,17 @@ _backward = define(
 
 
 class _LayerNorm(torch.autograd.Function):
+    """Of tensors as they come, whose rows it takes: a view before it would lay a strided gradient out anew."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
     ) -> Tensor:
-        out, mean, rstd = _forward(x, weight, bias, residual, eps)
-        ctx.save_for_backward(x, weight, residual, mean, rstd)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return out  # type: ignore[no-any-return]
+        rows, added = (None if t is None else t.reshape(-1, x.shape[-1]) for t in (x, residual))
+        out, mean, rstd = _forward(rows, weight, bias, added, eps)
+        ctx.save_for_backward(rows, weight, added, mean, rstd)
+        ctx.shape, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+        return out.view(x.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -70,11 +74,12 @@ class _LayerNorm(torch.autograd.Function):
         dx, dresidual, daffine = _backward(
             grad, x, weight, residual, mean, rstd, needs_x, needs_residual, needs_weight or needs_bias
         )
+        of_residual = dresidual if len(dresidual) else dx
         return (
-            dx if needs_x else None,
+            dx.view(ctx.shape) if needs_x else None,
             daffine[0].to(weight.dtype) if needs_weight else None,
             daffine[1].to(ctx.bias_dtype) if needs_bias else None,
-            (dresidual if len(dresidual) else dx) if needs_residual else None,
+            of_residual.view(ctx.shape) if needs_residual else None,
             None,
         )
 
@@ -84,7 +89,6 @@ def layer_norm_triton(
 ) -> Tensor:
     """The kernel on the rows of ``x`` [..., D]; arguments and result as `layer_norm` has them."""
     check_dtypes("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
-    rows = None if residual is None else residual.reshape(-1, x.shape[-1])
     check_row_width("layer_norm", x.shape[-1])
-    out: Tensor = _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, rows, eps)
-    return out.view(x.shape)
+    out: Tensor = _LayerNorm.apply(x, weight, bias, residual, eps)
+    return out

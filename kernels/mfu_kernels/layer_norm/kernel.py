@@ -54,12 +54,15 @@ def layer_norm_fwd_kernel(
 @triton.jit
 def layer_norm_bwd_kernel(
     grad, x, weight, residual, mean, rstd, dx, dresidual, shares,
-    num_rows, width, grad_stride, x_stride, residual_stride,
-    HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    num_rows, width, grad_stride, group, group_stride, x_stride, residual_stride,
+    GROUPED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     NEEDS_X: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr, NEEDS_AFFINE: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dy = rstd (g w - mean(g w) - x̂ mean(g w x̂)); each program's share of dw = sum of g x̂ and db = sum of g."""
+    """dy = rstd (g w - mean(g w) - x̂ mean(g w x̂)); each program's share of dw = sum of g x̂ and db = sum of g.
+
+    If GROUPED, every ``group`` rows of g begin ``group_stride`` after those before.
+    """
     columns = tl.arange(0, WIDTH)
     kept = columns < width
     if HAS_WEIGHT:
@@ -71,7 +74,11 @@ def layer_norm_bwd_kernel(
     for start in range(first, num_rows, tl.num_programs(0) * ROWS):
         rows = start + tl.arange(0, ROWS)
         inside = (rows < num_rows)[:, None] & kept[None, :]
-        gradient = tl.load(grad + rows[:, None] * grad_stride + columns[None, :], mask=inside, other=0.0)
+        if GROUPED:
+            begins = rows // group * group_stride + rows % group * grad_stride
+        else:
+            begins = rows * grad_stride
+        gradient = tl.load(grad + begins[:, None] + columns[None, :], mask=inside, other=0.0)
         gradient = gradient.to(tl.float32)
         values = _load(x, residual, rows, columns, inside, x_stride, residual_stride, HAS_RESIDUAL)
         average = tl.load(mean + rows, mask=rows < num_rows, other=0.0)[:, None]
@@ -127,15 +134,16 @@ def backward(
     num_rows, width = x.shape
     if not num_rows:
         return dx, dresidual, daffine.zero_()
-    grad, x = with_unit_stride(grad), with_unit_stride(x)
+    x = with_unit_stride(x)
+    grad, group = _in_groups(grad)
     added, added_stride = _dense_rows(residual)
     walkers = num_walkers(x.device)
     shares = rstd.new_empty(len(daffine), walkers, width)
     BACKWARD.launch(
         lambda _: (walkers,), x.device,
         grad, x, weight, added, mean, rstd, dx, dresidual, shares,
-        num_rows, width, grad.stride(0), x.stride(0), added_stride,
-        key=_key(x, residual), HAS_WEIGHT=weight is not None, HAS_RESIDUAL=residual is not None,
+        num_rows, width, grad.stride(-2), group, grad.stride(0), x.stride(0), added_stride,
+        key=_key(x, residual), GROUPED=group > 0, HAS_WEIGHT=weight is not None, HAS_RESIDUAL=residual is not None,
         NEEDS_X=len(dx) > 0, NEEDS_RESIDUAL=len(dresidual) > 0, NEEDS_AFFINE=needs_affine,
         WIDTH=next_power_of_2(width),
     )  # fmt: skip
@@ -148,6 +156,13 @@ def _dense_rows(residual: Tensor | None) -> tuple[Tensor | None, int]:
         return None, 0
     dense = with_unit_stride(residual)
     return dense, dense.stride(0)
+
+
+def _in_groups(grad: Tensor) -> tuple[Tensor, int]:
+    """Gradients with dense rows: [N, D] and 0, or [G, n, D], as a slice of tokens lies, and n."""
+    if grad.ndim == 3 and grad.stride(2) == 1 and grad.stride(0) != grad.shape[1] * grad.stride(1):
+        return grad, grad.shape[1]
+    return with_unit_stride(grad.reshape(-1, grad.shape[-1])), 0
 
 
 def _key(x: Tensor, residual: Tensor | None) -> MetaParameters:
