@@ -26,10 +26,9 @@ class Mlp(nn.Module):
         return x
 
 
-def mix_tokens(weight: Tensor, x: Tensor) -> Tensor:
-    """Each sample of ``x`` [B, n, d] multiplied by one ``weight`` [m, n], which no copy repeats: [B, m, d]."""
-    weight = weight.to(matmul_dtype(x))  # autocast itself would cast the repeated ones
-    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
+def for_each_sample(weight: Tensor, x: Tensor) -> Tensor:
+    """``weight`` [m, n] to be multiplied by each sample of ``x`` [B, n, d]: [B, m, n], which no copy repeats."""
+    return weight.to(matmul_dtype(x)).expand(x.shape[0], -1, -1)  # autocast itself would cast the repeated ones
 
 
 class TokenMix(nn.Module):
@@ -41,7 +40,7 @@ class TokenMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of each sample with the same weights."""
-        return mix_tokens(self.weight, x)
+        return torch.bmm(for_each_sample(self.weight, x), x)
 
 
 class LayerNorm(nn.Module):

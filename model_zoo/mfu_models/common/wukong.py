@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfu_kernels.registry import Impl
 
 from .flops import linear, mlp
-from .layers import LayerNorm, Mlp, TokenMix, mix_tokens
+from .layers import LayerNorm, Mlp, TokenMix, for_each_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class WukongBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, n, d] -> [B, n_F + n_L, d]."""
         # As yᵀ x: tokens stay rows, and no tensor of x's size is transposed, forward or backward.
-        mixed = torch.bmm(self.y(x).mT, x) if isinstance(self.y, AttentiveY) else mix_tokens(self.y.mT, x)
+        y = self.y(x) if isinstance(self.y, AttentiveY) else for_each_sample(self.y, x)
+        mixed = torch.bmm(y.mT, x)
         interactions = torch.bmm(x, mixed.mT)
         fm = self.fm_mlp(self.fm_norm(interactions.flatten(1))).unflatten(-1, (self.num_fm, -1))
         residual = x if self.residual is None else self.residual(x)
