@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from .activations import ACTIVATIONS as ACTIVATIONS
 from .cross_attention import cross_attention as cross_attention
 from .cross_attention.op import OP as _cross_attention
+from .embedding import embedding as embedding
+from .embedding.op import OP as _embedding
 from .errors import InvalidArgument as InvalidArgument
 from .errors import UnsupportedImpl as UnsupportedImpl
 from .gdpa import gdpa as gdpa
@@ -69,6 +71,7 @@ OPS: Mapping[str, Op] = {
         _jagged_gru,
         _weighted_pool,
         _hash_pool,
+        _embedding,
     )
 }
 """Every op by its name."""

@@ -1,0 +1,56 @@
+"""What `embedding` is checked and timed on."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mfu_kernels.examples import Case, Draw, Examples, Inputs
+
+from .op import embedding
+
+ACTIONS = 16
+POPULARITY_OFFSET = 45  # as synthetic logs draw items: the r-th one's share ~ 1 / (r + 45)
+
+
+def _ids(case: Case, draw: Draw) -> Tensor:
+    """``spread``: evenly; ``popular``: low ids more often; ``hot``: half of them 0; ``once``: every id in turn."""
+    events, vocabs = case["events"], torch.tensor(case["vocabs"], device=draw.device)
+    if case["ids"] == "once":
+        return torch.arange(events, device=draw.device)[:, None] % vocabs
+    even, other = (torch.special.ndtr(draw.normal(events, len(vocabs), dtype=torch.float32)) for _ in "ab")
+    if case["ids"] == "popular":
+        even = POPULARITY_OFFSET * torch.expm1(even * torch.log1p(vocabs / POPULARITY_OFFSET)) / vocabs
+    if case["ids"] == "hot":
+        even = torch.where(other < 0.5, 0.0, even)
+    return torch.minimum((even * vocabs).long(), vocabs - 1)
+
+
+def _make(case: Case, draw: Draw) -> Inputs:
+    ids = _ids(case, draw).to(case.get("ids_dtype", torch.int64))
+    if case.get("strided"):
+        ids = ids.T.contiguous().T
+    std = 1 / math.sqrt(case["width"])
+    weight = draw.normal(sum(case["vocabs"]), case["width"], std=std, strided=case.get("strided", False))
+    return Inputs({"weight": weight}, {"ids": ids, "vocabs": case["vocabs"]})
+
+
+EVENT = (50_000, 200, ACTIONS)  # an item's, a category's and an action's ids in Kunlun's large schema
+EXAMPLES = Examples(
+    function=embedding,
+    factors={
+        "events": (37, 0, 1, 129),
+        "vocabs": ((50, 7), (1,), (300, 16, 1), (5, 70_000)),
+        "width": (64, 8, 20, 100, 600),
+        "ids": ("spread", "popular", "hot", "once"),
+        "strided": (False, True),
+        "ids_dtype": (torch.int64, torch.int32),
+    },
+    make=_make,
+    shapes={
+        "kunlun large_plus clicks": {"events": 930_000, "vocabs": EVENT, "width": 384, "ids": "popular"},
+        "kunlun large_plus impressions": {"events": 1_020_000, "vocabs": EVENT, "width": 192, "ids": "popular"},
+        "half of the clicks alike": {"events": 930_000, "vocabs": EVENT, "width": 384, "ids": "hot"},
+        "kunlun large_plus context": {"events": 1_024, "vocabs": (1_000,) * 64, "width": 384, "ids": "spread"},
+    },
+)
