@@ -181,6 +181,15 @@ def _torch_layer_norm(inputs: Inputs) -> Call:
     return run
 
 
+def _look_up(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Inputs], Call]:
+    """``function(rows, table)`` with the ids of all fields as rows of the one table."""
+    return lambda inputs: lambda weight: function(inputs.others["ids"] + inputs.others["offsets"][:-1], weight)
+
+
+def _index_select(rows: Tensor, weight: Tensor) -> Tensor:
+    return weight.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
 def _unfused_block(inputs: Inputs) -> Call:
     """The block as a chain of our own kernels: what fusing them is worth."""
     from mfu_kernels import gdpa, layer_norm, rms_norm
@@ -221,5 +230,11 @@ PEERS_BY_OP: Mapping[str, list[Peer]] = {
     "layer_norm": [
         Peer("F.layer_norm", _torch_layer_norm),
         Peer("torch.compile(F.layer_norm)", lambda inputs: _compiled(_torch_layer_norm(inputs))),
+    ],
+    "embedding": [
+        Peer("F.embedding", _look_up(F.embedding)),
+        Peer("torch.compile(F.embedding)", lambda inputs: _compiled(_look_up(F.embedding)(inputs))),
+        Peer("index_select", _look_up(_index_select)),
+        Peer("look-up in copies", _eager_reference("embedding")),
     ],
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mfu_kernels import (
     cross_attention,
+    embedding,
     gdpa,
     gdpa_block,
     hash_pool,
@@ -29,7 +30,7 @@ from mfu_kernels import (
 from mfu_kernels.cost import OpCost, observing
 from tests.kernels import oracles
 
-SIZES = {"H": 2, "d": 4, "d_v": 3, "d/2": 2, "n_kv": 3, "S": 5, "R": 2, "M": 3, "D": 6, "E": 5, "3d": 12}
+SIZES = {"H": 2, "d": 4, "d_v": 3, "d/2": 2, "n_kv": 3, "S": 5, "R": 2, "M": 3, "D": 6, "E": 5, "3d": 12, "V": 4}
 LENGTHS = ([3, 5, 2], [0, 4, 0, 6, 1, 0], [0, 0], [1])
 
 
@@ -37,7 +38,7 @@ LENGTHS = ([3, 5, 2], [0, 4, 0, 6, 1, 0], [0, 0], [1])
 class Case:
     """A call of ``function`` with tensors of ``shapes``, such as ``"T H d"``, and other ``options``.
 
-    ``constants`` are tensors that have no gradient.
+    ``constants`` are tensors that have no gradient; ``vocabs`` how many ids there are in each column of an embedding's.
     """
 
     name: str
@@ -47,9 +48,13 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     jagged: bool = True
     constants: tuple[str, ...] = ()
+    vocabs: tuple[int, ...] = ()
 
     def offsets(self, lengths: Sequence[int], dtype: torch.dtype = torch.int64) -> dict[str, Tensor]:
-        """The argument ``offsets``, where the op has it."""
+        """The argument ``offsets``, where the op has it; an embedding's beside ``ids`` of as many as the rows have."""
+        if self.vocabs:
+            drawn = torch.rand(sum(lengths), len(self.vocabs), generator=torch.Generator().manual_seed(6))
+            return {"ids": (drawn * torch.tensor(self.vocabs)).to(dtype), "offsets": offsets_of(self.vocabs, dtype)}
         return {"offsets": offsets_of(lengths, dtype)} if self.jagged else {}
 
     def bound(self, max_length: int) -> dict[str, int]:
@@ -122,6 +127,7 @@ CASES = [
     Case("jagged_gru", jagged_gru, oracles.jagged_gru, _GRU | {"attention": "T"}),
     Case("weighted_pool", weighted_pool, oracles.weighted_pool, {"values": "T D", "weights": "T"}),
     Case("hash_pool", hash_pool, oracles.hash_pool, _HASH, {"bits": 2}, constants=("hashes", "query_hashes")),
+    Case("embedding", embedding, oracles.embedding, {"weight": "V D"}, {"vocabs": (3, 1)}, False, vocabs=(3, 1)),
 ]
 ONE_CASE_AN_OP = list({case.function.__name__: case for case in CASES}.values())
 

@@ -233,3 +233,11 @@ def hash_pool(values: Tensor, hashes: Tensor, query_hashes: Tensor, offsets: Ten
             hits = [t for t in range(row.start, row.stop) if buckets[t][own] == wanted[b][own]]
             out[b, g] = values[hits].sum(dim=0)
     return out
+
+
+def embedding(weight: Tensor, ids: Tensor, offsets: Tensor, vocabs: Sequence[int]) -> Tensor:
+    out = weight.new_zeros(*ids.shape, weight.shape[1])
+    for n, own in enumerate(ids.tolist()):
+        for f, i in enumerate(own):
+            out[n, f] = weight[offsets[f] : offsets[f + 1]][i]
+    return out

@@ -39,5 +39,5 @@ def test_auto_is_the_reference_on_a_cpu_and_on_old_gpus(monkeypatch: pytest.Monk
     assert OPS["rms_norm"].choose("auto", CUDA, torch.empty(3, 8)) == "reference"
 
 
-def test_whatever_has_a_kernel_is_proved() -> None:
-    assert all(op.proved_natively == ("triton" in op.implementations) for op in OPS.values())
+def test_whatever_has_a_kernel_is_proved_but_what_no_gpu_has_run() -> None:
+    assert {op.name for op in OPS.values() if op.proved_natively != ("triton" in op.implementations)} == {"embedding"}

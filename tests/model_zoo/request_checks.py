@@ -67,7 +67,7 @@ def rows_moved(module: nn.Module, model: nn.Module, batch: Batch, other: Batch) 
 
 def rows_of(table: FusedTable, ids: Tensor) -> Tensor:
     """[F, width]: the embedding of each field of one sample, by hand."""
-    rows = zip(table.first_rows.tolist(), ids.reshape(-1).tolist(), strict=True)
+    rows = zip(table.offsets[:-1].tolist(), ids.reshape(-1).tolist(), strict=True)
     return torch.stack([table.weight[first + i] for first, i in rows])
 
 

@@ -17,24 +17,6 @@ def test_the_gradient_of_a_small_table_is_dense_and_that_of_a_large_one_sparse(r
     assert torch.equal(dense[[3, 7, 12]], torch.tensor([[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]])) and dense.sum() == 8
 
 
-def test_copies_of_few_rows_change_neither_what_is_looked_up_nor_the_gradient() -> None:
-    torch.manual_seed(0)
-    table, other = (FusedTable([Field("many", 9_000), Field("few", 16), Field("some", 300)], 4).double() for _ in "ab")
-    other.load_state_dict(table.state_dict())
-    assert table.copies.tolist() == [1, 512, 27]
-    ids = torch.stack([torch.randint(vocab, (2_000,)) for vocab in (9_000, 16, 300)], dim=1)
-    with torch.no_grad():
-        expected = table(ids)
-    looked_up = table(ids)
-    assert torch.equal(looked_up, expected)
-    weights = torch.randn_like(looked_up)
-    (looked_up * weights).sum().backward()
-    plain = torch.nn.functional.embedding(ids + other.first_rows, other.weight)
-    assert torch.equal(plain, expected)
-    (plain * weights).sum().backward()
-    torch.testing.assert_close(table.weight.grad, other.weight.grad)
-
-
 def test_under_autocast_small_tables_are_looked_up_in_its_dtype() -> None:
     table, ids = FusedTable([Field("a", 7)], 4), torch.tensor([[3], [5]])
     with torch.autocast("cpu", torch.bfloat16):

@@ -32,16 +32,16 @@ def _make(case: Case, draw: Draw) -> Inputs:
         ids = ids.T.contiguous().T
     std = 1 / math.sqrt(case["width"])
     weight = draw.normal(sum(case["vocabs"]), case["width"], std=std, strided=case.get("strided", False))
-    return Inputs({"weight": weight}, {"ids": ids, "vocabs": case["vocabs"]})
+    return Inputs({"weight": weight}, {"ids": ids, "offsets": draw.offsets(case["vocabs"]), "vocabs": case["vocabs"]})
 
 
 EVENT = (50_000, 200, ACTIONS)  # an item's, a category's and an action's ids in Kunlun's large schema
 EXAMPLES = Examples(
     function=embedding,
     factors={
-        "events": (37, 0, 1, 129),
-        "vocabs": ((50, 7), (1,), (300, 16, 1), (5, 70_000)),
-        "width": (64, 8, 20, 100, 600),
+        "events": (37, 0, 1, 90),
+        "vocabs": ((50, 7), (1,), (300, 16), (5, 65_600)),
+        "width": (64, 8, 20, 100, 260),
         "ids": ("spread", "popular", "hot", "once"),
         "strided": (False, True),
         "ids_dtype": (torch.int64, torch.int32),

@@ -18,24 +18,25 @@ from .boundary import _fwd_outputs
 
 
 @triton.jit
-def rows_of_ids(ids, begins, lookups, num_lookups, event_stride, field_stride, FIELDS: tl.constexpr):
+def rows_of_ids(ids, offsets, lookups, num_lookups, event_stride, field_stride, FIELDS: tl.constexpr):
     """The row of the table that each of ``lookups`` asks for, and whether its id is one of its field's."""
     events, fields = lookups // FIELDS, lookups % FIELDS
     own = tl.load(ids + events * event_stride + fields * field_stride, mask=lookups < num_lookups, other=-1)
-    rows = tl.load(begins + fields) + own
-    return rows, (own >= 0) & (rows < tl.load(begins + fields + 1))
+    own = own.to(tl.int64)
+    rows = tl.load(offsets + fields) + own
+    return rows, (own >= 0) & (rows < tl.load(offsets + fields + 1))
 
 
 @triton.jit
 def embedding_fwd_kernel(
-    weight, ids, begins, out, num_lookups, width, weight_stride, event_stride, field_stride,
+    weight, ids, offsets, out, num_lookups, width, weight_stride, event_stride, field_stride,
     FIELDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """out = the rows of ROWS look-ups, of ``width`` <= WIDTH, or NaN."""
     lookups = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     kept = (columns < width)[None, :]
-    rows, known = rows_of_ids(ids, begins, lookups, num_lookups, event_stride, field_stride, FIELDS)
+    rows, known = rows_of_ids(ids, offsets, lookups, num_lookups, event_stride, field_stride, FIELDS)
     places = weight + rows[:, None] * weight_stride + columns[None, :]
     values = tl.load(places, mask=known[:, None] & kept, other=float("nan"), eviction_policy="evict_last")
     inside = (lookups < num_lookups)[:, None] & kept
@@ -57,15 +58,15 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
 FORWARD = Kernel(embedding_fwd_kernel, _configs)
 
 
-def forward(weight: Tensor, ids: Tensor, begins: Tensor) -> Tensor:
-    """The rows [N, F, w] of ``weight`` [R, w] that ``ids`` [N, F] ask for; ``begins`` [F+1] as `fields.begins`."""
-    out = _fwd_outputs(weight, ids, begins)
+def forward(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+    """The rows [N, F, w] of ``weight`` [R, w] that ``ids`` [N, F] ask for."""
+    out = _fwd_outputs(weight, ids, offsets)
     num_lookups, width = ids.numel(), weight.shape[1]
     if num_lookups:
         weight = with_unit_stride(weight)
         FORWARD.launch(
             lambda c: (triton.cdiv(num_lookups, c["ROWS"]),), weight.device,
-            weight, ids, begins, out, num_lookups, width, weight.stride(0), *ids.stride(),
+            weight, ids, offsets.contiguous(), out, num_lookups, width, weight.stride(0), *ids.stride(),
             key={"width": next_power_of_2(width), "bytes": weight.element_size()},
             FIELDS=ids.shape[1], WIDTH=next_power_of_2(width),
         )  # fmt: skip

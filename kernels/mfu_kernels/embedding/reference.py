@@ -1,28 +1,31 @@
 """Look-up in the tables of several fields in plain aten."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mfu_kernels.formulas import needs_grad
-
-from .fields import begins, on_device
+from mfu_kernels.jagged import row_lengths
 
 SPREAD_ROWS = 8_192  # that a field's look-ups share at least, while gradients are computed
 
 
-def embedding_reference(weight: Tensor, ids: Tensor, *, vocabs: tuple[int, ...]) -> Tensor:
+def embedding_reference(weight: Tensor, ids: Tensor, offsets: Tensor, *, vocabs: Sequence[int] | None) -> Tensor:
     """Look rows up; where a gradient is needed, those of a field of few rows in copies, by the look-ups in turns.
 
-    A GPU sums up a row's gradient in one go, however many look-ups there are: of two fields that 900 000 events share,
-    one of 16 rows and one of 200, gradients took a fifth of the time with copies (docs/measured-facts.md).
+    A GPU sums up a row's gradient in one go, however many look-ups there are: where events have one of 16 actions, half
+    of them the same, copies took that to a fifth (docs/measured-facts.md).
     """
     if not needs_grad(weight):
-        return F.embedding(ids + on_device(begins(vocabs)[:-1], ids.device), weight)
-    copies = tuple(max(1, SPREAD_ROWS // vocab) for vocab in vocabs)
-    spread = tuple(vocab * times for vocab, times in zip(vocabs, copies, strict=True))
-    times, first = on_device(copies, ids.device), on_device(begins(spread)[:-1], ids.device)
-    turn = torch.arange(ids.shape[0], device=ids.device)[:, None] % times
+        return F.embedding(ids + offsets[:-1], weight)
+    vocabs = row_lengths(offsets) if vocabs is None else list(vocabs)
+    copies = [max(1, SPREAD_ROWS // max(1, vocab)) for vocab in vocabs]
     fields = zip(weight.split(vocabs), copies, strict=True)
-    table = torch.cat([field.repeat_interleave(each, dim=0) for field, each in fields])
+    table = torch.cat([field.repeat_interleave(times, dim=0) for field, times in fields])
+    counts = offsets.diff()
+    times = (SPREAD_ROWS // counts.clamp(min=1)).clamp(min=1)
+    first = (counts * times).cumsum(0) - counts * times
+    turn = torch.arange(ids.shape[0], device=ids.device)[:, None] % times
     return F.embedding(ids * times + turn + first, table)

@@ -87,10 +87,10 @@ class AmortizedHistory(nn.Module):
         super().__init__()
         self.config = config
         d, schema = config.width, config.schema
-        self.tokens = RequestTokens(schema, d, config.max_length)
+        self.tokens = RequestTokens(schema, d, config.max_length, impl)
         self.layers = nn.ModuleList(Layer(config, impl) for _ in range(config.num_layers))
         self.dense = nn.Linear(len(schema.dense), d)
-        self.fields = FieldEmbedding(schema, d)
+        self.fields = FieldEmbedding(schema, d, impl)
         self.head = Mlp((config.head_mlp_in, *config.head_mlp, 1))
         self.impl: Impl = impl
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+import mfu_kernels as ops
+from mfu_kernels.registry import Impl
 from mfu_models.batch import EventSequence, Field, Schema
 
 MAX_DENSE_ROWS = 65_536  # fewer than the events of a usual batch
-SPREAD_ROWS = 8_192  # that a field's events share at least, while gradients are computed
 
 
 class FusedTable(nn.Embedding):
@@ -16,24 +17,17 @@ class FusedTable(nn.Embedding):
 
     Gradients are row-sparse, as in production: a step touches only the rows of its batch. A table of few rows is
     touched nearly everywhere, each row by thousands of events whose gradients would be kept apart: its gradient is
-    dense, and under autocast its rows are of autocast's dtype. A GPU sums up each row's gradient in one go, however
-    many events there are; so where a field has few rows, each is looked up in copies, by the events in turns. Each
-    column's ids must lie in its own field's vocabulary; the next field's rows begin behind it.
+    dense, and under autocast its rows are of autocast's dtype. Each column's ids must lie in its own field's
+    vocabulary; the next field's rows begin behind it.
     """
 
-    first_rows: Tensor
-    first_copies: Tensor
-    copies: Tensor
+    offsets: Tensor
 
-    def __init__(self, fields: Sequence[Field], width: int) -> None:
-        rows = [field.vocab for field in fields]
-        super().__init__(sum(rows), width, sparse=sum(rows) > MAX_DENSE_ROWS)
-        copies = [1 if self.sparse else max(1, SPREAD_ROWS // count) for count in rows]
-        self._copied = list(zip(rows, copies, strict=True))
-        self.register_buffer("copies", torch.tensor(copies), persistent=False)
-        self.register_buffer("first_rows", torch.tensor([0, *rows[:-1]]).cumsum(0), persistent=False)
-        spread = [count * times for count, times in self._copied]
-        self.register_buffer("first_copies", torch.tensor([0, *spread[:-1]]).cumsum(0), persistent=False)
+    def __init__(self, fields: Sequence[Field], width: int, impl: Impl = "auto") -> None:
+        vocabs = tuple(field.vocab for field in fields)
+        super().__init__(sum(vocabs), width, sparse=sum(vocabs) > MAX_DENSE_ROWS)
+        self.vocabs, self.impl = vocabs, impl
+        self.register_buffer("offsets", torch.tensor([0, *vocabs]).cumsum(0), persistent=False)
 
     def reset_parameters(self) -> None:
         """Rows of unit length on average, so that a field's token is as large as any other."""
@@ -42,29 +36,19 @@ class FusedTable(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """``ids`` int64 [N, F] -> [N, F, width]."""
         if self.sparse:
-            rows: Tensor = super().forward(ids + self.first_rows)
+            rows: Tensor = super().forward(ids + self.offsets[:-1])
             return rows
         weight, device = self.weight, self.weight.device.type
         if torch.is_autocast_enabled(device):  # as the product that follows takes it
             weight = weight.to(torch.get_autocast_dtype(device))
-        if not (torch.is_grad_enabled() and weight.requires_grad):
-            return nn.functional.embedding(ids + self.first_rows, weight)
-        turn = torch.arange(ids.shape[0], device=ids.device)[:, None] % self.copies
-        return nn.functional.embedding(ids * self.copies + turn + self.first_copies, self._with_copies(weight))
-
-    def _with_copies(self, weight: Tensor) -> Tensor:
-        """Each field's rows, each as often as its field has copies, one after the other."""
-        fields = weight.split([count for count, _ in self._copied])
-        return torch.cat(
-            [field.repeat_interleave(times, dim=0) for field, (_, times) in zip(fields, self._copied, strict=True)]
-        )
+        return ops.embedding(weight, ids, self.offsets, vocabs=self.vocabs, impl=self.impl)
 
 
 class FieldEmbedding(FusedTable):
     """Each sparse field becomes one token: ids [B, F] -> [B, F, d]."""
 
-    def __init__(self, schema: Schema, width: int) -> None:
-        super().__init__(schema.sparse, width)
+    def __init__(self, schema: Schema, width: int, impl: Impl = "auto") -> None:
+        super().__init__(schema.sparse, width, impl)
 
 
 class EventEmbedding(nn.Module):
@@ -73,11 +57,11 @@ class EventEmbedding(nn.Module):
     Where all are equally wide, they are one table: what is looked up lies side by side already, and is not copied.
     """
 
-    def __init__(self, schema: Schema, item_width: int, side_width: int) -> None:
+    def __init__(self, schema: Schema, item_width: int, side_width: int, impl: Impl = "auto") -> None:
         super().__init__()
         fields = [[schema.item, *schema.sides]] if item_width == side_width else [[schema.item], schema.sides]
         self.tables = nn.ModuleList(
-            FusedTable(group, width) for group, width in zip(fields, (item_width, side_width), strict=False)
+            FusedTable(group, width, impl) for group, width in zip(fields, (item_width, side_width), strict=False)
         )
         self.width = item_width + side_width * len(schema.sides)
 
@@ -95,8 +79,8 @@ class EventEmbedding(nn.Module):
         return embedded
 
 
-def event_embedding(schema: Schema, width: int) -> EventEmbedding:
+def event_embedding(schema: Schema, width: int, impl: Impl) -> EventEmbedding:
     """An event's ids side by side, ``width`` wide together: the sides share one half, the item has the other."""
     sides = len(schema.sides)
     side_width = width // (2 * sides) if sides else 0
-    return EventEmbedding(schema, width - sides * side_width, side_width)
+    return EventEmbedding(schema, width - sides * side_width, side_width, impl)

@@ -36,8 +36,8 @@ class PooledTokens(nn.Module):
     ) -> None:
         super().__init__()
         self.dense = Mlp((len(schema.dense), *dense_mlp, width))
-        self.fields = FieldEmbedding(schema, width)
-        self.events = event_embedding(schema, width)
+        self.fields = FieldEmbedding(schema, width, impl)
+        self.events = event_embedding(schema, width, impl)
         self.names = [sequence.name for sequence in schema.sequences]
         self.pooling: Literal["mean", "sum"] = pooling
         self.impl: Impl = impl

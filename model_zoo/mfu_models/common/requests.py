@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mfu_kernels.jagged import row_of_each
+from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch, EventSequence, Schema, SequenceField
 
 from .config import require
@@ -36,9 +37,9 @@ def place_table(num_places: int, width: int) -> nn.Embedding:
 class CandidateContext(nn.Module):
     """What a candidate has beside its ids: its fields' embeddings summed, plus its dense features mapped to d."""
 
-    def __init__(self, schema: Schema, width: int) -> None:
+    def __init__(self, schema: Schema, width: int, impl: Impl) -> None:
         super().__init__()
-        self.fields = FieldEmbedding(schema, width)
+        self.fields = FieldEmbedding(schema, width, impl)
         self.dense = nn.Linear(len(schema.dense), width)
         self.scale = len(schema.sparse) ** -0.5
 
@@ -56,13 +57,20 @@ class RequestTokens(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, width: int, max_length: int, *, project: bool = False, context: bool = False
+        self,
+        schema: Schema,
+        width: int,
+        max_length: int,
+        impl: Impl,
+        *,
+        project: bool = False,
+        context: bool = False,
     ) -> None:
         super().__init__()
-        self.events = event_embedding(schema, width)
+        self.events = event_embedding(schema, width, impl)
         self.project = nn.Linear(width, width) if project else None
         self.position = place_table(max_length + 1, width)
-        self.context = CandidateContext(schema, width) if context else None
+        self.context = CandidateContext(schema, width, impl) if context else None
 
     def forward(self, batch: Batch, sequence: EventSequence) -> tuple[Tensor, Tensor]:
         """The tokens of ``sequence``'s events, [T, d], and of the candidates, [B*m, d]."""

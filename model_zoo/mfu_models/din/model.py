@@ -48,8 +48,8 @@ class Din(nn.Module):
     def __init__(self, config: DinConfig, impl: Impl = "auto") -> None:
         super().__init__()
         self.config = config
-        self.events = event_embedding(config.schema, config.width)
-        self.fields = FieldEmbedding(config.schema, config.width)
+        self.events = event_embedding(config.schema, config.width, impl)
+        self.fields = FieldEmbedding(config.schema, config.width, impl)
         if config.dien:
             self.interest = InterestEvolution(config, impl)
         else:

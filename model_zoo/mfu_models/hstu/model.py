@@ -84,7 +84,7 @@ class Hstu(nn.Module):
         super().__init__()
         self.config = config
         d = config.width
-        self.tokens = RequestTokens(config.schema, d, config.max_tokens - 1, project=True, context=True)
+        self.tokens = RequestTokens(config.schema, d, config.max_tokens - 1, impl, project=True, context=True)
         self.age = place_table(NUM_AGES, d)
         self.layers = nn.ModuleList(HstuLayer(config, impl) for _ in range(config.num_layers))
         self.norm = LayerNorm(d, impl)

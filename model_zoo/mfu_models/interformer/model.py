@@ -53,8 +53,8 @@ class InterFormer(nn.Module):
         d, schema, layers = config.width, config.schema, range(config.num_layers)
         num_sides, side_width = len(schema.sides), config.side_width
         self.dense = Mlp((len(schema.dense), DENSE_EXPANSION * d, d))
-        self.fields = FieldEmbedding(schema, d)
-        self.events = EventEmbedding(schema, config.event_width - num_sides * side_width, side_width)
+        self.fields = FieldEmbedding(schema, d, impl)
+        self.events = EventEmbedding(schema, config.event_width - num_sides * side_width, side_width, impl)
         self.merge = MaskNet(len(schema.sequences) * config.event_width, d)
         self.interactions = nn.ModuleList(InteractionArch(config, impl) for _ in layers)
         self.sequences = nn.ModuleList(SequenceArch(config, impl) for _ in layers)

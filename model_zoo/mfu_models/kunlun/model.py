@@ -90,7 +90,7 @@ class Kunlun(nn.Module):
         self.config = config
         d, dense, widest = config.width, len(config.schema.dense), config.num_interaction_tokens
         self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
-        self.fields = FieldEmbedding(config.schema, d)
+        self.fields = FieldEmbedding(config.schema, d, impl)
         self.towers = nn.ModuleDict(
             {"+".join(names): EventTower(config, tower, len(names), impl) for names, tower in config.event_towers}
         )

@@ -168,7 +168,7 @@ class EventTower(nn.Module):
 
     def __init__(self, config: KunlunConfig, tower: Tower, num_sequences: int, impl: Impl) -> None:
         super().__init__()
-        self.embedding = EventEmbedding(config.schema, tower.width, tower.width)
+        self.embedding = EventEmbedding(config.schema, tower.width, tower.width, impl)
         self.project = nn.Linear(self.embedding.width, tower.width)
         self.merge = None if config.towers else MaskNet(num_sequences * tower.width, tower.width)
         self.layers = nn.ModuleList(TowerLayer(config, tower, layer, impl) for layer in range(tower.num_layers))

@@ -102,7 +102,7 @@ class Ligr(nn.Module):
     def __init__(self, config: LigrConfig, impl: Impl = "auto") -> None:
         super().__init__()
         self.config = config
-        self.tokens = RequestTokens(config.schema, config.width, config.max_length, context=True)
+        self.tokens = RequestTokens(config.schema, config.width, config.max_length, impl, context=True)
         self.layers = nn.ModuleList(LigrLayer(config, impl) for _ in range(config.num_layers))
         self.set_wise = SetWise(config, impl) if config.set_wise else None
         self.norm = LayerNorm(config.width, impl)

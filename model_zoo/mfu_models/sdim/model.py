@@ -66,8 +66,8 @@ class Sdim(nn.Module):
     def __init__(self, config: SdimConfig, impl: Impl = "auto") -> None:
         super().__init__()
         self.config = config
-        self.events = event_embedding(config.schema, config.width)
-        self.fields = FieldEmbedding(config.schema, config.width)
+        self.events = event_embedding(config.schema, config.width, impl)
+        self.fields = FieldEmbedding(config.schema, config.width, impl)
         self.long = HashAttention(config, impl)
         self.short = TargetAttention(config.width, config.att_mlp, impl=impl)
         self.head = Mlp(config.head_widths)

@@ -54,8 +54,8 @@ class TransformerRanker(nn.Module):
         self.config = config
         d, schema = config.width, config.schema
         self.dense = Mlp((len(schema.dense), DENSE_EXPANSION * d, d))
-        self.fields = FieldEmbedding(schema, d)
-        self.events = EventEmbedding(schema, d, d // len(schema.sides))
+        self.fields = FieldEmbedding(schema, d, impl)
+        self.events = EventEmbedding(schema, d, d // len(schema.sides), impl)
         self.project = nn.Linear(self.events.width, d)
         self.position = nn.Embedding(config.max_length + 1, d)
         self.layers = nn.ModuleList(EncoderLayer(config, impl) for _ in range(config.num_layers))
