@@ -187,7 +187,8 @@ def _look_up(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Inputs],
 
 
 def _index_select(rows: Tensor, weight: Tensor) -> Tensor:
-    return weight.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    found: Tensor = weight.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return found
 
 
 def _unfused_block(inputs: Inputs) -> Call:

@@ -133,7 +133,8 @@ def test_strided_views_and_int32_offsets(case: Case) -> None:
     tensors = case.tensors(lengths)
     expected = case.expect(tensors, **case.offsets(lengths))
     views = {name: tensor.repeat_interleave(2, dim=-1)[..., ::2] for name, tensor in tensors.items()}
-    strided = {name: offsets.repeat_interleave(2, dim=-1)[..., ::2] for name, offsets in case.offsets(lengths, torch.int32).items()}
+    numbers = case.offsets(lengths, torch.int32)
+    strided = {name: tensor.repeat_interleave(2, dim=-1)[..., ::2] for name, tensor in numbers.items()}
     assert not any(view.is_contiguous() for view in views.values())
     actual = case.run(views, **strided)
     assert_same({"out": actual}, {"out": expected})

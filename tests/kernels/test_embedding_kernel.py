@@ -103,7 +103,9 @@ def test_an_id_that_is_none_of_its_fields_gives_nan_and_moves_no_row() -> None:
 
 
 def test_what_kernels_do_not_take_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedImpl, match=r"^embedding: impl='triton' takes .*; weight is torch.float64; use impl="):
+    with pytest.raises(
+        UnsupportedImpl, match=r"^embedding: impl='triton' takes .*; weight is torch.float64; use impl="
+    ):
         embedding(draw(8, 12).double(), IDS, OFFSETS, impl="triton")
     with pytest.raises(InvalidArgument, match=rf"^embedding: the row width is {MAX_ROW_WIDTH + 1}; allowed: at most"):
         embedding(draw(8, MAX_ROW_WIDTH + 1), IDS, OFFSETS, impl="triton")

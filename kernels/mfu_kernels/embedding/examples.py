@@ -9,20 +9,25 @@ from mfu_kernels.examples import Case, Draw, Examples, Inputs
 
 from .op import embedding
 
-ACTIONS = 16
+EVENT = (50_000, 200, 16)  # items, categories and actions of the zoo's large synthetic schema
 POPULARITY_OFFSET = 45  # as synthetic logs draw items: the r-th one's share ~ 1 / (r + 45)
 
 
 def _ids(case: Case, draw: Draw) -> Tensor:
-    """``spread``: evenly; ``popular``: low ids more often; ``hot``: half of them 0; ``once``: every id in turn."""
+    """``spread``: evenly; ``hot``: half of each field's are 0; ``once``: every id in turn.
+
+    ``log``: low ids of the first field more often, half of the last one's 0, as items and actions of a synthetic log.
+    """
     events, vocabs = case["events"], torch.tensor(case["vocabs"], device=draw.device)
     if case["ids"] == "once":
         return torch.arange(events, device=draw.device)[:, None] % vocabs
     even, other = (torch.special.ndtr(draw.normal(events, len(vocabs), dtype=torch.float32)) for _ in "ab")
-    if case["ids"] == "popular":
-        even = POPULARITY_OFFSET * torch.expm1(even * torch.log1p(vocabs / POPULARITY_OFFSET)) / vocabs
-    if case["ids"] == "hot":
-        even = torch.where(other < 0.5, 0.0, even)
+    field = torch.arange(len(vocabs), device=draw.device)
+    if case["ids"] == "log":
+        popular = POPULARITY_OFFSET * torch.expm1(even * torch.log1p(vocabs / POPULARITY_OFFSET)) / vocabs
+        even = torch.where(field == 0, popular, even)
+    alike = {"spread": field < 0, "hot": field >= 0, "log": field == len(vocabs) - 1}[case["ids"]]
+    even = torch.where(alike & (other < 0.5), 0.0, even)
     return torch.minimum((even * vocabs).long(), vocabs - 1)
 
 
@@ -35,22 +40,20 @@ def _make(case: Case, draw: Draw) -> Inputs:
     return Inputs({"weight": weight}, {"ids": ids, "offsets": draw.offsets(case["vocabs"]), "vocabs": case["vocabs"]})
 
 
-EVENT = (50_000, 200, ACTIONS)  # an item's, a category's and an action's ids in Kunlun's large schema
 EXAMPLES = Examples(
     function=embedding,
     factors={
         "events": (37, 0, 1, 90),
         "vocabs": ((50, 7), (1,), (300, 16), (5, 65_600)),
         "width": (64, 8, 20, 100, 260),
-        "ids": ("spread", "popular", "hot", "once"),
+        "ids": ("spread", "log", "hot", "once"),
         "strided": (False, True),
         "ids_dtype": (torch.int64, torch.int32),
     },
     make=_make,
     shapes={
-        "kunlun large_plus clicks": {"events": 930_000, "vocabs": EVENT, "width": 384, "ids": "popular"},
-        "kunlun large_plus impressions": {"events": 1_020_000, "vocabs": EVENT, "width": 192, "ids": "popular"},
-        "half of the clicks alike": {"events": 930_000, "vocabs": EVENT, "width": 384, "ids": "hot"},
+        "kunlun large_plus clicks": {"events": 934_000, "vocabs": EVENT, "width": 384, "ids": "log"},
+        "kunlun large_plus impressions": {"events": 1_029_000, "vocabs": EVENT, "width": 192, "ids": "log"},
         "kunlun large_plus context": {"events": 1_024, "vocabs": (1_000,) * 64, "width": 384, "ids": "spread"},
     },
 )

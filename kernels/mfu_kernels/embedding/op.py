@@ -39,7 +39,8 @@ def embedding(
         [N, F, w] in ``weight.dtype``, each field's row beside the next one's.
 
     Raises:
-        InvalidArgument: shapes, dtypes, devices, offsets or vocabularies that do not fit together; on a CPU, ids outside.
+        InvalidArgument: shapes, dtypes, devices, offsets or vocabularies that do not fit together; ids outside, on a
+            CPU.
         UnsupportedImpl: ``impl`` cannot run here.
 
     Source: the fused tables of TorchRec and FBGEMM (split table batched embeddings), without pooling.
