@@ -28,6 +28,11 @@ def trusted_offsets() -> Iterator[None]:
         _trusted = before
 
 
+def trusting() -> bool:
+    """Whether the caller is inside of `trusted_offsets`, with a batch that was checked."""
+    return _trusted
+
+
 def row_lengths(offsets: Tensor) -> list[int]:
     """Length of each of the B rows, on the host (waits for the device)."""
     return [int(length) for length in offsets.diff().tolist()]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mfu_kernels.checks import check_floating, check_shapes, invalid
-from mfu_kernels.jagged import check_offsets, row_lengths
+from mfu_kernels.jagged import check_offsets, row_lengths, trusting
 from mfu_kernels.registry import Impl, Op
 
 from .boundary import embedding_triton
@@ -23,9 +23,10 @@ def embedding(
 
     The gradient of ``weight`` is dense: a row that no id asks for gets zeros.
 
-    On a CPU each id is held against its field's vocabulary, but for while compiling. On a GPU that would wait for the
-    device. There the kernel gives NaN for an id that is none of its field's, and reads nothing for it; the reference
-    looks up what is there, be it another field's, and lets the device assert that it is a row of the table.
+    On a CPU each id is held against its field's vocabulary, unless the batch is trusted (`trusted_offsets`) or the call
+    is being compiled. On a GPU that would wait for the device. There the kernel gives NaN for an id that is none of its
+    field's, and reads nothing for it; the reference looks up what is there, be it another field's, and lets the device
+    assert that it is a row of the table.
 
     Args:
         weight: [R, w], the fields' rows one field after the other.
@@ -53,7 +54,7 @@ def embedding(
     if vocabs is not None and (len(vocabs) != sizes["F"] or min(vocabs) < 0 or sum(vocabs) != sizes["R"]):
         allowed = f"F = {sizes['F']} numbers that add up to R = {sizes['R']}"
         raise invalid("embedding", "vocabs", list(vocabs), allowed)
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if ids.device.type == "cpu" and not (torch.compiler.is_compiling() or trusting()):
         _check_numbers(ids, row_lengths(offsets), vocabs)
     return OP.run(impl, weight.device, weight, ids, offsets, vocabs=vocabs)
 
