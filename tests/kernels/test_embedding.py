@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mfu_kernels import InvalidArgument, embedding
+from mfu_kernels.embedding import op
 from mfu_kernels.embedding.reference import SPREAD_ROWS
 from mfu_kernels.jagged import trusted_offsets
 from tests.kernels.cases import cost_of, offsets_of
@@ -49,7 +50,7 @@ def test_ids_outside_their_fields_vocabulary_are_named_on_a_cpu(wrong: list[list
 
 
 def test_ids_of_a_batch_that_was_checked_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfu_kernels.embedding.op._check_numbers", lambda *given: pytest.fail("read"))
+    monkeypatch.setattr(op, "_check_numbers", lambda *given: pytest.fail("read"))
     with trusted_offsets():
         embedding(table(8), torch.zeros(3, 2, dtype=torch.int64), offsets_of([5, 3]))
 
