@@ -99,7 +99,7 @@ def embedding_join_kernel(
     keys, dweight, first_parts, last_parts, num_lookups, num_rows, width, size,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the row that offsets in a chunk and goes on behind: the chunk's part, and those that follow."""
+    """The gradient of the row that begins in a chunk and goes on behind: the chunk's part, and those that follow."""
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = chunk * size, (chunk + 1) * size
     row = _row_at(keys, end - 1, num_lookups, num_rows, SHIFT)
@@ -146,7 +146,7 @@ def _sum_configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _join_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """Parts that are on their way at once, and columns: a row of half a million look-ups leaves two thousand parts.
 
-    Most programs find no row that offsets in their chunk and goes on, and end.
+    Most programs find no row that begins in their chunk and goes on, and end.
     """
     width = int(key["width"])
     return [
