@@ -14,12 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, capability, config, current
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.registry import interpreting
 from mfu_kernels.rotary_time.kernel import rotate
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
+from . import kernel_sm90
 from .boundary import _bwd_outputs
 from .kernel import SIZES, constants_of, key_of, only_near, reach
 
@@ -45,7 +47,7 @@ def _store_turned(
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dq_kernel(
-    grad, q, k, v, offsets, out, levels, softmax, dq,
+    grad, q, k, v, offsets, out, levels, softmax, dq, dk, dv,
     turns, num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     Q_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
@@ -87,7 +89,7 @@ def window_attention_dq_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def window_attention_dkv_kernel(
-    grad, q, k, v, offsets, levels, softmax, dk, dv,
+    grad, q, k, v, offsets, out, levels, softmax, dq, dk, dv,
     turns, num_tokens, max_length, behind, ahead, scale, grad_h, q_h, k_h, v_h,
     K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, PRECISE: tl.constexpr, NUM_HEADS: tl.constexpr,
     GRAD_T: tl.constexpr, Q_T: tl.constexpr, K_T: tl.constexpr, V_T: tl.constexpr, DX_T: tl.constexpr,
@@ -159,12 +161,17 @@ def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
         tiles = [(16, 64, 4), (32, 64, 4), (32, 128, 8), (64, 128, 8)]
     elif key["d"] == 256:
         tiles = [(32, 64, 8)]
-    return [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (3, 2) for m, n, w in tiles]
+    plain = [config(num_warps=w, num_stages=stages, BLOCK_M=m, BLOCK_N=n) for stages in (3, 2) for m, n, w in tiles]
+    return [*plain, *(kernel_sm90.configs(int(key["d"]), int(key["seen"])) if "seen" in key else ())]
 
 
 MOST_ROWS = 128  # of a block of queries
 DQ = Kernel(window_attention_dq_kernel, _dq_configs)
-DKV = Kernel(window_attention_dkv_kernel, _dkv_configs)
+DKV = Kernel(
+    window_attention_dkv_kernel,
+    _dkv_configs,
+    forms={"WALKERS": (kernel_sm90.window_attention_bwd_sm90_kernel, kernel_sm90.arguments)},
+)
 
 
 def _turns(angles: Tensor, like: Tensor) -> Tensor:
@@ -194,19 +201,25 @@ def backward(
         0.0  # read for queries behind the last head's last row; NaN would pass a weight of 0
     )
     turns = None if angles is None else _turns(angles, q)
-    sizes = (turns, num_tokens, max_length, *reach(window, causal, max_length), scale)
-    strides = tuple(t.stride(1) for t in (grad, q, k, v))
+    seen = reach(window, causal, max_length)
+    arguments = (
+        *(grad, q, k, v, offsets, out, levels, softmax, dq, dk, dv, turns),
+        *(num_tokens, max_length, *seen, scale, *(t.stride(1) for t in (grad, q, k, v))),
+    )
     key = key_of(q, window)
     constants = {"GRAD_T": grad.stride(0), "DX_T": grads.stride(0), **constants_of(q, k, v)}
-    DQ.launch(
-        lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
-        grad, q, k, v, offsets, out, levels, softmax, dq, *sizes, *strides,
-        key=key, Q_GRAD=q_grad, **constants,
-    )  # fmt: skip
+    with current(q.device):
+        if all(needed) and not interpreting() and capability() == 90 and kernel_sm90.fits(grad, q, k, v, *seen):
+            key = {**key, "seen": kernel_sm90.blocks_seen(*seen)}
+        walks = "WALKERS" in DKV.choose(key, q.device).kwargs
+    if not walks:
+        DQ.launch(
+            lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+            *arguments, key=key, Q_GRAD=q_grad, **constants,
+        )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
-            lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
-            grad, q, k, v, offsets, levels, softmax, dk, dv, *sizes, *strides,
-            key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
+            lambda c: (num_rows * num_heads * (1 if walks else triton.cdiv(max_length, c["BLOCK_N"])),), q.device,
+            *arguments, key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
     return grads

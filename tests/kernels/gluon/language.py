@@ -183,7 +183,7 @@ def _two(function: Callable[..., Tensor]) -> Callable[[Any, Any], Register]:
     """An element-wise function of two values, either of which may be a number of Python's."""
 
     def apply(x: Any, y: Any, **_: Any) -> Register:
-        like = next(v for v in (x, y) if isinstance(v, Tensor))
+        like = next((v for v in (x, y) if isinstance(v, Tensor)), register(x))
         x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=like.dtype) for v in (x, y))
         return register(function(x, y))
 

@@ -27,6 +27,8 @@ class Register(torch.Tensor):
     __irshift__ = torch.Tensor.__rshift__
     __itruediv__ = torch.Tensor.__truediv__
 
+    type = SimpleNamespace(layout=None)  # layouts are not emulated
+
     def to(self, dtype: torch.dtype, bitcast: bool = False) -> "Register":  # type: ignore[override]
         """The value in another dtype, or its bits."""
         return self.view(dtype) if bitcast else super().to(dtype)
