@@ -75,7 +75,7 @@ def _walk(
     sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
     columns_layout: gl.constexpr = gl.SliceLayout(0, scores_layout)
-    keys_held = gl.arange(0, _TILE, gl.SliceLayout(1, scores_layout))
+    rows = gl.arange(0, _TILE, gl.SliceLayout(1, scores_layout))
     queries_held = gl.arange(0, _TILE, columns_layout)
     no_scores = gl.zeros([_TILE, _TILE], gl.float32, scores_layout)
     nothing = gl.zeros([_TILE, DIM], gl.float32, sums_layout)
@@ -94,19 +94,18 @@ def _walk(
             mbarrier.wait(paired.index(slot), phase)
             q_columns, grad_columns = queries.index(slot).permute([1, 0]), grads.index(slot).permute([1, 0])
             scores = warpgroup_mma(keys.index(at), q_columns, no_scores, use_acc=False, is_async=True)
-            dweights = warpgroup_mma(values.index(at), grad_columns, no_scores, use_acc=False, is_async=True)
-            scores = warpgroup_mma_wait(1, [scores])
+            scores = warpgroup_mma_wait(0, [scores])
             level = pairs.index(2 * slot).load(columns_layout)
             below = scores * (scale * _LOG2E) - level[None, :]
             apart = (i - j) * _TILE
-            none = count >> 30
-            rows, columns = keys_held + none, queries_held + none
+            columns = queries_held + (count >> 30)  # made where they are used: held for the whole loop, they spill
             if apart < _TILE - 1 - ahead:
                 below = gl.where(columns[None, :] >= (rows - (ahead + apart))[:, None], below, float("-inf"))
             if (apart + _TILE - 1 > behind) | (gl.maximum(i, j) * _TILE + _TILE > length):
                 last = gl.minimum(rows + (behind - apart), length - 1 - i * _TILE)
                 last = gl.where(rows < length - j * _TILE, last, -1)
                 below = gl.where(columns[None, :] <= last[:, None], below, float("-inf"))
+            dweights = warpgroup_mma(values.index(at), grad_columns, no_scores, use_acc=False, is_async=True)
             weights = gl.exp2(below)
             dweights = warpgroup_mma_wait(0, [dweights])
             delta = pairs.index(2 * slot + 1).load(columns_layout)
@@ -143,18 +142,22 @@ def _pair(out, levels, grads, pairs, q_came, paired, i, start, length, NUM_HEADS
     SLOTS: gl.constexpr = grads.shape[0]
     DIM: gl.constexpr = grads.shape[2]
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    PART: gl.constexpr = _TILE // 2  # at a time, for the sake of registers
     slot = i % SLOTS
-    m = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (i >> 30)
+    m = gl.arange(0, PART, gl.SliceLayout(1, layout))
     d = gl.arange(0, DIM, gl.SliceLayout(0, layout))
-    token, inside = start + i * _TILE, m < length - i * _TILE
     if i * _TILE < length:
-        level = gl.load(levels + token + m, mask=inside, other=0.0)
-        places = out + token * (NUM_HEADS * DIM) + (m[:, None] * (NUM_HEADS * DIM) + d[None, :])
-        mixed = gl.load(places, mask=inside[:, None] & (d >= 0)[None, :], other=0.0)
         mbarrier.wait(q_came.index(slot), (i // SLOTS) & 1)
-        grad = grads.index(slot).load(layout)
-        pairs.index(2 * slot).store(level)
-        pairs.index(2 * slot + 1).store(gl.sum(mixed.to(gl.float32) * grad.to(gl.float32), 1))
+        for part in gl.static_range(_TILE // PART):
+            first = i * _TILE + part * PART
+            token, inside = start + first, m < length - first
+            level = gl.load(levels + token + m, mask=inside, other=0.0)
+            places = out + token * (NUM_HEADS * DIM) + (m[:, None] * (NUM_HEADS * DIM) + d[None, :])
+            mixed = gl.load(places, mask=inside[:, None] & (d >= 0)[None, :], other=0.0)
+            grad = grads.index(slot).slice(part * PART, PART).load(layout)
+            pairs.index(2 * slot).slice(part * PART, PART).store(level)
+            delta = gl.sum(mixed.to(gl.float32) * grad.to(gl.float32), 1)
+            pairs.index(2 * slot + 1).slice(part * PART, PART).store(delta)
         mbarrier.arrive(paired.index(slot), count=1)
 
 
