@@ -1,5 +1,7 @@
 """Window attention in Triton, backward: one kernel owns blocks of queries, the other blocks of keys; no atomics.
 
+On Hopper, `kernel_sm90` has one kernel that does what both do: a form of the second, and the first is left out then.
+
 Both compute the weights again from q, k and what forward saved of each query's softmax. The first also writes delta,
 the product of each query's output with its gradient, beside the level that the query's weights are relative to: the
 second reads both for every query and column of its tiles, as one number of 8 bytes. Weights stay as the tensor core
@@ -182,6 +184,17 @@ def _turns(angles: Tensor, like: Tensor) -> Tensor:
     return rotate(unit.expand(num_tokens, -1, -1), angles, True)
 
 
+def _softmax(levels: Tensor, q: Tensor) -> Tensor:
+    """[H, T, 2] and room for a block behind: what is read there for queries behind the last head's last row.
+
+    It is 0, for NaN would pass a weight of 0.
+    """
+    num_tokens, num_heads, _ = q.shape
+    softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
+    softmax[num_heads * num_tokens :] = 0.0
+    return softmax
+
+
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
     angles: Tensor | None, window: int | None, causal: bool, scale: float, max_length: int,
@@ -196,22 +209,19 @@ def backward(
     dq, dk, dv = apart(grads, needed)
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
     num_rows = offsets.shape[0] - 1
-    softmax = levels.new_empty(num_heads * num_tokens + MOST_ROWS, 2)
-    softmax[num_heads * num_tokens :] = (
-        0.0  # read for queries behind the last head's last row; NaN would pass a weight of 0
-    )
     turns = None if angles is None else _turns(angles, q)
-    seen = reach(window, causal, max_length)
-    arguments = (
-        *(grad, q, k, v, offsets, out, levels, softmax, dq, dk, dv, turns),
-        *(num_tokens, max_length, *seen, scale, *(t.stride(1) for t in (grad, q, k, v))),
-    )
+    behind, ahead = reach(window, causal, max_length)
     key = key_of(q, window)
-    constants = {"GRAD_T": grad.stride(0), "DX_T": grads.stride(0), **constants_of(q, k, v)}
     with current(q.device):
-        if all(needed) and not interpreting() and capability() == 90 and kernel_sm90.fits(grad, q, k, v, *seen):
-            key = {**key, "seen": kernel_sm90.blocks_seen(*seen)}
+        hopper = not interpreting() and capability() == 90
+        if hopper and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
+            key = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
         walks = "WALKERS" in DKV.choose(key, q.device).kwargs
+    arguments = (
+        *(grad, q, k, v, offsets, out, levels, None if walks else _softmax(levels, q), dq, dk, dv, turns),
+        *(num_tokens, max_length, behind, ahead, scale, *(t.stride(1) for t in (grad, q, k, v))),
+    )
+    constants = {"GRAD_T": grad.stride(0), "DX_T": grads.stride(0), **constants_of(q, k, v)}
     if not walks:
         DQ.launch(
             lambda c: (num_rows * num_heads * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
