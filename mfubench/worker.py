@@ -90,10 +90,12 @@ class Worker:
         limit_s: float = inf,
         part_limit_s: float = inf,
         keep: Callable[[Any], None] = lambda document: None,
+        begins: Callable[[str], None] = lambda part: None,
     ) -> Answer:
         """Have ``work`` done in ``limit_s`` seconds, each of its parts in ``part_limit_s``, without those that cannot.
 
         ``keep`` is given what stands so far, as it comes; the last of it is the answer to work that is cut off.
+        ``begins`` is given each part's name.
         """
         self._started()  # which takes seconds that are no work's
         ends = monotonic() + limit_s
@@ -105,7 +107,7 @@ class Worker:
             keep(document)
 
         while True:
-            found = self._try(work, {**arguments, "without": dict(without)}, ends, part_limit_s, stand)
+            found = self._try(work, {**arguments, "without": dict(without)}, ends, part_limit_s, stand, begins)
             if isinstance(found, Answer):
                 break
             if found.part in without or ends - monotonic() < LEAST_S:
@@ -123,6 +125,7 @@ class Worker:
         ends: float,
         part_limit_s: float,
         stand: Callable[[Any], None],
+        begins: Callable[[str], None],
     ) -> Answer | _Broke:
         """One attempt; a failure without a reason is one that ``ends`` has cut off."""
         pipe, part, part_ends = self._started(), None, inf
@@ -133,6 +136,8 @@ class Worker:
                 if kind == _BEGINS:
                     (part,) = told
                     part_ends = inf if part is None else monotonic() + part_limit_s
+                    if part is not None:
+                        begins(part)
                 elif kind == _SO_FAR:
                     stand(*told)
                 elif kind == _BROKE:

@@ -1,8 +1,9 @@
-"""Checking, tuning and timing one op as work for a worker, and what `mfubench kernels bench` has workers do."""
+"""Checking, tuning and timing one op as work for a worker: what `mfubench kernels check` and `bench` have one do."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ from mfubench.worker import FAILED, Answer, Watch, Worker
 
 from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
 from .catalog import examples_of
-from .check import check_op
+from .check import OpResult, check_op
 from .peers import named_peer, peers_of
 from .tune import tune_op
 
-CASE_LIMIT_S = 120.0  # compiling for a case takes seconds
+CASE_LIMITS_S = {"cuda": 120.0, "cpu": inf}  # compiling for a case takes seconds; the interpreter takes its time
+Progress = Callable[[str, float], None]
 
 
-def check_work(watch: Watch, *, op: str, device: str, without: Mapping[str, str]) -> int:
-    """How many cases of an op's numeric contract fail."""
-    return len(check_op(examples_of(op), torch.device(device), without=without, watch=watch).failed)
+def check_work(watch: Watch, *, op: str, device: str, full: bool, without: Mapping[str, str]) -> OpResult:
+    """The numeric contract of an op; a case of ``without`` is a failed one."""
+    return check_op(examples_of(op), torch.device(device), full=full, without=without, watch=watch)
 
 
 def tune_work(
@@ -56,6 +58,36 @@ def bench_work(
     return bench_op(op, examples, torch.device(device), shapes=[shape], peers=offered, rounds=rounds, watch=watch)
 
 
+def check_all(
+    ops: Sequence[str],
+    device: torch.device,
+    *,
+    full: bool = False,
+    progress: Progress = lambda stage, done: None,
+) -> list[OpResult]:
+    """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter.
+
+    A case that hangs, crashes or breaks the device is a failed one, and the others go on.
+
+    Raises:
+        ToolBroke: a check itself broke.
+    """
+    with closing(Worker(device.type)) as worker:
+        return [_checked(worker, op, device, full, progress, index / len(ops)) for index, op in enumerate(ops)]
+
+
+def _checked(worker: Worker, op: str, device: torch.device, full: bool, progress: Progress, done: float) -> OpResult:
+    progress(f"{op}: checking its numbers", done)
+    answer = worker.run(
+        check_work,
+        {"op": op, "device": device.type, "full": full},
+        part_limit_s=CASE_LIMITS_S[device.type],
+        begins=lambda case: progress(f"{op}: {case}", done),
+    )
+    found: OpResult = _document(answer, op)
+    return found
+
+
 def bench_all(
     ops: Sequence[str],
     device: torch.device,
@@ -66,7 +98,7 @@ def bench_all(
     rounds: int,
     tune: bool,
     peer_limit_s: float,
-    progress: Callable[[str, float], None] = lambda stage, done: None,
+    progress: Progress = lambda stage, done: None,
 ) -> tuple[list[BenchRow], list[dict[str, Any]]]:
     """Rows of every op in ``ops``, and the lock's entries that ``tune`` found.
 
@@ -86,9 +118,7 @@ def bench_all(
     with closing(Worker(device.type)) as worker:
         for index, (op, shape) in enumerate(wanted):
             if op not in failed:
-                progress(f"{op}: checking its numbers first", index / len(wanted))
-                answer = worker.run(check_work, {"op": op, "device": device.type}, part_limit_s=CASE_LIMIT_S)
-                failed[op] = _document(answer, op)
+                failed[op] = len(_checked(worker, op, device, False, progress, index / len(wanted)).failed)
             if failed[op]:
                 why = f"{failed[op]} cases fail the numeric contract; see `mfubench kernels check {op}`"
                 rows += not_timed(op, shape, why)

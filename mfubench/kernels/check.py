@@ -4,7 +4,7 @@ Natively on a GPU in bf16, fp16 and fp32. On a CPU under Triton's interpreter, w
 fp32; what a machine cannot prove is said to be not proved.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -143,7 +143,6 @@ def check_op(
     full: bool = False,
     part: tuple[int, int] = (0, 1),
     without: Mapping[str, str] = MappingProxyType({}),
-    progress: Callable[[str, float], None] = lambda stage, done: None,
     watch: Watch = UNWATCHED,
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
@@ -155,11 +154,10 @@ def check_op(
     Raises:
         PartBroke: a case made a fault after which this process can use the GPU no more.
     """
-    name, (index, parts) = examples.function.__name__, part
-    found = OpResult(name)
+    index, parts = part
+    found = OpResult(examples.function.__name__)
     cases = cases_of(examples, device, full=full)[index::parts]
-    for index, case in enumerate(cases):
-        progress(f"{name}: case {index + 1} of {len(cases)}", index / len(cases))
+    for case in cases:
         found.cases.append(_watched_case(examples, case, device, without, watch))
         if not found.cases[-1].passed and case[CONFIG] is not None:
             found.cases.append(_watched_case(examples, {**case, CONFIG: None}, device, without, watch))

@@ -17,6 +17,7 @@ from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput
 from mfubench.kernels import apart, bench, peers
 from mfubench.kernels.bench import OURS, BenchRow, bench_op
+from mfubench.kernels.check import CaseResult, OpResult
 from mfubench.kernels.peers import PEERS_BY_OP, CannotRun, Peer, named_peer, peers_of
 from mfubench.measure.calibrate import Calibration
 from mfubench.report.kernels import bench_page
@@ -154,8 +155,33 @@ def test_ours_alone_is_timed_once(on_the_host: list[str]) -> None:
     assert [row.implementation for row in bench_small(on_the_host)] == [OURS, OURS] and on_the_host == []
 
 
-def work(watch: Watch, *, op: str, without: Mapping[str, str], **_: Any) -> int:
-    return {"rms_norm": 0, "layer_norm": 3}[op]
+def check_by_word(watch: Watch, *, op: str, without: Mapping[str, str], **_: Any) -> OpResult:
+    """Three cases of LayerNorm fail: one hangs, one crashes, one breaks the device."""
+    found = OpResult(op)
+    for name in ("right", *(("hangs", "crashes", "faults") if op == "layer_norm" else ())):
+        if name not in without:
+            with watch.part(name):
+                match name:
+                    case "hangs":
+                        time.sleep(60)
+                    case "crashes":
+                        os._exit(9)
+                    case "faults":
+                        raise PartBroke(name, "wrote elsewhere")
+        found.cases.append(CaseResult({"name": name}, (), [without[name]] if name in without else []))
+    return found
+
+
+def test_a_check_goes_on_after_cases_that_hang_or_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "check_work", check_by_word)
+    monkeypatch.setitem(apart.CASE_LIMITS_S, "cpu", 2.0)
+    told: list[str] = []
+    found = apart.check_all(["layer_norm", "rms_norm"], CPU, progress=lambda stage, done: told.append(stage))
+    assert [(case.case["name"], case.faults) for case in found[0].failed] == [
+        ("hangs", ["took over 2 s"]), ("crashes", ["its process ended with code 9"]), ("faults", ["wrote elsewhere"]),
+    ]  # fmt: skip
+    assert [op.op for op in found] == ["layer_norm", "rms_norm"] and not found[1].failed
+    assert told[:2] == ["layer_norm: checking its numbers", "layer_norm: right"]
 
 
 def bench_by_word(watch: Watch, *, shape: str, without: Mapping[str, str], skipped: Any, **_: Any) -> list[BenchRow]:
@@ -170,7 +196,8 @@ def bench_by_word(watch: Watch, *, shape: str, without: Mapping[str, str], skipp
 
 
 def test_the_command_goes_on_without_what_hangs_or_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "check_work", work)
+    monkeypatch.setattr(apart, "check_work", check_by_word)
+    monkeypatch.setitem(apart.CASE_LIMITS_S, "cpu", 2.0)
     monkeypatch.setattr(apart, "bench_work", bench_by_word)
     rows, won = apart.bench_all(
         ["layer_norm", "rms_norm"], CPU, shapes=[], peers=[], without={"x": "left out"}, rounds=2, tune=False,
