@@ -74,6 +74,11 @@ def forced(kernel: str, configs: Sequence[Any]) -> Any:
     return None if _forced is None else _forced(kernel, configs)
 
 
-def nth_config(index: int | None) -> ConfigChoice:
-    """Config ``index`` modulo the size of each kernel's space; None leaves the choice to the launch."""
+def nth_config(index: int | str | None) -> ConfigChoice:
+    """Config ``index`` modulo the size of each kernel's space, or the first of the form of that name.
+
+    None, or where a space has no such form, leaves the choice to the launch.
+    """
+    if isinstance(index, str):
+        return lambda _kernel, configs: next((one for one in configs if index in one.kwargs), None)
     return lambda _kernel, configs: None if index is None else configs[index % len(configs)]

@@ -15,9 +15,9 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
 TOGETHER = ("contract", "compile")
 SHARES = {  # of the budget on a GPU: the most that a task may take, so that one that hangs leaves others their time
-    **{"calibration": 0.1, "contract": 0.25, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3},
+    **{"calibration": 0.1, "contract": 0.3, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3},
 }
-CONTRACT_PARTS = 6  # of each op's cases: every case compiles kernels of its own
+CONTRACT_PARTS = 8  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "eager": {"impl": "reference", "compile": "none"},
@@ -44,7 +44,7 @@ FIRST_SHAPES: Mapping[str, Sequence[str]] = {
 }
 Place = tuple[str, str]
 """An op and one of its shapes."""
-ZOO = ("kunlun large_plus clicks", "kunlun large_plus impressions")
+ZOO = ("kunlun large_plus clicks", "kunlun large_plus impressions", "kunlun large_plus context")
 """The shapes of the model that the claim is about, by name; they are tuned, too."""
 # What the paper's claim is about comes first: the full Kunlun with kernels, and the baseline. Then the same compiled,
 # the baseline with the best that this machine has for it, too: by regions, as compiling models of these sizes whole
@@ -127,7 +127,7 @@ def plan(
 
     tasks = [
         Task("calibration", "peaks"),
-        *_contracts(ops),
+        *_contracts(ops, (*zoo, *first)),
         *(_shape_task("compile", *place) for place in (*zoo, *first) if tune),
         *(_shape_task("tune", *place) for place in zoo if tune),
         *alone(first),
@@ -142,10 +142,13 @@ def plan(
     return [task for task in tasks if not stages or task.stage in stages]
 
 
-def _contracts(ops: Sequence[str]) -> list[Task]:
-    parts = [(op, part) for part in range(CONTRACT_PARTS) for op in ops]
+def _contracts(ops: Sequence[str], tuned: Sequence[Place]) -> list[Task]:
+    """A part of each op's before the next of any; on a GPU also at the shapes that may be ``tuned``."""
+    shapes = {op: [shape for other, shape in tuned if other == op] for op in ops}
     return [
-        Task("contract", f"{op}-{part + 1}", {"op": op, "part": part, "parts": CONTRACT_PARTS}) for op, part in parts
+        Task("contract", f"{op}-{n + 1}", {"op": op, "part": n, "parts": CONTRACT_PARTS, "shapes": shapes[op]})
+        for n in range(CONTRACT_PARTS)
+        for op in ops
     ]
 
 

@@ -74,7 +74,8 @@ def _contract(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.kernels.check import check_op, document
 
     examples, part = examples_of(arguments["op"]), (arguments["part"], arguments["parts"])
-    found = check_op(examples, here.device, part=part, without=here.without, watch=here.watch)
+    shapes = arguments["shapes"]
+    found = check_op(examples, here.device, part=part, shapes=shapes, without=here.without, watch=here.watch)
     return document([found], here.device, full=False)
 
 

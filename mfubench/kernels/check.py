@@ -4,6 +4,7 @@ Natively on a GPU in bf16, fp16 and fp32. On a CPU under Triton's interpreter, w
 fp32; what a machine cannot prove is said to be not proved.
 """
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +22,16 @@ from mfubench.measure.timing import wait_for
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
 from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth
+from .catalog import kernels_of
 from .machine_code import toolchain
 from .pairwise import pairwise_cover, whole_product
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
 PROVED_ON = {"cpu": ("fp16", "fp32"), "cuda": ("bf16", "fp16", "fp32")}
 CONFIG, DTYPE = "config", "dtype"
+ROWS = ("lengths", "rows", "batch", "events")  # of a shape: so many that the truth on a host would take minutes
 MORE_DRAWS = 7
+FORM_DRAWS = 4  # cases of each form of a kernel at each shape, besides those of its configs
 MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do not change numbers
 
 
@@ -64,11 +68,35 @@ class OpResult:
         return max((verdict.ratio for case in self.cases for verdict in case.verdicts), default=0.0)
 
 
-def cases_of(examples: Examples, device: torch.device, *, full: bool) -> list[dict[str, Any]]:
-    """The cases to check on ``device``: all pairs of values or the whole product, with dtypes and configs."""
-    configs = tuple(range(MAX_CONFIGS))
-    factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: (None, *configs)}
-    return list(whole_product(factors)) if full else pairwise_cover(factors)
+def cases_of(
+    examples: Examples, device: torch.device, *, full: bool, shapes: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The cases to check on ``device``: all pairs of values or the whole product, with dtypes and configs.
+
+    On a GPU also what runs at each of the named ``shapes``, all by default, on few rows: configs that are tuned there,
+    and forms of a kernel that take no other inputs.
+    """
+    factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: (None, *range(MAX_CONFIGS))}
+    cases = list(whole_product(factors)) if full else pairwise_cover(factors)
+    if device.type == "cpu":
+        return cases
+    own: list[dict[str, Any]] = []  # what each shape has beside its rows
+    for shape in examples.shapes if shapes is None else shapes:
+        fixed = {name: value for name, value in examples.shapes[shape].items() if name not in ROWS}
+        own += [fixed] if fixed not in own else []
+    forms = {form for kernel in kernels_of(examples.function.__name__) for form in kernel.forms}
+    configs = (*factors[CONFIG], *sorted(forms) * FORM_DRAWS)
+    return cases + [case for fixed in own for case in _at(fixed, factors, configs)]
+
+
+def _at(
+    fixed: Mapping[str, Any], factors: Mapping[str, Sequence[Any]], configs: Sequence[int | str | None]
+) -> Iterator[dict[str, Any]]:
+    """A case for each of ``configs``, with ``fixed``; the values of the other factors are drawn."""
+    draw = random.Random(repr(sorted(fixed.items())))
+    for config in configs:
+        drawn = {name: draw.choice(values) for name, values in factors.items()}
+        yield {**drawn, **fixed, DTYPE: "bf16", CONFIG: config}
 
 
 def check_case(examples: Examples, case: Mapping[str, Any], device: torch.device) -> CaseResult:
@@ -142,21 +170,22 @@ def check_op(
     *,
     full: bool = False,
     part: tuple[int, int] = (0, 1),
+    shapes: Sequence[str] | None = None,
     without: Mapping[str, str] = MappingProxyType({}),
     watch: Watch = UNWATCHED,
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
 
     A case that fails with a config of its own is checked once more with what a launch would take: that shows whether it
-    is the config's fault. ``part``: only the first of so many parts of the cases, counted from 0. ``without``: cases
-    that are not run, and what befell them.
+    is the config's fault. ``shapes``: as `cases_of` takes them. ``part``: only the first of so many parts of the cases,
+    counted from 0. ``without``: cases that are not run, and what befell them.
 
     Raises:
         PartBroke: a case made a fault after which this process can use the GPU no more.
     """
     index, parts = part
     found = OpResult(examples.function.__name__)
-    cases = cases_of(examples, device, full=full)[index::parts]
+    cases = cases_of(examples, device, full=full, shapes=shapes)[index::parts]
     for case in cases:
         found.cases.append(_watched_case(examples, case, device, without, watch))
         if not found.cases[-1].passed and case[CONFIG] is not None:

@@ -88,6 +88,13 @@ def test_the_claim_comes_first_on_a_gpu() -> None:
     assert {place[3] for place in claims} == set(VARIANTS)
 
 
+def test_the_contract_is_held_at_the_shapes_that_are_tuned() -> None:
+    tasks = plan("cuda", tune=True)
+    contracts = [task.arguments for task in tasks if task.stage == "contract"]
+    held = {(one["op"], shape) for one in contracts for shape in one["shapes"]}
+    assert held == {(task.arguments["op"], task.arguments["shape"]) for task in tasks if task.stage == "tune"}
+
+
 def test_choices_narrow_the_plan() -> None:
     tasks = plan("cpu", stages=["profile"], sizes=["tiny"], models=["kunlun"])
     assert [task.name for task in tasks] == ["kunlun-tiny-train-eager", "kunlun-tiny-infer-eager"]

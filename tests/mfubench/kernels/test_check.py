@@ -10,10 +10,13 @@ from torch import Tensor
 
 from mfu_kernels import InvalidArgument
 from mfu_kernels.examples import Draw, Inputs
+from mfu_kernels.launching import config
+from mfu_kernels.modes import nth_config
 from mfu_kernels.rms_norm import op as rms_norm_op
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.kernels import check
 from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge
+from mfubench.kernels.catalog import examples_of, kernels_of, ops_with_kernels
 from mfubench.kernels.check import CaseResult, OpResult, cases_of, check_op, document, poisoned_memory
 from mfubench.worker import PartBroke, Watch
 from tests.mfubench.kernels import broken
@@ -55,6 +58,37 @@ def test_dtypes_and_configs_are_factors_and_bf16_is_not_proved_on_a_cpu() -> Non
     told = document([check_op(EXAMPLES, CPU)], CPU, full=False)
     assert any("bf16" in reason for reason in told["ops"][0]["not_proved"])
     assert told["ops"][0]["failed"] == 0 and told["toolchain"]["triton"]
+
+
+@pytest.mark.parametrize("op", ops_with_kernels())
+def test_on_a_gpu_what_each_shape_has_is_checked_on_few_rows(op: str) -> None:
+    examples, cuda = examples_of(op), torch.device("cuda")
+    plain = cases_of(examples, cuda, full=False, shapes=[])
+    added = cases_of(examples, cuda, full=False)[len(plain) :]
+    for shape, wanted in examples.shapes.items():
+        fixed = {name: value for name, value in wanted.items() if name not in check.ROWS}
+        own = [case for case in added if fixed.items() <= case.items()]
+        assert {case["config"] for case in own} >= {None, *range(8)}, shape
+    assert {case["dtype"] for case in added} == {"bf16"}
+    for case in added[::5]:
+        inputs = examples.make(case, Draw(torch.bfloat16, torch.device("meta")))
+        examples.function(**inputs.tensors, **inputs.others, impl="reference")
+        assert sum(tensor.numel() for tensor in inputs.tensors.values()) < 1 << 26, "the truth on a host takes seconds"
+
+
+@pytest.mark.parametrize("op", ["gdpa", "gdpa_block", "window_attention"])
+def test_each_form_is_checked_at_each_shape(op: str) -> None:
+    examples = examples_of(op)
+    forms = {form for kernel in kernels_of(op) for form in kernel.forms}
+    shape = next(iter(examples.shapes))
+    cases = cases_of(examples, torch.device("cuda"), full=False, shapes=[shape])
+    assert forms and all(sum(case["config"] == form for case in cases) == check.FORM_DRAWS for form in forms)
+
+
+def test_a_form_is_chosen_by_its_name() -> None:
+    space = [config(TILE=16), config(TILE=64, GROUPS=1), config(TILE=64, GROUPS=2)]
+    assert nth_config("GROUPS")("a kernel", space) is space[1]
+    assert nth_config("WALKERS")("a kernel", space) is None, "the launch takes what it takes"
 
 
 def test_bad_input_is_not_a_failed_case(monkeypatch: pytest.MonkeyPatch) -> None:
