@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mfu_kernels.jagged import trusted_offsets
 from mfu_models.batch import Batch
 from mfu_models.kunlun.config import KunlunConfig
 from mfu_models.kunlun.model import Interaction, WeightGen, dense_shares
 from mfu_models.kunlun.towers import SeedPooling, TowerLayer
 from tests.kernels import oracles
 from tests.kernels.cases import offsets_of
+from tests.kernels.running import COMPILES
 from tests.model_zoo.settings import KUNLUN, batch_of, built
 from tests.model_zoo.watching import SAMPLES, assert_close, assert_differ, change, influence, moved, scores, watch
 
@@ -72,6 +74,16 @@ def test_the_parts_follow_each_other_as_in_the_equations(comp_skip: bool) -> Non
                 assert torch.equal(pooled, events)
             events, _ = out
         assert calls[f"{prefix}.final_pool"][0][0][0] is events
+
+
+@COMPILES
+def test_the_whole_model_is_one_graph() -> None:
+    """Something in it that a compiler cannot follow would cut the step into pieces."""
+    model, batch = built(KUNLUN), batch_of(KUNLUN, SAMPLES)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with trusted_offsets():
+        assert_close(scores(compiled, batch), scores(model, batch))
 
 
 @pytest.mark.parametrize("comp_skip", [True, False])

@@ -16,7 +16,6 @@ their most recent events, which runs through one tower of the engagement widths.
 be read describes it: the paper's optimiser settings, its loss weights over tasks, and its expert-parallel placement.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import cast
@@ -73,11 +72,11 @@ def dense_shares(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     ends, begin = list(accumulate(sizes)), 0
     pieces: list[list[Tensor]] = [[] for _ in sizes]
     for part in parts:
-        end = begin + part.shape[1]
-        cuts = [begin, *(cut for cut in ends if begin < cut < end), end]
+        last = begin + part.shape[1]
+        cuts = [begin, *(end for end in ends if begin < end < last), last]
         lengths = [after - before for before, after in pairwise(cuts)]
         for piece in part.split(lengths, dim=1) if len(lengths) > 1 else (part,):
-            pieces[bisect_right(ends, begin)].append(piece)
+            pieces[sum(end <= begin for end in ends)].append(piece)
             begin += piece.shape[1]
     return [torch.cat(share, dim=1) for share in pieces]
 
