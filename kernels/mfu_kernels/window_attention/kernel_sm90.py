@@ -63,22 +63,37 @@ def _store_columns(x, tile, count, ROW: gl.constexpr):
 
 
 @gluon.jit
-def _store(x, change, turns, token, head, count, ROW: gl.constexpr):
-    """Write ``count`` rows of a gradient to ``x`` from ``token`` on; where there are ``turns``, turned by them."""
-    HALF: gl.constexpr = change.shape[1] // 2
-    x += token * ROW + head * (2 * HALF)
-    first, second = change.reshape([_TILE, 2, HALF]).permute([0, 2, 1]).split()
-    if turns is not None:
-        layout: gl.constexpr = first.type.layout
+def _halves(x):
+    """The two halves of a tile's columns, as a rotation pairs them."""
+    return x.reshape([_TILE, 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
+
+
+@gluon.jit
+def _turns_of(turns, like, token, count):
+    """A cosine and a sine for each pair of columns of ``count`` rows; without ``turns``, nothing in particular."""
+    half, _ = _halves(like)
+    if turns is None:
+        return half, half
+    else:
+        HALF: gl.constexpr = half.shape[1]
+        layout: gl.constexpr = half.type.layout
         n = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (count >> 30)
         d = gl.arange(0, HALF, gl.SliceLayout(0, layout))
         places = turns + token * (2 * HALF) + (n[:, None] * (2 * HALF) + d[None, :])
         kept = (n < count)[:, None] & (d >= 0)[None, :]
-        cos = gl.load(places, mask=kept, other=0.0).to(gl.float32)
-        sin = gl.load(places + HALF, mask=kept, other=0.0).to(gl.float32)
+        return gl.load(places, mask=kept, other=0.0), gl.load(places + HALF, mask=kept, other=0.0)
+
+
+@gluon.jit
+def _store(x, change, cos, sin, token, head, count, TURNED: gl.constexpr, ROW: gl.constexpr):
+    """Write ``count`` rows of a gradient to ``x`` from ``token`` on, perhaps turned."""
+    x += token * ROW + head * change.shape[1]
+    first, second = _halves(change)
+    if TURNED:
+        cos, sin = cos.to(gl.float32), sin.to(gl.float32)
         first, second = first * cos - second * sin, first * sin + second * cos
     _store_columns(x, first, count, ROW)
-    _store_columns(x + HALF, second, count, ROW)
+    _store_columns(x + first.shape[1], second, count, ROW)
 
 
 @gluon.jit
@@ -142,8 +157,9 @@ def _walk(
                 slot, phase = slot * 0, phase ^ 1
             k_change, v_change = warpgroup_mma_wait(0, [k_change, v_change])
         token, kept = start + j * _TILE, length - j * _TILE
-        _store(dv, v_change, None, token, head, kept, DX_T)
-        _store(dk, k_change * scale, turns, token, head, kept, DX_T)
+        cos, sin = _turns_of(turns, nothing, token, kept)
+        _store(dv, v_change, cos, sin, token, head, kept, False, DX_T)
+        _store(dk, k_change * scale, cos, sin, token, head, kept, turns is not None, DX_T)
 
 
 @gluon.jit
@@ -157,21 +173,25 @@ def _bring(block, blocks, start, came, slots, tiles, place, other_slots, other_t
 
 
 @gluon.jit
-def _pair(i, out, levels, grads, pairs, q_came, paired, start, length, NUM_HEADS: gl.constexpr):
-    """Lay beside a block of queries, if the row has it, its levels and deltas: outputs times their gradients."""
-    SLOTS: gl.constexpr = grads.shape[0]
-    DIM: gl.constexpr = grads.shape[2]
+def _saved(i, out, levels, start, length, NUM_HEADS: gl.constexpr, DIM: gl.constexpr):
+    """The levels and outputs of a block of queries, zeros where the row has none."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    slot = i % SLOTS
     m = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (i >> 30)
     d = gl.arange(0, DIM, gl.SliceLayout(0, layout))
-    if i * _TILE < length:
-        token, inside = start + i * _TILE, m < length - i * _TILE
-        level = gl.load(levels + token + m, mask=inside, other=0.0)
-        places = out + token * (NUM_HEADS * DIM) + (m[:, None] * (NUM_HEADS * DIM) + d[None, :])
-        mixed = gl.load(places, mask=inside[:, None] & (d >= 0)[None, :], other=0.0)
+    token, inside = start + i * _TILE, m < length - i * _TILE
+    places = out + token * (NUM_HEADS * DIM) + (m[:, None] * (NUM_HEADS * DIM) + d[None, :])
+    mixed = gl.load(places, mask=inside[:, None] & (d >= 0)[None, :], other=0.0)
+    return gl.load(levels + token + m, mask=inside, other=0.0), mixed
+
+
+@gluon.jit
+def _pair(i, blocks, level, mixed, grads, pairs, q_came, paired):
+    """Lay beside a block of queries, if the row has it, its levels and deltas: outputs times their gradients."""
+    SLOTS: gl.constexpr = grads.shape[0]
+    slot = i % SLOTS
+    if i < blocks:
         mbarrier.wait(q_came.index(slot), (i // SLOTS) & 1)
-        grad = grads.index(slot).load(layout)
+        grad = grads.index(slot).load(mixed.type.layout)
         pairs.index(2 * slot).store(level)
         pairs.index(2 * slot + 1).store(gl.sum(mixed.to(gl.float32) * grad.to(gl.float32), 1))
         mbarrier.arrive(paired.index(slot), count=1)
@@ -221,17 +241,21 @@ def _gather(
         if i < 2:
             _bring(i, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
     for i in range(far + EARLIER):
-        _pair(i, out, levels, grads, pairs, q_came, paired, start, length, NUM_HEADS)
+        level, mixed = _saved(i, out, levels, start, length, NUM_HEADS, DIM)
+        _pair(i, blocks, level, mixed, grads, pairs, q_came, paired)
     sums = (nothing,) * (REACH - WALKERS)
     count, count_before = 0, 0  # of changes by the walkers of blocks j and j - 1
     for j in range(blocks + near):
         i = j - near
         if j > 0:
             _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
+        token, kept = start + i * _TILE, gl.where(i >= 0, length - i * _TILE, 0)
+        cos, sin = _turns_of(turns, nothing, token, kept)
         sums, count = _with_change(sums, 0, j, i, blocks, count, keys, changes, changed, taken, WALKERS)
-        if (i >= 0) & (i < blocks):
-            _store(dq, sums[0] * scale, turns, start + i * _TILE, head, length - i * _TILE, DX_T)
+        if kept > 0:
+            _store(dq, sums[0] * scale, cos, sin, token, head, kept, turns is not None, DX_T)
         sums = sums[1:] + (nothing,)
+        level, mixed = _saved(j + far + EARLIER, out, levels, start, length, NUM_HEADS, DIM)
         for r in gl.static_range(OWN):
             if r > 0:
                 sums, count = _with_change(
@@ -242,7 +266,7 @@ def _gather(
                     sums, r + OWN - 2, j - 1, i + r + OWN - 1, blocks, count_before, keys, changes, changed, taken,
                     WALKERS,
                 )  # fmt: skip
-        _pair(j + far + EARLIER, out, levels, grads, pairs, q_came, paired, start, length, NUM_HEADS)
+        _pair(j + far + EARLIER, blocks, level, mixed, grads, pairs, q_came, paired)
         if i >= 0:
             _bring(i + SLOTS, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place)
         if WALKERS == 2:
