@@ -31,7 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import num_splits
-from mfu_kernels.hopper import TILE, blocks_of, lies_for_tma, tma_load
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, lies_for_tma, tma_load
 from mfu_kernels.launching import config
 
 _TILE = gl.constexpr(TILE)
@@ -60,15 +60,6 @@ def _bring(
 
 
 @gluon.jit
-def _bring_events(x_tiles, tiles, ready, event, wanted, H: gl.constexpr, X_HEAD: gl.constexpr, GROUP: gl.constexpr):
-    """Have TMA bring a warpgroup's next events, all heads of them, if they are ``wanted``."""
-    if wanted:
-        mbarrier.expect(ready.index(GROUP), H * _TILE * tiles.shape[2] * 2)
-        for head in range(H):
-            tma_load(x_tiles, [event, head * X_HEAD], ready.index(GROUP), tiles.index(GROUP * H + head))
-
-
-@gluon.jit
 def _layer_norm_statistics(tiles, eps, layout: gl.constexpr, H: gl.constexpr, GROUP: gl.constexpr):
     """Mean and 1 / std of each event over all heads, merged as `gdpa_block_fwd_kernel` does it."""
     DIM: gl.constexpr = tiles.shape[2]
@@ -86,10 +77,13 @@ def _layer_norm_statistics(tiles, eps, layout: gl.constexpr, H: gl.constexpr, GR
 
 @gluon.jit
 def _finish(
-    x, out, inner, statistics, num_events, tiles, mean, rstd, rrms, event, left,
+    x_tiles, x, out, inner, statistics, num_events, tiles, ready, mean, rstd, rrms, event, left, step,
     H: gl.constexpr, X_ROW: gl.constexpr, X_HEAD: gl.constexpr, SAVE: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
-    """out = x + o / rms(o) for at most ``left`` of 64 events from ``event`` on; if SAVE, also what a backward needs."""
+    """out = x + o / rms(o) for at most ``left`` of 64 events from ``event`` on; if SAVE, also what a backward needs.
+
+    As soon as o of a head is read, TMA brings x in its place, of the events ``step`` further on.
+    """
     DIM: gl.constexpr = tiles.shape[2]
     FEATURES: gl.constexpr = H * DIM
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])  # 16 bytes a thread
@@ -103,10 +97,13 @@ def _finish(
     places = event * FEATURES + (rows[:, None] * FEATURES + columns[None, :])
     ahead = gl.load(x, mask=kept, other=0.0)
     for head in range(H):
+        o = tiles.index(GROUP * H + head).load(layout)
+        fence_async_shared()
+        place = [(event + step).to(gl.int32), head * X_HEAD]
+        begin_load(tiles.index(GROUP * H + head), ready.index(GROUP), x_tiles, place, step < left)
         tile = ahead
         if head + 1 < H:
             ahead = gl.load(x + (head + 1) * X_HEAD, mask=kept, other=0.0)
-        o = tiles.index(GROUP * H + head).load(layout)
         if SAVE:
             gl.store(inner + places + head * DIM, o, mask=kept)
         result = tile.to(gl.float32) + o.to(gl.float32) * rrms[:, None]
@@ -138,7 +135,9 @@ def _attend(
 
     at = first + GROUP * _TILE
     count, turn = 0, 0
-    _bring_events(x_tiles, tiles, ready, (start + at).to(gl.int32), at < length, H, X_HEAD, GROUP)
+    for head in range(H):
+        place = [(start + at).to(gl.int32), head * X_HEAD]
+        begin_load(tiles.index(GROUP * H + head), ready.index(GROUP), x_tiles, place, at < length)
     while at < length:
         mbarrier.wait(ready.index(GROUP), turn & 1)
         mean, rstd = _layer_norm_statistics(tiles, eps, o_layout, H, GROUP)
@@ -170,13 +169,11 @@ def _attend(
                 tiles.index(GROUP * H + head).store(total.to(dtype))
         rrms = gl.rsqrt(squares / (H * DIM) + eps)
         _finish(
-            x, out, inner, statistics, num_events, tiles, mean, rstd, rrms, start + at, length - at,
-            H, X_ROW, X_HEAD, SAVE, GROUP,
+            x_tiles, x, out, inner, statistics, num_events, tiles, ready,
+            mean, rstd, rrms, start + at, length - at, step, H, X_ROW, X_HEAD, SAVE, GROUP,
         )  # fmt: skip
         at += step
         turn += 1
-        fence_async_shared()
-        _bring_events(x_tiles, tiles, ready, (start + at).to(gl.int32), at < length, H, X_HEAD, GROUP)
     if at - GROUP * _TILE < length:  # a round of others alone
         for _ in range(H * BLOCKS):
             mbarrier.wait(arrived.index(count % STAGES), count // STAGES & 1)
@@ -227,7 +224,7 @@ def gdpa_block_fwd_sm90_kernel(
     arrived = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for group in gl.static_range(GROUPS):
-        mbarrier.init(ready.index(group), count=1)
+        mbarrier.init(ready.index(group), count=H)
     for slot in gl.static_range(STAGES):
         mbarrier.init(arrived.index(slot), count=1)
         mbarrier.init(free.index(slot), count=GROUPS)
@@ -239,7 +236,7 @@ def gdpa_block_fwd_sm90_kernel(
                 scale, eps, row, start, first, length, step,
                 H, BLOCKS, X_ROW, X_HEAD, K_HEAD, V_HEAD, BOUNDS, NAMES, SCALED, SAVE, member,
             ))
-            for member in (0, 1, 2, 3, 4)[:GROUPS + 1]
+            for member in (0, 1, 2, 3)[: GROUPS + 1]
         ],
         [4] * GROUPS, [REGISTERS] * GROUPS,
     )  # fmt: skip
@@ -263,13 +260,14 @@ def fits(x: Tensor, k: Tensor, v: Tensor) -> bool:
 def configs(features: int, d: int, keys: int) -> list[triton.Config]:
     """What fits a multiprocessor, of ``features`` numbers an event in heads of ``d``, the ring as deep as that allows.
 
-    Three warpgroups see a key and its value once for 192 events, with 160 registers: enough for heads of 64. Two have
-    240, and with heads of 64 room for large blocks, which are read from shared memory less. None of these spills.
+    Three warpgroups see a key and its value once for 192 events, with 160 registers each: enough for heads of 64. Two
+    have 240, and with heads of 64 room for larger blocks, which meet fewer barriers. None of these spills. One would
+    have nobody to multiply while it does other things.
     """
     found = []
-    for size, groups, registers in ((64, 3, 160), (128, 2, 240), (64, 2, 240), (64, 1, 224)):
+    for size, groups, registers in ((64, 3, 160), (128, 2, 240), (64, 2, 240)):
         stages = min(6, (SHARED - groups * TILE * features * 2) // (4 * size * d))
-        if stages >= 2 and size <= keys and (d == 64 or (size, groups) in ((64, 2), (64, 1))):
+        if stages >= 2 and size <= keys and (d == 64 or (size, groups) == (64, 2)):
             found.append(config(KEYS=size, STAGES=stages, GROUPS=groups, REGISTERS=registers))
     return found
 
