@@ -38,6 +38,8 @@ from mfu_kernels.hopper import TILE, blocks_of, lies_for_tma, tma_load
 from mfu_kernels.launching import config
 from mfu_kernels.tiles import LOG2E
 
+from .turned import store_turned, turns_of
+
 _TILE = gl.constexpr(TILE)
 _LOG2E = gl.constexpr(LOG2E.value)
 
@@ -49,51 +51,6 @@ def _row(offsets, NUM_HEADS: gl.constexpr):
     row, head = gl.program_id(0) // NUM_HEADS, gl.program_id(0) % NUM_HEADS
     start = gl.load(offsets + row).to(gl.int64)
     return start, (gl.load(offsets + row + 1) - start).to(gl.int32), head
-
-
-@gluon.jit
-def _store_columns(x, tile, count, ROW: gl.constexpr):
-    """Write the first ``count`` rows of a tile to ``x``, 16 bytes a thread."""
-    WIDTH: gl.constexpr = tile.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
-    n = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (count >> 30)  # so that addresses are not held for all loops
-    d = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-    kept = (n < count)[:, None] & (d >= 0)[None, :]
-    gl.store(x + (n[:, None] * ROW + d[None, :]), gl.convert_layout(tile.to(x.dtype.element_ty), layout), mask=kept)
-
-
-@gluon.jit
-def _halves(x):
-    """The two halves of a tile's columns, as a rotation pairs them."""
-    return x.reshape([_TILE, 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
-
-
-@gluon.jit
-def _turns_of(turns, like, token, count):
-    """A cosine and a sine for each pair of columns of ``count`` rows; without ``turns``, nothing in particular."""
-    half, _ = _halves(like)
-    if turns is None:
-        return half, half
-    else:
-        HALF: gl.constexpr = half.shape[1]
-        layout: gl.constexpr = half.type.layout
-        n = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (count >> 30)
-        d = gl.arange(0, HALF, gl.SliceLayout(0, layout))
-        places = turns + token * (2 * HALF) + (n[:, None] * (2 * HALF) + d[None, :])
-        kept = (n < count)[:, None] & (d >= 0)[None, :]
-        return gl.load(places, mask=kept, other=0.0), gl.load(places + HALF, mask=kept, other=0.0)
-
-
-@gluon.jit
-def _store(x, change, cos, sin, token, head, count, TURNED: gl.constexpr, ROW: gl.constexpr):
-    """Write ``count`` rows of a gradient to ``x`` from ``token`` on, perhaps turned."""
-    x += token * ROW + head * change.shape[1]
-    first, second = _halves(change)
-    if TURNED:
-        cos, sin = cos.to(gl.float32), sin.to(gl.float32)
-        first, second = first * cos - second * sin, first * sin + second * cos
-    _store_columns(x, first, count, ROW)
-    _store_columns(x + first.shape[1], second, count, ROW)
 
 
 @gluon.jit
@@ -157,9 +114,9 @@ def _walk(
                 slot, phase = slot * 0, phase ^ 1
             k_change, v_change = warpgroup_mma_wait(0, [k_change, v_change])
         token, kept = start + j * _TILE, length - j * _TILE
-        cos, sin = _turns_of(turns, nothing, token, kept)
-        _store(dv, v_change, cos, sin, token, head, kept, False, DX_T)
-        _store(dk, k_change * scale, cos, sin, token, head, kept, turns is not None, DX_T)
+        cos, sin = turns_of(turns, nothing, token, kept)
+        store_turned(dv, v_change, cos, sin, token, head, kept, False, DX_T)
+        store_turned(dk, k_change * scale, cos, sin, token, head, kept, turns is not None, DX_T)
 
 
 @gluon.jit
@@ -250,10 +207,10 @@ def _gather(
         if j > 0:
             _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
         token, kept = start + i * _TILE, gl.where(i >= 0, length - i * _TILE, 0)
-        cos, sin = _turns_of(turns, nothing, token, kept)
+        cos, sin = turns_of(turns, nothing, token, kept)
         sums, count = _with_change(sums, 0, j, i, blocks, count, keys, changes, changed, taken, WALKERS)
         if kept > 0:
-            _store(dq, sums[0] * scale, cos, sin, token, head, kept, turns is not None, DX_T)
+            store_turned(dq, sums[0] * scale, cos, sin, token, head, kept, turns is not None, DX_T)
         sums = sums[1:] + (nothing,)
         level, mixed = _saved(j + far + EARLIER, out, levels, start, length, NUM_HEADS, DIM)
         for r in gl.static_range(OWN):
