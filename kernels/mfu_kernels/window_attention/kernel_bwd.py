@@ -211,12 +211,12 @@ def backward(
     num_rows = offsets.shape[0] - 1
     turns = None if angles is None else _turns(angles, q)
     behind, ahead = reach(window, causal, max_length)
-    key = key_of(q, window)
+    key = for_keys = key_of(q, window)
     with current(q.device):
         hopper = not interpreting() and capability() == 90
         if hopper and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
-            key = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
-        walks = "WALKERS" in DKV.choose(key, q.device).kwargs
+            for_keys = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
+        walks = "WALKERS" in DKV.choose(for_keys, q.device).kwargs
     arguments = (
         *(grad, q, k, v, offsets, out, levels, None if walks else _softmax(levels, q), dq, dk, dv, turns),
         *(num_tokens, max_length, behind, ahead, scale, *(t.stride(1) for t in (grad, q, k, v))),
@@ -230,6 +230,6 @@ def backward(
     if k_grad or v_grad:
         DKV.launch(
             lambda c: (num_rows * num_heads * (1 if walks else triton.cdiv(max_length, c["BLOCK_N"])),), q.device,
-            *arguments, key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
+            *arguments, key=for_keys, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
     return grads
