@@ -36,6 +36,25 @@ def store_part(out, staged, stride, count):
     gl.store(out + (rows[:, None] * stride + columns[None, :]), staged.load(layout), mask=kept)
 
 
+@gluon.jit
+def fetch_part(out, staged, stride, count):
+    """The counterpart of `store_part`, by the same threads; zeros beyond ``count`` rows."""
+    DIM: gl.constexpr = staged.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    rows = gl.arange(0, staged.shape[0], gl.SliceLayout(1, layout))
+    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
+    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
+    staged.store(gl.load(out + (rows[:, None] * stride + columns[None, :]), mask=kept, other=0.0))
+
+
+@gluon.jit
+def clear_from(tile, count):
+    """Zeros from row ``count`` of a tile on: what TMA brought there is another row's, and may be anything."""
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.shape[1], 16])
+    rows = gl.arange(0, tile.shape[0], gl.SliceLayout(1, layout))
+    tile.store(gl.where((rows < count)[:, None], tile.load(layout), 0.0).to(tile.dtype))
+
+
 def lies_for_tma(x: Tensor) -> bool:
     """Whether `blocks_of` takes [..., H, d] of 16 bits as it lies: TMA wants 16 bytes, and whole rows."""
     return (

@@ -12,7 +12,8 @@ rounded once. Where dq is not wanted, each block of keys has a program of its ow
 
 On sm_90 the default holds 255 registers at 128 keys a block, 228 where those are all keys, and spills none. Where 64
 keys a block cost no dq, programs of 4 warps are better: two or three fit a multiprocessor, and one multiplies during
-another's activation.
+another's activation. On Hopper, `kernel_bwd_sm90` has a form of its own for 16 bits, behind the default until it was
+timed.
 """
 
 from collections.abc import Sequence
@@ -23,10 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_and_changes, weights_of
-from mfu_kernels.launching import Kernel, capability, config
+from mfu_kernels.launching import Kernel, capability, config, current
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.registry import interpreting
 from mfu_kernels.rows import with_unit_stride
 
+from . import kernel_bwd_sm90
 from .boundary import _bwd_outputs
 from .kernel import SHARED
 from .tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
@@ -133,7 +136,11 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
     few = min(keys, 64)  # on 8 warps, both warpgroups would do the same
     small = [(few, 32, 4, 3), (few, 32, 4, 2), (few, 64, 4, 2), (few, 64, 4, 3)]
-    large = [(128, tile, 8, stages) for tile in ((32,) if keys == d == 128 else (64, 32)) for stages in (3, 2)]
+    large = [
+        (128, tile, 8, stages)
+        for tile in ((32,) if keys == d == 128 else (64, 32))
+        for stages in (2, 4 if int(key["d"]) == 64 else 3)
+    ]
     if d > 128:
         tiles = [(few, 32, 8, 2), (few, 32, 8, 1)]
     elif keys <= 64:
@@ -154,7 +161,15 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
         config(num_warps=warps, num_stages=stages, TILE=tile, KEYS=size, **limit if size == 128 else {})
         for size, tile, warps, stages in dict.fromkeys(tiles)
     ]
-    return sorted(configs, key=lambda c: _shared_bytes(c, key) > SHARED)  # those that do not fit everywhere last
+    configs.sort(key=lambda c: _shared_bytes(c, key) > SHARED)  # those that do not fit everywhere last
+    return configs + (_warpgroup_configs(key) if key.get("warpgroups") else [])
+
+
+def _warpgroup_configs(key: MetaParameters) -> list[triton.Config]:
+    """Of `kernel_bwd_sm90`: never timed, and so behind the others. Two programs never fit a multiprocessor's registers,
+    so shared memory is free for stages."""
+    keys = int(key["keys"]) if int(key["d"]) == 64 else 128
+    return [config(KEYS=keys, STAGES=stages, REGISTERS=240) for stages in (2, 4 if int(key["d"]) == 64 else 3)]
 
 
 def _shared_bytes(c: triton.Config, key: MetaParameters) -> int:
@@ -165,7 +180,9 @@ def _shared_bytes(c: triton.Config, key: MetaParameters) -> int:
     return int(2 * (2 * d * (size + c.num_stages * tile) + for_dq))
 
 
-BACKWARD = Kernel(gdpa_bwd_kernel, _configs)
+BACKWARD = Kernel(
+    gdpa_bwd_kernel, _configs, forms={"STAGES": (kernel_bwd_sm90.gdpa_bwd_sm90_kernel, kernel_bwd_sm90.arguments)}
+)
 
 
 def backward(
@@ -190,6 +207,9 @@ def backward_into(
         return
     grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
     key, (num_rows, num_keys, num_heads, d) = {**key_of(q, k), "dq": needs[0]}, k.shape
+    with current(q.device):
+        if not interpreting() and capability() == 90 and kernel_bwd_sm90.fits(grad, q, k, v, needs):
+            key = {**key, "warpgroups": True}
     splits = num_splits(num_rows * num_heads, max_length, q.device)
     sum_q = dq.float() if num_keys > MAX_ROUNDED_KEYS else dq
     dense_row, written = num_heads * d, dk if needs[1] else dv
