@@ -10,7 +10,7 @@ from torch import Tensor
 from mfu_kernels.activations import activation_per_head
 from mfu_kernels.examples import Inputs
 from mfu_kernels.gdpa.examples import EXAMPLES
-from mfu_kernels.gdpa.kernel_bwd import BACKWARD, backward
+from mfu_kernels.gdpa.kernel_bwd import BACKWARD, backward, backward_into
 from mfu_kernels.gdpa.kernel_bwd_sm90 import fits
 from tests.kernels.gluon import contract, emulated
 
@@ -57,6 +57,18 @@ def test_what_lies_in_other_rows_does_not_matter(d: int) -> None:
     (dq, *others), (dq_spoilt, *others_spoilt) = (gradients(rows, d, spoilt=spoilt) for spoilt in (False, True))
     assert torch.equal(dq[:70], dq_spoilt[:70])
     assert all(torch.equal(x[0], y[0]) for x, y in zip(others, others_spoilt, strict=True))
+
+
+def test_gradients_of_keys_and_values_may_lie_side_by_side() -> None:
+    q, k = torch.randn(70, 2, 64).bfloat16(), torch.randn(2, 256, 2, 64).bfloat16()
+    found = (k.new_empty(k.shape), k.new_empty(k.shape)), k.new_empty(2, 256, 2, 2, 64).unbind(2)
+    for dk, dv in found:
+        grads = q.new_empty(0), dk, dv
+        with emulated(BACKWARD, "STAGES") as taken:
+            offsets = torch.tensor([0, 0, 70])
+            backward_into(grads, q, q, k, k, offsets, 1.0, ["silu", "silu"], 70, [False, True, True])
+        assert taken
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 def tensors(d: int = 64, num_keys: int = 256, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:

@@ -136,11 +136,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
         return [config(num_warps=4, num_stages=1, TILE=tile, KEYS=16) for tile in (16, 32)]
     few = min(keys, 64)  # on 8 warps, both warpgroups would do the same
     small = [(few, 32, 4, 3), (few, 32, 4, 2), (few, 64, 4, 2), (few, 64, 4, 3)]
-    large = [
-        (128, tile, 8, stages)
-        for tile in ((32,) if keys == d == 128 else (64, 32))
-        for stages in (2, 4 if int(key["d"]) == 64 else 3)
-    ]
+    large = [(128, tile, 8, stages) for tile in ((32,) if keys == d == 128 else (64, 32)) for stages in (3, 2)]
     if d > 128:
         tiles = [(few, 32, 8, 2), (few, 32, 8, 1)]
     elif keys <= 64:

@@ -114,7 +114,7 @@ def _move(dq, keys, moved, full, read, staged, parity, slot, none, scale, stride
 @gluon.jit
 def _hold(
     dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read, cleared,
-    scale, num_keys, to_rows, to_share, left, step, tiles, DENSE_ROW: gl.constexpr,
+    scale, num_keys, to_rows, to_share, left, step, tiles, DENSE_ROW: gl.constexpr, SUMS_ROW: gl.constexpr,
     ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, WALKS: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """One of two warpgroups: its half of the blocks of keys, and dq of every second tile.
@@ -172,13 +172,13 @@ def _hold(
                 )  # fmt: skip
         first_key = (walk * BLOCKS + FIRST) * _TILE
         own = staged.index(GROUP + ((walk + num_keys) >> 30))
-        at, count = to_share + first_key * DENSE_ROW, num_keys - first_key
-        _write(dv + at, DENSE_ROW, count, sum_v, own)
-        _write(dk + at, DENSE_ROW, count, sum_k * scale, own)
+        at, count = to_share + first_key * SUMS_ROW, num_keys - first_key
+        _write(dv + at, SUMS_ROW, count, sum_v, own)
+        _write(dk + at, SUMS_ROW, count, sum_k * scale, own)
         if BLOCKS == 4:
-            at += _TILE * DENSE_ROW
-            _write(dv + at, DENSE_ROW, count - _TILE, more_v, own)
-            _write(dk + at, DENSE_ROW, count - _TILE, more_k * scale, own)
+            at += _TILE * SUMS_ROW
+            _write(dv + at, SUMS_ROW, count - _TILE, more_v, own)
+            _write(dk + at, SUMS_ROW, count - _TILE, more_k * scale, own)
         if WALKS > 1:
             mbarrier.arrive(emptied, count=1)
 
@@ -229,7 +229,8 @@ def _bring(
 def gdpa_bwd_sm90_kernel(
     grad_tiles, q_tiles, k_blocks, v_blocks, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits,
     share_stride, dk_row,
-    G_HEAD: gl.constexpr, Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr, DENSE_ROW: gl.constexpr,
+    G_HEAD: gl.constexpr, Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr,
+    DENSE_ROW: gl.constexpr, SUMS_ROW: gl.constexpr,
     ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, DIM: gl.constexpr,
     BLOCKS: gl.constexpr, WALKS: gl.constexpr, PARTS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
     REST: gl.constexpr,
@@ -249,7 +250,7 @@ def gdpa_bwd_sm90_kernel(
     step = splits * _TILE
     tiles = gl.maximum(gl.cdiv(left, step), 0)
     to_rows = start * DENSE_ROW + head * DIM
-    to_share = share.to(gl.int64) * share_stride + row.to(gl.int64) * dk_row + head * DIM + first_key * DENSE_ROW
+    to_share = share.to(gl.int64) * share_stride + row.to(gl.int64) * dk_row + head * DIM + first_key * SUMS_ROW
     if not SCALED:
         scale = 1.0  # a constant, and no instruction
 
@@ -281,12 +282,12 @@ def gdpa_bwd_sm90_kernel(
         [
             (_hold, (
                 dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read,
-                cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW,
+                cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW, SUMS_ROW,
                 ACTIVATION, SCALED, NEEDS_Q, WALKS, 0,
             )),
             (_hold, (
                 dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read,
-                cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW,
+                cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW, SUMS_ROW,
                 ACTIVATION, SCALED, NEEDS_Q, WALKS, 1,
             )),
             (_bring, (
@@ -312,7 +313,7 @@ def arguments(
     """What `gdpa_bwd_sm90_kernel` takes, of what `gdpa_bwd_kernel` takes."""
     tiles = (blocks_of(x, TILE) for x in (grad, q, k, v))
     turns = constants["ALL_KEYS"] // constants["KEYS"]
-    wanted = ("DENSE_ROW", "ACTIVATION", "SCALED", "NEEDS_Q", "DIM", "STAGES", "REGISTERS")
+    wanted = ("DENSE_ROW", "SUMS_ROW", "ACTIVATION", "SCALED", "NEEDS_Q", "DIM", "STAGES", "REGISTERS")
     return (*tiles, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits, share_stride, dk_row), {
         **{name: constants[name] for name in wanted},
         "G_HEAD": grad_head, "Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1],
