@@ -438,7 +438,8 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
     )
     if low is not None and low.share < -0.01:
         found.append(
-            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula or the peak is off"
+            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak, if "
+            "the machine was busy when it was measured: `mfubench doctor --calibrate` measures it anew"
         )
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]

@@ -23,7 +23,8 @@ from .survey import OpUse, Survey
 from .tasks import Finale, finale, identify, profile_changed, take_stock
 from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
 
-FINISHING = 0.4  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
+FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
+WITHOUT_PLAIN = 0.25  # of that, for start and end alone, where compiling the whole model takes longer
 LEAST_S = 5.0  # less is left: no trial is begun
 Progress = Callable[[str, float], None]
 
@@ -215,19 +216,19 @@ class Search:
     # The end
 
     def _finish(self, state: State) -> "_End":
-        """The end beside the start and its profile; then, with the time that is left, both beside plain torch.compile.
+        """The end beside start and plain torch.compile, or start alone; with the time that is left, its profile.
 
-        Compiling the whole model may take longer than all else together, so it comes last.
+        The profile compiles what was kept once more, which `mfubench profile --recipe` can do at any time.
         """
         end = _End()
-        if state.kept:
-            if self.plan.judge == "time":
-                self._compare(state, end, plain=False)
-            self._profile_end(state, end)
         if self.plan.judge == "time":
             self._compare(state, end, plain=True)
+            if state.kept and not end.gains:
+                self._compare(state, end, plain=False)
         else:
             end.why_no_plain = "--judge numbers times nothing"
+        if state.kept:
+            self._profile_end(state, end)
         return end
 
     def _profile_end(self, state: State, end: "_End") -> None:
@@ -242,12 +243,13 @@ class Search:
         return max(LEAST_S, self.plan.budget_s - self.seconds)
 
     def _compare(self, state: State, end: "_End", *, plain: bool) -> None:
-        """Start and end in turn, with ``plain`` also plain torch.compile, in place of what was found without it."""
+        """Start and end in turn, with ``plain`` also plain torch.compile."""
         request = Finale(self.plan.spec, state.kept, plain=plain, dynamic=state.survey.shapes_vary)
         stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
         limits = {COMPILING: self.plan.compile_s} if plain else {}
+        limit_s = self._left() * (1.0 - WITHOUT_PLAIN if plain and state.kept else 1.0)
         try:
-            end.gains = self.run(finale, request, limit_s=self._left(), phase_limits=limits, tell=self._telling(stage))
+            end.gains = self.run(finale, request, limit_s=limit_s, phase_limits=limits, tell=self._telling(stage))
         except (GaveUp, MfubenchError, InvalidArgument) as error:
             if plain:
                 end.why_no_plain = str(error)
