@@ -175,12 +175,13 @@ class Worker:
             self.close()
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_serve, args=(theirs, self.device))
+            process = self._context.Process(target=_serve, args=(theirs, self.device))
             with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
-                self._process.start()
+                process.start()
+            self._process = process  # not before, for another thread to kill
             theirs.close()
             if self._killed:  # by another thread, before there was anything to kill
-                self._process.kill()
+                process.kill()
             self._wait_until_ready(self._pipe)
         return self._pipe
 

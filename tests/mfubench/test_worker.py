@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from mfubench import exhausted, worker
+from mfubench.errors import ToolBroke
 from mfubench.worker import ABSENT, DONE, FAILED, PART, Answer, Worker
 from tests.mfubench.campaign.loops import act
 
@@ -130,3 +132,14 @@ def test_a_broken_device_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert worker._usable(torch.device("cuda")) and released == [torch.device("cuda")]
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     assert not worker._usable(torch.device("cuda")) and worker._usable(torch.device("cpu"))
+
+
+def test_a_worker_may_be_killed_while_it_starts(made: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def killing() -> Iterator[None]:
+        made.kill()
+        yield
+
+    monkeypatch.setattr("mfubench.worker.interpreting_children", killing)
+    with pytest.raises(ToolBroke, match="did not start"):
+        run(made, "succeed")
