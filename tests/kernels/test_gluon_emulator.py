@@ -121,3 +121,13 @@ def test_a_fault_is_found(fault: str) -> None:
     for seed in range(20):
         with pytest.raises(Fault, match=FAULTS[fault]):
             run(fault, seed)
+
+
+@gluon.jit
+def _unknown_kernel(out):
+    gl.histogram(gl.full([64], 1, gl.int32, gl.BlockedLayout([1], [32], [4], [0])), 2)
+
+
+def test_what_the_emulator_lacks_of_gluon_is_named() -> None:
+    with pytest.raises(AttributeError, match="does not know histogram; add it to"):
+        Emulated(_unknown_kernel)[(1,)](torch.empty(1), num_warps=4)

@@ -29,7 +29,7 @@ class _Language(SimpleNamespace):
     """A module of Gluon's; what it lacks here is an error of the emulator's."""
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(f"the emulator does not know {name}; add it to tests/kernels/gluon/language.py")
+        raise AttributeError(f"the emulator does not know {name}; add it to tests/kernels/gluon/language.py")
 
 
 class Emulated:
