@@ -271,8 +271,8 @@ class WithoutAttentionWeights(Change):
 
 
 def added(kept: Sequence[Change], change: Change) -> tuple[Change, ...]:
-    """``kept`` with ``change`` behind, in place of another of its kind where only one can be."""
-    rest = (other for other in kept if not (change.exclusive and type(other) is type(change)))
+    """``kept`` with ``change`` behind, in place of what it does itself and of its kind where only one can be."""
+    rest = (o for o in kept if not (change.excludes(o) or (change.exclusive and type(o) is type(change))))
     return (*rest, change)
 
 

@@ -57,7 +57,8 @@ class Optimization:
     """The whole search. ``speedup`` is the end against the start, ``plain_compile`` what torch.compile alone reaches.
 
     Both are times as fast for each sample, median and 95 % interval, measured in turn in one process; None with a
-    ``note`` where they were not measured. ``judge`` says by what changes were kept: their time, or their numbers only.
+    ``note`` where they were not measured. ``in_turn`` has the steps of ``start``, ``end`` and ``plain`` there.
+    ``judge`` says by what changes were kept: their time, or their numbers only.
     """
 
     workload: dict[str, Any]
@@ -69,6 +70,7 @@ class Optimization:
     speedup: dict[str, float] | None
     plain_compile: dict[str, Any]
     over_plain_compile: dict[str, float] | None
+    in_turn: dict[str, dict[str, Any]]
     steps: list[Step]
     not_tried: list[NotTried]
     kept: list[str]

@@ -1,10 +1,10 @@
 """What could win back which line of the ledger, and how much of it: predicted before anything is tried.
 
 A proposal claims shares of cells, milliseconds of one cause in one module. What it is predicted to win is the sum of
-these shares; a change that is kept takes them out of the cells, so that no two changes are promised the same
-milliseconds. Shares come from the roofline: what lies above an op's own roofline, between ops or on padding can be won
-whole, time at a slower peak by the ratio of the peaks, traffic that fusing saves by half (of two operators in a chain,
-one's output is no longer written and read).
+these shares; a change that is kept takes what it has won of them out of the cells, so that no two changes are promised
+the same milliseconds, and what it left is there for others. Shares come from the roofline: what lies above an op's own
+roofline, between ops or on padding can be won whole, time at a slower peak by the ratio of the peaks, traffic that
+fusing saves by half (of two operators in a chain, one's output is no longer written and read).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +42,8 @@ LISTED = 5
 class Proposal:
     """A remedy: the change it is, or where there is none to try its name and ``why_not``; and what it claims.
 
-    One that goes further than another is worth trying only ``after`` that is kept.
+    One that goes further than another is worth trying only ``after`` that is kept; one that does much of the same at
+    more cost waits ``behind`` others until they were tried.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Proposal:
     change: Change | None = None
     why_not: str | None = None
     after: Change | None = None
+    behind: tuple[Change, ...] = ()
 
     def predicted_ms(self, cells: Cells) -> float:
         """Milliseconds of a step that it can win of what ``cells`` still hold."""
@@ -66,11 +68,13 @@ class Proposal:
         """The same, not to be tried."""
         return Proposal(self.title, self.claims, why_not=why_not)
 
-    def take(self, cells: Cells) -> None:
-        """Take out of ``cells`` what a change that is kept has won."""
+    def take(self, cells: Cells, won_ms: float | None = None) -> None:
+        """Take out of ``cells`` what it has won, now that it is kept: all that it claimed, or what was measured."""
+        predicted = self.predicted_ms(cells)
+        won = 1.0 if won_ms is None or predicted <= 0 else min(1.0, max(0.0, won_ms / predicted))
         for cell, share in self.claims.items():
             if cell in cells:
-                cells[cell] *= 1.0 - share
+                cells[cell] *= 1.0 - share * won
 
 
 def cells_of(run: Run) -> Cells:
@@ -148,18 +152,19 @@ def _above_roofline(kind: str, cause: str) -> float:
 
 
 def _regions(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
-    """Launch gaps, and operators in a row that a compiler fuses: all regions, or one class of blocks, then the rest."""
-    claims = ledger.shares(_fusing, survey.regional)
-    reached: set[Cell] = set(claims)
-    if claims:
-        yield _try(Compile(REGIONS, dynamic=survey.shapes_vary), claims)
-    for region, modules in survey.regions.items():
+    """Launch gaps, and operators in a row that a compiler fuses: all regions, one class of blocks, or the whole model.
+
+    The whole model is one graph, which takes longest to compile: what regions win of it is had first.
+    """
+    parts: list[Change] = []
+    for region, modules in {REGIONS: survey.regional, **survey.regions}.items():
         claims = ledger.shares(_fusing, modules)
-        if sum(share * ledger.cells[cell] for cell, share in claims.items()) > WORTH * ledger.total_ms:
-            reached |= claims.keys()
-            yield _try(Compile(region, dynamic=survey.shapes_vary), claims)
-    rest = {cell: share for cell, share in ledger.shares(_fusing).items() if cell not in reached}
-    yield _try(Compile(MODEL, dynamic=survey.shapes_vary), rest)
+        won = sum(share * ledger.cells[cell] for cell, share in claims.items())
+        if won > (0.0 if region == REGIONS else WORTH * ledger.total_ms):
+            parts.append(Compile(region, dynamic=survey.shapes_vary))
+            yield _try(parts[-1], claims)
+    whole = Compile(MODEL, dynamic=survey.shapes_vary)
+    yield Proposal(whole.title, ledger.shares(_fusing), whole, behind=tuple(parts))
     graphs = Compile(MODEL, dynamic=survey.shapes_vary, cudagraphs=True)
     launch = ledger.shares(lambda cause: float(cause == "launch"))
     if survey.device == "cuda":

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import MfubenchError, ToolBroke
 from mfubench.run import Run, read_run, write_text
+from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import WorkloadSpec
 
-from .changes import Change, added, from_plain, to_plain
+from .changes import Change, Compile, added, from_plain, to_plain
 from .document import NotTried, Optimization, Step, step_of
 from .gain import ALPHA, Gain
 from .isolated import GaveUp, run_isolated
@@ -20,11 +21,12 @@ from .log import FILE, Log, read_log, require_same
 from .recipe import Kept, Recipe
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .survey import OpUse, Survey
-from .tasks import Finale, finale, identify, profile_changed, take_stock
+from .tasks import Ends, Finale, finale, identify, profile_changed, take_stock
 from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
 
 FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
-WITHOUT_PLAIN = 0.25  # of that, for start and end alone, where compiling the whole model takes longer
+WITH_PLAIN_COMPILED = 0.25  # is enough where a trial of plain torch.compile has left its code in the compiler's cache
+WITHOUT_PLAIN = 0.25  # of the end, for start and end alone, where compiling the whole model takes longer
 LEAST_S = 5.0  # less is left: no trial is begun
 Progress = Callable[[str, float], None]
 
@@ -61,6 +63,11 @@ class State:
     kept: tuple[Change, ...] = ()
     resumed: bool = False
 
+    @property
+    def plain(self) -> Change:
+        """Plain torch.compile of the whole model, which is a change like others and what the end is shown beside."""
+        return Compile(MODEL, dynamic=self.survey.shapes_vary)
+
     def take(self, step: Step) -> None:
         """A trial has ended."""
         change = from_plain(step.plain)
@@ -70,7 +77,7 @@ class State:
         if step.kept:
             self.kept = added(self.kept, change)
             if proposal is not None:
-                proposal.take(self.cells)
+                proposal.take(self.cells, step.measured_ms)
             self.waiting = [p for p in self.waiting if p.change is None or not change.excludes(p.change)]
 
 
@@ -157,21 +164,26 @@ class Search:
 
     def _try_all(self, state: State) -> str:
         """Try what is waiting, the best prediction first; why it stopped."""
-        deadline = (1.0 - FINISHING) * self.plan.budget_s
         while True:
             proposal = self._next(state)
             if proposal is None or proposal.change is None:
                 return "nothing is left that is predicted to win more than 1 %"
+            kept_back = WITH_PLAIN_COMPILED if proposal.change == state.plain else FINISHING
+            deadline = (1.0 - kept_back) * self.plan.budget_s
             if deadline - self.seconds < LEAST_S:
                 return "the time budget is spent"
             step = self._try(state, proposal, proposal.change, deadline)
             if step is None:
                 return f"the time budget ended while {proposal.title} was tried"
-            state.take(step)
-            self.log.append("step", {"step": asdict(step)})
+            self._ended(state, step)
+
+    def _ended(self, state: State, step: Step) -> None:
+        state.take(step)
+        self.log.append("step", {"step": asdict(step)})
 
     def _next(self, state: State) -> Proposal | None:
-        open_ = [p for p in state.waiting if p.change and _reached(p, state) and self._worth(p, state.cells)]
+        worth = [p for p in state.waiting if p.change and _reached(p, state) and self._worth(p, state.cells)]
+        open_ = [p for p in worth if not any(other.change in p.behind for other in worth)]
         return max(open_, key=lambda p: p.predicted_ms(state.cells), default=None)
 
     def _try(self, state: State, proposal: Proposal, change: Change, deadline: float) -> Step | None:
@@ -223,8 +235,9 @@ class Search:
         end = _End()
         if self.plan.judge == "time":
             self._compare(state, end, plain=True)
-            if state.kept and not end.gains:
+            if state.kept and not end.timed.gains:
                 self._compare(state, end, plain=False)
+            self._consider_plain(state, end)
         else:
             end.why_no_plain = "--judge numbers times nothing"
         if state.kept:
@@ -233,7 +246,7 @@ class Search:
 
     def _profile_end(self, state: State, end: "_End") -> None:
         self.progress("profiling the end")
-        request = Finale(self.plan.spec, state.kept, plain=False, dynamic=True)
+        request = Finale(self.plan.spec, state.kept)
         try:
             end.run = self.run(profile_changed, request, limit_s=self._left(), tell=self._telling("the end"))
         except (GaveUp, MfubenchError, InvalidArgument) as error:
@@ -244,20 +257,36 @@ class Search:
 
     def _compare(self, state: State, end: "_End", *, plain: bool) -> None:
         """Start and end in turn, with ``plain`` also plain torch.compile."""
-        request = Finale(self.plan.spec, state.kept, plain=plain, dynamic=state.survey.shapes_vary)
+        request = Finale(self.plan.spec, state.kept, state.plain if plain else None)
         stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
         limits = {COMPILING: self.plan.compile_s} if plain else {}
         limit_s = self._left() * (1.0 - WITHOUT_PLAIN if plain and state.kept else 1.0)
         try:
-            end.gains = self.run(finale, request, limit_s=limit_s, phase_limits=limits, tell=self._telling(stage))
+            end.timed = self.run(finale, request, limit_s=limit_s, phase_limits=limits, tell=self._telling(stage))
         except (GaveUp, MfubenchError, InvalidArgument) as error:
             if plain:
                 end.why_no_plain = str(error)
             else:
                 end.notes.append(f"start and end were not timed in turn: {error}")
 
+    def _consider_plain(self, state: State, end: "_End") -> None:
+        """Plain torch.compile that is faster than what was kept is tried as every change is, in what time is left."""
+        if not _behind_plain(end.timed.gains) or state.plain in state.kept:
+            return
+        if self._left() > LEAST_S and added(state.kept, state.plain) == (state.plain,):
+            proposal = next((p for p in state.waiting if p.change == state.plain), None)
+            step = self._try(state, proposal, state.plain, self.plan.budget_s) if proposal else None
+            if step is not None:
+                self._ended(state, step)
+        tried = next((step for step in state.steps if step.plain == to_plain(state.plain)), None)
+        if tried is not None and tried.kept:
+            end.timed.say_of_both("plain", "end")
+            return
+        why = f"it was refused: {tried.reason}" if tried else "a longer --budget gives time to check its numbers"
+        end.notes.append(f"plain torch.compile of the whole model is faster than what was kept; {why}")
+
     def _document(self, state: State, stopped: str, end: "_End") -> Optimization:
-        plain = end.gains.get("plain")
+        plain = end.timed.gains.get("plain")
         nothing_kept = dict.fromkeys(("median", "ci95_low", "ci95_high"), 1.0)
         unchanged = None if state.kept or self.plan.judge != "time" else nothing_kept
         start = json.loads(state.run.to_json())
@@ -268,9 +297,10 @@ class Search:
             budget_s=self.plan.budget_s,
             seconds=self.seconds,
             stopped=stopped,
-            speedup=end.gains.get("end", unchanged),
+            speedup=end.timed.gains.get("end", unchanged),
             plain_compile={"speedup": plain, "reason": None if plain else end.why_no_plain},
-            over_plain_compile=end.gains.get("end over plain"),
+            over_plain_compile=end.timed.gains.get("end over plain"),
+            in_turn=end.timed.steps,
             steps=state.steps,
             not_tried=_not_tried(state),
             kept=[change.title for change in state.kept],
@@ -310,7 +340,7 @@ class Search:
 class _End:
     """What the end brought."""
 
-    gains: dict[str, dict[str, float]] = field(default_factory=dict)
+    timed: Ends = field(default_factory=Ends)
     why_no_plain: str = ""
     run: Run | None = None
     notes: list[str] = field(default_factory=list)
@@ -358,6 +388,13 @@ def _why_kept(gain: Gain | None) -> str:
 def _reached(proposal: Proposal, state: State) -> bool:
     """Whether what it goes further than is kept."""
     return proposal.after is None or proposal.after in state.kept
+
+
+def _behind_plain(gains: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether plain torch.compile was faster than the end, or with nothing kept than the start, by more than 1 %."""
+    if "end over plain" in gains:
+        return gains["end over plain"]["ci95_high"] < 1 / (1 + WORTH)
+    return "plain" in gains and gains["plain"]["ci95_low"] > 1 + WORTH
 
 
 def _not_tried(state: State) -> list[NotTried]:

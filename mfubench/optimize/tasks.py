@@ -2,25 +2,25 @@
 
 import inspect
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from mfubench.measure.environment import environment
+from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
 from mfubench.workload.prepare import digest
-from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .build import build
-from .changes import Change, Compile
+from .changes import Change
 from .gain import LOOKS, Gain, log_ratios
 from .isolated import Tell
 from .recipe import architecture
 from .survey import Survey, survey
-from .trial import TIMING, arms_of
+from .trial import TIMING, Arms, arms_of
 
 LEVEL = 0.05
 ENOUGH_S = 30.0  # of timing; more blocks are not worth it
@@ -67,21 +67,36 @@ def take_stock(spec: WorkloadSpec, tell: Tell) -> tuple[dict[str, Any], Run, Sur
 
 @dataclass(frozen=True, slots=True)
 class Finale:
-    """The start beside what was kept and, with ``plain``, beside plain torch.compile of the whole start."""
+    """The start beside what was kept and, unless it is None or just that, beside ``plain`` torch.compile."""
 
     spec: WorkloadSpec
     kept: tuple[Change, ...]
-    plain: bool
-    dynamic: bool
+    plain: Change | None = None
 
 
-def finale(request: Finale, tell: Tell) -> dict[str, dict[str, float]]:
-    """How many times as fast as the start ``end`` and ``plain`` are, and ``end over plain``; of what there is."""
+@dataclass(slots=True)
+class Ends:
+    """What came of them: how many times as fast as the start ``end`` and ``plain`` are, and ``end over plain``.
+
+    ``steps`` has the step of each, as a Run has it. Of what was not timed there is nothing.
+    """
+
+    gains: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def say_of_both(self, timed: str, other: str) -> None:
+        """``other`` is the same as what was timed."""
+        self.gains[other], self.steps[other] = self.gains[timed], self.steps[timed]
+        self.gains.pop("end over plain", None)
+
+
+def finale(request: Finale, tell: Tell) -> Ends:
+    """Time start, end and plain torch.compile in turn."""
     states: dict[str, tuple[Change, ...]] = {"start": ()}
     if request.kept:
         states["end"] = request.kept
-    if request.plain:
-        states["plain"] = (Compile(MODEL, dynamic=request.dynamic),)
+    if request.plain and request.kept != (request.plain,):
+        states["plain"] = (request.plain,)
     names = list(states)
     arms = arms_of(request.spec, list(states.values()), tell)
     tell(TIMING)
@@ -101,7 +116,20 @@ def finale(request: Finale, tell: Tell) -> dict[str, dict[str, float]]:
     gains = {name: gain("start", name) for name in names[1:]}
     if {"end", "plain"} <= gains.keys():
         gains["end over plain"] = gain("plain", "end")
-    return gains
+    ends = Ends(gains, {name: _step(arms, arm, timings[arm]) for arm, name in enumerate(names)})
+    if request.plain and "plain" not in states:
+        ends.say_of_both("end", "plain")
+    return ends
+
+
+def _step(arms: Arms, arm: int, turns: list[tuple[float, float]]) -> dict[str, Any]:
+    """A step's time and samples a second, of an arm's turns in milliseconds."""
+    median, low, high = median_ci([ms / arms.steps_a_turn for block in turns for ms in block])
+    samples = arms.samples[arm] / arms.steps_a_turn
+    return {
+        "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
+        "samples_per_s": 1e3 * samples / median,
+    }
 
 
 def profile_changed(request: Finale, tell: Tell) -> Run:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mfubench.optimize.document import NotTried, Optimization, Step
 
 BY_NUMBERS = "numbers"
+OTHERS = {"end": "The end's step", "plain": "Plain torch.compile's step"}
 
 
 def optimization_page(found: "Optimization") -> Page:
@@ -65,18 +66,22 @@ def _ends(found: "Optimization") -> Block:
         ("Kept, in order", "; ".join(found.kept) or "nothing"),
         ("The end, times as fast as the start", times(found.speedup, not_timed)),
         ("Plain torch.compile of the whole model", times(found.plain_compile["speedup"], why)),
-        ("The end, times as fast as plain torch.compile", times(found.over_plain_compile, why or "nothing was kept")),
-        ("The start's step", _step_time(found.start)),
-        ("The end's step", _step_time(found.end) if found.end else fmt.not_known("see the notes")),
+        ("The end, times as fast as plain torch.compile", times(found.over_plain_compile, why or _why_not_over(found))),
+        ("The start's step", _step_time(found.in_turn.get("start", found.start["step"]))),
+        *((name, _step_time(found.in_turn[key])) for key, name in OTHERS.items() if key in found.in_turn),
         ("Budget", f"{found.seconds:.0f} of {found.budget_s:.0f} s"),
     ]
     return Facts(pairs)
 
 
-def _step_time(run: dict[str, Any]) -> str:
-    time = run["step"]["time_ms"]
+def _why_not_over(found: "Optimization") -> str:
+    return "that is what was kept" if found.kept else "nothing was kept"
+
+
+def _step_time(step: dict[str, Any]) -> str:
+    time = step["time_ms"]
     shown = fmt.interval(time["median"], time["ci95_low"], time["ci95_high"], "ms")
-    return f"{shown}, {fmt.number(run['step']['samples_per_s'])} samples/s"
+    return f"{shown}, {fmt.number(step['samples_per_s'])} samples/s"
 
 
 def _steps(steps: "list[Step]") -> Block:

@@ -12,7 +12,7 @@ import pytest
 
 from mfubench.optimize.gain import ALPHA, LOOKS, Gain, log_ratios, measure_gain
 from mfubench.optimize.search import Plan, optimize
-from mfubench.optimize.tasks import finale, profile_changed, take_stock
+from mfubench.optimize.tasks import Ends, finale, profile_changed, take_stock
 from mfubench.optimize.trial import Request, Trial, confirm, judge_time
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.test_search import IDENTITY, start, survey
@@ -76,7 +76,7 @@ class Replay:
         if task is take_stock:
             return IDENTITY, start(), replace(survey(), regions={f"pkg.Block{at}": ["towers"] for at in range(10)})
         if task in (finale, profile_changed):
-            return {} if task is finale else start()
+            return Ends() if task is finale else start()
         return self.time(argument, fresh=task is confirm)
 
     def time(self, request: Request, *, fresh: bool) -> Trial:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mfubench.optimize.changes import Compile
+from mfubench.optimize.changes import Compile, UseDtype, added
 from mfubench.optimize.remedies import Proposal, cells_of, proposals
 from mfubench.optimize.survey import OpUse, Survey
 from mfubench.run import Run
@@ -51,7 +51,7 @@ def promised(run: Run, survey: Survey = SURVEY, judge: str = "time") -> dict[str
 
 PRODUCTS = {"dtype bf16": 36.0, "dtype tf32": 30.0}  # of the 40 ms, at a tenth and a quarter of the time
 LARGER = {f"batch_size {size}": 5.0 for size in (64, 128, 256)}
-REGION, GRAPHS = "compile Block", "compile model, CUDA graphs"
+REGION, WHOLE, GRAPHS = "compile Block", "compile model", "compile model, CUDA graphs"
 WEIGHTS = "attention_without_weights"
 CASES: dict[str, tuple[str, str, dict[str, float]]] = {
     "padding in an op": (
@@ -64,18 +64,18 @@ CASES: dict[str, tuple[str, str, dict[str, float]]] = {
     ),
     "launch gaps in a block": (
         *("block.norm", "launch"),
-        {"impl rms_norm=triton": 10.0, REGION: 10.0, GRAPHS: 10.0, **LARGER, **PRODUCTS},
+        {"impl rms_norm=triton": 10.0, REGION: 10.0, WHOLE: 10.0, GRAPHS: 10.0, **LARGER, **PRODUCTS},
     ),
-    "launch gaps elsewhere": ("other", "launch", {"compile model": 10.0, GRAPHS: 10.0, **LARGER, **PRODUCTS}),
+    "launch gaps elsewhere": ("other", "launch", {WHOLE: 10.0, GRAPHS: 10.0, **LARGER, **PRODUCTS}),
     "a norm above its roofline": (
         *("block.norm", "inefficiency.norm"),
-        {"impl rms_norm=triton": 10.0, REGION: 10.0, **PRODUCTS},
+        {"impl rms_norm=triton": 10.0, REGION: 10.0, WHOLE: 10.0, **PRODUCTS},
     ),
-    "a norm that moves bytes": ("block.norm", "memory_bound.norm", {REGION: 5.0, **PRODUCTS}),
-    "operators in a row": ("other", "memory_bound.elementwise", {"compile model": 5.0, **PRODUCTS}),
+    "a norm that moves bytes": ("block.norm", "memory_bound.norm", {REGION: 5.0, WHOLE: 5.0, **PRODUCTS}),
+    "operators in a row": ("other", "memory_bound.elementwise", {WHOLE: 5.0, **PRODUCTS}),
     "attention above its roofline": (
         *("block.attention", "inefficiency.attention"),
-        {"impl window_attention=triton": 10.0, REGION: 10.0, WEIGHTS: 10.0, **PRODUCTS},
+        {"impl window_attention=triton": 10.0, REGION: 10.0, WHOLE: 10.0, WEIGHTS: 10.0, **PRODUCTS},
     ),
     "what is repeated": ("block.attention", "recompute", {"impl window_attention=triton": 10.0, **PRODUCTS}),
     "products below the peak": ("other", "inefficiency.gemm", {"dtype bf16": 45.0, "dtype tf32": 37.5}),
@@ -95,13 +95,19 @@ def test_each_cause_has_its_remedies(case: str) -> None:
     assert promised(a_profile(module, cause)) == pytest.approx(expected)
 
 
-def test_all_regions_together_go_before_one_class_and_leave_the_rest_to_the_whole_model() -> None:
+def test_all_regions_together_go_before_one_class_and_both_before_the_whole_model() -> None:
     survey = replace(SURVEY, regional=["block", "block.norm", "other"])
-    found = promised(a_profile("block.norm", "launch"), survey)
-    assert found["compile regions"] == found[REGION] == 10.0 and "compile model" not in found
+    run = a_profile("block.norm", "launch")
+    found = promised(run, survey)
+    assert found["compile regions"] == found[REGION] == found[WHOLE] == 10.0
     assert promised(a_profile("other", "memory_bound.elementwise"), survey)["compile regions"] == 5.0
-    assert promised(a_profile("outside", "launch"), survey)["compile model"] == 10.0
+    outside = promised(a_profile("outside", "launch"), survey)
+    assert outside[WHOLE] == 10.0 and "compile regions" not in outside
     regional, block, whole = Compile("regions"), Compile("pkg.Block"), Compile("model")
+    behind = {p.title: p.behind for p in proposals(run, survey, "time") if p.behind}
+    assert behind == {WHOLE: (regional, block)}
+    assert added((block, UseDtype("bf16")), regional) == (UseDtype("bf16"), regional)
+    assert added((regional,), whole) == (whole,) and added((whole,), regional) == (whole, regional)
     assert regional.excludes(block) and not regional.excludes(whole) and not regional.excludes(regional)
     assert whole.excludes(regional) and not block.excludes(regional)
     assert not whole.excludes(Compile("model", cudagraphs=True))
@@ -160,3 +166,14 @@ def test_no_two_changes_are_promised_the_same_milliseconds() -> None:
     assert cells["block.norm", "launch"] == 0 and by_title[GRAPHS].predicted_ms(cells) == 0
     by_title["dtype bf16"].take(cells)
     assert by_title["dtype tf32"].predicted_ms(cells) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("won_ms", "left"), [(4.0, 6.0), (15.0, 0.0), (-1.0, 10.0), (None, 0.0)])
+def test_what_a_change_did_not_win_is_left_for_others(won_ms: float | None, left: float) -> None:
+    run = a_profile("block.norm", "launch")
+    cells = cells_of(run)
+    by_title = {proposal.title: proposal for proposal in proposals(run, SURVEY, "time")}
+    by_title[REGION].take(cells, won_ms)
+    assert by_title[WHOLE].predicted_ms(cells) == pytest.approx(left)
+    by_title["bucket_by_length"].take(cells, 1.0)  # claims nothing here
+    assert by_title[WHOLE].predicted_ms(cells) == pytest.approx(left)

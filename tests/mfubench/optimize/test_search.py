@@ -1,6 +1,7 @@
 """The search, with a runner that answers for the processes: what it tries, keeps, writes, and how it goes on."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from mfubench.optimize.log import FILE, read_log
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.search import Plan, optimize
 from mfubench.optimize.survey import OpUse, Survey
-from mfubench.optimize.tasks import finale, identify, profile_changed, take_stock
+from mfubench.optimize.tasks import Ends, finale, identify, profile_changed, take_stock
 from mfubench.optimize.trial import Trial, confirm, try_change
 from mfubench.report import write_page
 from mfubench.report.optimization import optimization_page
@@ -61,6 +62,7 @@ class Answers:
     before: Callable[[str], None] = lambda title: None
     asked: list[tuple[str, str]] = field(default_factory=list)
     finales: list[Any] = field(default_factory=list)
+    over_plain: float = 1.36
 
     def __call__(self, task: Any, argument: Any, *, limit_s: float, phase_limits: Any = None, tell: Any = None) -> Any:
         if task is take_stock:
@@ -71,7 +73,9 @@ class Answers:
             self.finales.append(argument)
             plain = {"plain": _speedup(1.1)} if argument.plain else {}
             end = {"end": _speedup(1.5)} if argument.kept else {}
-            return plain | end | ({"end over plain": _speedup(1.36)} if plain and end else {})
+            over = {"end over plain": _speedup(self.over_plain)} if plain and end else {}
+            gains = {**plain, **end, **over}
+            return Ends(gains, {name: _step_at(gains[name]["median"]) for name in ("end", "plain") if name in gains})
         if task is profile_changed:
             return start()
         known = {try_change: self.trials, confirm: self.confirmations}[task]
@@ -85,25 +89,30 @@ class Answers:
         return replace(found)
 
 
+def _step_at(ratio: float) -> dict[str, Any]:
+    return {"time_ms": _speedup(80.0 / ratio), "samples_per_s": 400.0 * ratio}
+
+
 def _speedup(ratio: float) -> dict[str, float]:
     return {"median": ratio, "ci95_low": ratio - 0.01, "ci95_high": ratio + 0.01}
-
-
-def search(answers: Answers, out: Path | None = None, **changes: Any) -> Optimization:
-    return optimize(Plan(SPEC, out, **changes), run=answers)
 
 
 def refused(reason: str) -> Trial:
     return Trial(refused=reason, logs=list(SLOWER), old_ms=80.0)
 
 
+def search(answers: Answers, out: Path | None = None, **changes: Any) -> Optimization:
+    return optimize(Plan(SPEC, out, **changes), run=answers)
+
+
 def test_the_best_prediction_is_tried_first_and_what_is_proved_is_kept() -> None:
-    answers = Answers(trials={"compile Mixer": refused("not faster by 1 %")})
+    no = refused("not faster by 1 %")
+    answers = Answers(trials={"compile Mixer": no, "compile model": no})
     found = search(answers)
     titles = [step.change for step in found.steps]
     assert titles[:2] == ["compile Tower", "compile Mixer"]
     predicted = [step.predicted_ms for step in found.steps]
-    assert predicted == sorted(predicted, reverse=True) and predicted[:2] == [30.0, 20.0]
+    assert predicted[:2] == [30.0, 20.0] and predicted[2:] == sorted(predicted[2:], reverse=True)
     assert [step.kept for step in found.steps][:2] == [True, False]
     assert answers.asked[:3] == [
         ("try_change", "compile Tower"),
@@ -115,15 +124,26 @@ def test_the_best_prediction_is_tried_first_and_what_is_proved_is_kept() -> None
     assert "nothing is left" in found.stopped
 
 
-def test_a_kept_change_takes_its_milliseconds_out_of_other_predictions() -> None:
-    """The towers' launch gaps are compiled away: a larger batch has only the optimizer's part left to win."""
-    kept, not_kept = search(Answers()), search(Answers(trials={"compile Tower": refused("no")}))
+def test_a_kept_change_takes_what_it_won_out_of_other_predictions() -> None:
+    """Of the towers' launch gaps a larger batch can win what compiling them has left."""
+    whole = {"compile model": refused("no")}
 
-    def predicted(found: Optimization) -> float:
+    def predicted(tower: Trial) -> float:
+        found = search(Answers({**whole, "compile Tower": tower}, {"compile Tower": tower}))
         return next(s.predicted_ms for s in found.steps if s.change == "batch_size 64")
 
-    assert predicted(not_kept) == pytest.approx((30 + 6) / 2)
-    assert predicted(kept) == pytest.approx(6 / 2)
+    assert predicted(refused("no")) == pytest.approx((30 + 6) / 2)
+    some = Trial(logs=list(FASTER), old_ms=80.0)
+    won_ms = 80 * (1 - math.exp(-0.2))
+    assert predicted(some) == pytest.approx((30 - won_ms + 6) / 2)
+    assert predicted(replace(some, old_ms=800.0)) == pytest.approx(6 / 2)  # more than was predicted
+
+
+def test_the_whole_model_is_compiled_after_its_parts_for_what_they_left() -> None:
+    found = search(Answers())
+    titles = [step.change for step in found.steps]
+    assert titles.index("compile Mixer") < titles.index("compile model")
+    assert "compile model" in found.kept and not {"compile Tower", "compile Mixer"} & set(found.kept)
 
 
 def test_what_is_predicted_below_one_percent_is_not_tried() -> None:
@@ -207,7 +227,66 @@ def test_plain_torch_compile_that_does_not_compile_in_time_is_left_out() -> None
     answers = Slow()
     found = search(answers)
     assert found.plain_compile["reason"] == "compiling took longer than what it was given"
-    assert found.speedup == _speedup(1.5) and [f.plain for f in answers.finales] == [False]
+    assert found.speedup == _speedup(1.5) and [f.plain for f in answers.finales] == [None]
+
+
+# Plain torch.compile beside what was kept --------------------------------------------------------------------------
+
+WHOLE = "compile model"
+
+
+class Slow(Answers):
+    """A trial takes 30 seconds of a clock of its own, the comparison at the end 10."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
+        super().__init__(**given)
+        self.now = 0.0
+        monkeypatch.setattr("mfubench.optimize.search.monotonic", lambda: self.now)
+
+    def __call__(self, task: Any, argument: Any, **limits: Any) -> Any:
+        if task is try_change:
+            self.now += min(30.0, limits["limit_s"])
+            if limits["limit_s"] < 30.0:
+                raise GaveUp(f"given up after {limits['limit_s']:.0f} s, while compiling")
+        self.now += 10.0 * (task is finale)
+        return super().__call__(task, argument, **limits)
+
+
+def test_plain_torch_compile_that_is_faster_is_held_to_the_numbers_in_the_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow(monkeypatch, over_plain=0.9)
+    found = search(slow, budget_s=105.0)
+    assert slow.asked == [
+        *(("try_change", "compile Tower"), ("confirm", "compile Tower")),
+        *(("try_change", WHOLE), ("confirm", WHOLE)),
+    ]
+    assert found.kept == [WHOLE] and found.over_plain_compile is None
+    assert found.speedup == found.plain_compile["speedup"] == _speedup(1.1)
+    assert found.in_turn["end"] == found.in_turn["plain"] == _step_at(1.1)
+    assert "that is what was kept" in str(optimization_page(found).sections[0])
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "trials", "said"),
+    [
+        (75.0, {}, "a longer --budget gives time to check its numbers"),
+        (105.0, {WHOLE: refused("wrong numbers: a gradient")}, "refused: wrong numbers: a gradient"),
+        (900.0, {WHOLE: refused("wrong losses")}, "refused: wrong losses"),
+    ],
+)
+def test_plain_torch_compile_that_is_faster_and_not_kept_is_named(
+    budget_s: float, trials: dict[str, Trial | Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = search(Slow(monkeypatch, over_plain=0.9, trials=trials), budget_s=budget_s)
+    assert WHOLE not in found.kept and found.speedup == _speedup(1.5)
+    (note,) = found.notes
+    assert note.startswith("plain torch.compile of the whole model is faster than what was kept; ") and said in note
+
+
+def test_plain_torch_compile_that_is_not_faster_is_not_named() -> None:
+    found = search(Answers(trials={WHOLE: refused("slower")}))
+    assert found.notes == []
 
 
 def test_the_budget_ends_the_search() -> None:
@@ -273,7 +352,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_line_that_was_cut_short_is_tried_again(tmp_path: Path) -> None:
-    interrupted(tmp_path, "dtype bf16")
+    interrupted(tmp_path, "compile model")
     log = tmp_path / FILE
     lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == 4  # whose, survey, two trials

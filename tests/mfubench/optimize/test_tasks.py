@@ -1,0 +1,37 @@
+"""The comparison at the end: start, what was kept and plain torch.compile, each timed in turn."""
+
+import pytest
+
+from mfubench.optimize.changes import Change, UseBatchSize, UseDtype
+from mfubench.optimize.tasks import Ends, Finale, finale
+from mfubench.workload.spec import WorkloadSpec
+
+SPEC = WorkloadSpec("tests.mfubench.optimize.small_model:build", device="cpu", batch_size=4)
+LARGER, SHORTER = UseBatchSize(16), UseDtype("bf16")  # any change can stand for torch.compile, which takes long
+
+
+def ends(kept: tuple[Change, ...], plain: Change | None) -> Ends:
+    return finale(Finale(SPEC, kept, plain), lambda phase: None)
+
+
+def test_each_is_timed_in_its_own_samples() -> None:
+    found = ends((LARGER,), SHORTER)
+    assert found.gains.keys() == {"end", "plain", "end over plain"} and found.steps.keys() == {"start", "end", "plain"}
+    for name, requests in (("start", 4), ("end", 16), ("plain", 4)):
+        step = found.steps[name]
+        time = step["time_ms"]
+        assert 0 < time["ci95_low"] <= time["median"] <= time["ci95_high"]
+        assert step["samples_per_s"] == pytest.approx(1e3 * requests / time["median"])
+    rate = {name: step["samples_per_s"] for name, step in found.steps.items()}
+    assert found.gains["end"]["median"] == pytest.approx(rate["end"] / rate["start"], rel=0.5)
+
+
+def test_what_is_the_same_is_timed_once() -> None:
+    found = ends((LARGER,), LARGER)
+    assert found.gains["plain"] == found.gains["end"] and found.steps["plain"] == found.steps["end"]
+    assert "end over plain" not in found.gains
+
+
+def test_nothing_kept_leaves_two_to_compare() -> None:
+    assert ends((), LARGER).gains.keys() == {"plain"}
+    assert ends((LARGER,), None).gains.keys() == {"end"}
