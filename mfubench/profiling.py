@@ -347,7 +347,7 @@ def _assemble(workload: Workload, passes: Passes) -> Run:
     if run.nvml["available"]:
         run.nvml["cross_check"] = cross_check(run)
     _blank(run, passes)
-    run.warnings += _warnings(run, workload)
+    run.warnings += _warnings(run, workload, passes.calibration)
     return run
 
 
@@ -361,6 +361,7 @@ def _peak(workload: Workload, passes: Passes) -> dict[str, Any]:
         "measured_tflops": passes.ceilings.measured_tflops,
         "measured_date": passes.calibration.date,
         "measured_how": passes.calibration.how,
+        "measured_cpu_share": passes.calibration.cpu_share,
         "bandwidth_gb_s": passes.calibration.copy_gb_s,
         "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
         "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
@@ -413,7 +414,7 @@ def _not_measured(workload: Workload, passes: Passes) -> list[str]:
     return missing
 
 
-def _warnings(run: Run, workload: Workload) -> list[str]:
+def _warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str]:
     """What bounds the claims of ``run``.
 
     Raises:
@@ -426,6 +427,11 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
         )
     if max(run.mfu_of_measured_peak or 0.0, run.hfu_of_measured_peak or 0.0) > 1.0:
         found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
+    if calibration.busy:
+        found.append(
+            f"the peaks were measured on a busy machine ({calibration.cpu_share:.0%} of their threads' time on a "
+            "processor): they are too low, and not kept; run it again when nothing else runs"
+        )
     if (run.flops["coverage"] or 1.0) < MIN_COVERAGE:
         names = ", ".join(run.flops["unknown_ops"])
         found.append(f"FLOP coverage {run.flops['coverage']:.0%}: nothing is known of the FLOPs of {names}")
@@ -438,8 +444,8 @@ def _warnings(run: Run, workload: Workload) -> list[str]:
     )
     if low is not None and low.share < -0.01:
         found.append(
-            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak, if "
-            "the machine was busy when it was measured: `mfubench doctor --calibrate` measures it anew"
+            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak: "
+            "`mfubench doctor --calibrate` measures it anew"
         )
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]

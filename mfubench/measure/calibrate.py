@@ -9,11 +9,11 @@ that multiplies constants toggles fewer bits, draws less power and clocks higher
 import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import BadInput, ToolBroke
@@ -25,6 +25,8 @@ from .peaks import Datasheet
 if TYPE_CHECKING:
     import torch
 
+BUSY = 0.8  # of its threads' time: a calibration that had less of it on a processor measured the others' work
+LONG_S = 5e-3  # a shorter call need not keep every thread at work
 DTYPES = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 Progress = Callable[[str], None]
 Shape = tuple[int, int, int]
@@ -67,7 +69,8 @@ PLANS = {
 class Calibration:
     """What one device reached: dense TFLOP/s per dtype (2 per multiply-add), copy GB/s (bytes read plus written).
 
-    ``samples`` holds every call's time in ms by what it measured.
+    ``samples`` holds every call's time in ms by what it measured. ``cpu_share`` is how much of its threads' time its
+    fastest long calls had on a processor, the worst of them; None on a GPU and where no call was long.
     """
 
     device_name: str
@@ -78,6 +81,18 @@ class Calibration:
     torch: str
     threads: int
     how: str
+    cpu_share: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes took the processor from it, so that the peaks are too low."""
+        return self.cpu_share is not None and self.cpu_share < BUSY
+
+
+@dataclass(slots=True)
+class _Log:
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    shares: list[float] = field(default_factory=list)
 
 
 def calibrate(
@@ -98,20 +113,21 @@ def calibrate(
     plan = plan or PLANS[device.type]
     say = progress or (lambda message: None)
     peaks: dict[str, float] = {}
-    samples: dict[str, list[float]] = {}
+    log = _Log()
     try:
         for name in dtype_names:
             say(f"calibrating the {name} GEMM peak of {device}")
-            peaks[name] = _gemm_peak(device, name, plan, samples)
+            peaks[name] = _gemm_peak(device, name, plan, log)
         say(f"calibrating the copy bandwidth of {device}")
-        copy_gb_s = _copy_rate(device, plan, samples)
+        copy_gb_s = _copy_rate(device, plan, log)
     except torch.OutOfMemoryError:
         raise ToolBroke(f"{device} has too little free memory to calibrate; free it, or use another device") from None
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # else gigabytes of cached blocks would count as the workload's
     version, threads = str(torch.__version__), torch.get_num_threads()
-    return Calibration(device_name(device), peaks, copy_gb_s, samples, now(), version, threads, plan.how)
+    share = min(log.shares, default=None)
+    return Calibration(device_name(device), peaks, copy_gb_s, log.samples, now(), version, threads, plan.how, share)
 
 
 def load_or_calibrate(
@@ -126,7 +142,7 @@ def load_or_calibrate(
 
     It is kept per device, dtype, torch version, thread count (on a CPU) and method in ``cache``, by default
     ``calibration.json`` in the user's cache folder. A damaged file is measured anew; one that cannot be written is a
-    warning.
+    warning. What was measured on a ``busy`` machine is not kept.
 
     Raises:
         BadInput, ToolBroke: as ``calibrate``.
@@ -136,6 +152,8 @@ def load_or_calibrate(
     if not refresh and (found := kept_calibration(device, dtype, cache, plan)):
         return found
     measured = calibrate(device, [dtype], progress, plan)
+    if measured.busy:
+        return measured
     key = _fingerprint(device, dtype, plan)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +206,7 @@ def _check(device: "torch.device", dtype: str) -> None:
         raise BadInput(f"cannot calibrate {dtype!r} on a {device.type} device; allowed: {allowed}")
 
 
-def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, samples: dict[str, list[float]]) -> float:
+def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, log: _Log) -> float:
     """TFLOP/s. Each shape's rate foretells the next one's time, so that a slow device stops early."""
     import torch
 
@@ -200,8 +218,8 @@ def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, samples: dict[str
             flops = 2 * shape[0] * shape[1] * shape[2]
             if best and flops / best > plan.limit_s:
                 break
-            seconds = _seconds(_gemm(device, dtype, shape), device, plan)
-            samples[f"{dtype} {'x'.join(map(str, shape))}"] = [s * 1e3 for s in seconds]
+            seconds = _seconds(_gemm(device, dtype, shape), device, plan, log)
+            log.samples[f"{dtype} {'x'.join(map(str, shape))}"] = [1e3 * s for s in seconds]
             best = max(best, flops / plan.middle(seconds))
     finally:
         matmul.fp32_precision = before
@@ -220,29 +238,34 @@ def _gemm(device: "torch.device", dtype: str, shape: Shape) -> Callable[[], obje
     return lambda: torch.mm(a, b, out=out)
 
 
-def _copy_rate(device: "torch.device", plan: Plan, samples: dict[str, list[float]]) -> float:
+def _copy_rate(device: "torch.device", plan: Plan, log: _Log) -> float:
     import torch
 
     generator = torch.Generator(device).manual_seed(0)
     piece = torch.randn(min(plan.copy_bytes // 4, 1 << 20), device=device, generator=generator)
     source = piece.repeat(plan.copy_bytes // 4 // piece.numel())
     target = torch.zeros_like(source)
-    seconds = _seconds(lambda: target.copy_(source), device, plan)
-    samples[f"copy {plan.copy_bytes} bytes"] = [s * 1e3 for s in seconds]
+    seconds = _seconds(lambda: target.copy_(source), device, plan, log)
+    log.samples[f"copy {plan.copy_bytes} bytes"] = [1e3 * s for s in seconds]
     return 2 * plan.copy_bytes / plan.middle(seconds) / 1e9
 
 
-def _seconds(call: Callable[[], object], device: "torch.device", plan: Plan) -> list[float]:
+def _seconds(call: Callable[[], object], device: "torch.device", plan: Plan, log: _Log) -> list[float]:
+    import torch
+
     for _ in range(plan.warmup):
         call()
     if device.type == "cuda":
         return _event_seconds(call, device, plan.repeats)
-    seconds = []
+    timed = []
     for _ in range(plan.repeats):
-        start = perf_counter()
+        start, start_worked = perf_counter(), process_time()
         call()
-        seconds.append(perf_counter() - start)
-    return seconds
+        timed.append((perf_counter() - start, process_time() - start_worked))
+    fastest, worked = min(timed)
+    if fastest > LONG_S:
+        log.shares.append(worked / (fastest * torch.get_num_threads()))
+    return [seconds for seconds, _ in timed]
 
 
 def _event_seconds(call: Callable[[], object], device: "torch.device", repeats: int) -> list[float]:

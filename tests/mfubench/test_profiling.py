@@ -76,6 +76,15 @@ def test_document_has_every_key(run: Run) -> None:
     assert {"cause", "ms", "share", "modules"} == document["ledger"][0].keys()
 
 
+def test_peaks_of_a_busy_machine_are_among_the_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Calibration("a CPU", {"fp32": 1.0}, 100.0, {}, "2026-01-01T00:00:00+00:00", "", 1, "by hand", cpu_share=0.3)
+    monkeypatch.setattr("mfubench.measure.calibrate.BUSY", 0.8)
+    monkeypatch.setattr("mfubench.profiling.load_or_calibrate", lambda *args, **options: busy)
+    found = profile(WorkloadSpec("transformer", size="tiny", mode="infer", device="cpu", steps=2, batch_size=2))
+    assert found.peak["measured_cpu_share"] == 0.3
+    assert any("busy machine (30% of their threads' time" in warning for warning in found.warnings)
+
+
 def test_ledger_adds_up_to_the_step(run: Run) -> None:
     step_ms = run.step["time_ms"]["median"]
     assert sum(line.ms for line in run.ledger) == pytest.approx(step_ms, rel=1e-3)

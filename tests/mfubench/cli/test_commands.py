@@ -227,6 +227,21 @@ def test_doctor_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["peaks"]["measured_fp32_tflops"] > 0
 
 
+def test_doctor_says_what_a_busy_machine_spoils(
+    fixed_calibration: Calibration, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = replace(fixed_calibration, cpu_share=0.4)
+    monkeypatch.setattr("mfubench.measure.calibrate.BUSY", 0.8)
+    monkeypatch.setattr("mfubench.doctor.load_or_calibrate", lambda *args, **options: busy)
+    run("doctor", "--json", "--quiet")
+    peaks = json.loads(capsys.readouterr().out)["peaks"]
+    assert (
+        peaks["fp32 not kept"]
+        == peaks["bf16 not kept"]
+        == ("the machine is busy: 40% of the threads' time was on a processor")
+    )
+
+
 def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
     run()
     assert "profile" in capsys.readouterr().out

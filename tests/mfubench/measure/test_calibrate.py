@@ -84,6 +84,32 @@ def test_a_kept_calibration_is_read_back(cache):
     assert [path.name for path in cache.parent.iterdir()] == ["calibration.json"]
 
 
+def on_a_processor(monkeypatch, share, call_s=2.0):
+    """All threads have this share of every call's time."""
+    threads = torch.get_num_threads()
+    clock = (call_s / 2 * tick for tick in range(10**6))  # two clocks are read in turn
+    monkeypatch.setattr("mfubench.measure.calibrate.BUSY", 0.8)
+    monkeypatch.setattr("mfubench.measure.calibrate.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mfubench.measure.calibrate.process_time", lambda: next(clock) * share * threads)
+
+
+def test_what_a_busy_machine_reached_is_told_and_not_kept(cache, monkeypatch):
+    on_a_processor(monkeypatch, 0.5)
+    found = kept(cache)
+    assert found.busy and found.cpu_share == pytest.approx(0.5)
+    assert not cache.exists()
+    on_a_processor(monkeypatch, 0.9)
+    assert not kept(cache).busy
+    assert kept_calibration(CPU, "fp32", cache, TINY) == kept(cache)
+
+
+def test_short_calls_say_nothing_of_the_machine(cache, monkeypatch):
+    """One thread alone does a small product, and the other's share of its time is nothing."""
+    on_a_processor(monkeypatch, 0.5, call_s=1e-3)
+    found = kept(cache)
+    assert found.cpu_share is None and not found.busy
+
+
 def test_another_dtype_thread_count_or_method_is_another_calibration(cache):
     first = kept(cache)
     load_or_calibrate(CPU, "bf16", cache=cache, plan=TINY)
