@@ -10,6 +10,11 @@ SPEC = WorkloadSpec("tests.mfubench.optimize.small_model:build", device="cpu", b
 LARGER, SHORTER = UseBatchSize(16), UseDtype("bf16")  # any change can stand for torch.compile, which takes long
 
 
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.optimize.tasks.LOOKS", (4,))
+
+
 def ends(kept: tuple[Change, ...], plain: Change | None) -> Ends:
     return finale(Finale(SPEC, kept, plain), lambda phase: None)
 
