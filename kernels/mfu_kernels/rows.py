@@ -11,6 +11,7 @@ from .modes import MetaParameters
 
 WALKERS_PER_PROCESSOR = 4
 INTERPRETED_WALKERS = 3  # few, so that each walks several blocks also on small inputs
+FETCHED_BYTES = 48 << 10  # of shared memory for rows that are on their way, so that four programs fit on one of sm_90
 
 
 def row_configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -30,9 +31,20 @@ def walking_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
     At width 512 in bf16 on sm_90, 4 rows on 4 warps take 96 registers in RMSNorm and 119 in LayerNorm, so that all
     `num_walkers` are resident at once. More than 32 values a thread spill.
+
+    Behind them, untimed, the same with the next rows on their way while some are worked on: else a program waits for
+    memory at every step, and what hides that is other programs alone.
     """
     configs = sorted(row_configs(key), key=lambda c: c.kwargs["ROWS"] / c.num_warps)
-    return [c for c in configs if c.kwargs["ROWS"] * int(key["width"]) <= 32 * 32 * c.num_warps] or configs
+    plain = [c for c in configs if c.kwargs["ROWS"] * int(key["width"]) <= 32 * 32 * c.num_warps] or configs
+    ahead = [config(num_warps=c.num_warps, num_stages=stages, **c.kwargs) for stages in (3, 2) for c in plain]
+    return plain + [c for c in ahead if _fetched_bytes(key, c) <= FETCHED_BYTES]
+
+
+def _fetched_bytes(key: MetaParameters, chosen: triton.Config) -> int:
+    """Of gradients and values, and of what was added to them, in the stages that wait."""
+    rows = 3 if key.get("residual") else 2
+    return (chosen.num_stages - 1) * rows * chosen.kwargs["ROWS"] * int(key["width"]) * int(key["bytes"])
 
 
 def num_walkers(device: torch.device) -> int:

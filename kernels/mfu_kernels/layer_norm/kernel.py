@@ -57,7 +57,7 @@ def layer_norm_bwd_kernel(
     num_rows, width, grad_stride, group, group_stride, x_stride, residual_stride,
     GROUPED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     NEEDS_X: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr, NEEDS_AFFINE: tl.constexpr,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
 ):  # fmt: skip
     """dy = rstd (g w - mean(g w) - x̂ mean(g w x̂)); each program's share of dw = sum of g x̂ and db = sum of g.
 
@@ -71,7 +71,7 @@ def layer_norm_bwd_kernel(
         dweight = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
         dbias = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
-    for start in range(first, num_rows, tl.num_programs(0) * ROWS):
+    for start in tl.range(first, num_rows, tl.num_programs(0) * ROWS, num_stages=num_stages):
         rows = start + tl.arange(0, ROWS)
         inside = (rows < num_rows)[:, None] & kept[None, :]
         if GROUPED:

@@ -37,7 +37,7 @@ def rms_norm_fwd_kernel(
 @triton.jit
 def rms_norm_bwd_kernel(
     grad, x, weight, rstd, dx, shares, num_rows, width, grad_stride, x_stride,
-    HAS_WEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd (g w - x̂ mean(g w x̂)), and each program's share of dw = sum over rows of g x̂."""
     columns = tl.arange(0, WIDTH)
@@ -46,7 +46,7 @@ def rms_norm_bwd_kernel(
         scale = tl.load(weight + columns, mask=kept, other=0.0).to(tl.float32)[None, :]
         share = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
-    for start in range(first, num_rows, tl.num_programs(0) * ROWS):
+    for start in tl.range(first, num_rows, tl.num_programs(0) * ROWS, num_stages=num_stages):
         rows = start + tl.arange(0, ROWS)
         inside = (rows < num_rows)[:, None] & kept[None, :]
         gradient = tl.load(grad + rows[:, None] * grad_stride + columns[None, :], mask=inside, other=0.0)
