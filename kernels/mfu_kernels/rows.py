@@ -44,7 +44,8 @@ def walking_configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _fetched_bytes(key: MetaParameters, chosen: triton.Config) -> int:
     """Of gradients and values, and of what was added to them, in the stages that wait."""
     rows = 3 if key.get("residual") else 2
-    return (chosen.num_stages - 1) * rows * chosen.kwargs["ROWS"] * int(key["width"]) * int(key["bytes"])
+    waiting = int(chosen.num_stages) - 1
+    return waiting * rows * int(chosen.kwargs["ROWS"]) * int(key["width"]) * int(key["bytes"])
 
 
 def num_walkers(device: torch.device) -> int:
