@@ -142,7 +142,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     tiles = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 3), (64, 64, 8, 2)]
     if capability() < 90 and int(key["d"]) < 128:
         tiles.insert(0, (64, 32, 4, 2))
-    elif capability() >= 100 and int(key["d"]) == 128:
+    elif capability() >= 100 and int(key["d"]) in (16, 128):
         tiles.insert(0, (64, 64, 8, 2))
     return [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in dict.fromkeys(tiles)]
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, capability, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.tiles import load_tile
 
@@ -82,10 +82,11 @@ def hstu_attention_dbias_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """8 warps: with 4, a program at d = 128 in bf16 on sm_90 spills once its loads are pipelined."""
+    """8 warps: with 4, a program at d = 128 in bf16 on sm_90 spills once its loads are pipelined; on sm_100 also with 8."""
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1)]
-    return [config(num_warps=8, num_stages=2), config(num_warps=8, num_stages=1)]
+    stages = (1, 2) if capability() >= 100 and int(key["d"]) >= 128 else (2, 1)
+    return [config(num_warps=8, num_stages=depth) for depth in stages]
 
 
 BIAS = Kernel(hstu_attention_dbias_kernel, _configs)
