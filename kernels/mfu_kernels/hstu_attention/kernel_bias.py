@@ -82,7 +82,7 @@ def hstu_attention_dbias_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """8 warps: with 4, a program at d = 128 in bf16 on sm_90 spills once its loads are pipelined; on sm_100 also with 8."""
+    """At d = 128 in bf16 programs spill once their loads are pipelined: those of 4 warps on sm_90, of 8 on sm_100."""
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1)]
     stages = (1, 2) if capability() >= 100 and int(key["d"]) >= 128 else (2, 1)
