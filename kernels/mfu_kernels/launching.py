@@ -11,6 +11,7 @@ from triton.language.target_info import current_target
 
 from .lock import locked_config
 from .modes import Compiled, MetaParameters, ahead, forced
+from .registry import interpreting
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 Form = tuple[Any, Callable[..., tuple[tuple[Any, ...], Mapping[str, Any]]]]
@@ -31,6 +32,12 @@ def capability() -> int:
     """
     target = current_target()
     return target.arch if target is not None and isinstance(target.arch, int) else 90
+
+
+def for_hopper(device: torch.device) -> bool:
+    """Whether kernels on ``device`` may be forms in Gluon: compiled for sm_90, and compiled, not interpreted."""
+    with current(device):
+        return not interpreting() and capability() == 90
 
 
 # One rounding for a product and a sum is Triton's default up to 3.9 and not after; numbers were checked with it.

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.hopper import TILE
-from mfu_kernels.launching import Kernel, capability, config, current
+from mfu_kernels.launching import Kernel, config, for_hopper
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.registry import interpreting
 from mfu_kernels.rows import with_unit_stride
 
 from . import kernel_sm90
@@ -199,9 +198,8 @@ def forward(
         return out
     q, k, v = (with_unit_stride(x) for x in (q, k, v))
     key, (num_rows, num_keys) = key_of(q, k), k.shape[:2]
-    with current(q.device):
-        if not interpreting() and capability() == 90 and kernel_sm90.fits(q, k, v):
-            key = {**key, "warpgroups": True}
+    if for_hopper(q.device) and kernel_sm90.fits(q, k, v):
+        key = {**key, "warpgroups": True}
     strides = q.stride(1), k.stride()[:3:2], v.stride()[:3:2]
     steps = {"Q_ROW": q.stride(0), "K_ROW": k.stride(1), "V_ROW": v.stride(1), "OUT_ROW": out.stride(0)}
     for first, heads, name in runs_of_heads(activation):

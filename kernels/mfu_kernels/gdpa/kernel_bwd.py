@@ -24,9 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_and_changes, weights_of
-from mfu_kernels.launching import Kernel, capability, config, current
+from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.registry import interpreting
 from mfu_kernels.rows import with_unit_stride
 
 from . import kernel_bwd_sm90
@@ -203,9 +202,8 @@ def backward_into(
         return
     grad, q, k, v = (with_unit_stride(x) for x in (grad, q, k, v))
     key, (num_rows, num_keys, num_heads, d) = {**key_of(q, k), "dq": needs[0]}, k.shape
-    with current(q.device):
-        if not interpreting() and capability() == 90 and kernel_bwd_sm90.fits(grad, q, k, v, needs):
-            key = {**key, "warpgroups": True}
+    if for_hopper(q.device) and kernel_bwd_sm90.fits(grad, q, k, v, needs):
+        key = {**key, "warpgroups": True}
     splits = num_splits(num_rows * num_heads, max_length, q.device)
     sum_q = dq.float() if num_keys > MAX_ROUNDED_KEYS else dq
     dense_row, written = num_heads * d, dk if needs[1] else dv

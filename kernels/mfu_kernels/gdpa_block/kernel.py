@@ -19,9 +19,8 @@ from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
-from mfu_kernels.launching import Kernel, capability, config, current
+from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.registry import interpreting
 
 from . import kernel_sm90
 from .boundary import _fwd_outputs
@@ -175,9 +174,8 @@ def forward(
     if num_events:
         x, k, v = (with_rows_outside(tensor) for tensor in (x, k, v))
         key: MetaParameters = {**key_of(x, k), "bytes": k.element_size()}
-        with current(x.device):
-            if not interpreting() and capability() == 90 and kernel_sm90.fits(x, k, v):
-                key = {**key, "features": num_heads * d}
+        if for_hopper(x.device) and kernel_sm90.fits(x, k, v):
+            key = {**key, "features": num_heads * d}
         splits = num_splits(k.shape[0], max_length, x.device)
         FORWARD.launch(
             lambda c: (k.shape[0] * (splits if "GROUPS" in c else triton.cdiv(max_length, c["BLOCK"])),), x.device,

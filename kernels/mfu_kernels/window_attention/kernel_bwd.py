@@ -16,9 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
-from mfu_kernels.launching import Kernel, capability, config, current
+from mfu_kernels.launching import Kernel, config, current, for_hopper
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.registry import interpreting
 from mfu_kernels.rotary_time.kernel import rotate
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
@@ -212,10 +211,9 @@ def backward(
     turns = None if angles is None else _turns(angles, q)
     behind, ahead = reach(window, causal, max_length)
     key = for_keys = key_of(q, window)
+    if for_hopper(q.device) and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
+        for_keys = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
     with current(q.device):
-        hopper = not interpreting() and capability() == 90
-        if hopper and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
-            for_keys = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
         walks = "WALKERS" in DKV.choose(for_keys, q.device).kwargs
     arguments = (
         *(grad, q, k, v, offsets, out, levels, None if walks else _softmax(levels, q), dq, dk, dv, turns),

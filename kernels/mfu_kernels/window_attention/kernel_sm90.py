@@ -263,35 +263,17 @@ def window_attention_bwd_sm90_kernel(
         mbarrier.init(taken.index(slot), count=1)
     fence_async_shared()
     shared = (queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken)
-    if WALKERS == 1:
-        gl.warp_specialize(
-            [
-                (_gather, (
-                    shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
-                    scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
-                )),
-                (_walk, (
-                    shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0,
-                )),
-            ],
-            [4], [REGISTERS],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_gather, (
-                    shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
-                    scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
-                )),
-                (_walk, (
-                    shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0,
-                )),
-                (_walk, (
-                    shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 1,
-                )),
-            ],
-            [4, 4], [REGISTERS, REGISTERS],
-        )  # fmt: skip
+    gl.warp_specialize(
+        [
+            (_gather, (
+                shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
+                scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
+            )),
+            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0)),
+            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 1)),
+        ][: WALKERS + 1],
+        [4] * WALKERS, [REGISTERS] * WALKERS,
+    )  # fmt: skip
 
 
 def blocks_seen(behind: int, ahead: int) -> int:
