@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 TILE = 64  # rows of a warpgroup: what its instruction takes
+_TILE = gl.constexpr(TILE)
 
 # Triton 3.6 calls them otherwise than its successors.
 tma_load = getattr(tma, "async_load", tma.async_copy_global_to_shared)
@@ -25,32 +26,54 @@ def begin_load(slot, arrived, tiles, place, wanted):
         tma_load(tiles, place, arrived, slot)
 
 
+@gluon.constexpr_function
+def in_chunks(width):
+    """The layout of a tile [64, width] of 16 bits whose memory a warpgroup's threads take in 16 bytes each."""
+    return gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def of_product(width):
+    """The layout in which a warpgroup's instruction leaves [64, width]."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+
+
+@gluon.jit
+def places_of(stride, count, none, WIDTH: gl.constexpr, layout: gl.constexpr):
+    """Where a tile [64, WIDTH] lies whose rows are ``stride`` apart, and which of it is in the first ``count`` rows.
+
+    ``none`` is zero: made of what changes in a loop, it keeps addresses from being held for all of the loop.
+    """
+    rows = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + none
+    columns = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+    return rows[:, None] * stride + columns[None, :], (rows < count)[:, None] & (columns >= 0)[None, :]
+
+
+@gluon.jit
+def store_rows(out, tile, stride, count, none):
+    """The first ``count`` rows of a tile in registers, rounded to what is there; ``none`` as `places_of` has it."""
+    layout: gl.constexpr = in_chunks(tile.shape[1])
+    places, kept = places_of(stride, count, none, tile.shape[1], layout)
+    gl.store(out + places, gl.convert_layout(tile.to(out.dtype.element_ty), layout), mask=kept)
+
+
 @gluon.jit
 def store_part(out, staged, stride, count):
-    """The first ``count`` rows of a staged tile, 16 bytes a thread of a warpgroup."""
-    DIM: gl.constexpr = staged.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    rows = gl.arange(0, staged.shape[0], gl.SliceLayout(1, layout))
-    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
-    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
-    gl.store(out + (rows[:, None] * stride + columns[None, :]), staged.load(layout), mask=kept)
+    """The first ``count`` rows of a staged tile."""
+    store_rows(out, staged.load(in_chunks(staged.shape[1])), stride, count, 0)
 
 
 @gluon.jit
 def fetch_part(out, staged, stride, count):
     """The counterpart of `store_part`, by the same threads; zeros beyond ``count`` rows."""
-    DIM: gl.constexpr = staged.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    rows = gl.arange(0, staged.shape[0], gl.SliceLayout(1, layout))
-    columns = gl.arange(0, DIM, gl.SliceLayout(0, layout))
-    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
-    staged.store(gl.load(out + (rows[:, None] * stride + columns[None, :]), mask=kept, other=0.0))
+    places, kept = places_of(stride, count, 0, staged.shape[1], in_chunks(staged.shape[1]))
+    staged.store(gl.load(out + places, mask=kept, other=0.0))
 
 
 @gluon.jit
 def clear_from(tile, count):
     """Zeros from row ``count`` of a tile on: what TMA brought there is another row's, and may be anything."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.shape[1], 16])
+    layout: gl.constexpr = of_product(tile.shape[1])
     rows = gl.arange(0, tile.shape[0], gl.SliceLayout(1, layout))
     tile.store(gl.where((rows < count)[:, None], tile.load(layout), 0.0).to(tile.dtype))
 

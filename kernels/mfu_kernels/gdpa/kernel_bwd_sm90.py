@@ -36,7 +36,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from mfu_kernels.activations_device import weights_and_changes
-from mfu_kernels.hopper import TILE, begin_load, blocks_of, clear_from, fetch_part, store_part
+from mfu_kernels.hopper import (
+    TILE,
+    begin_load,
+    blocks_of,
+    clear_from,
+    fetch_part,
+    of_product,
+    places_of,
+    store_part,
+)
 
 from . import kernel_sm90
 
@@ -51,11 +60,8 @@ def _write(out, stride, count, total, staged):
         staged.store(total.to(staged.dtype))
         store_part(out, staged, stride, count)
     else:
-        layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, staged.shape[1], 16])
-        rows = gl.arange(0, _TILE, gl.SliceLayout(1, layout))
-        columns = gl.arange(0, staged.shape[1], gl.SliceLayout(0, layout))
-        kept = (rows < count)[:, None] & (columns >= 0)[None, :]
-        gl.store(out + (rows[:, None] * stride + columns[None, :]), total, mask=kept)
+        places, kept = places_of(stride, count, 0, staged.shape[1], of_product(staged.shape[1]))
+        gl.store(out + places, total, mask=kept)
 
 
 @gluon.jit
@@ -71,7 +77,7 @@ def _past_keys(
 ):  # fmt: skip
     """A tile of queries past a block of keys: its sums go on; changes for dq go to ``moved``, once it was ``read``."""
     DIM: gl.constexpr = queries.shape[1]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    layout: gl.constexpr = of_product(DIM)
     left: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
     k_rows, v_rows = keys.reshape([_TILE, DIM]), values.reshape([_TILE, DIM])
     scores = warpgroup_mma(k_rows, queries.permute([1, 0]), nothing, use_acc=False, is_async=True)
@@ -95,7 +101,7 @@ def _move(dq, keys, moved, full, read, staged, parity, slot, none, scale, stride
     """dq of one tile, of what lies in one slot of ``moved``; added to what is there if ``more``."""
     BLOCKS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = keys.shape[3]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    layout: gl.constexpr = of_product(DIM)
     if more:
         fetch_part(dq, staged, stride, count)
     mbarrier.wait(full.index(slot), parity)
@@ -125,8 +131,8 @@ def _hold(
     BLOCKS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = keys.shape[3]
     FIRST: gl.constexpr = GROUP * (BLOCKS // 2)
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    scores_layout: gl.constexpr = of_product(_TILE)
+    layout: gl.constexpr = of_product(DIM)
     nothing = gl.zeros([_TILE, _TILE], gl.float32, scores_layout)
     for walk in range(WALKS):
         sum_k = gl.zeros([_TILE, DIM], gl.float32, layout)

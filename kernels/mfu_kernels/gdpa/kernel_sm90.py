@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from mfu_kernels.activations_device import weights_of
-from mfu_kernels.hopper import TILE, begin_load, blocks_of, lies_for_tma, store_part, tma_store
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, lies_for_tma, of_product, store_part, tma_store
 
 _TILE = gl.constexpr(TILE)
 
@@ -47,8 +47,8 @@ def _stream(
     BLOCKS: gl.constexpr = keys.shape[0]
     KEYS: gl.constexpr = keys.shape[2]
     DIM: gl.constexpr = keys.shape[3]
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    scores_layout: gl.constexpr = of_product(KEYS)
+    out_layout: gl.constexpr = of_product(DIM)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     no_scores = gl.zeros([_TILE, KEYS], gl.float32, scores_layout)
     nothing = gl.zeros([_TILE, DIM], gl.float32, out_layout)

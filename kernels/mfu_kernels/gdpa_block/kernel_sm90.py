@@ -31,7 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import num_splits
-from mfu_kernels.hopper import TILE, begin_load, blocks_of, lies_for_tma, tma_load
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, in_chunks, lies_for_tma, of_product, tma_load
 from mfu_kernels.launching import config
 
 _TILE = gl.constexpr(TILE)
@@ -86,7 +86,7 @@ def _finish(
     """
     DIM: gl.constexpr = tiles.shape[2]
     FEATURES: gl.constexpr = H * DIM
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])  # 16 bytes a thread
+    layout: gl.constexpr = in_chunks(DIM)
     none = (event >> 62).to(gl.int32)  # so that addresses are made here: held for the whole loop, they spill
     of_rows: gl.constexpr = gl.SliceLayout(1, layout)
     rows = gl.arange(0, _TILE, of_rows) + none
@@ -127,8 +127,8 @@ def _attend(
     KEYS: gl.constexpr = ring.shape[2]
     DIM: gl.constexpr = tiles.shape[2]
     dtype: gl.constexpr = tiles.dtype
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    scores_layout: gl.constexpr = of_product(KEYS)
+    o_layout: gl.constexpr = of_product(DIM)
     queries_layout: gl.constexpr = gl.DotOperandLayout(0, scores_layout, 2)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     no_scores = gl.zeros([_TILE, KEYS], gl.float32, scores_layout)

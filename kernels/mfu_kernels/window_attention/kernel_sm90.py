@@ -34,7 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mfu_kernels.hopper import TILE, blocks_of, lies_for_tma, tma_load
+from mfu_kernels.hopper import TILE, blocks_of, in_chunks, lies_for_tma, of_product, tma_load
 from mfu_kernels.launching import config
 from mfu_kernels.tiles import LOG2E
 
@@ -63,8 +63,8 @@ def _walk(
     SLOTS: gl.constexpr = queries.shape[0]
     KEY_SLOTS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = queries.shape[2]
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
-    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    scores_layout: gl.constexpr = of_product(_TILE)
+    sums_layout: gl.constexpr = of_product(DIM)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
     columns_layout: gl.constexpr = gl.SliceLayout(0, scores_layout)
     rows = gl.arange(0, _TILE, gl.SliceLayout(1, scores_layout))
@@ -132,7 +132,7 @@ def _bring(block, blocks, start, came, slots, tiles, place, other_slots, other_t
 @gluon.jit
 def _saved(i, out, levels, start, length, NUM_HEADS: gl.constexpr, DIM: gl.constexpr):
     """The levels and outputs of a block of queries, zeros where the row has none."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = in_chunks(DIM)
     m = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + (i >> 30)
     d = gl.arange(0, DIM, gl.SliceLayout(0, layout))
     token, inside = start + i * _TILE, m < length - i * _TILE
@@ -184,7 +184,7 @@ def _gather(
     DIM: gl.constexpr = queries.shape[2]
     OWN: gl.constexpr = REACH if WALKERS == 1 else (REACH + 1) // 2  # changes by block j of keys in round j
     EARLIER: gl.constexpr = SLOTS - REACH
-    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    sums_layout: gl.constexpr = of_product(DIM)
     nothing = gl.zeros([_TILE, DIM], gl.float32, sums_layout)
     start, length, head = _row(offsets, NUM_HEADS)
     out += head * DIM
