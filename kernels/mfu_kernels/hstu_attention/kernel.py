@@ -35,6 +35,26 @@ def scores_of(products, bias, queries, keys, seen, history, bias_length, alpha, 
 
 
 @triton.jit
+def visited(
+    block, ranges, own_q, k, bias, queries, length, history, window, first_keys, bias_length, alpha, k_t,
+    HAS_BIAS: tl.constexpr, ONE_CANDIDATE: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Of one of the blocks of keys that `keys_to_visit` counts: which they are, k, and which are seen with what score.
+
+    Scores [queries, keys] of ``own_q``; ``k`` is that of a row and head, ``bias`` of the head.
+    """
+    start, end = visit(block, ranges, BLOCK_N)
+    keys = start + tl.arange(0, BLOCK_N)
+    near_k = load_tile(k, keys, length, k_t, D, PADDED)
+    products = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
+    seen = seen_by(queries[:, None], keys[None, :], end, history, window, first_keys, ONE_CANDIDATE)
+    scores = scores_of(
+        products, bias, queries[:, None], keys[None, :], seen, history, bias_length, alpha, HAS_BIAS
+    )  # fmt: skip
+    return keys, near_k, seen, scores
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
@@ -64,19 +84,11 @@ def hstu_attention_fwd_kernel(
     queries = first + tl.arange(0, BLOCK_M)
     own_q = load_tile(q + begin * q_t + head * q_h, queries, length, q_t, D, PADDED)
     mixed = tl.zeros([BLOCK_M, PADDED_V], tl.float32)
-    own_end = tl.minimum(first + BLOCK_M, length)
-    far_end, near, near_end, far_blocks, two, blocks = keys_to_visit(
-        first, length, history, window, first_keys, BLOCK_M, BLOCK_N
-    )
+    ranges, blocks = keys_to_visit(first, length, history, window, first_keys, BLOCK_M, BLOCK_N)
     for block in tl.range(0, blocks):
-        start, end = visit(block, first, own_end, far_end, near, near_end, far_blocks, two, BLOCK_N)
-        keys = start + tl.arange(0, BLOCK_N)
-        near_k = load_tile(k, keys, length, k_t, D, PADDED)
-        products = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-        seen = seen_by(queries[:, None], keys[None, :], end, history, window, first_keys, ONE_CANDIDATE)
-        scores = scores_of(
-            products, bias + head * bias_length, queries[:, None], keys[None, :], seen, history, bias_length, alpha,
-            HAS_BIAS,
+        keys, _, seen, scores = visited(
+            block, ranges, own_q, k, bias + head * bias_length, queries, length, history, window, first_keys,
+            bias_length, alpha, k_t, HAS_BIAS, ONE_CANDIDATE, D, PADDED, BLOCK_N,
         )  # fmt: skip
         weights = tl.where(seen, scores * sigmoid(scores), 0.0)
         near_v = load_tile(v, keys, length, v_t, D_V, PADDED_V)

@@ -16,9 +16,9 @@ from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import load_tile, own_block, store_tile
 
 from .boundary import _bwd_outputs
-from .kernel import SIZES, constants_of, key_of, mask_arguments, scores_of, sigmoid, silu_backward
+from .kernel import SIZES, constants_of, key_of, mask_arguments, scores_of, sigmoid, silu_backward, visited
 from .kernel_bias import bias_gradient
-from .mask import keys_to_visit, last_query, seen_by, visit
+from .mask import keys_to_visit, last_query, seen_by
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -40,19 +40,11 @@ def hstu_attention_dq_kernel(
     own_q = load_tile(q + begin * q_t + head * q_h, queries, length, q_t, D, PADDED)
     dout = load_tile(grad + begin * grad_t + head * grad_h, queries, length, grad_t, D_V, PADDED_V)
     change = tl.zeros([BLOCK_M, PADDED], tl.float32)
-    own_end = tl.minimum(first + BLOCK_M, length)
-    far_end, near, near_end, far_blocks, two, blocks = keys_to_visit(
-        first, length, history, window, first_keys, BLOCK_M, BLOCK_N
-    )
+    ranges, blocks = keys_to_visit(first, length, history, window, first_keys, BLOCK_M, BLOCK_N)
     for block in tl.range(0, blocks):
-        start, end = visit(block, first, own_end, far_end, near, near_end, far_blocks, two, BLOCK_N)
-        keys = start + tl.arange(0, BLOCK_N)
-        near_k = load_tile(k, keys, length, k_t, D, PADDED)
-        products = tl.dot(own_q, tl.trans(near_k), input_precision="ieee")
-        seen = seen_by(queries[:, None], keys[None, :], end, history, window, first_keys, ONE_CANDIDATE)
-        scores = scores_of(
-            products, bias + head * bias_length, queries[:, None], keys[None, :], seen, history, bias_length, alpha,
-            HAS_BIAS,
+        keys, near_k, seen, scores = visited(
+            block, ranges, own_q, k, bias + head * bias_length, queries, length, history, window, first_keys,
+            bias_length, alpha, k_t, HAS_BIAS, ONE_CANDIDATE, D, PADDED, BLOCK_N,
         )  # fmt: skip
         near_v = load_tile(v, keys, length, v_t, D_V, PADDED_V)
         dweights = tl.dot(dout, tl.trans(near_v), input_precision="ieee")

@@ -33,8 +33,9 @@ def seen_by(queries, keys, end, history, window, first_keys, ONE_CANDIDATE: tl.c
 def keys_to_visit(first, length, history, window, first_keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The keys that BLOCK_M queries from ``first`` on see lie in three ranges: the first keys, those near, themselves.
 
-    Gives where the first range ends, where the second begins and ends, and how many blocks the first, the first two and
-    all three have. Only candidates far behind the history have a third; other queries lie in their second range.
+    Gives what `visit` takes of them: where the first range ends, where the second begins and ends, those of the third,
+    and how many blocks the first and the first two have; and how many all three have. Only candidates far behind the
+    history have a third; other queries lie in their second range.
     """
     own_end = tl.minimum(first + BLOCK_M, length)
     near = tl.maximum(tl.minimum(first, history) - window, 0)
@@ -43,12 +44,14 @@ def keys_to_visit(first, length, history, window, first_keys, BLOCK_M: tl.conste
     far_end = tl.minimum(first_keys, near)
     far_blocks = tl.cdiv(far_end, BLOCK_N)
     two = far_blocks + tl.cdiv(near_end - near, BLOCK_N)
-    return far_end, near, near_end, far_blocks, two, two + tl.where(apart, tl.cdiv(own_end - first, BLOCK_N), 0)
+    ranges = far_end, near, near_end, first, own_end, far_blocks, two
+    return ranges, two + tl.where(apart, tl.cdiv(own_end - first, BLOCK_N), 0)
 
 
 @triton.jit
-def visit(block, first, own_end, far_end, near, near_end, far_blocks, two, BLOCK_N: tl.constexpr):
+def visit(block, ranges, BLOCK_N: tl.constexpr):
     """First key of one of the blocks that `keys_to_visit` counts, and where its range ends."""
+    far_end, near, near_end, first, own_end, far_blocks, two = ranges
     in_two = block < two
     start = tl.where(in_two, near + (block - far_blocks) * BLOCK_N, first + (block - two) * BLOCK_N)
     start = tl.where(block < far_blocks, block * BLOCK_N, start)
