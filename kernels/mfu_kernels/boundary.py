@@ -5,7 +5,7 @@ as one call. Nothing here imports triton: an operator's launcher is imported whe
 ``torch.compile``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -47,7 +47,17 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
     return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]
 
 
+def separate(given: Sequence[Tensor], dim: int = 1) -> Sequence[Tensor]:
+    """What an op takes as several tensors: those, or the slices along ``dim`` of the one that they are packed in."""
+    return given if len(given) > 1 else given[0].unbind(dim)
+
+
 def apart(side_by_side: Tensor, needed: Sequence[bool], dim: int = 1) -> Iterator[Tensor | None]:
     """Gradients that a kernel wrote ``side_by_side`` along ``dim``, as views in the places that are ``needed``."""
     each = iter(side_by_side.unbind(dim))
     return (next(each) if needs else None for needs in needed)
+
+
+def as_given(side_by_side: Tensor, needed: Sequence[bool], dim: int = 1) -> Iterable[Tensor | None]:
+    """The same for what `separate` takes: where one packed tensor was given, its gradient is whole."""
+    return apart(side_by_side, needed, dim) if len(needed) > 1 else (side_by_side if needed[0] else None,)

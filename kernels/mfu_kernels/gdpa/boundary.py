@@ -9,19 +9,14 @@ from mfu_kernels.boundary import define
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 
-def _fwd_outputs(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, activation: list[str], max_length: int
-) -> Tensor:
+def _fwd_outputs(q: Tensor, *_: Any) -> Tensor:
     """The output, dense as [T, H, d]."""
     return q.new_empty(q.shape)
 
 
-def _bwd_outputs(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
-    scale: float, activation: list[str], max_length: int, needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _bwd_outputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, dense; one that is not needed is empty."""
-    dq, dk, dv = (x.new_empty(x.shape if needed else 0) for x, needed in zip((q, k, v), needs, strict=True))
+    dq, dk, dv = (x.new_empty(x.shape if needed else 0) for x, needed in zip((q, k, v), others[-1], strict=True))
     return dq, dk, dv
 
 

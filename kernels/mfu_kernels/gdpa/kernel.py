@@ -193,7 +193,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, activation: list[str], max_length: int
 ) -> Tensor:
     """act(scale q kᵀ) v, [T, H, d]."""
-    out = _fwd_outputs(q, k, v, offsets, scale, activation, max_length)
+    out = _fwd_outputs(q)
     if not q.shape[0]:
         return out
     q, k, v = (with_unit_stride(x) for x in (q, k, v))

@@ -185,7 +185,7 @@ def backward(
     scale: float, activation: list[str], max_length: int, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``q``, ``k`` and ``v``; those not in ``needs`` are empty."""
-    grads = _bwd_outputs(grad, q, k, v, offsets, scale, activation, max_length, needs)
+    grads = _bwd_outputs(grad, q, k, v, needs)
     backward_into(grads, grad, q, k, v, offsets, scale, activation, max_length, needs)
     return grads
 

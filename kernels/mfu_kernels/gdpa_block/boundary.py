@@ -1,50 +1,26 @@
 """`gdpa_block` as PyTorch operators, and the autograd around them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import apart, define
+from mfu_kernels.boundary import as_given, define, separate
 from mfu_kernels.formulas import needs_grad
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 
-def _fwd_outputs(
-    x: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    activation: list[str],
-    scale: float,
-    eps: float,
-    max_length: int,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fwd_outputs(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The block's output [T, H, d]; for a backward to come also o [T, H, d], and of each event the mean and 1 / std
-    of x and 1 / rms of o, fp32 [3, T]; both empty unless ``save``."""
-    shape = x.shape if save else (0,)
+    of x and 1 / rms of o, fp32 [3, T]; both empty if that is not to be saved."""
+    shape = x.shape if others[-1] else (0,)
     return x.new_empty(x.shape), x.new_empty(shape), x.new_empty((3, *shape[:1]), dtype=torch.float32)
 
 
-def _bwd_outputs(
-    grad: Tensor,
-    passed: Tensor | None,
-    x: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    inner: Tensor,
-    statistics: Tensor,
-    activation: list[str],
-    scale: float,
-    max_length: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor]:
+def _bwd_outputs(grad: Tensor, passed: Tensor | None, x: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     """Gradient of x, with what is ``passed`` from x's other reader, empty if it is not needed; the needed ones of k and
     v side by side, [B, n_kv, n, H, d]."""
-    needs_x, *needs_kv = needs
+    needs_x, *needs_kv = others[-1]
     rows, keys, *head = k.shape
     return x.new_empty(x.shape if needs_x else (0,)), k.new_empty(rows, keys, sum(needs_kv), *head)
 
@@ -63,11 +39,6 @@ _backward = define(
 )
 
 
-def _separate(*kv: Tensor) -> Sequence[Tensor]:
-    """k and v, given so or packed."""
-    return kv if len(kv) == 2 else kv[0].unbind(2)
-
-
 class _GdpaBlock(torch.autograd.Function):
     """Of k and v, or of one tensor [B, n_kv, 2, H, d] that holds them and gets its gradient as it was written.
 
@@ -80,7 +51,7 @@ class _GdpaBlock(torch.autograd.Function):
         passes: bool, x: Tensor, *kv: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        out, inner, statistics = _forward(x, *_separate(*kv), offsets, activation, scale, eps, max_length, save)
+        out, inner, statistics = _forward(x, *separate(kv, dim=2), offsets, activation, scale, eps, max_length, save)
         ctx.save_for_backward(offsets, inner, statistics, x, *kv)
         ctx.options = (activation, scale, max_length)
         return (out, x.view_as(x)) if passes else out
@@ -91,11 +62,9 @@ class _GdpaBlock(torch.autograd.Function):
         if grad is None:
             return *(None,) * 7, passed, *(None for _ in kv)
         needs_x, *needed = ctx.needs_input_grad[7:]
-        packed = len(kv) == 1
-        needs = [needs_x, *(needed * 2 if packed else needed)]
-        dx, dkv = _backward(grad, passed, x, *_separate(*kv), offsets, inner, statistics, *ctx.options, needs)
-        of_kv = apart(dkv, needed, dim=2) if not packed else (dkv if needed[0] else None,)
-        return *(None,) * 7, dx if needs_x else None, *of_kv
+        needs = [needs_x, *(needed * 2 if len(kv) == 1 else needed)]
+        dx, dkv = _backward(grad, passed, x, *separate(kv, dim=2), offsets, inner, statistics, *ctx.options, needs)
+        return *(None,) * 7, dx if needs_x else None, *as_given(dkv, needed, dim=2)
 
 
 def gdpa_block_triton(

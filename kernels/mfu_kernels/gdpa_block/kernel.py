@@ -158,18 +158,11 @@ def runs_as_constants(activation: list[str]) -> dict[str, tuple[int, ...] | tupl
 
 
 def forward(
-    x: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    activation: list[str],
-    scale: float,
-    eps: float,
-    max_length: int,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
+    activation: list[str], scale: float, eps: float, max_length: int, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The block's output [T, H, d], and if ``save``, o and the statistics that a backward needs."""
-    out, inner, statistics = _fwd_outputs(x, k, v, offsets, activation, scale, eps, max_length, save)
+    out, inner, statistics = _fwd_outputs(x, save)
     num_events, num_heads, d = x.shape
     if num_events:
         x, k, v = (with_rows_outside(tensor) for tensor in (x, k, v))

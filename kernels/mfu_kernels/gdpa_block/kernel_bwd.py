@@ -151,21 +151,11 @@ BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
 
 
 def backward(
-    grad: Tensor,
-    passed: Tensor | None,
-    x: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    inner: Tensor,
-    statistics: Tensor,
-    activation: list[str],
-    scale: float,
-    max_length: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, passed: Tensor | None, x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, inner: Tensor,
+    statistics: Tensor, activation: list[str], scale: float, max_length: int, needs: list[bool],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient of ``x``, plus what is ``passed``, empty if it is not needed; those of ``k`` and ``v`` side by side."""
-    dx, dkv = _bwd_outputs(grad, passed, x, k, v, offsets, inner, statistics, activation, scale, max_length, needs)
+    dx, dkv = _bwd_outputs(grad, passed, x, k, needs)
     num_events, num_heads, d = x.shape
     if not num_events:
         return dx, dkv.zero_()

@@ -1,12 +1,11 @@
 """`seed_pooling` as PyTorch operators, and the autograd around them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import apart, define
+from mfu_kernels.boundary import as_given, define, separate
 from mfu_kernels.formulas import needs_grad
 from mfu_kernels.rotary_time.boundary import rotary_time_triton
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
@@ -46,11 +45,6 @@ _backward = define(
 )
 
 
-def _separate(*kv: Tensor) -> Sequence[Tensor]:
-    """k and v, given so or packed."""
-    return kv if len(kv) == 2 else kv[0].unbind(1)
-
-
 class _SeedPooling(torch.autograd.Function):
     """Of k and v, or of one tensor [T, 2, H, d] that holds them and gets its gradient as it was written."""
 
@@ -59,7 +53,7 @@ class _SeedPooling(torch.autograd.Function):
         ctx: Any, saves: bool, angles: Tensor | None, offsets: Tensor, scale: float, max_length: int, seeds: Tensor,
         *kv: Tensor,
     ) -> Tensor:  # fmt: skip
-        k, v = _separate(*kv)
+        k, v = separate(kv)
         out, softmax, turned = pool(seeds, k, v, angles, offsets, scale, max_length, saves)
         ctx.save_for_backward(turned, angles, offsets, out, softmax, seeds, *kv)
         ctx.scale = scale
@@ -68,14 +62,12 @@ class _SeedPooling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         turned, angles, offsets, out, softmax, seeds, *kv = ctx.saved_tensors
-        k, v = _separate(*kv)
+        k, v = separate(kv)
         needs_seeds, *needed = ctx.needs_input_grad[5:]
-        packed = len(kv) == 1
-        needs = [needs_seeds, *(needed * 2 if packed else needed)]
+        needs = [needs_seeds, *(needed * 2 if len(kv) == 1 else needed)]
         k = k if angles is None else turned
         dseeds, dkv = _backward(grad, seeds, k, v, angles, offsets, out, softmax, ctx.scale, needs)
-        of_kv = apart(dkv, needed) if not packed else (dkv if needed[0] else None,)
-        return *(None,) * 5, dseeds if needs_seeds else None, *of_kv
+        return *(None,) * 5, dseeds if needs_seeds else None, *as_given(dkv, needed)
 
 
 def seed_pooling_triton(

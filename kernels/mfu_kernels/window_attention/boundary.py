@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfu_kernels.boundary import apart, define
+from mfu_kernels.boundary import as_given, define, separate
 from mfu_kernels.formulas import needs_grad
 from mfu_kernels.rotary_time.boundary import rotate
 from mfu_kernels.rotary_time.reference import rotary_time_reference
@@ -43,14 +43,9 @@ _backward = define(
 )
 
 
-def _separate(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
-    """q, k and v, given so or packed."""
-    return qkv if len(qkv) == 3 else qkv[0].unbind(1)
-
-
 def _rotated(qkv: Sequence[Tensor], angles: Tensor) -> Sequence[Tensor]:
     """q, k and v, the first two turned; side by side as they are packed, in one pass."""
-    q, k, v = _separate(qkv)
+    q, k, v = separate(qkv)
     if len(qkv) == 3:
         return rotate(q, angles, False), rotate(k, angles, False), v
     num_heads = q.shape[1]
@@ -62,7 +57,7 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, offsets: Tensor, angles: Tensor | None, mask: Sequence[Any], *qkv: Tensor) -> Tensor:
-        q, k, v = _separate(qkv) if angles is None else _rotated(qkv, angles)
+        q, k, v = separate(qkv) if angles is None else _rotated(qkv, angles)
         out, levels = _forward(q, k, v, offsets, *mask)
         ctx.save_for_backward(q, k, v, offsets, out, levels, angles)
         ctx.mask = mask
@@ -71,9 +66,8 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _, _, _, *needed = ctx.needs_input_grad
-        packed = len(needed) == 1
-        grads = _backward(grad, *ctx.saved_tensors, *ctx.mask, *(needed * 3 if packed else needed))
-        return None, None, None, *((grads,) if packed else apart(grads, needed))
+        grads = _backward(grad, *ctx.saved_tensors, *ctx.mask, *(needed * 3 if len(needed) == 1 else needed))
+        return None, None, None, *as_given(grads, needed)
 
 
 def window_attention_triton(
