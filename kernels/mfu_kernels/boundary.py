@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
+from .errors import UnsupportedImpl
 from .modes import compiling_ahead
+from .registry import interpreting
 
 NAMESPACE = "mfubench"
 _LIBRARY = library.Library(NAMESPACE, "FRAGMENT")
@@ -26,6 +28,10 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
         schema: in PyTorch's schema language, arguments by position.
         launcher: ``module:function`` that takes those arguments and launches the kernels.
         outputs: takes the same arguments and makes the empty outputs, on any device, without reading a number.
+
+    Raises (what is returned, when it is called):
+        UnsupportedImpl: on a CPU without Triton's interpreter, or in bf16, which that computes wrongly; or autograd is
+            to go through the operator, as ``create_graph`` asks for of a backward: it has no gradient of its own.
     """
     name = schema.partition("(")[0]
 
@@ -37,14 +43,40 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
     def launch(*args: Any) -> Any:
         return resolved()(*args)
 
+    def interpret(*args: Any) -> Any:
+        if not interpreting():
+            raise UnsupportedImpl(f"{NAMESPACE}::{name} on a CPU needs TRITON_INTERPRET=1; or use impl='reference'")
+        if any(isinstance(arg, Tensor) and arg.dtype == torch.bfloat16 for arg in args):
+            raise UnsupportedImpl(
+                f"{NAMESPACE}::{name} on a CPU: Triton's interpreter computes bfloat16 wrongly; take float16 or "
+                "float32, or impl='reference'"
+            )
+        return launch(*args)
+
     def fake(*args: Any) -> Any:
         return launch(*args) if compiling_ahead() else outputs(*args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA"):  # on a CPU triton's interpreter runs it
-        _LIBRARY.impl(name, launch, key)
+    _LIBRARY.impl(name, interpret, "CPU")
+    _LIBRARY.impl(name, launch, "CUDA")
     library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # else the autograd function is around it
+            _refuse_gradient(name, args)
+        return operator(*args)
+
+    return call
+
+
+def _refuse_gradient(name: str, args: Sequence[Any]) -> None:
+    """PyTorch would only warn, and take the gradient for zero."""
+    if any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        raise UnsupportedImpl(
+            f"{NAMESPACE}::{name} cannot be differentiated, so impl='triton' has no second derivatives (create_graph); "
+            "use impl='reference'"
+        )
 
 
 def separate(given: Sequence[Tensor], dim: int = 1) -> Sequence[Tensor]:

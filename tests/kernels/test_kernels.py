@@ -3,12 +3,19 @@
 import pytest
 import torch
 
-from mfu_kernels.examples import Draw
+from mfu_kernels import UnsupportedImpl
+from mfu_kernels.examples import Draw, Inputs
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.kernels.check import cases_of, check_case
 from tests.kernels.cases import cost_of
+from tests.kernels.running import COMPILES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def plainest(op: str, dtype: torch.dtype = torch.float32, device: torch.device = DEVICE) -> Inputs:
+    examples = examples_of(op)
+    return examples.make({name: values[0] for name, values in examples.factors.items()}, Draw(dtype, device))
 
 
 EVERY = 1 if DEVICE.type == "cuda" else 4  # of the cases: the interpreter is slow, and the command runs all of them
@@ -35,9 +42,7 @@ EXECUTED = {"gdpa": 5 / 4, "seed_pooling": 5 / 4, "window_attention": 7 / 4, "hs
 
 @pytest.mark.parametrize("op", ATTENTIONS)
 def test_a_kernel_executes_kept_pairs_and_says_what_it_repeats(op: str) -> None:
-    examples = examples_of(op)
-    plainest = {name: values[0] for name, values in examples.factors.items()}
-    inputs = examples.make(plainest, Draw(torch.float32, torch.device("cpu")))
+    examples, inputs = examples_of(op), plainest(op, device=torch.device("cpu"))
     tensors = {name: tensor.requires_grad_(name in ATTENTIONS[op]) for name, tensor in inputs.tensors.items()}
     costs = {
         impl: cost_of(lambda impl=impl: examples.function(**tensors, **inputs.others, impl=impl))
@@ -52,11 +57,40 @@ def test_a_kernel_executes_kept_pairs_and_says_what_it_repeats(op: str) -> None:
 
 @pytest.mark.parametrize("op", ATTENTIONS)
 def test_offsets_may_be_strided(op: str) -> None:
-    examples = examples_of(op)
-    plainest = {name: values[0] for name, values in examples.factors.items()}
-    inputs = examples.make(plainest, Draw(torch.float32, DEVICE))
+    examples, inputs = examples_of(op), plainest(op)
     others = dict(inputs.others)
     expected = examples.function(**inputs.tensors, **others, impl="triton")
     others["offsets"] = others["offsets"].repeat_interleave(2)[::2]
     assert not others["offsets"].is_contiguous()
     assert torch.equal(examples.function(**inputs.tensors, **others, impl="triton"), expected)
+
+
+@pytest.mark.parametrize("op", ops_with_kernels())
+def test_second_derivatives_are_refused_and_not_taken_for_zero(op: str) -> None:
+    inputs = plainest(op)
+    leaves = [tensor.requires_grad_() for tensor in inputs.tensors.values()]
+    out = examples_of(op).function(**inputs.tensors, **inputs.others, impl="triton")
+    with pytest.raises(UnsupportedImpl, match=r"no second derivatives \(create_graph\); use impl='reference'"):
+        torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    torch.autograd.grad(out.square().sum(), leaves)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="it is about what runs in place of a GPU")
+@pytest.mark.parametrize("op", ops_with_kernels())
+def test_what_the_interpreter_computes_wrongly_is_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfu_kernels.launching.Kernel.launch", lambda *_, **__: pytest.fail("launched"))
+    inputs = plainest(op, torch.bfloat16)
+    with pytest.raises(UnsupportedImpl, match="interpreter computes bfloat16 wrongly; take float16 or"):
+        examples_of(op).function(**inputs.tensors, **inputs.others, impl="triton")
+
+
+@COMPILES
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="it is about what runs in place of a GPU")
+def test_a_compiled_call_on_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo cannot look into Triton's settings, so the operator does."""
+    torch._dynamo.reset()
+    inputs = plainest("rms_norm")
+    compiled = torch.compile(examples_of("rms_norm").function, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr("mfu_kernels.boundary.interpreting", lambda: False)
+    with pytest.raises(UnsupportedImpl, match="on a CPU needs TRITON_INTERPRET=1; or use impl='reference'"):
+        compiled(**inputs.tensors, **inputs.others, impl="triton")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mfu_kernels import launching, lock, modes
+from mfu_kernels.examples import Case, Draw, Inputs
 from mfu_kernels.launching import KERNELS, Kernel, config
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfubench.errors import BadInput, ToolBroke
@@ -57,7 +58,14 @@ def test_what_is_adopted_holds_for_its_gpu_and_key_only(no_lock: None) -> None:
 
 
 KEY = {"width": 512, "bytes": 4}
-EXAMPLES_HERE = type(EXAMPLES)(EXAMPLES.function, {}, EXAMPLES.make, {"small": SMALL})
+
+
+def make_here(case: Case, draw: Draw) -> Inputs:
+    """In a dtype that the interpreter computes rightly."""
+    return EXAMPLES.make(case, Draw(torch.float16, draw.device))
+
+
+EXAMPLES_HERE = type(EXAMPLES)(EXAMPLES.function, {}, make_here, {"small": SMALL})
 
 
 def launched(direction: str = "forward") -> tune.Launched:
@@ -126,7 +134,7 @@ def test_a_config_that_is_not_right_is_never_timed(
     broken = False
     if direction == "forward":
         run: Any = EXAMPLES.function
-        examples = type(EXAMPLES)(spoilt, {}, EXAMPLES.make, {"small": SMALL})
+        examples = type(EXAMPLES)(spoilt, {}, make_here, {"small": SMALL})
         monkeypatch.setattr(f"{__name__}.EXAMPLES_HERE", examples)
     else:
         run = torch.autograd.grad
