@@ -31,11 +31,11 @@ from .measure.stats import median_ci
 from .measure.timing import keep_going, time_steps, wait_for
 from .measure.trace import trace_steps
 from .run import Run
+from .user_code import short
 from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_step
-from .workload.user import short
 
 Progress = Callable[[str, float], None]
 """Told the stage in words and how much of the whole is done, 0 to 1."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mfu_kernels.examples import Examples, Inputs
 from mfubench.errors import BadInput
+from mfubench.user_code import named_function
 
 Call = Callable[..., Tensor]
 
@@ -49,13 +50,10 @@ def named_peer(target: str) -> Peer:
     Raises:
         BadInput: there is none of that name.
     """
-    module_name, _, name = target.partition(":")
     try:
-        function = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"--peer {target}: {error}; give package.module:function, importable from here") from error
-    if not callable(function):
-        raise BadInput(f"--peer {target} is no function")
+        function = named_function(target, "a peer takes the op's arguments by name")
+    except BadInput as error:
+        raise BadInput(f"--peer {target}: {error}") from error
     return Peer(target, lambda inputs: lambda **tensors: function(**tensors, **inputs.others))
 
 

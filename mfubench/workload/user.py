@@ -1,11 +1,8 @@
 """The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``."""
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mfu_kernels.precision import widened
 from mfubench.errors import BadInput
 from mfubench.measure.compiled import compiler_loaded
+from mfubench.user_code import named_function, short
 
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
@@ -83,18 +81,7 @@ class _Model(NamedTuple):
 
 
 def _build(name: str) -> _Model:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise BadInput(f"{name!r} names no function; give package.module:build")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        imported = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"cannot import {module_name}: {short(error)}; it is looked for from {Path.cwd()}") from error
-    function = getattr(imported, attribute, None)
-    if not callable(function):
-        raise BadInput(f"{module_name} has no function {attribute!r}; {SIGNATURE}")
+    function = named_function(name, SIGNATURE)
     _require_signature(name, function, 0, "build()")
     try:
         built = function()
@@ -180,12 +167,6 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def _shapes(batch: Any) -> list[str]:
     return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(batch)]
-
-
-def short(error: BaseException) -> str:
-    """An error in a few words."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _kind(value: Any) -> str:

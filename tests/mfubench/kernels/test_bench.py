@@ -1,10 +1,12 @@
 """What a benchmark says of what it timed; the timing itself needs a GPU."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,10 +270,29 @@ def test_flex_attention_sees_what_window_attention_does(
     torch.testing.assert_close(attended, window_attention(q, k, v, **others, impl="reference"))
 
 
-@pytest.mark.parametrize("target", ["nowhere:f", f"{__name__}:nothing", f"{__name__}:CALIBRATION", "no_colon", ":f"])
+NOT_THERE = ["nowhere:f", f"{__name__}:nothing", f"{__name__}:CALIBRATION", "no_colon", ":f", "..relative:f"]
+
+
+@pytest.mark.parametrize("target", NOT_THERE)
 def test_a_peer_that_is_not_there(target: str) -> None:
     with pytest.raises(BadInput, match="--peer"):
         named_peer(target)
+
+
+@pytest.mark.parametrize("source", ["def f(:", "raise RuntimeError('no')", "raise SystemExit(3)"])
+def test_a_peer_whose_module_does_not_import(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_peer.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInput, match="--peer broken_peer:f: cannot import broken_peer: "):
+        named_peer("broken_peer:f")
+
+
+def test_a_peer_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peer_at_hand.py").write_text("def twice(x, weight, eps): return 2 * x")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    given = small()
+    assert torch.equal(named_peer("peer_at_hand:twice").make(given)(**given.tensors), 2 * given.tensors["x"])
 
 
 def test_without_a_gpu_nothing_is_timed() -> None:

@@ -1,0 +1,36 @@
+"""Functions that the user names as ``package.module:function``."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mfubench.errors import BadInput
+
+
+def named_function(target: str, use: str) -> Callable[..., Any]:
+    """The function ``target``, imported with the working directory on the path; ``use`` says what it must be.
+
+    Raises:
+        BadInput: it names none, its module raises or ends the process, or has no such function.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise BadInput(f"{target!r} names no function; give package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        imported = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"cannot import {module_name}: {short(error)}; it is looked for from {Path.cwd()}") from error
+    function = getattr(imported, attribute, None)
+    if not callable(function):
+        raise BadInput(f"{module_name} has no function {attribute!r}; {use}")
+    return function  # type: ignore[no-any-return]
+
+
+def short(error: BaseException) -> str:
+    """An error in a few words."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
