@@ -9,7 +9,7 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
-from .lock import locked_config
+from .lock import locked_config, locked_configs
 from .modes import Compiled, MetaParameters, ahead, forced
 from .registry import interpreting
 
@@ -83,6 +83,10 @@ class Kernel:
                 return config(**locked)
         return configs[0]
 
+    def _locked(self, key: MetaParameters) -> list[triton.Config]:
+        """The configs that launches with ``key`` take on GPUs of the generation that is compiled for."""
+        return [config(**locked) for locked in locked_configs(self.name, f"sm_{capability()}", key)]
+
     def _in_turns(self, configs: Sequence[triton.Config]) -> list[triton.Config]:
         """The configs of all forms in turns, the default's first: few of them in this order are some of each form."""
         by_form: dict[str, list[triton.Config]] = {}
@@ -94,10 +98,11 @@ class Kernel:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
         sink, wanted = ahead(self.name, key)
         if sink is not None:
-            chosen = self.choose(key, device)
-            for candidate in {"all": self.space(key), "launched": [chosen], "none": []}[wanted]:
+            taken = [self.choose(key, device), *self._locked(key)]
+            everything = [*self.space(key), *taken]
+            for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
                 compiled = self._compile(candidate, *args, **constants)
-                sink(Compiled(self.name, dict(key), candidate, candidate == chosen, compiled))
+                sink(Compiled(self.name, dict(key), candidate, candidate in taken, compiled))
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)

@@ -18,7 +18,7 @@ _adopted: list[Entry] = []
 
 @cache
 def committed() -> tuple[Entry, ...]:
-    """Every committed entry: kernel, device, key, config, and the measurement that it won: date, ms, versions.
+    """Every committed entry: kernel, device, its target, key, config, and what it won: date, ms, versions.
 
     Raises:
         RuntimeError: the file is of another schema.
@@ -62,3 +62,9 @@ def _by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
 def locked_config(kernel: str, device_name: str, key: MetaParameters) -> Mapping[str, Any] | None:
     """The config, as arguments of `launching.config`, that won for this kernel, GPU and key, or None."""
     return _by_place().get((kernel, device_name, key_text(key)))
+
+
+def locked_configs(kernel: str, target: str, key: MetaParameters) -> list[Mapping[str, Any]]:
+    """The configs that won for this kernel and key on GPUs of one generation, such as sm_90."""
+    of_target = [entry for entry in merged() if (entry["kernel"], entry.get("target")) == (kernel, target)]
+    return [entry["config"] for entry in of_target if entry["key"] == key_text(key)]

@@ -15,17 +15,20 @@ ConfigChoice = Callable[[str, Sequence[Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised."""
+    """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised.
+
+    ``taken``: a launch takes the config, by default or, on some GPU of that generation, because it is locked.
+    """
 
     kernel: str
     key: MetaParameters
     config: Any
-    is_default: bool
+    taken: bool
     result: Any
 
 
 Extent = Literal["all", "launched", "none"]
-"""Which of a kernel's configs are compiled ahead: its whole space, the one that a launch takes, or none."""
+"""Which of a kernel's configs are compiled ahead: its whole space, those that launches take, or none."""
 
 Wanted = Callable[[str, MetaParameters], Extent]
 """What is wanted of a kernel, by its name and key."""

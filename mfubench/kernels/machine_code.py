@@ -25,6 +25,7 @@ TENSOR_CORES = {  # strongest first
     "wgmma": re.compile(r"[HIQB]GMMA"),
     "mma": re.compile(r"[HIQDO]MMA"),
 }
+PRODUCT_OF_WARPS = re.compile(r"= tt\.dot .*-> tensor<(\d+)x")  # in Triton's own language
 ASYNC_COPIES = {"tma": re.compile(r"UTMALDG|UTMASTG|UTMAREDG|UBLKCP"), "cp.async": re.compile(r"LDGSTS")}
 GLOBAL_ACCESS = re.compile(r"LDG|STG|LDGSTS|LD|ST")
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -37,12 +38,16 @@ SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 @dataclass(frozen=True, slots=True)
 class MachineCode:
-    """One kernel's code. Bytes of spill are stored and loaded ones together; ``access_bytes`` is the widest access."""
+    """One kernel's code. Bytes of spill are stored and loaded ones together; ``access_bytes`` is the widest access.
+
+    ``mma_rows``: of the tallest product that warps multiply each by itself, not a warpgroup or its like; 0 if none.
+    """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
     tensor_core: str | None
+    mma_rows: int
     async_copy: str | None
     access_bytes: int
     instructions: int
@@ -67,6 +72,7 @@ def _read(kernel: Any, operations: list[Operation], target: Target) -> MachineCo
         spill_bytes=spills,
         shared_bytes=shared,
         tensor_core=_class_of(names, TENSOR_CORES),
+        mma_rows=max(map(int, PRODUCT_OF_WARPS.findall(kernel.asm["ttgir"])), default=0),
         async_copy=_class_of(names, ASYNC_COPIES),
         access_bytes=_widest(operations),
         instructions=sum(name != "NOP" for name, _ in operations),

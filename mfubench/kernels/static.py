@@ -13,12 +13,15 @@ from mfubench.errors import BadInput
 from .catalog import examples_of
 from .targets import TARGETS, Target
 
-MATRIX_ROWS = 64  # fewer rows of a tile than a warpgroup's instruction takes
+MATRIX_ROWS = 64  # of a tile, that a warpgroup's instruction takes
 
 
 @dataclass(frozen=True, slots=True)
 class StaticRow:
-    """One kernel with one config on one target, at one named shape; ``error`` says why there is no code."""
+    """One kernel with one config on one target, at one named shape; ``error`` says why there is no code.
+
+    ``default``: a launch takes the config, because it is the default or locked for a GPU of the target.
+    """
 
     op: str
     shape: str
@@ -31,6 +34,7 @@ class StaticRow:
     spill_bytes: int | None = None
     shared_bytes: int | None = None
     tensor_core: str | None = None
+    mma_rows: int | None = None
     async_copy: str | None = None
     access_bytes: int | None = None
     instructions: int | None = None
@@ -93,7 +97,7 @@ def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow
         def keep(compiled: Any, shape: str = shape) -> None:
             row = StaticRow(
                 op, shape, compiled.kernel, target_name, _text(compiled.key), _config_text(compiled.config),
-                compiled.is_default,
+                compiled.taken,
             )  # fmt: skip
             found.append((row, compiled.result))
 
@@ -126,7 +130,8 @@ def _config_text(config: Any) -> str:
 
 
 def faults(rows: Sequence[StaticRow]) -> Iterator[str]:
-    """What no default config may do: fail to compile, spill, or ask for more shared memory than a block may have."""
+    """What no config that is taken may do: fail to compile, spill, ask for more shared memory than a block may have, or
+    leave to single warps, on sm_90, a product of as many rows as a warpgroup multiplies at twice the rate."""
     for row in rows:
         if not row.default:
             continue
@@ -138,6 +143,8 @@ def faults(rows: Sequence[StaticRow]) -> Iterator[str]:
         elif row.shared_bytes is not None and row.shared_bytes > TARGETS[row.target].block_shared:
             limit = TARGETS[row.target].block_shared
             yield f"{where} needs {row.shared_bytes} bytes of shared memory, a block has {limit}"
+        elif row.target == "sm_90" and (row.mma_rows or 0) >= MATRIX_ROWS:
+            yield f"{where} multiplies {row.mma_rows} rows by mma, where wgmma takes {MATRIX_ROWS}"
 
 
 def document(rows: Sequence[StaticRow]) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def tune_op(
             if entry is None:
                 unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
                 continue
+            entry["target"] = target.name
             won.append(entry)
             adopt([entry])
             watch.so_far(list(won))

@@ -32,8 +32,16 @@ def cubin(code: bytes) -> bytes:
     return bytes(header) + NAMES + code + b"".join(sections)
 
 
-def kernel(code: bytes, ptx: str = ".target sm_90a\n.reqntid 128") -> Any:
-    return SimpleNamespace(asm={"cubin": cubin(code), "ptx": ptx}, metadata=SimpleNamespace(shared=1024))
+def kernel(code: bytes, ptx: str = ".target sm_90a\n.reqntid 128", ttgir: str = "") -> Any:
+    asm = {"cubin": cubin(code), "ptx": ptx, "ttgir": ttgir}
+    return SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=1024))
+
+
+PRODUCTS = """
+%1 = ttng.warp_group_dot %a, %b : !ttg.memdesc<128x16xbf16, #shared> * !ttg.memdesc<16x32xbf16> -> tensor<128x32xf32>
+%2 = tt.dot %a, %b : tensor<64x16xbf16, #ttg.dot_op<{}>> * tensor<16x128xbf16, #ttg.dot_op<{}>> -> tensor<64x128xf32>
+%3 = tt.dot %d, %e, %f : tensor<16x64xbf16, #ttg.dot_op<{}>> * tensor<64x8xbf16, #ttg.dot_op<{}>> -> tensor<16x8xf32>
+"""
 
 
 def test_each_instruction_is_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,10 +57,13 @@ def test_each_instruction_is_its_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
         return "\n".join(f"        /*{at * STEP:04x}*/    {line} ;" for at, line in enumerate(lines))
 
     monkeypatch.setattr(machine_code, "_tool", tool)
-    first, second = read_machine_code([kernel(b"a" * 3 * STEP), kernel(b"b" * 2 * STEP)], TARGETS["sm_90"])
+    first, second = read_machine_code(
+        [kernel(b"a" * 3 * STEP), kernel(b"b" * 2 * STEP, ttgir=PRODUCTS)], TARGETS["sm_90"]
+    )
     assert given == {"code": b"a" * 3 * STEP + b"b" * 2 * STEP, "architecture": "SM90a"}
     assert (first.instructions, first.tensor_core, first.async_copy, first.access_bytes) == (2, "wgmma", None, 16)
     assert (second.instructions, second.tensor_core, second.async_copy, second.access_bytes) == (2, None, "cp.async", 8)
+    assert (first.mma_rows, second.mma_rows) == (0, 64), "the tallest product that no warpgroup multiplies"
     assert first.registers == second.registers == 40 and first.warps == 4 and first.spill_bytes == 0
 
 

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mfu_kernels.lock import committed
 from mfubench.errors import BadInput
 from mfubench.kernels.static import StaticRow, compile_statically, faults
 
@@ -71,10 +73,29 @@ def test_faults_of_what_a_launch_takes() -> None:
         row(spill_bytes=8),
         row(shared_bytes=232_449),
         row(error="RuntimeError: no"),
+        row(mma_rows=64),
         row(spill_bytes=8, default=False),
     ]
-    spills, large, fails = faults([row(), *wrong])
+    spills, large, fails, slow = faults([row(mma_rows=32), *wrong, replace(row(mma_rows=128), target="sm_80")])
     assert "spills 8 bytes" in spills and "232449 bytes of shared memory" in large and "does not compile" in fails
+    assert "multiplies 64 rows by mma, where wgmma takes 64" in slow
+
+
+@pytest.mark.parametrize("command", [["--all-configs"], []])
+def test_what_is_locked_for_a_gpu_of_the_target_is_compiled_too(command: list[str], told: dict[str, Any]) -> None:
+    """RMSNorm's kernels have winners on an H200 which are not their defaults."""
+    if command:
+        told = json.loads(mfubench("kernels", "static", "rms_norm", "--target", "sm_90", "--json", *command).stdout)
+    entries = [entry for entry in committed() if entry["kernel"].startswith("rms_norm")]
+    assert entries and {entry["target"] for entry in entries} == {"sm_90"}
+    for entry in entries:
+        options = {**entry["config"]}
+        warps, stages = options.pop("num_warps"), options.pop("num_stages")
+        spelled = f"{' '.join(f'{name}={value}' for name, value in options.items())} warps={warps} stages={stages}"
+        place = (entry["kernel"], entry["key"], spelled)
+        (found,) = [row for row in told["rows"] if (row["kernel"], row["key"], row["config"]) == place]
+        assert found["default"]
+    assert len({row["config"] for row in told["rows"] if row["kernel"] == entries[0]["kernel"]}) > 1
 
 
 def test_an_unknown_target_and_an_interpreter_are_bad_input() -> None:

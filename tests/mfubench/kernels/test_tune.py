@@ -43,7 +43,7 @@ def test_the_committed_lock_reads_and_names_kernels_that_exist() -> None:
     for op in ops_with_kernels():
         kernels_of(op)
     for found in lock.committed():
-        assert found["kernel"] in KERNELS and found["date"] and found["ms"] > 0
+        assert found["kernel"] in KERNELS and found["date"] and found["ms"] > 0 and found["target"] in TARGETS
         config(**found["config"])
 
 
