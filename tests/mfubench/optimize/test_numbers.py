@@ -193,6 +193,22 @@ def test_a_training_that_drifts_is_refused(original: Workload) -> None:
     assert not found.passed and 0 < found.step < STEPS
 
 
+@pytest.mark.parametrize(("units", "passes"), [(1, True), (16, False)])
+def test_a_loss_that_is_rounded_the_other_way_passes(
+    units: int, passes: bool, original: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unit in the last place is no wrong loss, also where no training from moved parameters happens to stray."""
+    monkeypatch.setattr("mfubench.optimize.numbers.move_parameters", lambda module, roundoff, seed: None)
+
+    def moved(output: Any, batch: Any) -> Tensor:
+        loss = original.loss(output, batch)
+        unit = torch.nextafter(loss.detach(), torch.tensor(torch.inf)) - loss.detach()
+        return loss + units * unit
+
+    found = check_training(original, replace(build(SPEC).workload, loss=moved))
+    assert found.share > 0 and found.passed is passes
+
+
 # Chance -----------------------------------------------------------------------------------------------------------
 
 
