@@ -26,6 +26,7 @@ class Change:
     name: ClassVar[str]
     alters: ClassVar[str] = ""  # what of the training or the numbers it alters beyond rounding, in words
     exclusive: ClassVar[bool] = False  # one of its kind takes the place of another
+    trains: ClassVar[bool] = False  # it needs optimizers
 
     def excludes(self, other: "Change") -> bool:
         """Whether ``other`` is not worth trying once this is kept."""
@@ -44,12 +45,27 @@ class Change:
         """Change ``workload``'s input sets."""
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
-        """Change the live model and its optimizers, and hand out what undoes it."""
+        """Change the live model and its optimizers, and hand out what undoes it.
+
+        Raises:
+            BadInput: there is nothing in them to change.
+        """
         return lambda: None
 
     def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:
-        """The same in a training script, which has no spec; None where only the script itself can do it."""
-        return self.swap(model, optimizers)
+        """The same in a script, which has no spec, and maybe other optimizers or none.
+
+        None where only the script itself can do it.
+
+        Raises:
+            BadInput: there is nothing in the model to change.
+        """
+        try:
+            return self.swap(model, optimizers)
+        except BadInput:
+            if self.trains:
+                return None
+            raise
 
     def describe(self, description: dict[str, Any]) -> None:
         """Say in a workload's description what has changed."""
@@ -210,6 +226,8 @@ class BucketByLength(Change):
         """The same requests in another order."""
         from .rows import bucketed
 
+        if workload.needed is None:
+            raise BadInput(f"change {self.name}: the model makes its own batches, whose lengths only it knows")
         workload.inputs = bucketed(workload.inputs)
         workload.num_samples = [batch.num_requests for batch in workload.inputs]
 
@@ -231,6 +249,7 @@ class UpdateTogether(Change):
 
     name: ClassVar[str] = "optimizer"
     exclusive: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     how: str
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
@@ -249,6 +268,7 @@ class SparseGradients(Change):
     """Gradients of embedding tables hold the batch's rows only."""
 
     name: ClassVar[str] = "sparse_gradients"
+    trains: ClassVar[bool] = True
 
     def swap(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo:
         """Where the optimizer takes them."""
@@ -309,9 +329,9 @@ def from_plain(given: Mapping[str, Any]) -> Change:
         BadInput: an unknown change, or parameters that it does not have or does not take.
     """
     name = given.get("change")
-    if name not in CHANGES:
+    if not isinstance(name, str) or name not in CHANGES:
         raise BadInput(f"change {name!r} is unknown; this release knows: {', '.join(CHANGES)}")
-    kind = CHANGES[str(name)]
+    kind = CHANGES[name]
     types: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     parameters = {key: value for key, value in given.items() if key != "change"}
     if parameters.keys() != types.keys():

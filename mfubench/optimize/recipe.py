@@ -136,8 +136,15 @@ def prepare_with(spec: "WorkloadSpec", recipe: Recipe) -> "Workload":
         raise BadInput(f"--compile {spec.compile}: the recipe compiles already; leave --compile out")
     workload = build(wanted).workload
     recipe.check_model(workload.description)
-    require_kernels(recipe.changes, workload.module)
-    change_module(workload, recipe.changes)
+    require_runnable(recipe.changes, workload.module)
+    made = [change for change in recipe.changes if spec.mode == "train" or not change.trains]
+    try:
+        change_module(workload, made)
+    except BadInput as error:
+        raise BadInput(f"{recipe.file or 'the recipe'}: {error}") from None
+    for change in recipe.changes:
+        if change not in made:
+            workload.warnings.append(f"{change.title} of the recipe is left out: nothing is trained here")
     if recipe.judge != "time":
         workload.warnings.append(f"the recipe was judged by {recipe.judge} only: no speed was shown for it")
     return workload
@@ -172,10 +179,11 @@ def apply(
     """Apply a recipe to a live ``model`` and its ``optimizers``, in place; parameters and their names stay.
 
     What it hands out takes the recipe back, by ``undo()`` or as a context; the model then computes bit for bit what it
-    did. ``left`` names what a script must do itself, such as its batch size.
+    did. ``left`` names what a script must do itself: its batch size, or what its ``optimizers`` have no place for.
 
     Raises:
-        BadInput: no such recipe, or one for another model; a kernel that cannot run here. The model is left as it was.
+        BadInput: no such recipe, or one for another model; a change that cannot be made here. The model is left as it
+            was.
     """
     given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
     found = architecture(model)
@@ -184,7 +192,7 @@ def apply(
             f"{given.file or 'the recipe'} is for {given.model['model']}, architecture "
             f"{given.model['architecture']}; this model's is {found}; {AGAIN}"
         )
-    require_kernels(given.changes, model)
+    require_runnable(given.changes, model)
     undos: list[Undo] = []
     left = []
     try:
@@ -198,8 +206,8 @@ def apply(
     return Applied(together(undos), left)
 
 
-def require_kernels(changes: Sequence[Change], model: "nn.Module") -> None:
-    """Refuse changes to kernels that cannot run where ``model`` is.
+def require_runnable(changes: Sequence[Change], model: "nn.Module") -> None:
+    """Refuse changes to kernels and graphs that cannot run where ``model`` is.
 
     Raises:
         BadInput: saying why, for instance a package that is missing.
@@ -208,7 +216,7 @@ def require_kernels(changes: Sequence[Change], model: "nn.Module") -> None:
 
     from mfu_kernels import OPS, UnsupportedImpl
 
-    from .changes import UseImpl
+    from .changes import Compile, UseImpl
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     for change in changes:
@@ -217,3 +225,5 @@ def require_kernels(changes: Sequence[Change], model: "nn.Module") -> None:
                 OPS[change.op].choose(change.impl, device)
             except UnsupportedImpl as error:
                 raise BadInput(f"{change.title}: {error}") from None
+        if isinstance(change, Compile) and change.cudagraphs and device.type != "cuda":
+            raise BadInput(f"{change.title}: CUDA graphs need a CUDA device; here is none")

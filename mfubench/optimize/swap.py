@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
+from mfubench.errors import BadInput
 from mfubench.workload.patching import Undo, own_forward, patch, together
 from mfubench.workload.regions import Table, is_table
+
+
+def _all(undos: list[Undo], missing: str) -> Undo:
+    if not undos:
+        raise BadInput(f"nothing to change: {missing}")
+    return together(undos)
 
 
 def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Undo:
@@ -37,6 +44,9 @@ def use_impl(model: nn.Module, op: str, impl: str) -> Undo:
     Modules of the zoo choose by their attribute ``impl``. `torch_modules_of` says which of torch's stand for which op;
     calls of ``F.scaled_dot_product_attention`` without mask or dropout, on rows of one length, become
     ``window_attention`` without a window.
+
+    Raises:
+        BadInput: no module has the op.
     """
     undos = [patch(m, "impl", with_impl(m.impl, op, impl)) for m in model.modules() if _has_impl(m)]  # type: ignore[arg-type]
     for module in torch_modules_of(model, op):
@@ -44,7 +54,7 @@ def use_impl(model: nn.Module, op: str, impl: str) -> Undo:
         undos.append(patch(module, "_mfubench_impl", impl))
     if op == "window_attention":
         undos.append(_replace_in_forward(model, _attention_by(cast(Impl, impl))))
-    return together(undos)
+    return _all(undos, f"no module of the model has the op {op}")
 
 
 def _has_impl(module: nn.Module) -> bool:
@@ -117,7 +127,8 @@ def _replace_in_forward(model: nn.Module, attention: Callable[..., Tensor]) -> U
 
 def without_attention_weights(model: nn.Module) -> Undo:
     """Every ``nn.MultiheadAttention`` leaves out the weights that it returns, so that it can use a fused kernel."""
-    return together(patch(m, "forward", types.MethodType(_attend, m)) for m in attention_modules(model))
+    undos = [patch(m, "forward", types.MethodType(_attend, m)) for m in attention_modules(model)]
+    return _all(undos, "the model has no nn.MultiheadAttention with torch's own forward")
 
 
 def attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
@@ -147,7 +158,8 @@ def _attend(
 
 def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Undo:
     """Gradients of tables hold the rows of the batch only, where the optimizer takes such gradients."""
-    return together(patch(m, "sparse", True) for _, m in tables_to_make_sparse(model, optimizers))
+    undos = [patch(m, "sparse", True) for _, m in list(tables_to_make_sparse(model, optimizers))]
+    return _all(undos, "no table with dense gradients has an optimizer that takes row-sparse ones")
 
 
 def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, Table]]:
@@ -173,7 +185,7 @@ def update_together(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     for optimizer in looping_optimizers(model, optimizers, how):
         for group in (optimizer.defaults, *optimizer.param_groups):
             undos += [_set_item(group, "fused", how == "fused"), _set_item(group, "foreach", how == "foreach")]
-    return together(undos)
+    return _all(undos, f"no optimizer loops over its parameters and could update {how}")
 
 
 def _set_item(group: dict[str, Any], key: str, value: Any) -> Undo:

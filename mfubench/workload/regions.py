@@ -8,12 +8,16 @@ compiled, too, for where they are called past it; that costs nothing before, as 
 compiler follows the call. Tables with row-sparse gradients, which no compiler takes, stay eager.
 """
 
+import sys
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+
+from mfubench.errors import BadInput
 
 from .patching import Undo, own_forward, patch, together
 
@@ -35,8 +39,20 @@ def regions(model: nn.Module) -> list[nn.Module]:
 
 
 def class_name(module: nn.Module) -> str:
-    """What a region is called: the module's class, with its package."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """What a region is called: the module's class, with its package; a script's as others import it."""
+    package = type(module).__module__
+    return f"{_script() if package == '__main__' else package}.{type(module).__qualname__}"
+
+
+def _script() -> str:
+    """The name by which others import the script that runs: a model may be written in its own training script."""
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:  # python -m package.module
+        return main.__spec__.name
+    if getattr(main, "__file__", None) is None:  # typed in
+        return "__main__"
+    path = Path(str(main.__file__)).resolve().with_suffix("")
+    return ".".join(path.relative_to(Path.cwd()).parts) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def compile_region(
@@ -45,12 +61,17 @@ def compile_region(
     """Compile every module of the class ``region``, each by itself, all ``REGIONS``, or the whole ``MODEL`` as one.
 
     ``floats_change``: some float that the model reads, such as a temperature, may be another at each step.
+
+    Raises:
+        BadInput: no module of the model is of that class.
     """
+    roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
+    if not roots and region != REGIONS:
+        raise BadInput(f"nothing to compile: no module of the model is a {region}")
     settings = [] if floats_change else [constant_floats()]
     options = {"dynamic": dynamic, "mode": "reduce-overhead" if cudagraphs else None}
     if region == REGIONS:
         return together([*settings, compile_regions(model, **options)])
-    roots = [model] if region == MODEL else [m for m in model.modules() if class_name(m) == region]
     return together([*settings, *(compile_in_place(root, **options) for root in roots)])
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ GARBAGE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "another schema": (lambda text: text.replace("schema_version = 1", "schema_version = 7"), "schema_version 7"),
     "no model": (lambda text: text.replace("architecture", "house"), r"model\.architecture is missing"),
     "unknown change": (lambda text: text.replace('"impl"', '"magic"'), "change 'magic' is unknown.*compile"),
+    "a list for a name": (lambda text: text.replace('"impl"', '["impl"]'), r"change \['impl'\] is unknown"),
     "unknown op": (lambda text: text.replace('"layer_norm"', '"layer"'), "op 'layer' is unknown.*layer_norm"),
     "unknown impl": (lambda text: text.replace('"reference"', '"cuda"'), "no implementation 'cuda'.*reference"),
     "unknown dtype": (lambda text: text.replace('"bf16"', '"fp8"'), "dtype 'fp8'; allowed: bf16, tf32"),
@@ -241,6 +243,36 @@ def test_what_only_the_script_can_do_is_left_to_it() -> None:
     assert applied.left == ["batch_size 64", "bucket_by_length"] and model.bag.sparse
 
 
+@pytest.mark.parametrize("changes", [(UpdateTogether("fused"), SparseGradients()), (UpdateTogether("foreach"),)])
+def test_what_finds_no_optimizer_is_left_to_the_script(changes: tuple[Change, ...]) -> None:
+    model, optimizers = mine()
+    recipe = recipe_for(model, *changes, WithoutAttentionWeights())
+    assert mfubench.apply(model, recipe).left == [change.title for change in changes]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["foreach"] = True
+    model, _ = mine()
+    if UpdateTogether("foreach") in changes:
+        assert mfubench.apply(model, recipe, optimizers).left == ["optimizer foreach"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Compile("my.Tower"), "no module of the model is a my.Tower"),
+        (UseImpl("gdpa", "reference"), "no module of the model has the op gdpa"),
+        (WithoutAttentionWeights(), "no nn.MultiheadAttention"),
+        (Compile(MODEL, cudagraphs=True), "compile model, CUDA graphs: CUDA graphs need a CUDA device"),
+    ],
+)
+def test_a_change_with_nothing_to_change_is_refused(change: Change, message: str) -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(model.parameters(), foreach=False)]
+    before = hung_on(model, optimizers)
+    with pytest.raises(BadInput, match=message):
+        mfubench.apply(model, recipe_for(model, UpdateTogether("fused"), UseDtype("bf16"), change), optimizers)
+    assert hung_on(model, optimizers) == before
+
+
 def test_another_models_recipe_is_refused() -> None:
     recipe, (model, optimizers) = recipe_for(nn.Linear(2, 3), SparseGradients()), mine()
     before = hung_on(model, optimizers)
@@ -282,6 +314,36 @@ def test_a_profile_with_a_recipe_runs_what_it_says(workload: Workload, stand_in:
     assert stand_in.keys() == {"sum_kron_linear"} and (made.num_samples, made.dtype) == ([6, 6], "bf16")
     assert made.description["changes"] == [change.title for change in changes]
     assert any("judged by numbers only" in warning for warning in made.warnings)
+
+
+def test_where_nothing_is_trained_what_needs_optimizers_is_left_out(workload: Workload) -> None:
+    changes = (UpdateTogether("foreach"), UseBatchSize(6))
+    recipe = recipe_for(workload.module, *changes, description=workload.description)
+    made = prepare_with(replace(SPEC, batch_size=None, mode="infer"), recipe)
+    assert made.description["changes"] == ["batch_size 6"]
+    assert any("optimizer foreach of the recipe is left out" in warning for warning in made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (BucketByLength(), "recipe.toml: change bucket_by_length: the model makes its own batches"),
+        (Compile("my.Tower", dynamic=False), "recipe.toml: nothing to compile: .*my.Tower"),
+        (UpdateTogether("fused"), "recipe.toml: nothing to change: no optimizer loops"),
+    ],
+)
+def test_a_change_that_a_workload_has_no_place_for_is_refused(change: Change, message: str, tmp_path: Path) -> None:
+    spec = replace(SPEC, model="tests.mfubench.optimize.test_recipe:built", size=None)
+    made = build(spec).workload
+    recipe = read_recipe(written(tmp_path, recipe_for(made.module, change, description=made.description)))
+    with pytest.raises(BadInput, match=message):
+        prepare_with(spec, recipe)
+
+
+def built() -> tuple[Any, ...]:
+    """A model of one's own whose optimizer is fused already."""
+    adam = partial(torch.optim.Adam, fused=True)
+    return mine()[0], lambda size, device: (IDS,), None, lambda module: adam(module.parameters())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Regional compilation: what is compiled by itself, what shares a compilation, and that all of it can be undone."""
 
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfu_models import MODELS, model_spec
-from mfubench.workload.regions import compile_in_place, compile_regions, regions
+from mfubench.workload.regions import class_name, compile_in_place, compile_region, compile_regions, regions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # of its own
 D = 8
@@ -157,3 +160,26 @@ def test_tables_with_sparse_gradients_stay_eager(counter: Counter) -> None:
     assert model[0].rare.weight.grad.is_sparse and "forward" in vars(model[0].rare)
     undo()
     assert "forward" not in vars(model[0].rare)
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "name"),
+    [
+        (None, "train.py", "train"),
+        (None, "pack/train.py", "pack.train"),
+        (None, "/elsewhere/train.py", "train"),
+        ("pack.train", "/elsewhere/train.py", "pack.train"),
+        (None, None, "__main__"),
+    ],
+)
+def test_a_scripts_class_has_the_name_under_which_others_import_it(
+    module: str | None, file: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is written in its own training script has the same regions there as for who imports it."""
+    script = ModuleType("__main__")
+    script.__spec__ = module and ModuleSpec(module, None)  # type: ignore[assignment]
+    script.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setattr(Block, "__module__", "__main__")
+    assert class_name(Block()) == f"{name}.Block"
+    compile_region(Block(), f"{name}.Block", dynamic=False)()
