@@ -60,7 +60,12 @@ def read_log(file: Path) -> list[dict[str, Any]] | None:
     if not file.exists():
         return None
     facts = []
-    lines = file.read_text().split("\n")
+    try:
+        lines = file.read_text().split("\n")
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}; {ELSEWHERE}") from None
+    except ValueError:
+        raise no_log(file) from None
     for place, line in enumerate(lines):
         try:
             fact = json.loads(line)
@@ -69,8 +74,13 @@ def read_log(file: Path) -> list[dict[str, Any]] | None:
             if line and place < len(lines) - 1:
                 raise BadInput(f"{file}: line {place + 1} is no fact of a search; {ELSEWHERE}") from None
     if not facts or facts[0]["kind"] != "search" or facts[0].get("schema_version") != SCHEMA_VERSION:
-        raise BadInput(f"{file} is no log of this release; {ELSEWHERE}")
+        raise no_log(file)
     return None if facts[-1]["kind"] == "end" else facts
+
+
+def no_log(file: Path) -> BadInput:
+    """The error of a file whose facts are none of a search."""
+    return BadInput(f"{file} is no log of this release; {ELSEWHERE}")
 
 
 def require_same(file: Path, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

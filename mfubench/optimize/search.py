@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
-from mfubench.errors import MfubenchError, ToolBroke
+from mfubench.errors import BadInput, MfubenchError, ToolBroke
 from mfubench.run import Run, read_run, write_text
 from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import WorkloadSpec
@@ -17,7 +17,7 @@ from .changes import Change, Compile, added, from_plain, to_plain
 from .document import NotTried, Optimization, Step, step_of
 from .gain import ALPHA, Gain
 from .isolated import GaveUp, run_isolated
-from .log import FILE, Log, read_log, require_same
+from .log import FILE, Log, no_log, read_log, require_same
 from .recipe import Kept, Recipe
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .survey import OpUse, Survey
@@ -27,6 +27,7 @@ from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
 FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
 WITH_PLAIN_COMPILED = 0.25  # is enough where a trial of plain torch.compile has left its code in the compiler's cache
 WITHOUT_PLAIN = 0.25  # of the end, for start and end alone, where compiling the whole model takes longer
+OUTCOMES = ("recipe.toml", "optimize.json", "report.md", "report.html", "end/run.json")
 LEAST_S = 5.0  # less is left: no trial is begun
 Progress = Callable[[str, float], None]
 
@@ -122,9 +123,11 @@ class Search:
     def _begin(self) -> State:
         identity, run, survey = self._must(take_stock, self.plan.spec, "profiling the start")
         self.log.begin(self._identity(identity))
-        self.log.append("survey", {"survey": asdict(survey)})
         if self.plan.out is not None:
+            for outcome in OUTCOMES:  # of a search that ended here
+                (self.plan.out / outcome).unlink(missing_ok=True)
             _put_run(run, self.plan.out / "start")
+        self.log.append("survey", {"survey": asdict(survey)})
         return self._state(self._identity(identity), run, survey)
 
     def _take_up(self) -> State | None:
@@ -132,16 +135,20 @@ class Search:
         if self.log.file is None or self.plan.out is None:
             return None
         facts = read_log(self.log.file)
-        surveys = [fact["survey"] for fact in facts or () if fact["kind"] == "survey"]
-        if not facts or not surveys or not (self.plan.out / "start" / "run.json").exists():
+        try:
+            surveys = [_survey(fact["survey"]) for fact in facts or () if fact["kind"] == "survey"]
+            steps = [_logged(fact["step"]) for fact in facts or () if fact["kind"] == "step"]
+            logged = facts and {**facts[0]["identity"]}
+        except (AttributeError, BadInput, KeyError, TypeError):
+            raise no_log(self.log.file) from None
+        if not facts or not logged or not surveys or not (self.plan.out / "start" / "run.json").exists():
             return None
         identity = self._identity(self._must(identify, self.plan.spec, "looking at the model"))
-        require_same(self.log.file, facts[0]["identity"], identity)
-        state = self._state(identity, read_run(self.plan.out / "start"), _survey(surveys[-1]))
+        require_same(self.log.file, logged, identity)
+        state = self._state(identity, read_run(self.plan.out / "start"), surveys[-1])
         state.resumed = True
-        for fact in facts:
-            if fact["kind"] == "step":
-                state.take(Step(**fact["step"]))
+        for step in steps:
+            state.take(step)
         self.log.go_on(facts)
         return state
 
@@ -354,6 +361,12 @@ def _put_run(run: Run, folder: Path) -> None:
 def _survey(given: Mapping[str, Any]) -> Survey:
     ops = {name: OpUse(**use) for name, use in given["ops"].items()}
     return Survey(**{**given, "ops": ops})
+
+
+def _logged(given: Mapping[str, Any]) -> Step:
+    step = Step(**given)
+    from_plain(step.plain)  # which refuses what no release of ours wrote
+    return step
 
 
 def _step(state: State, proposal: Proposal, change: Change, trial: Trial, measured: Trial, seconds: float) -> Step:

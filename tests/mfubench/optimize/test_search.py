@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.optimize.changes import Compile, UseBatchSize, UseDtype, from_plain, to_plain
-from mfubench.optimize.document import Optimization
+from mfubench.optimize.document import Optimization, Step
 from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.log import FILE, read_log
 from mfubench.optimize.recipe import read_recipe
@@ -385,12 +385,47 @@ def test_another_searchs_log_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["nonsense\nmore\n", '{"kind": "step"}\n', '{"kind": "search", "schema_version": 99}\n']
+    "text", [b"nonsense\nmore\n", b'{"kind": "step"}\n', b'{"kind": "search", "schema_version": 99}\n', b"\xff\xfe\n"]
 )
-def test_what_is_no_log_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(text)
+def test_what_is_no_log_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(text)
     with pytest.raises(BadInput, match=FILE):
         read_log(tmp_path / FILE)
+
+
+def test_a_log_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(BadInput, match=f"cannot read .*{FILE}"):
+        read_log(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("place", "fact"),
+    [
+        (0, {"kind": "search", "schema_version": 1}),
+        (1, {"kind": "survey", "survey": {"ops": 3}}),
+        (2, {"kind": "step"}),
+        (2, {"kind": "step", "step": {"change": "compile Tower"}}),
+        (2, {"kind": "step", "step": dict.fromkeys(field.name for field in fields(Step))}),
+        (2, {"kind": "step", "step": {field.name: {"change": "magic"} for field in fields(Step)}}),
+    ],
+)
+def test_a_log_with_other_facts_is_refused_and_left_as_it_is(place: int, fact: dict[str, Any], tmp_path: Path) -> None:
+    interrupted(tmp_path, "compile Mixer")
+    lines = (tmp_path / FILE).read_text().splitlines()
+    lines[place] = json.dumps(fact)
+    (tmp_path / FILE).write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput, match=f"{FILE} is no log of this release; choose another --out"):
+        search(Answers(), tmp_path)
+    assert (tmp_path / FILE).read_text().splitlines() == lines
+
+
+def test_a_new_search_leaves_no_results_of_the_one_that_ended_there(tmp_path: Path) -> None:
+    search(Answers(), tmp_path)
+    assert (tmp_path / "recipe.toml").exists() and (tmp_path / "end" / "run.json").exists()
+    interrupted(tmp_path, "compile Mixer")
+    assert {path.name for path in tmp_path.rglob("*.*")} == {FILE, "run.json"}
+    assert [path.parent.name for path in tmp_path.rglob("run.json")] == ["start"]
 
 
 # Judged by numbers ------------------------------------------------------------------------------------------------
