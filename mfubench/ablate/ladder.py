@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -158,8 +159,8 @@ class Ladder:
             for change in document["changes"]:
                 if change["timings_ms"]:
                     pair = (change["before"], change["after"])
-                    self.found.timings[pair] = {side: change["timings_ms"][side] for side in ("before", "after")}
-        except (KeyError, TypeError):
+                    self.found.timings[pair] = _timings(change["timings_ms"], self.plan.spec.steps)
+        except (KeyError, TypeError, ValueError):
             raise BadInput(f"{folder / FILE} is no ablation of this release; {ELSEWHERE}") from None
 
     def _take_up_run(self, name: str, file: Path) -> None:
@@ -168,6 +169,14 @@ class Ladder:
             self.found.written.add(name)
         except BadInput as error:
             self.found.warnings.append(f"{error}: {name} was measured anew")
+
+
+def _timings(given: Mapping[str, list[float]], rounds: int) -> Timings:
+    """Both sides' timings, as they were written."""
+    found = {side: [float(ms) for ms in given[side]] for side in ("before", "after")}
+    if any(len(timings) != rounds or not all(0 < ms < inf for ms in timings) for timings in found.values()):
+        raise ValueError("no timings of such rounds")
+    return found
 
 
 def _free() -> None:
@@ -188,7 +197,7 @@ def _read(file: Path) -> Mapping[str, Any]:
             isinstance(document[key], kind) for key, kind in (("identity", dict), ("steps", list), ("changes", list))
         )
     except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+        raise BadInput(f"cannot read {file}: {error.strerror}; {ELSEWHERE}") from None
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:

@@ -239,6 +239,17 @@ def test_an_ablation_whose_inside_does_not_fit_is_refused(
         Ladder(SPEC, tmp_path)
 
 
+@pytest.mark.parametrize("timings", [["fast"] * 3, [1.0], [1.0, 2.0, 0.0], [1.0, 2.0, float("nan")], 3])
+def test_timings_that_are_none_are_refused(machine: Machine, tmp_path: Path, timings: Any) -> None:
+    climbed(tmp_path)
+    document = json.loads((tmp_path / FILE).read_text())
+    assert len(document["changes"][0]["timings_ms"]["after"]) == 3
+    document["changes"][0]["timings_ms"]["after"] = timings
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(BadInput, match=r"no ablation of this release; choose another --out"):
+        Ladder(SPEC, tmp_path)
+
+
 def test_a_lost_run_is_measured_anew_and_named(machine: Machine, tmp_path: Path) -> None:
     climbed(tmp_path)
     (tmp_path / "runs" / "+hsp" / "run.json").unlink()
