@@ -120,22 +120,16 @@ def _columns(steps: Sequence["Step"]) -> list[tuple[Column, list[str]]]:
         values = [None if step.row is None else read(step.row) for step in steps]
         return Column(header, numeric=True, brief=brief), fmt.column(values, unit=unit)
 
-    def plain(key: str) -> Number:
-        def read(row: "Row") -> float | None:
-            found: Estimate | None = getattr(row, key)
-            return None if found is None else found.value
-
-        return read
-
-    def shares(header: str, key: str) -> tuple[Column, list[str]]:
+    def shares(header: str, key: str, brief: bool = True) -> tuple[Column, list[str]]:
         found: list[Estimate | None] = [None if step.row is None else getattr(step.row, key) for step in steps]
-        return Column(header, numeric=True), [fmt.NOT_KNOWN if each is None else _percent(each) for each in found]
+        shown = [fmt.NOT_KNOWN if each is None else _percent(each) for each in found]
+        return Column(header, numeric=True, brief=brief), shown
 
     columns = [
         shares("MFU %", "mfu"),
         shares("MFU of measured peak %", "mfu_of_measured_peak"),
-        numbers("HFU %", plain("hfu"), 0.01, brief=False),
-        numbers("HFU of measured peak %", plain("hfu_of_measured_peak"), 0.01, brief=False),
+        shares("HFU %", "hfu", brief=False),
+        shares("HFU of measured peak %", "hfu_of_measured_peak", brief=False),
         numbers("model MFLOP a sample", lambda row: row.model_flops_per_sample, fmt.MEGA),
         numbers("parameters M", lambda row: row.num_params, fmt.MEGA),
         numbers("of these dense M", lambda row: row.dense_params, fmt.MEGA, brief=False),

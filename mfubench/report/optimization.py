@@ -46,8 +46,8 @@ def _headline(found: "Optimization") -> str:
     if found.judge != BY_NUMBERS and found.speedup is not None:
         parts.append(f"{_times(found.speedup)} times as fast for each sample as the start")
         plain = found.plain_compile["speedup"]
-        known = _times(plain) if plain else fmt.not_known(found.plain_compile["reason"])
-        parts.append(f"plain torch.compile of the whole model {known} times")
+        known = f"{_times(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
+        parts.append(f"plain torch.compile of the whole model {known}")
     return f"{'; '.join(parts)}; stopped: {found.stopped}"
 
 

@@ -294,7 +294,7 @@ def _dots(figure: Dots) -> "alt.LayerChart":
         "yOffset": alt.YOffset("series:N", sort=domain),
     }
     scale = alt.Scale(type="log", nice=False) if figure.ratios else alt.Scale(zero=True)
-    axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format=".0%", tickCount=8)
+    axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format="~%", tickCount=8)
     x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
     whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)
     points = (

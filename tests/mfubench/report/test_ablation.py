@@ -55,7 +55,7 @@ def test_every_step_has_its_numbers(machine: Any, render: Render) -> None:
     text = render(climbed())
     for name in ("interformer", "+towers", "+event_personalization", "+experts"):
         assert f" {name} 2604 [" in text
-    assert "+gdpa 2604 [2588, 2621] +6.25 % 41.0 [40.7, 41.3] 49.4 50.0 1.00 1.20 700" in text
+    assert "+gdpa 2604 [2588, 2621] +6.25 % 41.0 [40.7, 41.3] 49.4 [49.1, 49.7] 50.0 1.00 1.20 700" in text
 
 
 def test_the_headline_says_where_the_road_leads(machine: Any, render: Render) -> None:

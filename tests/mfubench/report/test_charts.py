@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mfubench.attribute.roofline import VERDICTS as KNOWN_VERDICTS
-from mfubench.figures import Figure, roofline, stacks, waterfall
+from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
 from mfubench.report.blocks import Chart, Items, Page, Section
 from mfubench.report.charts import svg, why_not
@@ -44,6 +44,14 @@ def test_a_chart_has_a_title_and_a_description_that_are_read_out(chart):
 def test_every_mark_says_what_it_is_when_pointed_at(chart):
     titles = [element.text for element in chart.iter(f"{TAG}title") if not element.get("id")]
     assert len(titles) > 5 and all(re.search(" ms|%|GB/s", title) for title in titles)
+
+
+@drawn
+def test_the_ticks_of_small_shares_differ():
+    dots = [Dot("a", "MFU", 0.004, 0.003, 0.005, "a: MFU 0.4 %"), Dot("b", "MFU", 0.006, 0.005, 0.007, "b: MFU 0.6 %")]
+    root = ElementTree.fromstring(svg(Chart("MFU", "Small.", Dots("MFU", dots, ratios=False)), "here"))
+    ticks = [element.text for element in root.iter(f"{TAG}text") if element.text and element.text.endswith("%")]
+    assert len(ticks) > 3 and len(set(ticks)) == len(ticks)
 
 
 @drawn

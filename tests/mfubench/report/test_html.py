@@ -72,6 +72,11 @@ def test_a_long_table_is_folded_and_nothing_of_it_is_lost():
     assert all(page.text.count(name) >= 2 for name in names)
 
 
+def test_a_name_is_folded_at_its_dots_and_a_number_is_not():
+    page = html.render([a_run(modules=[a_module("towers.clicks.blocks.attention"), a_module("a" * 30 + " 1.121")])])
+    assert "<wbr>.attention</th>" in page and "a" * 30 + " 1.121</th>" in page
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_palette_has_contrast(scheme):
     palette = palettes(html.render([a_run()]))[scheme]
