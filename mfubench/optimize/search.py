@@ -417,7 +417,7 @@ def _not_tried(state: State) -> list[NotTried]:
         if proposal.after is not None and not _reached(proposal, state):
             return f"{proposal.after.title} was not kept"
         if proposal.predicted_ms(state.cells) > WORTH * sum(state.cells.values()):
-            return "the time budget was spent before its turn"
+            return "the time budget was spent before it was decided"
         return "less than 1 % predicted"
 
     return [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
