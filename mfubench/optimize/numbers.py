@@ -91,10 +91,11 @@ def _check_batch(original: Workload, changed: Workload, name: str, batch: Any) -
 
 
 def results(workload: Workload, batch: Any) -> Results:
-    """Outputs and, where it trains, the gradient of every parameter, by name; nothing is left in the parameters."""
+    """Outputs and, where it trains, the gradient of every parameter, by name; nothing is left in the module."""
     for parameter in workload.module.parameters():
         parameter.grad = None
-    output, _ = run_passes(workload, batch)
+    with _buffers_kept(workload.module):
+        output, _ = run_passes(workload, batch)
     found = {f"output {place}": tensor.detach() for place, tensor in enumerate(tensors_in(output))}
     for name, parameter in workload.module.named_parameters():
         if parameter.grad is not None:
@@ -259,11 +260,26 @@ def _kept(workload: Workload) -> Iterator[None]:
     module = copy.deepcopy(workload.module.state_dict())
     optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in workload.optimizers]
     try:
-        yield
+        with _buffers_kept(workload.module):
+            yield
     finally:
         workload.module.load_state_dict(module)
         for optimizer, state in zip(workload.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(state)
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer, in the state dict or not, is and holds what it was: a step may count, or average."""
+    named = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
+    values = [buffer.clone() for _, _, buffer in named]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (owner, name, buffer), value in zip(named, values, strict=True):
+                owner._buffers[name] = buffer
+                buffer.copy_(value)
 
 
 # Chance -----------------------------------------------------------------------------------------------------------

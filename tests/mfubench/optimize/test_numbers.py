@@ -209,6 +209,43 @@ def test_a_loss_that_is_rounded_the_other_way_passes(
     assert found.share > 0 and found.passed is passes
 
 
+# State ------------------------------------------------------------------------------------------------------------
+
+
+class Counts(nn.Module):
+    """What it computes depends on how often it was called, in a buffer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 1)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.average = 0.5 * self.average + 0.5 * x.mean(0)
+        return self.linear(x - self.average) * (1 + self.calls)
+
+
+def test_a_model_that_changes_its_own_state_is_held_against_itself(original: Workload) -> None:
+    one, other = random_workload(original, Counts)
+    state = {name: (buffer, buffer.clone()) for name, buffer in one.module.named_buffers()}
+    results(other, other.inputs[0])  # as where it is compiled
+    found = check_results(one, other, {"a batch": one.inputs[0]})
+    assert found.share <= 0.25
+    trained = check_training(one, other)
+    assert trained.share == 0.0
+    for name, (buffer, value) in state.items():
+        assert one.module.get_buffer(name) is buffer and torch.equal(buffer, value)
+
+
+def test_its_state_is_no_noise_that_hides_what_is_wrong(original: Workload) -> None:
+    one, other = random_workload(original, Counts)
+    forward = replace(other, forward=lambda model, batch: model(*batch) * (1 + 1e-4))
+    assert not check_results(one, forward, {"a batch": one.inputs[0]}).passed
+    assert not check_training(one, forward).passed
+
+
 # Chance -----------------------------------------------------------------------------------------------------------
 
 
