@@ -27,7 +27,6 @@ from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
 FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
 WITH_PLAIN_COMPILED = 0.25  # is enough where a trial of plain torch.compile has left its code in the compiler's cache
 WITHOUT_PLAIN = 0.25  # of the end, for start and end alone, where compiling the whole model takes longer
-OUTCOMES = ("recipe.toml", "optimize.json", "report.md", "report.html", "end/run.json")
 LEAST_S = 5.0  # less is left: no trial is begun
 Progress = Callable[[str, float], None]
 
@@ -124,8 +123,6 @@ class Search:
         identity, run, survey = self._must(take_stock, self.plan.spec, "profiling the start")
         self.log.begin(self._identity(identity))
         if self.plan.out is not None:
-            for outcome in OUTCOMES:  # of a search that ended here
-                (self.plan.out / outcome).unlink(missing_ok=True)
             _put_run(run, self.plan.out / "start")
         self.log.append("survey", {"survey": asdict(survey)})
         return self._state(self._identity(identity), run, survey)
@@ -322,6 +319,8 @@ class Search:
         assert self.plan.out is not None
         if end.run is not None:
             _put_run(end.run, self.plan.out / "end")
+        else:  # an earlier search's end is not this one's
+            (self.plan.out / "end" / "run.json").unlink(missing_ok=True)
         recipe = self._recipe(state, document)
         recipe.write(self.plan.out / "recipe.toml")
         write_text(self.plan.out / "optimize.json", document.to_json())

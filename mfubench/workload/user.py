@@ -81,10 +81,10 @@ class _Model(NamedTuple):
 
 
 def _build(name: str) -> _Model:
-    function = named_function(name, SIGNATURE)
-    _require_signature(name, function, 0, "build()")
+    build = named_function(name, SIGNATURE)
+    _require_signature(name, build, 0, "build()")
     try:
-        built = function()
+        built = build()
     except Exception as error:
         raise BadInput(f"{name} raised {short(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):

@@ -420,12 +420,25 @@ def test_a_log_with_other_facts_is_refused_and_left_as_it_is(place: int, fact: d
     assert (tmp_path / FILE).read_text().splitlines() == lines
 
 
-def test_a_new_search_leaves_no_results_of_the_one_that_ended_there(tmp_path: Path) -> None:
+class NoTime(Answers):
+    """For the end's profile."""
+
+    def __call__(self, task: Any, argument: Any, **limits: Any) -> Any:
+        if task is profile_changed:
+            raise GaveUp("given up after 9 s")
+        return super().__call__(task, argument, **limits)
+
+
+def test_results_of_a_search_that_ended_stay_until_a_new_one_has_its_own(tmp_path: Path) -> None:
+    """And no end of the one is left beside the other."""
     search(Answers(), tmp_path)
-    assert (tmp_path / "recipe.toml").exists() and (tmp_path / "end" / "run.json").exists()
+    recipe, end = tmp_path / "recipe.toml", tmp_path / "end" / "run.json"
+    before = recipe.read_bytes()
     interrupted(tmp_path, "compile Mixer")
-    assert {path.name for path in tmp_path.rglob("*.*")} == {FILE, "run.json"}
-    assert [path.parent.name for path in tmp_path.rglob("run.json")] == ["start"]
+    assert recipe.read_bytes() == before and end.exists()
+    found = search(NoTime(trials={"compile Mixer": refused("no")}), tmp_path)
+    assert "the end was not profiled: given up after 9 s" in found.notes
+    assert recipe.exists() and not end.exists()
 
 
 # Judged by numbers ------------------------------------------------------------------------------------------------
