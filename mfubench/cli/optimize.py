@@ -96,8 +96,8 @@ def optimize(
     budget_s = seconds("--budget", budget)
     compile_s = COMPILE_SHARE * budget_s if compile_budget is None else seconds("--compile-budget", compile_budget)
     writable_folder(out)
-    from mfubench.optimize.search import Plan
     from mfubench.optimize.search import optimize as search
+    from mfubench.optimize.state import Plan
     from mfubench.optimize.trial import Judge
     from mfubench.report import write_page
     from mfubench.report.optimization import optimization_page

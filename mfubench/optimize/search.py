@@ -1,28 +1,25 @@
 """The search: profile, try what is predicted to win most, keep what is proved, until nothing is left or time is up."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from time import monotonic
 from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, ToolBroke
-from mfubench.run import Run, read_run, write_text
-from mfubench.workload.regions import MODEL
-from mfubench.workload.spec import WorkloadSpec
+from mfubench.run import Run, read_run
 
-from .changes import Change, Compile, added, from_plain, to_plain
-from .document import NotTried, Optimization, Step, step_of
-from .gain import ALPHA, Gain
+from .changes import Change, added, from_plain, to_plain
+from .document import Optimization, Step
+from .gain import ALPHA
 from .isolated import GaveUp, run_isolated
 from .log import FILE, Log, no_log, read_log, require_same
-from .recipe import Kept, Recipe
+from .outcome import End, document_of, put_run, write
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
+from .state import Plan, State, step_taken
 from .survey import OpUse, Survey
-from .tasks import Ends, Finale, finale, identify, profile_changed, take_stock
-from .trial import COMPILING, Judge, Request, Trial, confirm, try_change
+from .tasks import Finale, finale, identify, profile_changed, take_stock
+from .trial import COMPILING, Request, Trial, confirm, try_change
 
 FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
 WITH_PLAIN_COMPILED = 0.25  # is enough where a trial of plain torch.compile has left its code in the compiler's cache
@@ -36,49 +33,6 @@ class Runner(Protocol):
 
     def __call__(self, task: Any, argument: Any, *, limit_s: float, phase_limits: Any = ..., tell: Any = ...) -> Any:
         """The task's result; raises GaveUp."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to search and how long: ``compile_s`` is what compiling may take in one trial."""
-
-    spec: WorkloadSpec
-    out: Path | None = None
-    budget_s: float = 600.0
-    compile_s: float = 240.0
-    judge: Judge = "time"
-
-
-@dataclass(slots=True)
-class State:
-    """Where a search stands."""
-
-    identity: Mapping[str, Any]
-    run: Run
-    survey: Survey
-    cells: Cells
-    waiting: list[Proposal]
-    alpha: float
-    steps: list[Step] = field(default_factory=list)
-    kept: tuple[Change, ...] = ()
-    resumed: bool = False
-
-    @property
-    def plain(self) -> Change:
-        """Plain torch.compile of the whole model, which is a change like others and what the end is shown beside."""
-        return Compile(MODEL, dynamic=self.survey.shapes_vary)
-
-    def take(self, step: Step) -> None:
-        """A trial has ended."""
-        change = from_plain(step.plain)
-        self.steps.append(step)
-        proposal = next((p for p in self.waiting if p.change == change), None)
-        self.waiting = [p for p in self.waiting if p.change != change]
-        if step.kept:
-            self.kept = added(self.kept, change)
-            if proposal is not None:
-                proposal.take(self.cells, step.measured_ms)
-            self.waiting = [p for p in self.waiting if p.change is None or not change.excludes(p.change)]
 
 
 def optimize(plan: Plan, *, progress: Progress = lambda stage, done: None, run: Runner = run_isolated) -> Optimization:
@@ -111,11 +65,11 @@ class Search:
         state = self._take_up() or self._begin()
         stopped = self._try_all(state)
         end = self._finish(state)
-        document = self._document(state, stopped, end)
+        found = document_of(self.plan, state, stopped, end, self.seconds)
         if self.plan.out is not None:
-            self._write(state, document, end)
+            write(self.plan.out, self.plan, state, found, end)
         self.log.append("end", {"stopped": stopped})
-        return document
+        return found
 
     # The beginning
 
@@ -123,7 +77,7 @@ class Search:
         identity, run, survey = self._must(take_stock, self.plan.spec, "profiling the start")
         self.log.begin(self._identity(identity))
         if self.plan.out is not None:
-            _put_run(run, self.plan.out / "start")
+            put_run(run, self.plan.out / "start")
         self.log.append("survey", {"survey": asdict(survey)})
         return self._state(self._identity(identity), run, survey)
 
@@ -186,7 +140,7 @@ class Search:
         self.log.append("step", {"step": asdict(step)})
 
     def _next(self, state: State) -> Proposal | None:
-        worth = [p for p in state.waiting if p.change and _reached(p, state) and self._worth(p, state.cells)]
+        worth = [p for p in state.waiting if p.change and state.reaches(p) and self._worth(p, state.cells)]
         open_ = [p for p in worth if not any(other.change in p.behind for other in worth)]
         return max(open_, key=lambda p: p.predicted_ms(state.cells), default=None)
 
@@ -203,7 +157,7 @@ class Search:
             if again is None:
                 return None
             measured, trial.refused = (again if again.logs else trial), again.refused
-        return _step(state, proposal, change, trial, measured, self.seconds - began)
+        return step_taken(state, proposal, change, trial, measured, self.seconds - began)
 
     def _attempt(self, task: Any, request: Request, title: str, deadline: float) -> Trial | None:
         """What the task found, also where it broke; None if the budget ended in it."""
@@ -231,12 +185,12 @@ class Search:
 
     # The end
 
-    def _finish(self, state: State) -> "_End":
+    def _finish(self, state: State) -> End:
         """The end beside start and plain torch.compile, or start alone; with the time that is left, its profile.
 
         The profile compiles what was kept once more, which `mfubench profile --recipe` can do at any time.
         """
-        end = _End()
+        end = End()
         if self.plan.judge == "time":
             self._compare(state, end, plain=True)
             if state.kept and not end.timed.gains:
@@ -248,7 +202,7 @@ class Search:
             self._profile_end(state, end)
         return end
 
-    def _profile_end(self, state: State, end: "_End") -> None:
+    def _profile_end(self, state: State, end: End) -> None:
         self.progress("profiling the end")
         request = Finale(self.plan.spec, state.kept)
         try:
@@ -259,7 +213,7 @@ class Search:
     def _left(self) -> float:
         return max(LEAST_S, self.plan.budget_s - self.seconds)
 
-    def _compare(self, state: State, end: "_End", *, plain: bool) -> None:
+    def _compare(self, state: State, end: End, *, plain: bool) -> None:
         """Start and end in turn, with ``plain`` also plain torch.compile."""
         request = Finale(self.plan.spec, state.kept, state.plain if plain else None)
         stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
@@ -273,7 +227,7 @@ class Search:
             else:
                 end.notes.append(f"start and end were not timed in turn: {error}")
 
-    def _consider_plain(self, state: State, end: "_End") -> None:
+    def _consider_plain(self, state: State, end: End) -> None:
         """Plain torch.compile that is faster than what was kept is tried as every change is, in what time is left."""
         if not _behind_plain(end.timed.gains) or state.plain in state.kept:
             return
@@ -289,73 +243,6 @@ class Search:
         why = f"it was refused: {tried.reason}" if tried else "a longer --budget gives time to check its numbers"
         end.notes.append(f"plain torch.compile of the whole model is faster than what was kept; {why}")
 
-    def _document(self, state: State, stopped: str, end: "_End") -> Optimization:
-        plain = end.timed.gains.get("plain")
-        nothing_kept = dict.fromkeys(("median", "ci95_low", "ci95_high"), 1.0)
-        unchanged = None if state.kept or self.plan.judge != "time" else nothing_kept
-        start = json.loads(state.run.to_json())
-        return Optimization(
-            workload=state.run.workload,
-            environment=state.run.environment,
-            judge=self.plan.judge,
-            budget_s=self.plan.budget_s,
-            seconds=self.seconds,
-            stopped=stopped,
-            speedup=end.timed.gains.get("end", unchanged),
-            plain_compile={"speedup": plain, "reason": None if plain else end.why_no_plain},
-            over_plain_compile=end.timed.gains.get("end over plain"),
-            in_turn=end.timed.steps,
-            steps=state.steps,
-            not_tried=_not_tried(state),
-            kept=[change.title for change in state.kept],
-            alters=[f"{change.title}: {change.alters}" for change in state.kept if change.alters],
-            start=step_of(start),
-            end=step_of(json.loads(end.run.to_json())) if end.run else None,
-            notes=[*end.notes, *_notes(self.plan.judge, state)],
-            resumed=state.resumed,
-        )
-
-    def _write(self, state: State, document: Optimization, end: "_End") -> None:
-        assert self.plan.out is not None
-        if end.run is not None:
-            _put_run(end.run, self.plan.out / "end")
-        else:  # an earlier search's end is not this one's
-            (self.plan.out / "end" / "run.json").unlink(missing_ok=True)
-        recipe = self._recipe(state, document)
-        recipe.write(self.plan.out / "recipe.toml")
-        write_text(self.plan.out / "optimize.json", document.to_json())
-
-    def _recipe(self, state: State, document: Optimization) -> Recipe:
-        description = state.run.workload
-        gains = {json.dumps(step.plain): step.speedup for step in state.steps if step.kept}
-        measured = {
-            **{key: description[key] for key in ("mode", "dtype", "device", "batch_size", "data", "data_hash")},
-            **{key: state.run.environment[key] for key in ("device_name", "torch", "triton", "date")},
-            "speedup": document.speedup,
-        }
-        model = {key: description[key] for key in ("model", "size", "model_hash")}
-        return Recipe(
-            {**model, "architecture": state.identity["architecture"]},
-            measured,
-            self.plan.judge,
-            tuple(Kept(change, gains.get(json.dumps(to_plain(change)))) for change in state.kept),
-        )
-
-
-@dataclass(slots=True)
-class _End:
-    """What the end brought."""
-
-    timed: Ends = field(default_factory=Ends)
-    why_no_plain: str = ""
-    run: Run | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def _put_run(run: Run, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", run.to_json())
-
 
 def _survey(given: Mapping[str, Any]) -> Survey:
     ops = {name: OpUse(**use) for name, use in given["ops"].items()}
@@ -368,64 +255,8 @@ def _logged(given: Mapping[str, Any]) -> Step:
     return step
 
 
-def _step(state: State, proposal: Proposal, change: Change, trial: Trial, measured: Trial, seconds: float) -> Step:
-    gain = Gain.of(measured.logs, 0.05) if measured.logs else None
-    old_ms = measured.old_ms or 0.0
-
-    def won(ratio: float) -> float:
-        return old_ms * (1 - 1 / ratio)
-
-    return Step(
-        change=proposal.title,
-        plain=to_plain(change),
-        cause=proposal.cause(state.cells),
-        predicted_ms=proposal.predicted_ms(state.cells),
-        measured_ms=won(gain.ratio) if gain else None,
-        ci95=[won(gain.low), won(gain.high)] if gain else None,
-        speedup=gain.speedup if gain else None,
-        kept=trial.refused is None,
-        reason=trial.refused or _why_kept(gain),
-        alters=change.alters,
-        numbers=trial.numbers,
-        seconds=seconds,
-    )
-
-
-def _why_kept(gain: Gain | None) -> str:
-    if gain is None:
-        return "numbers right; time not judged"
-    return f"numbers right; {gain.ratio:.3f} times as fast, confirmed in a fresh process"
-
-
-def _reached(proposal: Proposal, state: State) -> bool:
-    """Whether what it goes further than is kept."""
-    return proposal.after is None or proposal.after in state.kept
-
-
 def _behind_plain(gains: Mapping[str, Mapping[str, float]]) -> bool:
     """Whether plain torch.compile was faster than the end, or with nothing kept than the start, by more than 1 %."""
     if "end over plain" in gains:
         return gains["end over plain"]["ci95_high"] < 1 / (1 + WORTH)
     return "plain" in gains and gains["plain"]["ci95_low"] > 1 + WORTH
-
-
-def _not_tried(state: State) -> list[NotTried]:
-    def why(proposal: Proposal) -> str:
-        if proposal.why_not:
-            return proposal.why_not
-        if proposal.after is not None and not _reached(proposal, state):
-            return f"{proposal.after.title} was not kept"
-        if proposal.predicted_ms(state.cells) > WORTH * sum(state.cells.values()):
-            return "the time budget was spent before it was decided"
-        return "less than 1 % predicted"
-
-    return [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
-
-
-def _notes(judge: str, state: State) -> Sequence[str]:
-    notes = []
-    if judge == "numbers":
-        notes.append("--judge numbers: kept by their numbers alone; no time was judged, and no speed is claimed")
-    if state.resumed:
-        notes.append("resumed: trials from the log were not repeated")
-    return notes

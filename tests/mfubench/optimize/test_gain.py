@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mfubench.optimize.gain import ALPHA, LOOKS, Gain, log_ratios, measure_gain
-from mfubench.optimize.search import Plan, optimize
+from mfubench.optimize.search import optimize
+from mfubench.optimize.state import Plan
 from mfubench.optimize.tasks import Ends, finale, profile_changed, take_stock
 from mfubench.optimize.trial import Request, Trial, confirm, judge_time
 from mfubench.workload.spec import WorkloadSpec

@@ -15,7 +15,8 @@ from mfubench.optimize.document import Optimization, Step
 from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.log import FILE, read_log
 from mfubench.optimize.recipe import read_recipe
-from mfubench.optimize.search import Plan, optimize
+from mfubench.optimize.search import optimize
+from mfubench.optimize.state import Plan
 from mfubench.optimize.survey import OpUse, Survey
 from mfubench.optimize.tasks import Ends, finale, identify, profile_changed, take_stock
 from mfubench.optimize.trial import Trial, confirm, try_change

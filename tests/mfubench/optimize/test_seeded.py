@@ -16,7 +16,8 @@ from mfubench.optimize.document import Optimization
 from mfubench.optimize.isolated import GaveUp, run_isolated
 from mfubench.optimize.log import FILE
 from mfubench.optimize.recipe import read_recipe
-from mfubench.optimize.search import Plan, optimize
+from mfubench.optimize.search import optimize
+from mfubench.optimize.state import Plan
 from mfubench.optimize.tasks import finale, take_stock
 from mfubench.optimize.trial import confirm, try_change
 from mfubench.workload.regions import class_name
