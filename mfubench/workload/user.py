@@ -85,7 +85,7 @@ def _build(name: str) -> _Model:
     _require_signature(name, build, 0, "build()")
     try:
         built = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{name} raised {short(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
@@ -107,7 +107,7 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
     """What the user's function made of the module that is on its device now: one optimizer, or several."""
     try:
         made = function(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{name}: optimizers(module) raised {short(error)}") from error
     listed = [made] if isinstance(made, torch.optim.Optimizer) else made
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
@@ -127,7 +127,7 @@ def _require_signature(name: str, function: Callable[..., Any], arity: int, want
 def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.device) -> Any:
     try:
         batch = make_batch(batch_size, device)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"make_batch({batch_size}, {device}) raised {short(error)}") from error
     if not isinstance(batch, (tuple, Mapping)):
         raise BadInput(

@@ -147,6 +147,11 @@ USER_MODULES = {
     ),
     "shapes not known yet": ("def build():\n    return nn.LazyLinear(1), lambda b, d: (torch.ones(b, 2),)", ["lazy"]),
     "leaves at import": ("raise SystemExit('a script')\ndef build(): ...", ["cannot import", "a script"]),
+    "leaves at work": ("def build():\n    raise SystemExit(3)", ["raised SystemExit: 3"]),
+    "leaves with a batch": (
+        "def build():\n    return nn.Linear(2, 1), lambda b, d: exit(3)",
+        ["make_batch(32, cpu) raised SystemExit: 3"],
+    ),
     "nothing to differentiate": ("def build():\n    return nn.Identity(), lambda b, d: (torch.ones(b, 3),)", ["infer"]),
 }
 
