@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
-from mfubench.errors import BadInput, MfubenchError, ToolBroke
+from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
 from mfubench.run import Run, read_run
 
 from .changes import Change, added, from_plain, to_plain
@@ -181,6 +181,8 @@ class Search:
         try:
             return self.run(task, argument, limit_s=self.plan.budget_s, tell=lambda phase: None)
         except GaveUp as error:
+            if self.seconds >= self.plan.budget_s:
+                raise TimeUp(f"{stage}: {error}; give a longer --budget") from error
             raise ToolBroke(f"{stage}: {error}") from error
 
     # The end

@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 
-from mfubench.errors import BadInput, ToolBroke
+from mfubench.errors import BadInput, TimeUp, ToolBroke
 from mfubench.optimize.changes import Compile, UseBatchSize, UseDtype, from_plain, to_plain
 from mfubench.optimize.document import Optimization, Step
 from mfubench.optimize.isolated import GaveUp
@@ -303,6 +304,16 @@ def test_a_profile_that_breaks_is_the_tools_fault() -> None:
 
     with pytest.raises(ToolBroke, match="SIGSEGV"):
         search(Broken())
+
+
+def test_a_budget_that_ends_in_the_profile_is_the_users_to_mend() -> None:
+    class Slow(Answers):
+        def __call__(self, task: Any, argument: Any, **limits: Any) -> Any:
+            sleep(0.05)
+            raise GaveUp("given up after 0.05 s, while profiling")
+
+    with pytest.raises(TimeUp, match="while profiling; give a longer --budget"):
+        search(Slow(), budget_s=0.05)
 
 
 def test_the_folder_holds_everything(tmp_path: Path) -> None:
