@@ -4,6 +4,7 @@ A swap patches instances, never classes, and hands out what undoes it; undone in
 for bit what it did. Parameters, their names and the state dict stay as they are.
 """
 
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -111,15 +112,24 @@ def _attention_by(impl: Impl) -> Callable[..., Tensor]:
 
 def _replace_in_forward(model: nn.Module, attention: Callable[..., Tensor]) -> Undo:
     """While ``model`` runs its forward, torch's attention is ``attention``; nobody else's changes."""
+    places = [(F, "scaled_dot_product_attention"), *_imported(model, F.scaled_dot_product_attention)]
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        undo = patch(F, "scaled_dot_product_attention", attention)
+        undo = together([patch(namespace, name, attention) for namespace, name in places])
         try:
             return forward(*args, **kwargs)
         finally:
             undo()
 
     return wrap_forward(model, around)
+
+
+def _imported(model: nn.Module, function: Callable[..., Any]) -> list[tuple[Any, str]]:
+    """Where the files of the model's own classes have torch's ``function`` under a name of theirs."""
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    own = {base.__module__ for base in classes if base.__module__.partition(".")[0] != "torch"}
+    files = [sys.modules[name] for name in sorted(own & sys.modules.keys())]
+    return [(file, name) for file in files for name, value in vars(file).items() if value is function]
 
 
 # Modules and optimizers -------------------------------------------------------------------------------------------

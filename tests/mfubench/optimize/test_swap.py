@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as attend
 
 import mfu_kernels
 from mfu_kernels import OPS
@@ -141,6 +142,20 @@ def test_torchs_attention_runs_on_the_op(options: dict[str, Any], stand_in: dict
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
     assert stand_in == {"window_attention": 1}
     assert F.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention  # outside, as it was
+    undo()
+    assert torch.equal(model(x), before) and stand_in == {"window_attention": 1}
+
+
+def test_torchs_attention_is_found_under_a_name_of_ones_own(stand_in: dict[str, int]) -> None:
+    class AttendsByName(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return attend(x, x, x)
+
+    model, x = AttendsByName(), torch.randn(2, 3, 5, 4)
+    before = model(x)
+    undo = swap.use_impl(model, "window_attention", STAND_IN)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    assert stand_in == {"window_attention": 1} and attend is F.scaled_dot_product_attention
     undo()
     assert torch.equal(model(x), before) and stand_in == {"window_attention": 1}
 
