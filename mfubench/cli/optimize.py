@@ -96,6 +96,7 @@ def optimize(
     budget_s = seconds("--budget", budget)
     compile_s = COMPILE_SHARE * budget_s if compile_budget is None else seconds("--compile-budget", compile_budget)
     writable_folder(out)
+    from mfubench.optimize.log import FILE
     from mfubench.optimize.search import optimize as search
     from mfubench.optimize.state import Plan
     from mfubench.optimize.trial import Judge
@@ -107,7 +108,7 @@ def optimize(
         with stages(quiet=quiet, verbose=verbose) as progress:
             found = search(Plan(spec, out, budget_s, compile_s, cast(Judge, judge)), progress=progress)
     except KeyboardInterrupt:
-        if out is not None and out.exists():
+        if out is not None and (out / FILE).exists():
             print(f"mfubench: the same command goes on from what {out} keeps", file=sys.stderr)
         raise
     page = optimization_page(found)

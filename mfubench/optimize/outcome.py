@@ -96,7 +96,8 @@ def _not_tried(state: State) -> list[NotTried]:
             return "the time budget was spent before it was decided"
         return "less than 1 % predicted"
 
-    return [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
+    listed = [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
+    return sorted(listed, key=lambda each: -each.predicted_ms)
 
 
 def _notes(judge: str, state: State) -> Sequence[str]:

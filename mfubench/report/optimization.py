@@ -23,7 +23,7 @@ def optimization_page(found: "Optimization") -> Page:
         warnings=warnings,
         sections=[
             Section("Start, end, and plain torch.compile", [_ends(found)], brief=True),
-            Section("What was tried, in order", [_steps(found.steps)], brief=True),
+            Section("What was tried, in order", [_steps(found.steps, found.kept)], brief=True),
             Section("What was not tried", [_not_tried(found.not_tried)], brief=True),
             Section("Numbers", [_numbers(found.steps)]),
             Section("Notes", [Items(found.notes or ["None."])]),
@@ -84,7 +84,7 @@ def _step_time(step: dict[str, Any]) -> str:
     return f"{shown}, {fmt.number(step['samples_per_s'])} samples/s"
 
 
-def _steps(steps: "list[Step]") -> Block:
+def _steps(steps: "list[Step]", kept: list[str]) -> Block:
     if not steps:
         return Items(["Nothing was tried."])
     measured = [fmt.NOT_KNOWN if s.measured_ms is None or s.ci95 is None else _ms(s.measured_ms, s.ci95) for s in steps]
@@ -96,12 +96,19 @@ def _steps(steps: "list[Step]") -> Block:
             (Column("cause"), [step.cause for step in steps]),
             (Column("predicted ms", numeric=True), fmt.column([step.predicted_ms for step in steps])),
             (Column("measured ms", numeric=True), measured),
-            (Column("kept"), ["yes" if step.kept else "no" for step in steps]),
+            (Column("kept"), [_kept(step, kept) for step in steps]),
             (Column("why"), [step.reason for step in steps]),
             (Column("alters", brief=False), [step.alters for step in steps]),
             (Column("seconds", numeric=True, brief=False), fmt.column([step.seconds for step in steps])),
         ],
     )
+
+
+def _kept(step: "Step", kept: list[str]) -> str:
+    """A change that a later one took the place of was kept until then."""
+    if not step.kept:
+        return "no"
+    return "yes" if step.change in kept else "replaced"
 
 
 def _ms(measured: float, ci95: list[float]) -> str:

@@ -22,6 +22,7 @@ from mfubench.optimize.survey import OpUse, Survey
 from mfubench.optimize.tasks import Ends, finale, identify, profile_changed, take_stock
 from mfubench.optimize.trial import Trial, confirm, try_change
 from mfubench.report import write_page
+from mfubench.report.blocks import Table
 from mfubench.report.optimization import optimization_page
 from mfubench.run import Run, read_run
 from mfubench.workload.spec import WorkloadSpec
@@ -146,6 +147,15 @@ def test_the_whole_model_is_compiled_after_its_parts_for_what_they_left() -> Non
     titles = [step.change for step in found.steps]
     assert titles.index("compile Mixer") < titles.index("compile model")
     assert "compile model" in found.kept and not {"compile Tower", "compile Mixer"} & set(found.kept)
+    (tried,) = (s.blocks[0] for s in optimization_page(found).sections if s.title.startswith("What was tried"))
+    assert isinstance(tried, Table)
+    kept = {row[0]: row[[column.header for column in tried.columns].index("kept")] for row in tried.rows}
+    assert (kept["compile Tower"], kept["compile model"]) == ("replaced", "yes")
+
+
+def test_what_was_not_tried_is_listed_by_what_it_could_still_win() -> None:
+    won = [each.predicted_ms for each in search(Answers(), budget_s=1.0).not_tried]
+    assert won == sorted(won, reverse=True) and len(set(won)) > 3
 
 
 def test_what_is_predicted_below_one_percent_is_not_tried() -> None:
