@@ -38,7 +38,7 @@ EXAMPLES = Examples(
     factors={
         "lengths": EDGE_LENGTHS,
         "keys": (64, 1, 3, 17, 100, 128, 256, 257),
-        "d": (64, 8, 20, 128),
+        "d": (64, 8, 20, 128, 256),
         "heads": (2, 1),
         "activation": ("gelu_tanh", *(name for name in ACTIVATIONS if name != "gelu_tanh")),
         "mixed": (False, True),

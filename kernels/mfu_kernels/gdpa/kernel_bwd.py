@@ -137,7 +137,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     small = [(few, 32, 4, 3), (few, 32, 4, 2), (few, 64, 4, 2), (few, 64, 4, 3)]
     large = [(128, tile, 8, stages) for tile in ((32,) if keys == d == 128 else (64, 32)) for stages in (3, 2)]
     if d > 128:
-        tiles = [(few, 32, 8, 2), (few, 32, 8, 1)]
+        tiles = [(min(keys, 32), 32, 8, 2), (few, 32, 8, 2), (few, 32, 8, 1)]  # of which the others spill on sm_90
     elif keys <= 64:
         tiles = small
     elif d <= 64 and not key["dq"]:

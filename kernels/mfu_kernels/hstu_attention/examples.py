@@ -38,7 +38,7 @@ EXAMPLES = Examples(
     function=hstu_attention,
     factors={
         "lengths": LENGTHS,
-        "d": (64, 8, 20, 128),
+        "d": (64, 8, 20, 128, 256),
         "d_v": (64, 16, 40),
         "window": (None, 0, 16, 64),
         "first_keys": (0, 3, 40),

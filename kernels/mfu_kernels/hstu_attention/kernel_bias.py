@@ -82,9 +82,14 @@ def hstu_attention_dbias_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """At d = 128 in bf16 programs spill once their loads are pipelined: those of 4 warps on sm_90, of 8 on sm_100."""
+    """At d = 128 in bf16 programs spill once their loads are pipelined: those of 4 warps on sm_90, of 8 on sm_100.
+
+    At d = 256 two stages are more than any multiprocessor's shared memory.
+    """
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1)]
+    if key["d"] == 256:
+        return [config(num_warps=8, num_stages=1)]
     stages = (1, 2) if capability() >= 100 and int(key["d"]) >= 128 else (2, 1)
     return [config(num_warps=8, num_stages=depth) for depth in stages]
 

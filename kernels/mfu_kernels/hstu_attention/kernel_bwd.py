@@ -112,8 +112,10 @@ def _dq_configs(key: MetaParameters) -> Sequence[triton.Config]:
 def _dkv_configs(key: MetaParameters) -> Sequence[triton.Config]:
     if key["bytes"] == 4:
         return [config(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32)]
-    tiles = [(32, 64, 8)] if key["d"] == 256 else [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
-    if key["bias"] and key["d"] == 128:  # whose addresses spill with 32 queries at a time
+    tiles = [(32, 64, 4), (16, 64, 4), (32, 128, 8)]
+    if key["d"] == 256:
+        tiles = [(16, 64, 8), (32, 32, 8), (32, 64, 8)]
+    if key["bias"] and int(key["d"]) >= 128:  # whose addresses spill with the tile that is else the first
         tiles[:2] = tiles[1::-1]
     return [config(num_warps=w, num_stages=2, BLOCK_M=m, BLOCK_N=n) for m, n, w in tiles]
 

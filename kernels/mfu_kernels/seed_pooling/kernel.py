@@ -185,6 +185,8 @@ def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
         tiles = [(4, 3, 32), (4, 2, 64), (4, 3, 64), (8, 3, 64)] if int(key["d"]) <= 128 else [(8, 2, 32), (4, 2, 32)]
     else:
         tiles = [(4, 3, 32), (4, 2, 64), (4, 4, 32), (4, 3, 64), (8, 3, 64)]
+        if int(key["d"]) > 128 and "rotated" in key:  # all of which spill
+            tiles.insert(0, (8, 2, 32))
     return [config(warps, stages, BLOCK_S=block, BLOCK_N=n) for warps, stages, n in tiles]
 
 

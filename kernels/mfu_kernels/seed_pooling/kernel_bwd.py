@@ -152,12 +152,12 @@ def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
     On sm_90 64 keys on 4 warps are the rows of one instruction of a warpgroup; 8 warps would all hold all rows. With 64
     numbers a thread that takes 255 registers, and more, though only scalars of the outer loop, at d = 128 or where keys
-    are rotated.
+    are rotated. Heads wider than 128 spill with 64 keys at any number of seeds.
     """
     if key["bytes"] == 4:
         return [config(4, 1, BLOCK_N=16), config(4, 2, BLOCK_N=32)]
     values = seed_block(key) * int(key["d"])  # of the seeds' gradient, fp32, in registers
-    if values > 64 * 128:
+    if values > 64 * 128 or int(key["d"]) > 128:
         best = (8, 2, 16) if capability() < 90 else (8, 2, 32)
     elif capability() // 10 != 9:
         best = (8, 2, 32)

@@ -42,7 +42,7 @@ EXAMPLES = Examples(
     function=window_attention,
     factors={
         "lengths": LENGTHS,
-        "d": (64, 8, 20, 128),
+        "d": (64, 8, 20, 128, 256),
         "window": (16, 1, 64, None),
         "causal": (True, False),
         "angles": (False, True, "learned"),

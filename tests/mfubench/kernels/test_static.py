@@ -14,13 +14,17 @@ from mfubench.errors import BadInput
 from mfubench.kernels.static import StaticRow, compile_statically, faults
 
 
-def mfubench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process where Triton compiles, whatever the tests' own does."""
+def python(code: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``code`` in a process where Triton compiles, whatever the tests' own does."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    code = "from mfubench.cli import main\nif __name__ == '__main__': main()"
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def mfubench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line there."""
+    return python("from mfubench.cli import main\nif __name__ == '__main__': main()", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +61,39 @@ wanted = lambda kernel, key: "launched" if kernel == "gdpa_fwd_kernel" else "non
 compile_op(examples, examples.shapes["X1024"], found.append, wanted)
 print(type(found[0].result).__name__, "GROUPS" in found[0].config.kwargs)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_ALWAYS_COMPILE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = python(code, TRITON_ALWAYS_COMPILE="1")
     assert (done.returncode, done.stdout) == (0, "CompiledKernel True\n") and "leaked" not in done.stderr, done.stderr
+
+
+WIDEST = {
+    "gdpa": {"keys": 256},
+    "gdpa_block": {"keys": 64},
+    "window_attention": {"window": 64, "causal": False},
+    "hstu_attention": {"bias": 64},
+    "seed_pooling": {"seeds": 32, "angles": True},
+}
+
+
+@pytest.mark.parametrize("op", WIDEST)
+def test_the_widest_heads_fit_and_spill_nothing_on_hopper(op: str) -> None:
+    """No named shape has them; what does not fit would fail at its launch, on a GPU."""
+    code = f"""
+from mfu_kernels.limits import MAX_HEAD_DIM
+from mfubench.kernels.ahead import activate, compile_op
+from mfubench.kernels.catalog import examples_of
+from mfubench.kernels.machine_code import read_machine_code
+from mfubench.kernels.targets import TARGETS
+target, found = TARGETS["sm_90"], []
+activate(target)
+case = {{"lengths": (64, 128), "heads": 2, "d": MAX_HEAD_DIM, **{WIDEST[op]!r}}}
+compile_op(examples_of("{op}"), case, found.append, lambda kernel, key: "launched")
+codes = read_machine_code([compiled.result for compiled in found], target)
+for compiled, code in zip(found, codes, strict=True):
+    assert code.spill_bytes == 0 and code.shared_bytes <= target.block_shared, (compiled, code)
+print(len(codes), "kernels")
+"""
+    done = python(code)
+    assert done.returncode == 0 and "kernels" in done.stdout, done.stderr
 
 
 def row(**changes: Any) -> StaticRow:
