@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa
+from mfu_kernels.gdpa.kernel_bwd import MAX_ROUNDED_KEYS
+from mfubench.kernels.catalog import examples_of
+from mfubench.kernels.check import check_case
 from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
 
 pytestmark = RUNS_KERNELS
@@ -63,6 +66,14 @@ def test_one_row_shared_out_among_programs_equals_the_reference() -> None:
     alone = {"offsets": torch.tensor([0, 300], device=DEVICE), "max_length": 300}
     actual, expected = (output_and_gradients(attend, tensors, impl=impl, **alone) for impl in ("triton", "reference"))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_contract_holds_for_more_keys_than_dq_is_rounded_for() -> None:
+    examples = examples_of("gdpa")
+    plainest = {name: values[0] for name, values in examples.factors.items()}
+    case = {**plainest, "lengths": LENGTHS, "keys": MAX_ROUNDED_KEYS + 1, "d": 16, "dtype": "fp16", "config": None}
+    found = check_case(examples, case, torch.device(DEVICE))
+    assert found.passed, found
 
 
 @pytest.mark.parametrize("dim", [1, -1])

@@ -51,9 +51,9 @@ EXAMPLES = Examples(
     make=_make,
     shapes={
         **{f"X{n}": _shape(Dense(ROWS, n), 256) for n in (256, 512, 1024, 2048)},
-        "X1024 uniform": _shape(Uniform(ROWS, 1024), 256),
+        **{f"X{n} uniform": _shape(Uniform(ROWS, n), 256) for n in (1024, 2048)},
         **{f"KV{n}": _shape(Dense(ROWS, 1024), n) for n in (64, 128, 512)},
-        **{f"S{n}": _shape(Dense(ROWS, n), n) for n in (512, 1024)},
+        **{f"S{n}": _shape(Dense(ROWS, n), n) for n in (512, 1024, 2048)},
         "AB": _shape(Dense(ROWS, 1000), 512),
         "TBL": _shape(Dense(ROWS, 1000), 1000),
         "OFM2": _shape(Uniform(2048, 800, least=1), 256, d=64),
