@@ -37,8 +37,10 @@ def activation_per_head(op: str, activation: str | Sequence[str], num_heads: int
     """One name for each head, from one name for all or from a sequence of ``num_heads`` names.
 
     Raises:
-        InvalidArgument: an unknown name, or another number of names.
+        InvalidArgument: no name and no sequence, an unknown name, or another number of names.
     """
+    if not isinstance(activation, (str, Sequence)):  # a set has no order
+        raise invalid(op, "activation", f"of type {type(activation).__name__}", "one name, or a sequence of names")
     names = (activation,) * num_heads if isinstance(activation, str) else tuple(activation)
     if len(names) != num_heads:
         raise invalid(op, "activation", names, f"one name, or {num_heads} names, one for each head")

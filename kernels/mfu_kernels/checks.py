@@ -11,6 +11,13 @@ def invalid(op: str, argument: str, given: object, allowed: str) -> InvalidArgum
     return InvalidArgument(f"{op}: {argument} is {given}; allowed: {allowed}")
 
 
+def check_tensors(op: str, **arguments: object) -> None:
+    """Every argument is a tensor."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise invalid(op, name, f"of type {type(value).__name__}", "a tensor")
+
+
 def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
     """Match each tensor with its dimensions, such as ``"T H d"``; one letter is one size, and only T may be 0.
 
@@ -18,6 +25,7 @@ def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
 
     All tensors must lie on one device. Returns the size of each letter.
     """
+    check_tensors(op, **{name: tensor for name, (tensor, _) in arguments.items()})
     sizes: dict[str, int] = {}
     device = next(iter(arguments.values()))[0].device
     for name, (tensor, dims) in arguments.items():
@@ -61,7 +69,9 @@ def check_eps(op: str, eps: float) -> None:
 
 def check_norm(op: str, x: Tensor, eps: float, *, residual: Tensor | None = None, **affine: Tensor | None) -> None:
     """A norm of ``x`` [..., D]: each of ``affine`` is [D] and ``residual`` is shaped as ``x``, where they are given."""
-    check_floating(op, x=x, residual=residual, **affine)
+    present = {name: tensor for name, tensor in {**affine, "residual": residual}.items() if tensor is not None}
+    check_tensors(op, x=x, **present)
+    check_floating(op, x=x, **present)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise invalid(op, "x", f"of shape {list(x.shape)}", "[..., D] with D at least 1")
     needed = {"residual": (residual, x.shape), **{name: (tensor, x.shape[-1:]) for name, tensor in affine.items()}}

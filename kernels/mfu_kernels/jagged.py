@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .checks import invalid
+from .checks import check_tensors, invalid
 
 _trusted = False
 _checked: WeakIdKeyDictionary = WeakIdKeyDictionary()  # offsets on a device -> T and version when they were right
@@ -78,9 +79,10 @@ def check_offsets(op: str, offsets: Tensor, values: Tensor, *, num_rows: int | N
     device, unless `trusted_offsets` says that it was done; neither while compiling or capturing a CUDA graph.
 
     Raises:
-        InvalidArgument: wrong shape, dtype or device; offsets that do not start at 0, that decrease or that do not end
-            at T; a ``max_length`` below the longest row.
+        InvalidArgument: wrong type, shape, dtype or device; offsets that do not start at 0, that decrease or that do
+            not end at T; a ``max_length`` below the longest row.
     """
+    check_tensors(op, offsets=offsets)
     given_rows = offsets.shape[0] - 1 if offsets.ndim == 1 else 0
     if given_rows < 1 or (num_rows is not None and given_rows != num_rows):
         raise invalid(op, "offsets", f"of shape {list(offsets.shape)}", f"[B+1] with B = {num_rows or 'at least 1'}")
@@ -88,6 +90,8 @@ def check_offsets(op: str, offsets: Tensor, values: Tensor, *, num_rows: int | N
         raise invalid(op, "offsets", f"of dtype {offsets.dtype}", "torch.int32 or torch.int64")
     if offsets.device != values.device:
         raise invalid(op, "offsets", f"on {offsets.device}", f"{values.device}, where the values are")
+    if not (max_length is None or isinstance(max_length, (Integral, torch.SymInt))):
+        raise invalid(op, "max_length", f"of type {type(max_length).__name__}", "None or an integer")
     if max_length is not None and max_length < 0:
         raise invalid(op, "max_length", max_length, "None or the longest row's length, at least 0")
     if torch.compiler.is_compiling():

@@ -85,6 +85,8 @@ def named_impls(impl: str) -> dict[str, str]:
     Raises:
         UnsupportedImpl: a part that is not ``op=implementation``.
     """
+    if not isinstance(impl, str):
+        raise UnsupportedImpl(f"impl is of type {type(impl).__name__}; allowed: a string, such as 'auto'")
     parts = impl.split(",")[1:]
     if not all("=" in part for part in parts):
         raise UnsupportedImpl(f"impl={impl!r}; allowed: one of {', '.join(IMPLS)}, then ,op=implementation for each op")

@@ -193,6 +193,7 @@ def test_tensors_that_do_not_fit_are_named(case: Case) -> None:
         **{(name, "one more"): one_row_more(tensors[name]) for name in others},
         **{(name, "integers"): tensor.detach().long() for name, tensor in tensors.items()},
         **{(name, "another device"): tensors[name].to("meta") for name in others},
+        **{(name, "no tensor"): tensor.tolist() for name, tensor in tensors.items()},
     }
     if case.name.startswith(("rms_norm", "layer_norm")):
         del wrong["x", "more dimensions"]
@@ -220,6 +221,7 @@ BAD_OFFSETS = {
     "two dimensions": torch.tensor([[0, 2, 5]]),
     "no row": torch.tensor([0]),
     "another device": torch.tensor([0, 2, 5], device="meta"),
+    "no tensor": [0, 2, 5],
 }
 
 
@@ -255,6 +257,14 @@ def test_offsets_on_a_device_are_read_once(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("max_length", [-1, 2])
 def test_bad_max_length(case: Case, max_length: int) -> None:
     with pytest.raises(InvalidArgument, match=f"^{case.function.__name__}: max_length is {max_length}; allowed: "):
+        case.run(case.tensors([2, 3]), **case.offsets([2, 3]), max_length=max_length)
+
+
+@by_name(JAGGED)
+@pytest.mark.parametrize("max_length", ["5", 5.5, torch.tensor(5)])
+def test_a_max_length_that_is_no_integer(case: Case, max_length: Any) -> None:
+    kind = type(max_length).__name__
+    with pytest.raises(InvalidArgument, match=f"^{case.function.__name__}: max_length is of type {kind}; allowed: "):
         case.run(case.tensors([2, 3]), **case.offsets([2, 3]), max_length=max_length)
 
 

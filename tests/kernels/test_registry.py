@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfu_kernels import OPS
+from mfu_kernels import OPS, UnsupportedImpl
 from mfu_kernels.limits import MAX_ROW_WIDTH
 
 CUDA = torch.device("cuda")
@@ -37,6 +37,18 @@ def test_auto_is_the_reference_on_a_cpu_and_on_old_gpus(monkeypatch: pytest.Monk
     assert OPS["rms_norm"].choose("auto", torch.device("cpu"), torch.empty(3, 8)) == "reference"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert OPS["rms_norm"].choose("auto", CUDA, torch.empty(3, 8)) == "reference"
+
+
+def test_what_is_no_name_is_no_implementation() -> None:
+    with pytest.raises(UnsupportedImpl, match="impl is of type NoneType; allowed: a string"):
+        OPS["rms_norm"].choose(None, torch.device("cpu"), torch.empty(3, 8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("op", [name for name, op in OPS.items() if "triton" in op.implementations])
+def test_kernels_that_are_asked_for_on_old_gpus_are_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UnsupportedImpl, match=f"^{op}: impl='triton' needs sm_80 or later; cuda is sm_75; use impl="):
+        OPS[op].choose("triton", CUDA, torch.empty(3, 8))
 
 
 def test_whatever_has_a_kernel_is_proved_but_what_no_gpu_has_run() -> None:
