@@ -44,13 +44,7 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
         return resolved()(*args)
 
     def interpret(*args: Any) -> Any:
-        if not interpreting():
-            raise UnsupportedImpl(f"{NAMESPACE}::{name} on a CPU needs TRITON_INTERPRET=1; or use impl='reference'")
-        if any(isinstance(arg, Tensor) and arg.dtype == torch.bfloat16 for arg in args):
-            raise UnsupportedImpl(
-                f"{NAMESPACE}::{name} on a CPU: Triton's interpreter computes bfloat16 wrongly; take float16 or "
-                "float32, or impl='reference'"
-            )
+        _check_interpreter(name, args)
         return launch(*args)
 
     def fake(*args: Any) -> Any:
@@ -68,6 +62,17 @@ def define(schema: str, *, launcher: str, outputs: Callable[..., Any]) -> Callab
         return operator(*args)
 
     return call
+
+
+def _check_interpreter(name: str, args: Sequence[Any]) -> None:
+    """It is there, and computes these dtypes rightly."""
+    if not interpreting():
+        raise UnsupportedImpl(f"{NAMESPACE}::{name} on a CPU needs TRITON_INTERPRET=1; or use impl='reference'")
+    if any(isinstance(arg, Tensor) and arg.dtype == torch.bfloat16 for arg in args):
+        raise UnsupportedImpl(
+            f"{NAMESPACE}::{name} on a CPU: Triton's interpreter computes bfloat16 wrongly; take float16 or "
+            "float32, or impl='reference'"
+        )
 
 
 def _refuse_gradient(name: str, args: Sequence[Any]) -> None:

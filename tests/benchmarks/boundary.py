@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
+from mfu_kernels import boundary
 from mfu_kernels.boundary import define
 from mfubench.measure.stats import median_ci
 
@@ -56,6 +57,7 @@ def microseconds(call: Callable[[Tensor, float], Tensor], x: Tensor) -> float:
 def main() -> None:
     """Print each way's time a call, as median and 95 % interval, and what it adds to the direct call."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    vars(boundary)["_check_interpreter"] = lambda name, args: None  # which a call on a GPU has not
     leaf = torch.randn(4, 4, requires_grad=True)
     plain = leaf.detach()
     ways: dict[str, tuple[Callable[[Tensor, float], Tensor], Tensor]] = {
