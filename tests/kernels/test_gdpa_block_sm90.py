@@ -1,9 +1,5 @@
 """The GDPA block's forward for Hopper: its numbers, emulated, and which inputs it takes."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,31 +14,16 @@ from mfu_kernels.gdpa_block.examples import EXAMPLES
 from mfu_kernels.gdpa_block.kernel import FORWARD, forward
 from mfu_kernels.gdpa_block.kernel_sm90 import arguments, configs, fits
 from tests.kernels.gluon import contract, emulated
+from tests.kernels.gluon.compiled import GOOD, compiled
 
 ROWS = ((5, 0, 65, 1), (0, 64, 0, 63), (0, 0), (129,), (257, 0, 193))
 FACTORS = {"lengths": ROWS, "keys": (65, 100, 128, 130, 257), "heads": (3, 2, 1), "d": (64, 128)}
-CODE = """
-import json, torch
-from mfu_kernels.gdpa_block.kernel import forward
-from mfu_kernels.modes import compile_ahead, forced_config
-from mfubench.kernels.ahead import activate
-from mfubench.kernels.machine_code import read_machine_code
-from mfubench.kernels.targets import TARGETS
-
-target = TARGETS["sm_90"]
-activate(target)
-found, offsets = [], torch.empty(4, dtype=torch.int64, device="meta")
-for heads, d in ((6, 64), (4, 128)):
+LAUNCH = """
+def launch(offsets, heads, d):
+    from mfu_kernels.gdpa_block.kernel import forward
     x = torch.empty(1000, heads, d, dtype=torch.bfloat16, device="meta")
     k = torch.empty(3, 256, heads, d, dtype=torch.bfloat16, device="meta")
-    own = lambda _, configs: next(c for c in configs if "GROUPS" in c.kwargs)
-    with forced_config(own), compile_ahead(found.append, lambda *_: "launched"):
-        forward(x, k, k, offsets, ["gelu_tanh"] * heads, 1.0, 1e-5, 700, True)
-codes = read_machine_code([compiled.result for compiled in found], target)
-print(json.dumps([
-    {"tensor_core": code.tensor_core, "async_copy": code.async_copy, "spills": code.spill_bytes,
-     "fits": code.shared_bytes <= target.block_shared} for code in codes
-]))
+    forward(x, k, k, offsets, ["gelu_tanh"] * heads, 1.0, 1e-5, 700, True)
 """
 
 
@@ -89,12 +70,8 @@ def test_few_rows_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_its_code_fits_and_spills_nothing() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found == [{"tensor_core": "wgmma", "async_copy": "tma", "spills": 0, "fits": True}] * 2
+    found = compiled("sm_90", LAUNCH, [(6, 64), (4, 128)], form="GROUPS")
+    assert [launch["code"] for launch in found] == [GOOD] * 2
 
 
 def tensors(d: int = 64, num_keys: int = 256, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:

@@ -1,10 +1,6 @@
 """Window attention's backward for Hopper: its numbers, emulated; which inputs it takes; code that does not spill."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,36 +17,16 @@ from mfu_kernels.window_attention.kernel_bwd import DKV, backward
 from mfu_kernels.window_attention.kernel_sm90 import fits
 from mfu_kernels.window_attention.reference import kept, window_attention_reference
 from tests.kernels.gluon import contract
+from tests.kernels.gluon.compiled import GOOD, compiled
 
-CODE = """
-import json, sys, torch
-from mfu_kernels import window_attention_qkvpacked
-from mfu_kernels.modes import compile_ahead, forced_config
-from mfubench.kernels.ahead import activate
-from mfubench.kernels.machine_code import read_machine_code
-from mfubench.kernels.targets import TARGETS
-
-target = TARGETS[sys.argv[1]]
-activate(target)
-found, offsets = [], torch.empty(4, dtype=torch.int64, device="meta")
-
-def walking(kernel, configs):
-    return next((config for config in configs if "WALKERS" in config.kwargs), None)
-
-for d, window, causal, turned in json.loads(sys.argv[2]):
+LAUNCH = """
+def launch(offsets, d, window, causal, turned):
+    from mfu_kernels import window_attention_qkvpacked
     qkv = torch.empty(1000, 3, 2, d, dtype=torch.bfloat16, device="meta", requires_grad=True)
     angles = torch.empty(1000, d // 2, device="meta") if turned else None
     others = {"window": window, "causal": causal, "angles": angles, "max_length": 700, "impl": "triton"}
-    with forced_config(walking), compile_ahead(found.append, lambda *_: "launched"):
-        out = window_attention_qkvpacked(qkv, offsets, **others)
-        out.backward(torch.empty_like(out))
-backward = [c for c in found if c.kernel in ("window_attention_dq_kernel", "window_attention_dkv_kernel")]
-codes = read_machine_code([compiled.result for compiled in backward], target)
-print(json.dumps([
-    {"kernel": compiled.kernel, "walkers": compiled.config.kwargs.get("WALKERS"), "tensor_core": code.tensor_core,
-     "async_copy": code.async_copy, "spills": code.spill_bytes, "fits": code.shared_bytes <= target.block_shared}
-    for compiled, code in zip(backward, codes, strict=True)
-]))
+    out = window_attention_qkvpacked(qkv, offsets, **others)
+    out.backward(torch.empty_like(out))
 """
 LOG2E = 1.4426950408889634
 LENGTHS = ((5, 0, 70, 1), (63, 65, 0), (0, 330), (0, 0))
@@ -145,23 +121,19 @@ def test_what_tma_or_registers_cannot_hold_is_not_for_it(changed: dict[str, Tens
     assert not fits(**{**tensors(), **changed}, behind=100, ahead=100)
 
 
-def compiled(target: str, *cases: tuple[int, int, bool, bool]) -> list[dict[str, Any]]:
-    """What backward would launch on ``target``, walking where it can, compiled in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", CODE, target, json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
+def backward_on(target: str, *cases: tuple[int, int, bool, bool]) -> list[dict[str, Any]]:
+    """What backward would launch on ``target``, walking where it can."""
+    found = compiled(target, LAUNCH, cases, form="WALKERS")
+    return [launch for launch in found if launch["kernel"].startswith("window_attention_d")]
 
 
-def test_it_does_alone_what_two_kernels_do() -> None:
-    found = compiled("sm_90", (64, 50, False, True), (128, 128, True, False))
-    code = {"tensor_core": "wgmma", "async_copy": "tma", "spills": 0, "fits": True}
-    assert found == [{"kernel": "window_attention_dkv_kernel", "walkers": walkers, **code} for walkers in (2, 1)]
+def test_it_does_alone_what_two_kernels_do_where_it_takes_the_window() -> None:
+    *alone, dq, dkv = backward_on("sm_90", (64, 50, False, True), (128, 128, True, False), (64, 700, True, False))
+    told = [(launch["kernel"], launch["config"]["WALKERS"], launch["code"]) for launch in alone]
+    assert told == [("window_attention_dkv_kernel", walkers, GOOD) for walkers in (2, 1)]
+    assert "WALKERS" not in dq["config"] | dkv["config"]
 
 
-def test_other_windows_and_targets_take_the_plain_kernels() -> None:
-    found = [*compiled("sm_90", (64, 700, True, False)), *compiled("sm_80", (64, 50, False, False))]
-    assert [launch["walkers"] for launch in found] == [None] * 4
+def test_other_targets_take_the_plain_kernels() -> None:
+    dq, dkv = backward_on("sm_80", (64, 50, False, False))
+    assert "WALKERS" not in dq["config"] | dkv["config"]

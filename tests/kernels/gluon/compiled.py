@@ -1,0 +1,46 @@
+"""What launches would take on a GPU that is not here, and its code: compiled in another process, not interpreted."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+CODE = """
+import json, sys, torch
+from mfu_kernels.modes import compile_ahead, forced_config, nth_config
+from mfubench.kernels.ahead import activate
+from mfubench.kernels.machine_code import read_machine_code
+from mfubench.kernels.targets import TARGETS
+
+{launch}
+target, form, cases = TARGETS[sys.argv[1]], *json.loads(sys.argv[2])
+activate(target)
+found = []
+with forced_config(nth_config(form)), compile_ahead(found.append, lambda *_: "launched"):
+    for case in cases:
+        launch(torch.empty(4, dtype=torch.int64, device="meta"), *case)
+codes = read_machine_code([compiled.result for compiled in found], target)
+print(json.dumps([
+    {{"kernel": compiled.kernel, "config": compiled.config.kwargs,
+      "code": {{"tensor_core": code.tensor_core, "async_copy": code.async_copy, "spills": code.spill_bytes,
+                "fits": code.shared_bytes <= target.block_shared}}}}
+    for compiled, code in zip(found, codes, strict=True)
+]))
+"""
+GOOD = {"tensor_core": "wgmma", "async_copy": "tma", "spills": 0, "fits": True}
+
+
+def compiled(target: str, launch: str, cases: Sequence[Any], form: str | None = None) -> list[dict[str, Any]]:
+    """Each launch's kernel, config and code where ``launch``, a function's source, is called with each of ``cases``.
+
+    It gets offsets of three rows before a case. ``form``: whose config launches take where they can.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", CODE.format(launch=launch), target, json.dumps([form, cases])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
