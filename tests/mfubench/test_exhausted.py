@@ -173,7 +173,13 @@ def build():
     return Slow(), lambda b, d: (torch.ones(b, 8),)
 """
 BEFORE_THE_TRACE = 1 + 3 + 2 + 2  # the first step, warm-up, two timed steps, and the count of two input sets
-SLEEPS, DEAF = "time.sleep(600)", "import ctypes; ctypes.CDLL(None).sleep(600)"  # the latter never sees a signal
+DEAF = "import ctypes; ctypes.CDLL(None).sleep(600)"  # never sees a signal
+# The same where time is up as soon as it hangs, however soon that is.
+SLEEPS_IN_PYTHON = "import signal; signal.setitimer(signal.ITIMER_REAL, 0.1); time.sleep(600)"
+SLEEPS_IN_A_LIBRARY = (
+    "import threading; (timer,) = (t for t in threading.enumerate() if isinstance(t, threading.Timer)); "
+    f"threading.Timer(0.1, timer.function).start(); {DEAF}"
+)
 
 
 def run_command(folder: Path, fast: int, then: str, *options: str, start: str = "") -> Any:
@@ -191,14 +197,14 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
-@pytest.mark.parametrize("then", [SLEEPS, DEAF], ids=["in Python", "in a library"])
+@pytest.mark.parametrize("then", [SLEEPS_IN_PYTHON, SLEEPS_IN_A_LIBRARY], ids=["in Python", "in a library"])
 def test_what_was_measured_before_time_was_up_is_kept(then: str, tmp_path: Path, calibrated: object) -> None:
     """A model that hangs in the trace pass, whether its wait can be interrupted or not."""
-    done = run_command(tmp_path, BEFORE_THE_TRACE, then, "--timeout", "30")
+    done = run_command(tmp_path, BEFORE_THE_TRACE, then, "--timeout", "600")
     assert (done.returncode, done.stdout) == (2, "")
     kept, error = done.stderr.splitlines()
     assert "what was measured until then is in out" in kept
-    assert error.startswith("mfubench: error: --timeout 30: the workload was still running")
+    assert error.startswith("mfubench: error: --timeout 600: the workload was still running")
     run = read_run(tmp_path / "out")
     assert len(run.step["timings_ms"]) == 2 and run.flops["model"] > 0 and run.memory["peak_bytes"] is None
     assert any(line == f"{LATER['attribution']}: not reached" for line in run.not_measured)
