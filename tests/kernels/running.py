@@ -1,6 +1,6 @@
 """What tests that run kernels share: on which device, when they are skipped, how a call's results are told apart."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_kernels.registry import interpreting
+from mfubench.kernels.pairwise import pairwise_cover
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS_KERNELS = pytest.mark.skipif(
@@ -29,6 +30,11 @@ class Called(TorchDispatchMode):
         if func is not torch.ops.aten.detach.default:
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def in_pairs(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """One value of each factor: every value with every one of the other factors', not every combination."""
+    return [tuple(case.values()) for case in pairwise_cover({str(n): values for n, values in enumerate(factors)})]
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block, gdpa_block_kvpacked
 from tests.kernels.cases import cost_of
-from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, Called, draw, output_and_gradients
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, Called, draw, in_pairs, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 LIBRARY = torch.ops.mfubench
@@ -42,8 +42,8 @@ def test_library_operators_are_what_they_say() -> None:
     for save in (True, False):
         library.opcheck(LIBRARY.gdpa_block_fwd, (*given, ["silu", "relu"], 0.5, 1e-5, 5, save))
     saved = (draw(*x.shape), draw(3, x.shape[0]).abs())
-    for needs, passed in itertools.product(itertools.product((True, False), repeat=3), (None, x + 1)):
-        library.opcheck(LIBRARY.gdpa_block_bwd, (x, passed, *given, *saved, ["silu", "relu"], 0.5, 5, list(needs)))
+    for passed, *needs in in_pairs((None, x + 1), *((True, False),) * 3):
+        library.opcheck(LIBRARY.gdpa_block_bwd, (x, passed, *given, *saved, ["silu", "relu"], 0.5, 5, needs))
 
 
 @COMPILES

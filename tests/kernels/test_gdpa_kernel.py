@@ -11,7 +11,7 @@ from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa
 from mfu_kernels.gdpa.kernel_bwd import MAX_ROUNDED_KEYS
 from mfubench.kernels.catalog import examples_of
 from mfubench.kernels.check import check_case
-from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, in_pairs, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 LIBRARY = torch.ops.mfubench
@@ -36,7 +36,7 @@ def attend(impl: str = "triton", **given: Any) -> Tensor:
 def test_library_operators_are_what_they_say() -> None:
     given = (*arguments().values(), offsets(), 0.5, ["silu", "relu"], 5)
     library.opcheck(LIBRARY.gdpa_fwd, given)
-    for needs in itertools.product((True, False), repeat=3):
+    for needs in in_pairs(*((True, False),) * 3):
         library.opcheck(LIBRARY.gdpa_bwd, (draw(sum(LENGTHS), H, D), *given, list(needs)))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, layer_norm, rms_norm
 from mfu_kernels.limits import MAX_ROW_WIDTH
-from tests.kernels.running import COMPILES, RUNS_KERNELS, Called, draw, output_and_gradients
+from tests.kernels.running import COMPILES, RUNS_KERNELS, Called, draw, in_pairs, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 NORMS = pytest.mark.parametrize("norm", [rms_norm, layer_norm], ids=["rms_norm", "layer_norm"])
@@ -36,8 +36,9 @@ def test_library_operators_are_what_they_say(norm: Callable[..., Tensor]) -> Non
         calls = [(LIBRARY.layer_norm_fwd, (x, *others, 1e-5)) for others in ((weight, bias, residual), (None,) * 3)]
         calls += [
             (LIBRARY.layer_norm_bwd, (grads, x, weight, added, mean, rstd, *needs))
-            for grads, added in ((grad, x), (grad, residual), (draw(4, 5, 12)[1:2], x))
-            for needs in itertools.product((True, False), repeat=3)
+            for (grads, added), *needs in in_pairs(
+                ((grad, x), (grad, residual), (draw(4, 5, 12)[1:2], x)), *((True, False),) * 3
+            )
         ]
     for operator, call in calls:
         library.opcheck(operator, call)

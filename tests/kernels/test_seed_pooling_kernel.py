@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, rotary_time, seed_pooling, seed_pooling_kvpacked
-from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
+from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, in_pairs, output_and_gradients
 
 pytestmark = RUNS_KERNELS
 LIBRARY = torch.ops.mfubench
@@ -27,7 +27,7 @@ def test_library_operators_are_what_they_say(angles: Tensor | None) -> None:
         call = (seeds, k, v, angles, OFFSETS, 0.3, 5, saves)
         library.opcheck(LIBRARY.seed_pooling_fwd, call)
     out, softmax, _ = LIBRARY.seed_pooling_fwd(*call)
-    for needs in itertools.product((True, False), repeat=3):
+    for needs in in_pairs(*((True, False),) * 3):
         library.opcheck(
             LIBRARY.seed_pooling_bwd,
             (torch.ones_like(out), seeds, k, v, angles, OFFSETS, out, softmax, 0.3, list(needs)),
