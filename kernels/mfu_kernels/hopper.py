@@ -46,7 +46,8 @@ def places_of(stride, count, none, WIDTH: gl.constexpr, layout: gl.constexpr):
     """
     rows = gl.arange(0, _TILE, gl.SliceLayout(1, layout)) + none
     columns = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-    return rows[:, None] * stride + columns[None, :], (rows < count)[:, None] & (columns >= 0)[None, :]
+    kept = (rows < count)[:, None] & (columns >= 0)[None, :]
+    return rows[:, None] * stride + columns[None, :], kept
 
 
 @gluon.jit
@@ -60,7 +61,9 @@ def store_rows(out, tile, stride, count, none):
 @gluon.jit
 def store_part(out, staged, stride, count):
     """The first ``count`` rows of a staged tile."""
-    store_rows(out, staged.load(in_chunks(staged.shape[1])), stride, count, 0)
+    layout: gl.constexpr = in_chunks(staged.shape[1])
+    places, kept = places_of(stride, count, 0, staged.shape[1], layout)
+    gl.store(out + places, staged.load(layout), mask=kept)
 
 
 @gluon.jit

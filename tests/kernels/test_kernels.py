@@ -1,12 +1,14 @@
 """The numeric contract of every kernel, a part of what `mfubench kernels check` runs, and what a kernel costs."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from mfu_kernels import UnsupportedImpl
-from mfu_kernels.examples import Draw, Inputs
+from mfu_kernels.examples import Draw, Examples, Inputs
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
-from mfubench.kernels.check import cases_of, check_case
+from mfubench.kernels.check import DTYPE, cases_of, check_case
 from tests.kernels.cases import cost_of
 from tests.kernels.running import COMPILES
 
@@ -19,12 +21,27 @@ def plainest(op: str, dtype: torch.dtype = torch.float32, device: torch.device =
 
 
 EVERY = 1 if DEVICE.type == "cuda" else 4  # of the cases: the interpreter is slow, and the command runs all of them
+REPEATED = 4  # of these: the interpreter runs programs one after another, so that only what is left behind can differ
+IN_TILES_OF_16 = ("gdpa", "gdpa_block")  # in fp32, a quarter of what they take in 16 bits
+
+
+def a_part(op: str, examples: Examples) -> list[dict[str, Any]]:
+    """Some of the cases that the command checks; interpreted, rows of small tiles are short, and as near to an edge."""
+    cases = cases_of(examples, DEVICE, full=False)[::EVERY]
+    if DEVICE.type == "cpu" and op in IN_TILES_OF_16:
+        for case in cases:
+            if case[DTYPE] == "fp32":
+                case["lengths"] = tuple(n - 3 * round(n / 4) for n in case["lengths"])
+    return cases
 
 
 @pytest.mark.parametrize("op", ops_with_kernels())
 def test_contract(op: str) -> None:
     examples = examples_of(op)
-    found = [check_case(examples, case, DEVICE) for case in cases_of(examples, DEVICE, full=False)[::EVERY]]
+    found = [
+        check_case(examples, case, DEVICE, repeat=DEVICE.type == "cuda" or at % REPEATED == 0)
+        for at, case in enumerate(a_part(op, examples))
+    ]
     assert len(found) >= 10
     failed = [case for case in found if not case.passed]
     assert not [(dict(case.case), [v for v in case.verdicts if v.ratio > 1], case.faults) for case in failed]
