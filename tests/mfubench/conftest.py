@@ -41,14 +41,6 @@ def fixed_calibration(monkeypatch: pytest.MonkeyPatch) -> Calibration:
     return found
 
 
-@pytest.fixture(scope="module")
-def children_of_one_thread() -> Iterator[None]:
-    """Processes that are started compute in one thread: where others work too, threads of one wait for each other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """An ablation's machine, which answers at once."""

@@ -17,7 +17,6 @@ from mfubench.optimize.tasks import identify, take_stock
 from mfubench.run import read_run
 from tests.mfubench.cli.test_commands import interrupted, run
 
-pytestmark = pytest.mark.usefixtures("children_of_one_thread")
 OP = "sum_kron_linear"  # the quickest of kunlun's under the interpreter
 
 

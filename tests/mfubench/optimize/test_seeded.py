@@ -90,7 +90,7 @@ def run(task: Any, argument: Any, **limits: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory, children_of_one_thread: None) -> tuple[Optimization, Path]:
+def search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Optimization, Path]:
     """The search and its folder."""
     out = tmp_path_factory.mktemp("seeded")
     return optimize(Plan(SPEC, out, compile_s=COMPILE_S), run=run), out
