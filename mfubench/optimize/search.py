@@ -22,8 +22,6 @@ from .tasks import Finale, finale, identify, profile_changed, take_stock
 from .trial import COMPILING, Request, Trial, confirm, try_change
 
 FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
-WITH_PLAIN_COMPILED = 0.25  # is enough where a trial of plain torch.compile has left its code in the compiler's cache
-WITHOUT_PLAIN = 0.25  # of the end, for start and end alone, where compiling the whole model takes longer
 LEAST_S = 5.0  # less is left: no trial is begun
 Progress = Callable[[str, float], None]
 
@@ -122,12 +120,11 @@ class Search:
 
     def _try_all(self, state: State) -> str:
         """Try what is waiting, the best prediction first; why it stopped."""
+        deadline = (1.0 - FINISHING) * self.plan.budget_s
         while True:
             proposal = self._next(state)
             if proposal is None or proposal.change is None:
                 return "nothing is left that is predicted to win more than 1 %"
-            kept_back = WITH_PLAIN_COMPILED if proposal.change == state.plain else FINISHING
-            deadline = (1.0 - kept_back) * self.plan.budget_s
             if deadline - self.seconds < LEAST_S:
                 return "the time budget is spent"
             step = self._try(state, proposal, proposal.change, deadline)
@@ -188,15 +185,14 @@ class Search:
     # The end
 
     def _finish(self, state: State) -> End:
-        """The end beside start and plain torch.compile, or start alone; with the time that is left, its profile.
+        """The end beside the start, then both beside plain torch.compile; with the time that is left, its profile.
 
-        The profile compiles what was kept once more, which `mfubench profile --recipe` can do at any time.
+        Compiling the whole model may take longer than there is: what was kept has been timed by then. The profile
+        compiles what was kept once more, which `mfubench profile --recipe` can do at any time.
         """
         end = End()
         if self.plan.judge == "time":
-            self._compare(state, end, plain=True)
-            if state.kept and not end.timed.gains:
-                self._compare(state, end, plain=False)
+            self._compare_ends(state, end)
             self._consider_plain(state, end)
         else:
             end.why_no_plain = "--judge numbers times nothing"
@@ -215,19 +211,26 @@ class Search:
     def _left(self) -> float:
         return max(LEAST_S, self.plan.budget_s - self.seconds)
 
-    def _compare(self, state: State, end: End, *, plain: bool) -> None:
-        """Start and end in turn, with ``plain`` also plain torch.compile."""
-        request = Finale(self.plan.spec, state.kept, state.plain if plain else None)
+    def _compare_ends(self, state: State, end: End) -> None:
+        why = self._compare(state, end, None) if state.kept else None
+        if state.kept == (state.plain,):
+            end.why_no_plain = why or ""
+            if why is None:
+                end.timed.say_of_both("end", "plain")
+        else:
+            end.why_no_plain = self._compare(state, end, state.plain) or ""
+        if state.kept and not end.timed.gains:
+            end.notes.append(f"start and end were not timed in turn: {why}")
+
+    def _compare(self, state: State, end: End, plain: Change | None) -> str | None:
+        """Start, end and ``plain`` in turn; why that was given up, if it was."""
         stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
-        limits = {COMPILING: self.plan.compile_s} if plain else {}
-        limit_s = self._left() * (1.0 - WITHOUT_PLAIN if plain and state.kept else 1.0)
+        request, limits = Finale(self.plan.spec, state.kept, plain), {COMPILING: self.plan.compile_s}
         try:
-            end.timed = self.run(finale, request, limit_s=limit_s, phase_limits=limits, tell=self._telling(stage))
+            end.timed = self.run(finale, request, limit_s=self._left(), phase_limits=limits, tell=self._telling(stage))
         except (GaveUp, MfubenchError, InvalidArgument) as error:
-            if plain:
-                end.why_no_plain = str(error)
-            else:
-                end.notes.append(f"start and end were not timed in turn: {error}")
+            return str(error)
+        return None
 
     def _consider_plain(self, state: State, end: End) -> None:
         """Plain torch.compile that is faster than what was kept is tried as every change is, in what time is left."""

@@ -67,7 +67,7 @@ def take_stock(spec: WorkloadSpec, tell: Tell) -> tuple[dict[str, Any], Run, Sur
 
 @dataclass(frozen=True, slots=True)
 class Finale:
-    """The start beside what was kept and, unless it is None or just that, beside ``plain`` torch.compile."""
+    """The start beside what was kept and, unless it is None, beside ``plain`` torch.compile."""
 
     spec: WorkloadSpec
     kept: tuple[Change, ...]
@@ -85,7 +85,7 @@ class Ends:
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def say_of_both(self, timed: str, other: str) -> None:
-        """``other`` is the same as what was timed."""
+        """``other`` is the same as what was timed as ``timed``."""
         self.gains[other], self.steps[other] = self.gains[timed], self.steps[timed]
         self.gains.pop("end over plain", None)
 
@@ -95,7 +95,7 @@ def finale(request: Finale, tell: Tell) -> Ends:
     states: dict[str, tuple[Change, ...]] = {"start": ()}
     if request.kept:
         states["end"] = request.kept
-    if request.plain and request.kept != (request.plain,):
+    if request.plain:
         states["plain"] = (request.plain,)
     names = list(states)
     arms = arms_of(request.spec, list(states.values()), tell)
@@ -116,10 +116,7 @@ def finale(request: Finale, tell: Tell) -> Ends:
     gains = {name: gain("start", name) for name in names[1:]}
     if {"end", "plain"} <= gains.keys():
         gains["end over plain"] = gain("plain", "end")
-    ends = Ends(gains, {name: _step(arms, arm, timings[arm]) for arm, name in enumerate(names)})
-    if request.plain and "plain" not in states:
-        ends.say_of_both("end", "plain")
-    return ends
+    return Ends(gains, {name: _step(arms, arm, timings[arm]) for arm, name in enumerate(names)})
 
 
 def _step(arms: Arms, arm: int, turns: list[tuple[float, float]]) -> dict[str, Any]:

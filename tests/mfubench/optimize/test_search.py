@@ -240,6 +240,27 @@ def test_plain_torch_compile_that_does_not_compile_in_time_is_left_out() -> None
     found = search(answers)
     assert found.plain_compile["reason"] == "compiling took longer than what it was given"
     assert found.speedup == _speedup(1.5) and [f.plain for f in answers.finales] == [None]
+    assert found.notes == []
+
+
+def test_plain_torch_compile_that_was_kept_is_not_timed_beside_itself() -> None:
+    no = {title: refused("no") for title in everything_tried() if title != "compile model"}
+    answers = Answers(trials=no)
+    found = search(answers)
+    assert found.kept == ["compile model"] and [f.plain for f in answers.finales] == [None]
+    assert found.speedup == found.plain_compile["speedup"] == _speedup(1.5) and found.over_plain_compile is None
+
+
+def test_an_end_that_cannot_be_timed_says_so() -> None:
+    class Stuck(Answers):
+        def __call__(self, task: Any, argument: Any, **limits: Any) -> Any:
+            if task is finale:
+                raise GaveUp("given up after 5 s, while timing")
+            return super().__call__(task, argument, **limits)
+
+    found = search(Stuck())
+    assert found.speedup is None and found.plain_compile["reason"] == "given up after 5 s, while timing"
+    assert found.notes == ["start and end were not timed in turn: given up after 5 s, while timing"]
 
 
 # Plain torch.compile beside what was kept --------------------------------------------------------------------------

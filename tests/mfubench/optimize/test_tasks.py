@@ -31,12 +31,6 @@ def test_each_is_timed_in_its_own_samples() -> None:
     assert found.gains["end"]["median"] == pytest.approx(rate["end"] / rate["start"], rel=0.5)
 
 
-def test_what_is_the_same_is_timed_once() -> None:
-    found = ends((LARGER,), LARGER)
-    assert found.gains["plain"] == found.gains["end"] and found.steps["plain"] == found.steps["end"]
-    assert "end over plain" not in found.gains
-
-
 def test_nothing_kept_leaves_two_to_compare() -> None:
     assert ends((), LARGER).gains.keys() == {"plain"}
     assert ends((LARGER,), None).gains.keys() == {"end"}
