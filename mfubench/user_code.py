@@ -9,15 +9,17 @@ from typing import Any
 from mfubench.errors import BadInput
 
 
-def named_function(target: str, use: str) -> Callable[..., Any]:
-    """The function ``target``, imported with the working directory on the path; ``use`` says what it must be.
+def named_function(target: str, use: str, usual: str = "function") -> Callable[..., Any]:
+    """The function ``target``, imported with the working directory on the path.
+
+    ``use`` says what it must be, and ``usual`` what it is called in examples.
 
     Raises:
         BadInput: it names none, its module raises or ends the process, or has no such function.
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        raise BadInput(f"{target!r} names no function; give package.module:function")
+        raise BadInput(f"{target!r} names no function; give package.module:{usual}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

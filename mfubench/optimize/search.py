@@ -201,6 +201,9 @@ class Search:
         return end
 
     def _profile_end(self, state: State, end: End) -> None:
+        if self.plan.budget_s - self.seconds < LEAST_S:
+            end.notes.append("the end was not profiled: no time was left")
+            return
         self.progress("profiling the end")
         request = Finale(self.plan.spec, state.kept)
         try:

@@ -81,7 +81,7 @@ class _Model(NamedTuple):
 
 
 def _build(name: str) -> _Model:
-    build = named_function(name, SIGNATURE)
+    build = named_function(name, SIGNATURE, "build")
     _require_signature(name, build, 0, "build()")
     try:
         built = build()

@@ -16,7 +16,7 @@ from mfubench.optimize.state import Plan
 from mfubench.optimize.tasks import Ends, finale, profile_changed, take_stock
 from mfubench.optimize.trial import Request, Trial, confirm, judge_time
 from mfubench.workload.spec import WorkloadSpec
-from tests.mfubench.optimize.test_search import IDENTITY, start, survey
+from tests.mfubench.optimize.answers import IDENTITY, start, survey
 
 FILE = Path(__file__).with_name("recorded_noise.json")
 RECORDED = json.loads(FILE.read_text())["microseconds"] if FILE.exists() else []
