@@ -13,10 +13,10 @@ import pytest
 from mfubench.optimize.gain import ALPHA, LOOKS, Gain, log_ratios, measure_gain
 from mfubench.optimize.search import optimize
 from mfubench.optimize.state import Plan
-from mfubench.optimize.tasks import Ends, finale, profile_changed, take_stock
+from mfubench.optimize.tasks import finale, profile_changed, take_stock
 from mfubench.optimize.trial import Request, Trial, confirm, judge_time
 from mfubench.workload.spec import WorkloadSpec
-from tests.mfubench.optimize.answers import IDENTITY, start, survey
+from tests.mfubench.optimize.answers import IDENTITY, Answers, start, survey
 
 FILE = Path(__file__).with_name("recorded_noise.json")
 RECORDED = json.loads(FILE.read_text())["microseconds"] if FILE.exists() else []
@@ -77,7 +77,7 @@ class Replay:
         if task is take_stock:
             return IDENTITY, start(), replace(survey(), regions={f"pkg.Block{at}": ["towers"] for at in range(10)})
         if task in (finale, profile_changed):
-            return Ends() if task is finale else start()
+            return Answers()(task, argument, limit_s=1.0)
         return self.time(argument, fresh=task is confirm)
 
     def time(self, request: Request, *, fresh: bool) -> Trial:
