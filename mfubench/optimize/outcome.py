@@ -20,7 +20,7 @@ class End:
     """What the end brought."""
 
     timed: Ends = field(default_factory=Ends)
-    why_no_plain: str = ""
+    why_no_plain: str | None = None
     run: Run | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ def document_of(plan: Plan, state: State, stopped: str, end: End, seconds: float
         seconds=seconds,
         stopped=stopped,
         speedup=end.timed.gains.get("end", unchanged),
-        plain_compile={"speedup": plain, "reason": None if plain else end.why_no_plain},
+        plain_compile={"speedup": plain, "reason": end.why_no_plain},
         over_plain_compile=end.timed.gains.get("end over plain"),
         in_turn=end.timed.steps,
         steps=state.steps,

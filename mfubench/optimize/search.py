@@ -217,11 +217,11 @@ class Search:
     def _compare_ends(self, state: State, end: End) -> None:
         why = self._compare(state, end, None) if state.kept else None
         if state.kept == (state.plain,):
-            end.why_no_plain = why or ""
+            end.why_no_plain = why
             if why is None:
                 end.timed.say_of_both("end", "plain")
         else:
-            end.why_no_plain = self._compare(state, end, state.plain) or ""
+            end.why_no_plain = self._compare(state, end, state.plain)
         if state.kept and not end.timed.gains:
             end.notes.append(f"start and end were not timed in turn: {why}")
 

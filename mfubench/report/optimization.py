@@ -44,22 +44,22 @@ def _headline(found: "Optimization") -> str:
     tried, kept = len(found.steps), len(found.kept)
     parts = [f"{_name(found)} on {device}: {kept} of {tried} changes kept"]
     if found.judge != BY_NUMBERS and found.speedup is not None:
-        parts.append(f"{_times(found.speedup)} times as fast for each sample as the start")
+        parts.append(f"{_interval(found.speedup)} times as fast for each sample as the start")
         plain = found.plain_compile["speedup"]
-        known = f"{_times(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
+        known = f"{_interval(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
         parts.append(f"plain torch.compile of the whole model {known}")
     return f"{'; '.join(parts)}; stopped: {found.stopped}"
 
 
-def _times(speedup: dict[str, float]) -> str:
-    return fmt.interval(speedup["median"], speedup["ci95_low"], speedup["ci95_high"])
+def _interval(of: dict[str, float], unit: str = "") -> str:
+    return fmt.interval(of["median"], of["ci95_low"], of["ci95_high"], unit)
 
 
 def _ends(found: "Optimization") -> Block:
     why = found.plain_compile["reason"] or ""
 
     def times(speedup: dict[str, float] | None, why_not: str) -> str:
-        return _times(speedup) if speedup else fmt.not_known(why_not)
+        return _interval(speedup) if speedup else fmt.not_known(why_not)
 
     not_timed = "time was not judged" if found.judge == BY_NUMBERS else "see the notes"
     pairs = [
@@ -79,9 +79,7 @@ def _why_not_over(found: "Optimization") -> str:
 
 
 def _step_time(step: dict[str, Any]) -> str:
-    time = step["time_ms"]
-    shown = fmt.interval(time["median"], time["ci95_low"], time["ci95_high"], "ms")
-    return f"{shown}, {fmt.number(step['samples_per_s'])} samples/s"
+    return f"{_interval(step['time_ms'], 'ms')}, {fmt.number(step['samples_per_s'])} samples/s"
 
 
 def _steps(steps: "list[Step]", kept: list[str]) -> Block:
