@@ -155,6 +155,11 @@ class Worker:
         self.close()
         return Answer(FAILED) if part is None or part_ends > ends else _Broke(part, f"took over {part_limit_s:.0f} s")
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended for good."""
+        return self._killed
+
     def kill(self) -> None:
         """End the process for good, whatever it does; who waits for its answer is told that it ended."""
         self._killed = True

@@ -4,15 +4,13 @@ What need not have the device to itself runs in several workers at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from queue import Empty, Queue
-from threading import Event, Lock
 from time import monotonic
 from typing import Any
 
+from mfubench.side_by_side import Told, share_out, workers
 from mfubench.worker import ABSENT, DONE, FAILED, LEAST_S, PART, Work, Worker
 
 from .plan import TOGETHER, Task
@@ -69,64 +67,37 @@ def run_campaign(
     """
     waiting = [task for task in tasks if not store.is_done(task)]
     statuses: list[str] = []  # threads may append to it, but not count
-    told = _Told(progress, len(waiting))
-    begin, interrupted = monotonic(), Event()
+    told = Told(progress, len(waiting))
+    begin = monotonic()
 
-    def take(worker: Worker, queue: "Queue[Task]", ends: float) -> None:
-        """Run the tasks of ``queue`` until it is empty or the time is over."""
-        while (left := ends - monotonic()) >= LEAST_S:
-            try:
-                task = queue.get_nowait()
-            except Empty:
-                return
-            told.begins(task)
+    def run_within(ends: float, worker: Worker, task: Task) -> None:
+        """One task, unless the time is over."""
+        left = ends - monotonic()
+        if left < LEAST_S:
+            return
+        told.begins(f"{task.stage}: {task.name}")
+        arguments: dict[str, Any] = {"stage": task.stage, "arguments": dict(task.arguments)}
+        arguments |= {"device": device, "folder": store.folder}
+        answer = worker.run(
+            work,
+            arguments,
+            limit_s=min(left, limits.of(task)),
+            part_limit_s=limits.of_part(task),
+            keep=lambda document: store.write(task, PART, "cut off", document),
+        )
+        if worker.killed:  # what is interrupted is no failure
+            return
+        store.write(task, answer.status, answer.reason, answer.document)
+        statuses.append(answer.status)
 
-            def keep(document: Any, task: Task = task) -> None:
-                store.write(task, PART, "cut off", document)
-
-            arguments: dict[str, Any] = {"stage": task.stage, "arguments": dict(task.arguments)}
-            arguments |= {"device": device, "folder": store.folder}
-            limit_s = min(left, limits.of(task))
-            answer = worker.run(work, arguments, limit_s=limit_s, part_limit_s=limits.of_part(task), keep=keep)
-            if interrupted.is_set():
-                return
-            store.write(task, answer.status, answer.reason, answer.document)
-            statuses.append(answer.status)
-
-    with ExitStack() as stack:
-        workers = [stack.enter_context(closing(Worker(device))) for _ in range(side_by_side)]
+    with workers(device, side_by_side) as hands:
         for together, group in groupby(waiting, key=lambda task: task.stage in TOGETHER):
-            queue: Queue[Task] = Queue()
-            for task in group:
-                queue.put(task)
             ends = begin + limits.budget_s
             if together:
                 ends = min(ends, monotonic() + TOGETHER_SHARE * limits.budget_s)
-            hands = workers[: min(queue.qsize(), side_by_side)] if together else workers[:1]
-            with ThreadPoolExecutor(len(hands)) as pool:
-                running = [pool.submit(take, worker, queue, ends) for worker in hands]
-                try:
-                    for ended in as_completed(running):
-                        ended.result()
-                except BaseException:  # Ctrl-C too: else the pool would wait for its tasks
-                    interrupted.set()
-                    for worker in hands:
-                        worker.kill()
-                    raise
+            share_out(list(group), hands if together else hands[:1], partial(run_within, ends))
             for worker in hands[1:]:
                 worker.close()  # what is timed has the device to itself
     done, absent = statuses.count(DONE), statuses.count(ABSENT)
     failed = statuses.count(FAILED) + statuses.count(PART)
     return Outcome(done, len(tasks) - len(waiting), failed, absent, len(waiting) - len(statuses))
-
-
-class _Told:
-    """Tells the progress of tasks that begin in several threads."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._begun, self._lock = progress, total, 0, Lock()
-
-    def begins(self, task: Task) -> None:
-        with self._lock:
-            self._progress(f"{task.stage}: {task.name}", self._begun / self._total)
-            self._begun += 1

@@ -1,7 +1,6 @@
 """``mfubench campaign``."""
 
 import json as json_module
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +12,6 @@ from .progress import stages
 
 if TYPE_CHECKING:
     from mfubench.campaign.store import Store
-
-MOST_WORKERS = 16  # each has a context on the GPU, of half a gigabyte
 
 
 def campaign(
@@ -86,6 +83,7 @@ def campaign(
 
     from mfubench.campaign.runner import Limits, run_campaign
     from mfubench.measure.environment import environment
+    from mfubench.side_by_side import one_a_core
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune, peers=peer or [])
@@ -95,7 +93,7 @@ def campaign(
             outcome = run_campaign(
                 tasks, store, device,
                 limits=Limits(budget_s, task_s, peer_s, SHARES if device == "cuda" else {}), progress=progress,
-                side_by_side=min(os.cpu_count() or 1, MOST_WORKERS),
+                side_by_side=one_a_core(),
             )  # fmt: skip
     finally:
         _write(store)

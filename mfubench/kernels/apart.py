@@ -1,6 +1,6 @@
 """Checking, tuning and timing one op as work for a worker: what `mfubench kernels check` and `bench` have one do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import inf
@@ -9,21 +9,27 @@ from typing import Any
 import torch
 
 from mfubench.errors import ToolBroke
+from mfubench.side_by_side import Progress, Told, one_a_core, share_out, workers
 from mfubench.worker import FAILED, Answer, Watch, Worker
 
 from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
 from .catalog import examples_of
-from .check import OpResult, check_op
+from .check import OpResult, check_op, joined
 from .peers import named_peer, peers_of
 from .tune import tune_op
 
 CASE_LIMITS_S = {"cuda": 120.0, "cpu": inf}  # compiling for a case takes seconds; the interpreter takes its time
-Progress = Callable[[str, float], None]
+PARTS = 4  # of an op's cases, which workers share
+CHECKING_SHARE = 0.3  # of a bench's progress
 
 
-def check_work(watch: Watch, *, op: str, device: str, full: bool, without: Mapping[str, str]) -> OpResult:
-    """The numeric contract of an op; a case of ``without`` is a failed one."""
-    return check_op(examples_of(op), torch.device(device), full=full, without=without, watch=watch)
+def check_work(
+    watch: Watch, *, op: str, device: str, full: bool, part: tuple[int, int], without: Mapping[str, str]
+) -> OpResult:
+    """A part of an op's numeric contract; a case of ``without`` is a failed one."""
+    if device == "cpu":
+        torch.set_num_threads(1)  # the interpreter is Python; other cores have workers of their own
+    return check_op(examples_of(op), torch.device(device), full=full, part=part, without=without, watch=watch)
 
 
 def tune_work(
@@ -65,27 +71,31 @@ def check_all(
     full: bool = False,
     progress: Progress = lambda stage, done: None,
 ) -> list[OpResult]:
-    """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter.
+    """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter, on all cores at once.
 
     A case that hangs, crashes or breaks the device is a failed one, and the others go on.
 
     Raises:
         ToolBroke: a check itself broke.
     """
-    with closing(Worker(device.type)) as worker:
-        return [_checked(worker, op, device, full, progress, index / len(ops)) for index, op in enumerate(ops)]
+    places = [(op, part) for op in ops for part in range(PARTS)]
+    found: dict[tuple[str, int], OpResult] = {}
+    told = Told(progress, len(places))
 
+    def check(worker: Worker, place: tuple[str, int]) -> None:
+        op, part = place
+        told.begins(f"{op}: checking its numbers")
+        answer = worker.run(
+            check_work,
+            {"op": op, "device": device.type, "full": full, "part": (part, PARTS)},
+            part_limit_s=CASE_LIMITS_S[device.type],
+            begins=lambda case: told.goes_on(f"{op}: {case}"),
+        )
+        found[place] = _document(answer, op)
 
-def _checked(worker: Worker, op: str, device: torch.device, full: bool, progress: Progress, done: float) -> OpResult:
-    progress(f"{op}: checking its numbers", done)
-    answer = worker.run(
-        check_work,
-        {"op": op, "device": device.type, "full": full},
-        part_limit_s=CASE_LIMITS_S[device.type],
-        begins=lambda case: progress(f"{op}: {case}", done),
-    )
-    found: OpResult = _document(answer, op)
-    return found
+    with workers(device.type, min(one_a_core(), len(places))) as hands:
+        share_out(places, hands, check)
+    return [joined([found[op, part] for part in range(PARTS)]) for op in ops]
 
 
 def bench_all(
@@ -114,20 +124,22 @@ def bench_all(
     wanted = [(op, shape) for op in ops for shape in named_shapes(op, examples_of(op), shapes)]
     rows: list[BenchRow] = []
     won: list[dict[str, Any]] = []
-    failed: dict[str, int] = {}
+    checking = check_all(
+        list(dict(wanted)), device, progress=lambda stage, done: progress(stage, CHECKING_SHARE * done)
+    )
+    failed = {found.op: len(found.failed) for found in checking}
     with closing(Worker(device.type)) as worker:
         for index, (op, shape) in enumerate(wanted):
-            if op not in failed:
-                failed[op] = len(_checked(worker, op, device, False, progress, index / len(wanted)).failed)
+            done = CHECKING_SHARE + (1 - CHECKING_SHARE) * index / len(wanted)
             if failed[op]:
                 why = f"{failed[op]} cases fail the numeric contract; see `mfubench kernels check {op}`"
                 rows += not_timed(op, shape, why)
                 continue
             place = {"op": op, "shape": shape, "device": device.type, "adopted": won}
             if tune:
-                progress(f"tuning {op} at {shape}", index / len(wanted))
+                progress(f"tuning {op} at {shape}", done)
                 won = won + _document(worker.run(tune_work, place, part_limit_s=peer_limit_s), f"{op} at {shape}")
-            progress(f"{op}: {shape}", index / len(wanted))
+            progress(f"{op}: {shape}", done)
             chosen = {"peers": list(peers), "skipped": dict(without), "rounds": rounds}
             answer = worker.run(bench_work, {**place, **chosen, "adopted": won}, part_limit_s=peer_limit_s)
             found = _document(answer, f"{op} at {shape}")

@@ -69,6 +69,12 @@ class OpResult:
         return max((verdict.ratio for case in self.cases for verdict in case.verdicts), default=0.0)
 
 
+def joined(parts: Sequence[OpResult]) -> OpResult:
+    """An op's result from those of the parts of its cases."""
+    first = parts[0]
+    return OpResult(first.op, [case for part in parts for case in part.cases], first.not_proved)
+
+
 def cases_of(
     examples: Examples, device: torch.device, *, full: bool, shapes: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:

@@ -1,0 +1,73 @@
+"""Several workers share a list of tasks: each takes the next one when it is free."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, contextmanager
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import TypeVar
+
+from mfubench.worker import Worker
+
+MOST_WORKERS = 16  # each has a context on a GPU, of half a gigabyte
+Progress = Callable[[str, float], None]
+T = TypeVar("T")
+
+
+def one_a_core() -> int:
+    """How many workers keep this machine's cores busy."""
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+@contextmanager
+def workers(device: str, count: int) -> Iterator[list[Worker]]:
+    """``count`` workers, which end with the context."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(Worker(device))) for _ in range(count)]
+
+
+def share_out(tasks: Sequence[T], hands: Sequence[Worker], do: Callable[[Worker, T], None]) -> None:
+    """Call ``do(worker, task)`` for every task, in their order, in a thread for each of ``hands``.
+
+    An error of one, or Ctrl-C, kills all workers and is raised; another's ``do`` sees it by ``worker.killed``.
+    """
+    queue: SimpleQueue[T] = SimpleQueue()
+    for task in tasks:
+        queue.put(task)
+
+    def take(worker: Worker) -> None:
+        while not worker.killed:
+            try:
+                task = queue.get_nowait()
+            except Empty:
+                return
+            do(worker, task)
+
+    with ThreadPoolExecutor(len(hands)) as pool:
+        running = [pool.submit(take, worker) for worker in hands]
+        try:
+            for ended in as_completed(running):
+                ended.result()
+        except BaseException:  # Ctrl-C too: else the pool would wait for its tasks
+            for worker in hands:
+                worker.kill()
+            raise
+
+
+class Told:
+    """Tells the progress of ``total`` tasks that several threads work at."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._begun, self._lock = progress, total, 0, Lock()
+
+    def begins(self, stage: str) -> None:
+        """A task does."""
+        with self._lock:
+            self._begun += 1
+        self.goes_on(stage)
+
+    def goes_on(self, stage: str) -> None:
+        """A task that has begun is at ``stage``."""
+        with self._lock:
+            self._progress(stage, (self._begun - 1) / self._total)
