@@ -1,6 +1,5 @@
 """What this machine can measure, as ``mfubench doctor`` tells it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +9,12 @@ from .measure.calibrate import DTYPES, load_or_calibrate
 from .measure.environment import device_uuid, environment
 from .measure.nvml import NvmlSampler, missing_counters
 from .measure.peaks import datasheet
+from .progress import Progress
 
 NVML_WINDOW_S = 0.3
 
 
-def examine(*, refresh: bool, progress: Callable[[str, float], None]) -> dict[str, dict[str, Any]]:
+def examine(*, refresh: bool, progress: Progress) -> dict[str, dict[str, Any]]:
     """Environment, peaks and counters of the device that ``--device auto`` means; ``refresh`` measures peaks anew."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peaks: dict[str, Any] = {"datasheet": _datasheet(device)}

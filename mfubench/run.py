@@ -191,7 +191,7 @@ def read_run(path: Path) -> Run:
         ) from None
     except ValueError:
         raise BadInput(f"{file} is not JSON; give a run.json that `mfubench profile --out` wrote") from None
-    return _from_document(document, file)
+    return run_of(document, str(file))
 
 
 _NUMBER = (int, float)
@@ -224,7 +224,7 @@ _EXPECTED_OF_A_GPU: Mapping[str, Any] = {
 _PEAK_KEYS = {"dtype", "measured_tflops", "measured_date", "datasheet_tflops", "used"}
 
 
-def _check(document: Any, file: Path) -> None:
+def _check(document: Any, file: str) -> None:
     """Refuse a document whose inside is not a Run's, so that no reader stumbles over it."""
     _check_inside(document, _EXPECTED, file)
     if document["nvml"]["available"]:
@@ -234,7 +234,7 @@ def _check(document: Any, file: Path) -> None:
         raise BadInput(f"{file}: peak.by_dtype is {repr(rows)[:40]}; it is no whole Run; profile again")
 
 
-def _check_inside(document: Any, expected: Mapping[str, Any], file: Path) -> None:
+def _check_inside(document: Any, expected: Mapping[str, Any], file: str) -> None:
     for path, kind in expected.items():
         *outer, last = path.split(".")
         inside = document
@@ -245,7 +245,12 @@ def _check_inside(document: Any, expected: Mapping[str, Any], file: Path) -> Non
             raise BadInput(f"{file}: {path} is {given}; it is no whole Run; profile again")
 
 
-def _from_document(document: Any, file: Path) -> Run:
+def run_of(document: Any, file: str) -> Run:
+    """The Run of a parsed ``document``, which ``file`` holds.
+
+    Raises:
+        BadInput: as `read_run`.
+    """
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise BadInput(f"{file} has schema_version {version!r}; this release reads {SCHEMA_VERSION}; profile again")

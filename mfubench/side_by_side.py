@@ -8,10 +8,10 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import TypeVar
 
+from mfubench.progress import Progress
 from mfubench.worker import Worker
 
 MOST_WORKERS = 16  # each has a context on a GPU, of half a gigabyte
-Progress = Callable[[str, float], None]
 T = TypeVar("T")
 
 

@@ -16,7 +16,8 @@ from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
 from mfubench.exhausted import ran_out_of_memory
 from mfubench.measure.environment import environment
-from mfubench.profiling import Progress, profile_workload
+from mfubench.profiling import profile_workload
+from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run, write_text
 from mfubench.workload.prepare import DEFAULT_SIZE, device_and_dtype, prepare
 from mfubench.workload.spec import WorkloadSpec
@@ -57,7 +58,7 @@ class Ladder:
         if folder is not None and (folder / FILE).exists():
             self._take_up(folder)
 
-    def climb(self, *, budget_s: float | None = None, progress: Progress = lambda stage, done: None) -> None:
+    def climb(self, *, budget_s: float | None = None, progress: Progress = silent) -> None:
         """Do what is not done yet; start nothing new once ``budget_s`` are over. Out of memory is noted and passed."""
         end = None if budget_s is None else monotonic() + budget_s
         units = list(self._units())

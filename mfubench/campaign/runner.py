@@ -3,13 +3,14 @@
 What need not have the device to itself runs in several workers at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from time import monotonic
 from typing import Any
 
+from mfubench.progress import Progress
 from mfubench.side_by_side import Told, share_out, workers
 from mfubench.worker import ABSENT, DONE, FAILED, LEAST_S, PART, Work, Worker
 
@@ -18,7 +19,6 @@ from .store import Store
 from .tasks import run_task
 
 TOGETHER_SHARE = 0.4  # of the budget: the most that compiling and checking may take before something is timed
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ def ablate(
     """Walk the road from InterFormer's parts to the full Kunlun, one switch a step, beside what was published.
 
     Every setting is profiled; neighbours on the road are timed in turn, and so is the full model with and without each
-    switch. DIR gets ablation.json, runs/STEP/run.json, report.md and report.html as the results come; the same command
-    goes on where it was interrupted or its budget ended.
+    switch. DIR gets ablation.json, runs/STEP/run.json, report.md with its charts and report.html as the results come;
+    the same command goes on where it was interrupted or its budget ended.
 
     Examples:
 

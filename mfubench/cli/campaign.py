@@ -1,6 +1,7 @@
 """``mfubench campaign``."""
 
 import json as json_module
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +57,7 @@ def campaign(
     """Ask a device everything, the most valuable first: its peaks, the kernels' numbers and speed, the zoo, the road.
 
     A kill at any moment leaves what is done; the same command goes on from there, and tries again what failed. DIR gets
-    a file for each task, report.md and report.html.
+    a file for each task, report.md with its charts and report.html.
 
     Examples:
 
@@ -73,10 +74,7 @@ def campaign(
 
     store = Store(out)
     if table is not None:
-        from mfu_kernels.lock import committed
-        from mfubench.report.campaign import put_table, results_table
-
-        put_table(results_table(store.index(), _results(store), committed()), table)
+        _put_results(store, table)
         return
     writable_folder(out)
     import torch
@@ -100,6 +98,18 @@ def campaign(
     if outcome.left:
         print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
     _put(store, json, verbose)
+
+
+def _put_results(store: "Store", file: Path) -> None:
+    """The tables into ``file``, their charts into the campaign's folder."""
+    from mfu_kernels.lock import committed
+    from mfubench.report import pictures
+    from mfubench.report.campaign import put_table, results_table
+
+    place = Path(os.path.relpath(store.folder, file.parent))
+    picture = pictures(store.folder, "results")
+    linked = picture and (lambda chart: (place / picture(chart)).as_posix())
+    put_table(results_table(store.index(), _results(store), committed(), linked), file)
 
 
 def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:

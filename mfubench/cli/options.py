@@ -20,7 +20,12 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail: lon
 Debug = Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder for run.json, report.md and report.html.", show_default=False),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for run.json, report.md with its charts, and report.html.",
+        show_default=False,
+    ),
 ]
 
 # What a workload is made of; each has the default of the command that takes it.

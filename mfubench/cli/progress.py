@@ -1,17 +1,20 @@
 """Progress of long work on stderr: a bar on a terminal, a line a stage elsewhere, nothing with --quiet."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from mfubench.progress import Progress, silent
 
 
 @contextmanager
-def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Callable[[str, float], None]]:
+def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
     """A function ``(stage in words, share done)`` to report progress with."""
     if quiet:
-        yield lambda stage, done: None
+        yield silent
     elif sys.stderr.isatty():
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
 
         from mfubench.report.terminal import stderr_console
 
@@ -21,7 +24,7 @@ def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Callable[[str, flo
             TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=stderr_console(), transient=True) as bar:
+        with Bar(*columns, console=stderr_console(), transient=True) as bar:
             task = bar.add_task("", total=1.0)
             yield lambda stage, done: bar.update(task, description=stage, completed=done)
     else:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from mfubench.errors import ToolBroke
-from mfubench.side_by_side import Progress, Told, one_a_core, share_out, workers
+from mfubench.progress import Progress, silent
+from mfubench.side_by_side import Told, one_a_core, share_out, workers
 from mfubench.worker import FAILED, Answer, Watch, Worker
 
 from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
@@ -69,7 +70,7 @@ def check_all(
     device: torch.device,
     *,
     full: bool = False,
-    progress: Progress = lambda stage, done: None,
+    progress: Progress = silent,
 ) -> list[OpResult]:
     """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter, on all cores at once.
 
@@ -108,7 +109,7 @@ def bench_all(
     rounds: int,
     tune: bool,
     peer_limit_s: float,
-    progress: Progress = lambda stage, done: None,
+    progress: Progress = silent,
 ) -> tuple[list[BenchRow], list[dict[str, Any]]]:
     """Rows of every op in ``ops``, and the lock's entries that ``tune`` found.
 

@@ -66,7 +66,6 @@ def bench_op(
     shapes: Sequence[str] = (),
     peers: Sequence[Peer] = (),
     rounds: int = ROUNDS,
-    progress: Callable[[str, float], None] = lambda stage, done: None,
     watch: Watch = UNWATCHED,
 ) -> list[BenchRow]:
     """Time ``op`` and ``peers`` in bf16 on the named ``shapes``, all of them by default.
@@ -83,8 +82,7 @@ def bench_op(
     wanted = named_shapes(op, examples, shapes)
     calibration = load_or_calibrate(device, "bf16")
     rows: list[BenchRow] = []
-    for index, shape in enumerate(wanted):
-        progress(f"{op}: {shape}", (index + 1) / (len(wanted) + 1))
+    for shape in wanted:
         torch.compiler.reset()  # dynamo counts every shape of every op as one function's, and runs the ninth eagerly
         rows += _bench_shape(op, shape, examples, device, calibration, peers, rounds, watch)
         torch.cuda.empty_cache()

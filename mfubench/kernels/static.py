@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mfu_kernels.modes import Extent
 from mfubench.errors import BadInput
+from mfubench.progress import Progress, silent
 
 from .catalog import examples_of
 from .targets import TARGETS, Target
@@ -48,7 +49,7 @@ def compile_statically(
     targets: Sequence[str],
     *,
     all_configs: bool = False,
-    progress: Callable[[str, float], None] = lambda stage, done: None,
+    progress: Progress = silent,
 ) -> list[StaticRow]:
     """Rows of every kernel of ``ops`` at its named shapes, ordered by op, target and kernel.
 

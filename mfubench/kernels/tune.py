@@ -139,7 +139,6 @@ def tune_op(
     other_forms: bool = True,
     without: Mapping[str, str] = MappingProxyType({}),
     time: TimeInTurns = time_in_turns,
-    progress: Callable[[str, float], None] = lambda stage, done: None,
     watch: Watch = UNWATCHED,
 ) -> list[dict[str, Any]]:
     """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock.
@@ -160,8 +159,7 @@ def tune_op(
         tuned = any((entry["kernel"], entry["key"]) == (kernel, key_text(key)) for entry in won)
         return not tuned and (again or not_locked(device_name)(kernel, key))
 
-    for index, shape in enumerate(shapes):
-        progress(f"tuning {examples.function.__name__} at {shape}", index / len(shapes))
+    for shape in shapes:
         for launched in launched_kernels(examples, shape, target, wanted):
             if not other_forms:
                 _leave_out_other_forms(launched)

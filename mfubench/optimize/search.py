@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
+from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run
 
-from .changes import Change, added, from_plain, to_plain
+from .changes import Change, added, from_plain
 from .document import Optimization, Step
 from .gain import ALPHA
 from .isolated import GaveUp, run_isolated
@@ -21,9 +22,8 @@ from .survey import OpUse, Survey
 from .tasks import Finale, finale, identify, profile_changed, take_stock
 from .trial import COMPILING, Request, Trial, confirm, try_change
 
-FINISHING = 0.5  # of the budget is kept for the end: start, end and plain torch.compile in turn, and the end's profile
+FINISHING = 0.5  # of the budget at most is kept for the end: start, end and plain torch.compile in turn, its profile
 LEAST_S = 5.0  # less is left: no trial is begun
-Progress = Callable[[str, float], None]
 
 
 class Runner(Protocol):
@@ -33,7 +33,7 @@ class Runner(Protocol):
         """The task's result; raises GaveUp."""
 
 
-def optimize(plan: Plan, *, progress: Progress = lambda stage, done: None, run: Runner = run_isolated) -> Optimization:
+def optimize(plan: Plan, *, progress: Progress = silent, run: Runner = run_isolated) -> Optimization:
     """Search ``plan``; with a folder, leave its log, recipe, runs and document there, or go on from its log.
 
     Raises:
@@ -120,8 +120,8 @@ class Search:
 
     def _try_all(self, state: State) -> str:
         """Try what is waiting, the best prediction first; why it stopped."""
-        deadline = (1.0 - FINISHING) * self.plan.budget_s
         while True:
+            deadline = self.plan.budget_s - self._finishing_s(state)
             proposal = self._next(state)
             if proposal is None or proposal.change is None:
                 return "nothing is left that is predicted to win more than 1 %"
@@ -131,6 +131,12 @@ class Search:
             if step is None:
                 return f"the time budget ended while {proposal.title} was tried"
             self._ended(state, step)
+
+    def _finishing_s(self, state: State) -> float:
+        """What the end may need: as long as plain torch.compile's own trial took, which found nothing compiled."""
+        most = FINISHING * self.plan.budget_s
+        tried = state.step_of(state.plain)
+        return min(most, tried.seconds) if tried else most
 
     def _ended(self, state: State, step: Step) -> None:
         state.take(step)
@@ -244,7 +250,7 @@ class Search:
             step = self._try(state, proposal, state.plain, self.plan.budget_s) if proposal else None
             if step is not None:
                 self._ended(state, step)
-        tried = next((step for step in state.steps if step.plain == to_plain(state.plain)), None)
+        tried = state.step_of(state.plain)
         if tried is not None and tried.kept:
             end.timed.say_of_both("plain", "end")
             return

@@ -59,6 +59,10 @@ class State:
                 proposal.take(self.cells, step.measured_ms)
             self.waiting = [p for p in self.waiting if p.change is None or not change.excludes(p.change)]
 
+    def step_of(self, change: Change) -> Step | None:
+        """The trial of ``change``, if there was one."""
+        return next((step for step in self.steps if step.plain == to_plain(change)), None)
+
     def reaches(self, proposal: Proposal) -> bool:
         """Whether what the proposal goes further than is kept."""
         return proposal.after is None or proposal.after in self.kept

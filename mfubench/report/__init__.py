@@ -1,17 +1,19 @@
 """Runs as reports: terminal, Markdown and HTML. All three render the same blocks; none computes anything."""
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfubench.run import Run, write_text
 
 if TYPE_CHECKING:
-    from .blocks import Page
+    from .blocks import Chart, Page
+    from .markdown import Picture
 
 
 def write_reports(runs: Sequence[Run], folder: Path) -> None:
-    """Write report.md and report.html of ``runs`` into ``folder``, which is made where it is missing."""
+    """Write report.md, its charts and report.html of ``runs`` into ``folder``, which is made where it is missing."""
     from .comparison import page
 
     write_page(page(runs), folder)
@@ -22,5 +24,21 @@ def write_page(page: "Page", folder: Path) -> None:
     from . import html, markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.md", markdown.render_page(page))
+    write_text(folder / "report.md", markdown.render_page(page, picture=pictures(folder, "report")))
     write_text(folder / "report.html", html.render_page(page))
+
+
+def pictures(folder: Path, stem: str) -> "Picture | None":
+    """Draws a chart into ``folder`` and names its file, STEM-1.svg first; None where nothing can be drawn."""
+    from . import charts
+
+    if charts.why_not():
+        return None
+    numbers = count(1)
+
+    def picture(chart: "Chart") -> str:
+        file = f"{stem}-{next(numbers)}.svg"
+        write_text(folder / file, charts.picture(chart))
+        return file
+
+    return picture

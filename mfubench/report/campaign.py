@@ -9,8 +9,9 @@ from mfubench.run import write_text
 
 from . import format as fmt
 from .blocks import Column, Facts, Items, Page, Section, Table
+from .campaign_charts import Pair, beside_peers, best_step
 from .kernels import bench_table
-from .markdown import render_table
+from .markdown import Picture, render_chart, render_table
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Sequence[Result]]
@@ -31,10 +32,10 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     tuned = [entry for document in _of(results, "tune") for entry in document["entries"]]
     sections = [
         Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
-        *([Section("Models", [_models(profiles)], brief=True)] if profiles else []),
+        *([Section("Models", [*best_step(profiles), _models(profiles)], brief=True)] if profiles else []),
         *([Section("Numeric contract", [_contract(contracts)], brief=True)] if contracts else []),
         *([Section("Tuned configs", [_tuned(tuned)])] if tuned else []),
-        *_bench(_of(results, "bench")),
+        *_kernels(_of(results, "bench")),
         *_roads(_of(results, "road")),
     ]
     missing: dict[str, list[str]] = {}  # tasks by reason
@@ -176,8 +177,11 @@ def _tuned(entries: Sequence[Any]) -> Table:
     return Table.of(caption, columns)
 
 
-def _bench(documents: Sequence[Any]) -> list[Section]:
-    return [
+def _kernels(documents: Sequence[Any]) -> list[Section]:
+    """All in one chart, and a section for each op and shape."""
+    drawn = beside_peers(_pairs(documents))
+    together = [Section("Kernels beside their peers", [*drawn], brief=True)] if drawn else []
+    return together + [
         Section(f"{op}, {shape}", [bench_table([row for run in runs for row in run])], brief=True)
         for (op, shape), runs in _runs(documents).items()
     ]
@@ -219,10 +223,12 @@ def _road(found: Any) -> Table:
     return Table.of("Each step turns on one switch more. Its folder has a report with intervals.", columns)
 
 
-def results_table(index: Mapping[str, Any], results: Results, locked: Sequence[Any] = ()) -> str:
+def results_table(
+    index: Mapping[str, Any], results: Results, locked: Sequence[Any] = (), picture: Picture | None = None
+) -> str:
     """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
 
-    ``locked`` are the entries of the lock; those of the device are shown.
+    ``locked`` are the entries of the lock; those of the device are shown. ``picture`` draws the charts above them.
 
     Raises:
         BadInput: there is nothing for a table yet, or the results are not all of one device.
@@ -237,21 +243,28 @@ def results_table(index: Mapping[str, Any], results: Results, locked: Sequence[A
         f"{HEADING}{device}",
         f"Measured with torch {environment.get('torch')}; written by `mfubench campaign --table`, never by hand.",
     ]
+    pairs = _pairs(benches)
+    charts = [*best_step(runs), *beside_peers(pairs)] if picture else []
+    texts += [render_chart(chart, picture) for chart in charts]
     texts += [render_table(_models(runs))] if runs else []
-    texts += [render_table(_kernels(benches))] if benches else []
+    texts += [render_table(_beside_peers(pairs))] if benches else []
     here = [entry for entry in locked if entry["device"] == device]
     texts += [render_table(_tuned(here))] if here else []
     return "\n\n".join(texts)
 
 
-def _kernels(documents: Sequence[Any]) -> Table:
+def _pairs(documents: Sequence[Any]) -> list[Pair]:
     """Ours at each shape and direction, beside the fastest peer that computes the same."""
     pairs = [
         _beside_the_fastest([[row for row in run if row["direction"] == direction and row["ms"]] for run in runs])
         for runs in _runs(documents).values()
         for direction in dict.fromkeys(row["direction"] for run in runs for row in run)
     ]
-    rows, best = [pair[0] for pair in pairs if pair], [pair[1] for pair in pairs if pair]
+    return [pair for pair in pairs if pair]
+
+
+def _beside_peers(pairs: Sequence[Pair]) -> Table:
+    rows, best = [ours for ours, _ in pairs], [peer for _, peer in pairs]
     columns = [
         (Column("op"), [row["op"] for row in rows]),
         (Column("shape"), [row["shape"] for row in rows]),
@@ -272,7 +285,7 @@ def _kernels(documents: Sequence[Any]) -> Table:
     return Table.of(caption, columns)
 
 
-def _beside_the_fastest(runs: Sequence[Sequence[Any]]) -> tuple[Any, Any] | None:
+def _beside_the_fastest(runs: Sequence[Sequence[Any]]) -> Pair | None:
     """Our row and that of the peer that took the least of our time in the same run; None where there is none."""
     timed = [(own, row) for run in runs for own in run if own["times_ours"] is None for row in run]
     peers = [(own, row) for own, row in timed if row["times_ours"] is not None and row["same_math"]]

@@ -1,6 +1,8 @@
-"""Charts as SVG elements of a page: no script, no network, a title and a description that are read out."""
+"""Charts as SVG, in a page or a file: no script, no network, a title and a description that are read out."""
 
+import json
 import re
+from functools import cache
 from xml.etree import ElementTree
 
 from .blocks import Chart
@@ -8,6 +10,8 @@ from .blocks import Chart
 SVG = "http://www.w3.org/2000/svg"
 NUMBER = re.compile(r"-?\d+\.\d{2,}")
 ROUNDED = {"d", "transform", "x", "x2", "y", "y2"}  # whose numbers need no more than a tenth of a pixel
+# A file is shown on pages of all colours, and knows none of theirs.
+PAPER, INK = "#ffffff", "#1b2430"
 DROPPED = ("aria-hidden", "aria-roledescription", "role", "pointer-events", "class")
 
 
@@ -23,19 +27,36 @@ def why_not() -> str:
 
 def svg(chart: Chart, name: str) -> str:
     """``chart`` as an SVG element whose ids begin with ``name``."""
-    import vl_convert
+    return ElementTree.tostring(_element(chart, name), encoding="unicode")
 
+
+def picture(chart: Chart) -> str:
+    """``chart`` as a file of its own, dark on white."""
+    root = _element(chart, "chart")
+    root.set("color", INK)
+    root.insert(2, ElementTree.Element(f"{{{SVG}}}rect", {"width": "100%", "height": "100%", "fill": PAPER}))
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _element(chart: Chart, name: str) -> ElementTree.Element:
     from .specs import spec
 
     ElementTree.register_namespace("", SVG)
-    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec(chart.figure), allowed_base_urls=[]))
+    root = ElementTree.fromstring(_drawn(json.dumps(spec(chart.figure))))
     for element in root.iter():
         _trim(element)
     root.attrib.pop("version", None)
     root.attrib |= {"class": "chart", "role": "img", "aria-labelledby": f"{name}-title {name}-about"}
     root.insert(0, _text("title", chart.title, id=f"{name}-title"))
     root.insert(1, _text("desc", chart.summary, id=f"{name}-about"))
-    return ElementTree.tostring(root, encoding="unicode")
+    return root
+
+
+@cache  # a report has each chart twice, in its page and in a file
+def _drawn(spec: str) -> str:
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
 
 
 def _trim(element: ElementTree.Element) -> None:

@@ -1,7 +1,7 @@
 """A report as GitHub Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mfubench.run import Run
 
@@ -10,6 +10,8 @@ from .comparison import page
 
 ROWS = 20
 # Markup that GitHub would act on: an underscore inside a word and a bracket that opens no link are left alone.
+Picture = Callable[[Chart], str]
+"""The file, beside the report, that has the chart."""
 SPECIAL = re.compile(r"[\\`*<>|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])")
 
 
@@ -18,30 +20,37 @@ def render(runs: Sequence[Run]) -> str:
     return render_page(page(runs))
 
 
-def render_page(given: Page, level: int = 1) -> str:
-    """Any page, its title a heading of ``level``."""
-    return "\n\n".join(_page(given, level)) + "\n"
+def render_page(given: Page, level: int = 1, picture: Picture | None = None) -> str:
+    """Any page, its title a heading of ``level``; without ``picture``, a chart is what it says in words."""
+    return "\n\n".join(_page(given, level, picture)) + "\n"
 
 
-def _page(given: Page, level: int) -> list[str]:
+def _page(given: Page, level: int, picture: Picture | None) -> list[str]:
     lines = [f"{'#' * level} {escape(given.title)}", f"**{escape(given.headline)}**"]
     if given.warnings:
         lines.append("\n".join(f"> - **Warning:** {escape(warning)}" for warning in given.warnings))
     for section in given.sections:
-        lines += [f"{'#' * (level + 1)} {escape(section.title)}", *map(_block, section.blocks)]
-    return [*lines, *(line for part in given.parts for line in _page(part, level + 1))]
+        blocks = [_block(block, picture) for block in section.blocks]
+        lines += [f"{'#' * (level + 1)} {escape(section.title)}", *blocks]
+    return [*lines, *(line for part in given.parts for line in _page(part, level + 1, picture))]
 
 
-def _block(block: Block) -> str:
+def _block(block: Block, picture: Picture | None) -> str:
     match block:
         case Items(sentences):
             return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
         case Facts(pairs):
             return "\n".join(f"- **{escape(key)}**: {escape(given)}" for key, given in pairs)
         case Chart():
-            return f"*{escape(block.title)}*, drawn in report.html: {escape(block.summary)}"
+            return render_chart(block, picture)
         case Table():
             return render_table(block)
+
+
+def render_chart(chart: Chart, picture: Picture | None) -> str:
+    """Its picture, if there is one, above what it shows."""
+    words = f"*{escape(chart.title)}*: {escape(chart.summary)}"
+    return f"![{escape(chart.title)}]({picture(chart)})\n\n{words}" if picture else words
 
 
 def render_table(table: Table) -> str:

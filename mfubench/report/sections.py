@@ -33,7 +33,7 @@ def run_page(run: Run) -> Page:
     impls = Facts(sorted(run.impls.items())) if run.impls else Items(["No op of ours."])
     sections = [
         Section("MFU and HFU", [_utilization(run), _flops(run), *peaks(run)]),
-        Section("MFU loss ledger", [*_waterfall(fall), _ledger(run, fall)], brief=True),
+        Section("MFU loss ledger", [*waterfall_chart("MFU waterfall", fall), _ledger(run, fall)], brief=True),
         Section("Hotspots", [_hotspots(run.hotspots)]),
         Section("Modules", [_modules(run)], brief=True),
         Section("Module rooflines", _rooflines(run)),
@@ -83,7 +83,8 @@ def _flops_or_other(key: str, given: Any) -> str:
     return fmt.flops(given) if type(given) in (int, float) else fmt.value(key, given)
 
 
-def _waterfall(fall: Waterfall) -> list[Block]:
+def waterfall_chart(title: str, fall: Waterfall) -> list[Chart]:
+    """The chart of ``fall``; none where nothing is known of the step."""
     if not fall.drops:
         return []
     largest = ", ".join(f"{drop.line.cause} {fmt.percent(drop.line.share)}" for drop in fall.largest(NUM_NAMED))
@@ -91,7 +92,7 @@ def _waterfall(fall: Waterfall) -> list[Block]:
         f"From 100 % of the median step down to {fmt.percent(fall.useful)} that is useful, the MFU of that step "
         f"against the peak in use. The largest losses: {largest}."
     )
-    return [Chart("MFU waterfall", summary, fall)]
+    return [Chart(title, summary, fall)]
 
 
 def _ledger(run: Run, fall: Waterfall) -> Table:

@@ -111,3 +111,7 @@ class Workload:
     needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
     may_be_compiled: bool = False
     warnings: list[str] = field(default_factory=list)
+
+    def num_requests(self, steps: int) -> int:
+        """Requests in so many steps, which take the input sets in turn."""
+        return sum(self.num_samples[index % len(self.inputs)] for index in range(steps))

@@ -7,13 +7,14 @@ import pytest
 from tests.house.tree import CODE, PACKAGES, ROOT, imported, named, package_of
 
 ORDER = list(PACKAGES)
+PROFILE = ("mfubench.profiling", "mfubench.passes", "mfubench.assemble", "mfubench.caveats")
 # folder of mfubench -> what it must not import
 FORBIDDEN = {
-    "mfubench/measure": ("mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.profiling"),
-    "mfubench/attribute": ("mfubench.report", "mfubench.cli", "mfubench.workload", "mfubench.profiling"),
+    "mfubench/measure": ("mfubench.attribute", "mfubench.report", "mfubench.cli", *PROFILE),
+    "mfubench/attribute": ("mfubench.report", "mfubench.cli", "mfubench.workload", *PROFILE),
     "mfubench/kernels": (
-        *("mfu_models", "mfubench.attribute", "mfubench.workload", "mfubench.profiling"),
-        *("mfubench.report", "mfubench.cli"),
+        *("mfu_models", "mfubench.attribute", "mfubench.workload", "mfubench.report", "mfubench.cli"),
+        *PROFILE,
     ),
     "mfubench/data": ("mfubench.measure", "mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.workload"),
     "mfubench/ablate": ("mfubench.report", "mfubench.cli"),

@@ -1,16 +1,19 @@
 """Bad input gets one line on stderr and exit code 2, and leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mfubench.cli import main
+from mfubench.errors import TimeUp
 from mfubench.measure.calibrate import Calibration
 from mfubench.optimize.changes import Change, Compile, UseImpl
 from mfubench.optimize.recipe import Kept, Recipe, architecture
@@ -191,16 +194,17 @@ def build():
 """
 
 
-def test_a_model_that_hangs_ends_in_time(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_hangs_ends_in_time(tmp_path: Path) -> None:
+    """In a process of its own: what interrupts an import leaves half a module to all that come after."""
     (tmp_path / "sleeps.py").write_text(SLEEPS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before, start = signal.getsignal(signal.SIGALRM), time.monotonic()
-    arguments = ("sleeps:build", "--device", "cpu", "--out", "out", "--trace", "--quiet", "--timeout", "0.5")
-    refused(invoke("profile", *arguments), "--timeout 0.5", "still running")
-    assert time.monotonic() - start < 10  # the sleep alone would be 600 s
+    arguments = ("sleeps:build", "--device", "cpu", "--out", "out", "--trace", "--quiet", "--timeout", "6")
+    command = [sys.executable, "-m", "mfubench", "profile", *arguments]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=paths)
+    assert (found.returncode, found.stdout) == (2, "")
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("mfubench: error: --timeout 6: the workload was still running")
     assert not (tmp_path / "out").exists()
-    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 HANGS = """
@@ -228,15 +232,25 @@ def test_code_that_catches_every_error_is_interrupted_all_the_same() -> None:
     assert found.returncode == 1 and "TimeUp: --timeout 2" in found.stderr.splitlines()[-1]
 
 
-def test_a_limit_that_is_kept_leaves_nothing_behind() -> None:
+@contextmanager
+def leaving_nothing_behind() -> Iterator[None]:
     before, threads = signal.getsignal(signal.SIGALRM), threading.active_count()
-    with time_limit(60):
-        pass
+    yield
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     deadline = time.monotonic() + 5
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == threads
+
+
+def test_a_limit_that_is_kept_leaves_nothing_behind() -> None:
+    with leaving_nothing_behind(), time_limit(60):
+        pass
+
+
+def test_a_limit_that_is_reached_leaves_nothing_behind() -> None:
+    with leaving_nothing_behind(), pytest.raises(TimeUp, match=r"--timeout 0\.1: "), time_limit(0.1):
+        time.sleep(600)
 
 
 ABLATE = {

@@ -72,13 +72,9 @@ def test_out_holds_run_and_reports(
 ) -> None:
     folder = tmp_path / "a" / "b"
     run("profile", "transformer", *TINY, "--out", str(folder), "--trace", "--json")
-    assert {path.name for path in folder.iterdir()} == {
-        "run.json",
-        "report.md",
-        "report.html",
-        "trace.json.gz",
-        "tensorboard",
-    }
+    charts = {"report-1.svg", "report-2.svg"}
+    reports = {"run.json", "report.md", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {*reports, *charts, "trace.json.gz", "tensorboard"}
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "run.json").read_text())
     assert read_run(folder).trace["path"] == "trace.json.gz"
     (log,) = (folder / "tensorboard").iterdir()
@@ -285,5 +281,6 @@ def test_an_interrupted_ablation_keeps_what_is_done(tmp_path: Path) -> None:
     assert "mfubench: 1 of 34 measurements done; the same command goes on" in err
     document = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [step["name"] for step in document["steps"] if step["status"] == "done"] == ["interformer"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ablation.json", "report.md", "report.html", "runs"}
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"ablation.json", "report.md", "report-1.svg", "report.html", "runs"}
     assert read_run(tmp_path / "out" / "runs" / "interformer").title == "kunlun tiny train fp32"

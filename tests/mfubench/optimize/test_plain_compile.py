@@ -95,3 +95,11 @@ def test_plain_torch_compile_that_is_faster_and_not_kept_is_named(
 def test_plain_torch_compile_that_is_not_faster_is_not_named() -> None:
     found = search(Answers(trials={WHOLE: refused("slower")}))
     assert found.notes == []
+
+
+def test_once_plain_torch_compile_was_tried_the_end_needs_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of 200 seconds is kept for the end until then, and afterwards the 30 of that trial."""
+    slow = Slow(monkeypatch)
+    search(slow, budget_s=200.0)
+    tried = [title for task, title in slow.asked if task == "try_change"]
+    assert tried == ["compile Tower", "compile Mixer", WHOLE, "batch_size 64", "dtype bf16"]

@@ -12,7 +12,7 @@ from mfubench.attribute.roofline import VERDICTS as KNOWN_VERDICTS
 from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
 from mfubench.report.blocks import Chart, Items, Page, Section
-from mfubench.report.charts import svg, why_not
+from mfubench.report.charts import INK, PAPER, svg, why_not
 from mfubench.report.specs import FAMILIES, OTHER_FAMILY, OTHER_VERDICT, PALETTE, VERDICTS
 from mfubench.run import CAUSE_FAMILIES
 from tests.mfubench.report.factory import a_gpu_run, a_module, a_run
@@ -155,7 +155,20 @@ def test_a_page_without_charts_misses_none(monkeypatch):
     assert "not drawn" not in html.render_page(Page("t", "h", [], [Section("s", [Items(["words"])])]))
 
 
-def test_markdown_names_the_charts_and_says_what_they_show():
+def test_markdown_says_what_charts_show():
     text = markdown.render([a_run()])
-    assert "*MFU waterfall*, drawn in report.html: From 100 %" in text
-    assert "*Roofline of the modules*, drawn in report.html: The 32 longest of 32 modules" in text
+    assert "*MFU waterfall*: From 100 %" in text and "![" not in text
+    assert "*Roofline of the modules*: The 32 longest of 32 modules" in text
+
+
+@drawn
+def test_markdown_shows_charts_from_files_that_stand_for_themselves(tmp_path):
+    write_reports([a_run(), a_gpu_run()], tmp_path)
+    shown = re.findall(r"!\[([^]]*)\]\(([^)]*)\)", (tmp_path / "report.md").read_text())
+    assert [file for _, file in shown] == [f"report-{at}.svg" for at in range(1, 6)]
+    for title, file in shown:
+        picture = ElementTree.parse(tmp_path / file).getroot()
+        title_element, _, paper = list(picture)[:3]
+        assert title_element.text == title.replace("\\", "")
+        assert paper.tag == f"{TAG}rect" and paper.get("fill") == PAPER and picture.get("color") == INK
+        assert contrast(INK, PAPER) > 10

@@ -1,0 +1,161 @@
+"""One Run of what the passes brought: rates over the timed steps, FLOPs of the mean step, shares from the trace."""
+
+from typing import Any
+
+from .attribute.crosscheck import cross_check
+from .attribute.fused import count_of_kernels
+from .attribute.join import Attribution
+from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
+from .caveats import not_measured, warnings
+from .measure.calibrate import peaks_by_dtype
+from .measure.count import Count
+from .measure.environment import environment
+from .measure.memory import MemoryPeak
+from .measure.stats import median_ci
+from .passes import Passes
+from .run import Run
+from .workload.spec import Workload
+
+NO_MEMORY = MemoryPeak(0, "(not measured)", {})
+
+
+def assemble(workload: Workload, passes: Passes) -> Run:
+    """The Run, of as many passes as there were.
+
+    Raises:
+        ToolBroke: an MFU or HFU above 100 % of the datasheet's peak.
+    """
+    steps, timings = workload.spec.steps, passes.timings_ms
+    attribution, memory = passes.attribution or Attribution(), passes.memory or NO_MEMORY
+    count = _mean_count(passes.counts or [], steps)
+    median, low, high = median_ci(timings)
+    total_s = sum(timings) / 1e3
+    total, requests = count.total(), workload.num_requests(steps)
+
+    def utilisation(flops: float, tflops: float | None) -> float | None:
+        return None if tflops is None else flops * steps / total_s / (tflops * 1e12)
+
+    placed = count_of_kernels(count, attribution, attribution.steps)
+    slices = slice_step(attribution, placed, passes.ceilings, median)
+    measured = passes.ceilings.measured_tflops
+    run = Run(
+        workload=workload.description,
+        environment=environment(workload.device),
+        peak=_peak(workload, passes),
+        step={
+            "time_ms": {"median": median, "ci95_low": low, "ci95_high": high},
+            "samples_per_s": requests / total_s,
+            "requests_per_s": requests / total_s,
+            "candidates_per_s": requests * workload.num_candidates / total_s,
+            "timings_ms": timings,
+            "num_input_sets": len(workload.inputs),
+        },
+        flops=_flops(workload, count, attribution),
+        mfu=utilisation(total.model, passes.sheet_tflops),
+        hfu=utilisation(total.hardware, passes.sheet_tflops),
+        mfu_of_measured_peak=utilisation(total.model, measured),
+        hfu_of_measured_peak=utilisation(total.hardware, measured),
+        modules=module_rows(workload.module, slices, placed, memory, passes.ceilings, median),
+        kernels=kernel_rows(attribution, median),
+        ledger=ledger_lines(slices, median),
+        hotspots=hotspots(slices, median),
+        memory={
+            "peak_bytes": memory.peak_bytes,
+            "by_kind": memory.by_kind,
+            "phase": memory.phase,
+            "device_peak_bytes": passes.device_peak,
+        },
+        nvml=passes.nvml,
+        trace={
+            "steps": attribution.steps if passes.attribution else 0,
+            "distortion": attribution.span / 1e3 / attribution.steps / median,
+            "attributed_share": attribution.attributed_share(),
+            "path": str(passes.trace_path) if passes.trace_path else None,
+        },
+        impls=dict(sorted(count.impls.items())),
+        not_measured=not_measured(workload, passes),
+        warnings=list(workload.warnings),
+    )
+    if run.nvml["available"]:
+        run.nvml["cross_check"] = cross_check(run)
+    _blank(run, passes)
+    run.warnings += warnings(run, workload, passes.calibration)
+    return run
+
+
+def _mean_count(counts: list[Count], steps: int) -> Count:
+    """The mean step: each input set weighs as often as the timing pass ran it."""
+    mean = Count()
+    for index, count in enumerate(counts):
+        weight = len(range(index, steps, len(counts)))
+        for key, work in count.work.items():
+            mean.work[key].add(work, weight)
+        mean.unknown_ops |= count.unknown_ops
+        mean.impls |= count.impls
+    for work in mean.work.values():
+        work.divide(steps)
+    return mean
+
+
+def _peak(workload: Workload, passes: Passes) -> dict[str, Any]:
+    """The peak in use and its source, and what was measured on this device beside it."""
+    return {
+        "dtype": workload.dtype,
+        "in_use": "measured" if passes.sheet_tflops is None else "datasheet",
+        "datasheet_tflops": passes.sheet_tflops,
+        "source": passes.sheet.source if passes.sheet else None,
+        "measured_tflops": passes.ceilings.measured_tflops,
+        "measured_date": passes.calibration.date,
+        "measured_how": passes.calibration.how,
+        "measured_cpu_share": passes.calibration.cpu_share,
+        "bandwidth_gb_s": passes.calibration.copy_gb_s,
+        "datasheet_bandwidth_gb_s": passes.sheet.bandwidth_gb_s if passes.sheet else None,
+        "by_dtype": peaks_by_dtype(workload.device, passes.calibration, passes.sheet, passes.ceilings.by_dtype),
+    }
+
+
+def _flops(workload: Workload, count: Count, attribution: Attribution) -> dict[str, Any]:
+    """FLOPs of the mean step, and of a request and a candidate."""
+    steps, total = workload.spec.steps, count.total()
+    requests = workload.num_requests(steps)
+    return {
+        "model": total.model,
+        "per_request": total.model * steps / requests,
+        "per_candidate": total.model * steps / (requests * workload.num_candidates),
+        "padded": _padded(workload, count),
+        "hardware": total.hardware,
+        "coverage": _coverage(attribution, count),
+        "fwd_model": count.total("fwd").model,
+        "bwd_model": count.total("bwd").model,
+        "recomputed": total.recomputed,
+        "counts_agree": workload.needed is not None,
+        "unknown_ops": sorted(count.unknown_ops),
+    }
+
+
+def _padded(workload: Workload, count: Count) -> int:
+    """Model FLOPs if every row were as long as its batch's longest; without a closed form, as far as ops tell it."""
+    if workload.needed is None:
+        return count.total().padded
+    steps, sets = workload.spec.steps, len(workload.inputs)
+    totals = [workload.needed(batch)[1].total for batch in workload.inputs]
+    return round(sum(totals[i % sets] for i in range(steps)) / steps)
+
+
+def _coverage(attribution: Attribution, count: Count) -> float:
+    """Share of device time in operators whose FLOPs are known, or known to be none."""
+    total = sum(attribution.by_operators.values())
+    unknown = sum(time for names, time in attribution.by_operators.items() if not count.unknown_ops.isdisjoint(names))
+    return 1.0 - unknown / total if total else 1.0
+
+
+def _blank(run: Run, passes: Passes) -> None:
+    """Take back what stands for a pass that brought nothing: unknown is not zero."""
+    if passes.counts is None:
+        run.flops |= {key: None for key, value in run.flops.items() if type(value) in (int, float)}
+        run.mfu = run.hfu = run.mfu_of_measured_peak = run.hfu_of_measured_peak = None
+    if passes.attribution is None:
+        run.trace |= {"steps": 0, "distortion": None, "attributed_share": None, "path": None}
+        run.flops["coverage"] = None
+    if passes.memory is None:
+        run.memory["peak_bytes"] = None

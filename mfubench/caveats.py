@@ -1,0 +1,78 @@
+"""What a Run does not know, and what bounds its claims."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from .attribute.fused import unseen
+from .attribute.steadiness import unsteady
+from .errors import ToolBroke
+from .measure.calibrate import Calibration
+from .measure.nvml import missing_counters
+from .passes import LATER, Passes
+from .run import Run
+from .workload.spec import Workload
+
+MAX_DISTORTION, MIN_COVERAGE = 1.2, 0.95
+
+
+def not_measured(workload: Workload, passes: Passes) -> list[str]:
+    """What the Run says nothing of, and why."""
+    missing = []
+    if passes.sheet_tflops is None:
+        reason = (
+            "no datasheet peak is kept for a CPU" if workload.device.type == "cpu" else "--peak measured was asked for"
+        )
+        missing.append(f"MFU and HFU against a datasheet: {reason}")
+    missing += missing_counters(passes.nvml)
+    missing += [f"{LATER[name]}: {reason}" for name, reason in passes.missing.items()]
+    if passes.compilation is not None:
+        missing += unseen(passes.compilation, passes.attribution)
+    return missing
+
+
+def warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str]:
+    """What bounds the claims of ``run``.
+
+    Raises:
+        ToolBroke: more than the datasheet's peak, which no device reaches.
+    """
+    found = []
+    if run.mfu is not None and max(run.mfu, run.hfu or 0.0) > 1.0:
+        raise ToolBroke(
+            f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong"
+        )
+    if max(run.mfu_of_measured_peak or 0.0, run.hfu_of_measured_peak or 0.0) > 1.0:
+        found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
+    if calibration.busy:
+        found.append(
+            f"the peaks were measured on a busy machine ({calibration.cpu_share:.0%} of their threads' time on a "
+            "processor): they are too low, and not kept; run it again when nothing else runs"
+        )
+    if (run.flops["coverage"] or 1.0) < MIN_COVERAGE:
+        names = ", ".join(run.flops["unknown_ops"])
+        found.append(f"FLOP coverage {run.flops['coverage']:.0%}: nothing is known of the FLOPs of {names}")
+    if (run.trace["distortion"] or 0.0) > MAX_DISTORTION:
+        found.append(
+            f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"
+        )
+    low = min(
+        (line for line in run.ledger if line.cause.startswith("inefficiency")), key=lambda line: line.ms, default=None
+    )
+    if low is not None and low.share < -0.01:
+        found.append(
+            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak: "
+            "`mfubench doctor --calibrate` measures it anew"
+        )
+    found += unsteady(run)
+    found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
+    twice = _shared_modules(workload.module)
+    if twice:
+        found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
+    return found
+
+
+def _shared_modules(module: nn.Module) -> list[str]:
+    first: Mapping[nn.Module, str] = {item: name for name, item in module.named_modules()}
+    every = module.named_modules(remove_duplicate=False)
+    return [f"{first[item]} = {name}" for name, item in every if first[item] != name]
