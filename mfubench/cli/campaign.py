@@ -47,7 +47,10 @@ def campaign(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Run nothing; put the results of DIR between the markers in FILE."),
+        typer.Option(
+            metavar="FILE",
+            help="Run nothing; write the reports of DIR again, and its results between the markers in FILE.",
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -101,13 +104,14 @@ def campaign(
 
 
 def _put_results(store: "Store", file: Path) -> None:
-    """The tables into ``file``, their charts into the campaign's folder."""
+    """The reports again, and the tables into ``file``; their charts are the report's first, in the same order."""
     from mfu_kernels.lock import committed
     from mfubench.report import pictures
     from mfubench.report.campaign import put_table, results_table
 
+    _write(store)
     place = Path(os.path.relpath(store.folder, file.parent))
-    picture = pictures(store.folder, "results")
+    picture = pictures(store.folder, "report")
     linked = picture and (lambda chart: (place / picture(chart)).as_posix())
     put_table(results_table(store.index(), _results(store), committed(), linked), file)
 

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mfubench.figures import Dot, Dots
+
 from . import format as fmt
-from .blocks import Block, Column, Facts, Items, Page, Section, Table
+from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
 
 if TYPE_CHECKING:
     from mfubench.optimize.document import NotTried, Optimization, Step
@@ -22,7 +24,7 @@ def optimization_page(found: "Optimization") -> Page:
         headline=_headline(found),
         warnings=warnings,
         sections=[
-            Section("Start, end, and plain torch.compile", [_ends(found)], brief=True),
+            Section("Start, end, and plain torch.compile", [_ends(found), *_gains(found)], brief=True),
             Section("What was tried, in order", [_steps(found.steps, found.kept)], brief=True),
             Section("What was not tried", [_not_tried(found.not_tried)], brief=True),
             Section("Numbers", [_numbers(found.steps)]),
@@ -72,6 +74,24 @@ def _ends(found: "Optimization") -> Block:
         ("Budget", f"{found.seconds:.0f} of {found.budget_s:.0f} s"),
     ]
     return Facts(pairs)
+
+
+def _gains(found: "Optimization") -> list[Chart]:
+    """Each change's gain, and what start and end come to; nothing where no time was judged."""
+    timed = {step.change: step.speedup for step in found.steps}
+    if found.in_turn:
+        timed["the end over the start"] = found.speedup
+        timed["plain torch.compile over the start"] = found.plain_compile["speedup"]
+    dots = [
+        Dot(name, "gain", of["median"], of["ci95_low"], of["ci95_high"], f"{name}: {_interval(of)} times as fast")
+        for name, of in timed.items()
+        if of
+    ]
+    summary = (
+        "How many times as fast a sample is, with its 95 % interval: with each change that was timed, over what was "
+        "kept before it; and at the end."
+    )
+    return [Chart("Gains", summary, Dots("times as fast for each sample", dots, ratios=True))] if dots else []
 
 
 def _why_not_over(found: "Optimization") -> str:

@@ -103,12 +103,11 @@ def _chart(rows: Iterable[Mapping[str, Any]]) -> "alt.Chart":
 def _waterfall(figure: Waterfall) -> "alt.LayerChart":
     import altair as alt
 
-    shares = fmt.percents([drop.line.share for drop in figure.drops])
     whole = f"the median step, {fmt.number(figure.step_ms, 4)} ms"
     useful = f"what is left: {fmt.percent(figure.useful)} of the step is useful, and that is the MFU"
     rows = [
         _bar("the step", "whole", 0.0, 1.0, "100 %", whole),
-        *(_drop(drop, share) for drop, share in zip(figure.drops, shares, strict=True)),
+        *map(_drop, figure.drops),
         _bar("useful = MFU", "whole", 0.0, figure.useful, fmt.percent(figure.useful), useful),
     ]
     links = [{"row": row["row"], "next": after["row"], "left": row["left"]} for row, after in pairwise(rows)]
@@ -129,13 +128,13 @@ def _names(names: Iterable[str]) -> "alt.Axis":
     return alt.Axis(ticks=False, domain=False, labelPadding=8, minExtent=CHARACTER * max(map(len, names)))
 
 
-def _drop(drop: Drop, share: str) -> dict[str, Any]:
+def _drop(drop: Drop) -> dict[str, Any]:
     line = drop.line
+    share = f"{100 * abs(line.share):.1f} %"
     kind, sign = ("gain", "+") if line.share < 0 else ("loss", "−" if line.share else "")
-    label = f"{sign}{share.removeprefix('-')} %"
     modules = f" in {', '.join(line.modules)}" if line.modules else ""
-    about = f"{line.cause}: {fmt.number(line.ms, 4)} ms, {share} % of the step{modules}"
-    return _bar(line.cause, kind, drop.before, drop.left, label, about)
+    about = f"{line.cause}: {fmt.number(line.ms, 4)} ms, {fmt.percent(line.share)} of the step{modules}"
+    return _bar(line.cause, kind, drop.before, drop.left, f"{sign}{share}", about)
 
 
 def _bar(row: str, kind: str, before: float, left: float, label: str, about: str) -> dict[str, Any]:
@@ -293,7 +292,7 @@ def _dots(figure: Dots) -> "alt.LayerChart":
         "y": alt.Y("row:N", sort=figure.rows, title=None, axis=_names(figure.rows)),
         "yOffset": alt.YOffset("series:N", sort=domain),
     }
-    scale = alt.Scale(type="log", nice=False) if figure.ratios else alt.Scale(zero=True)
+    scale = alt.Scale(type="log", nice=False, padding=BAND) if figure.ratios else alt.Scale(zero=True)
     axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format="~%", tickCount=8)
     x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
     whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mfubench.errors import BadInput, TimeUp, ToolBroke
+from mfubench.figures import Dots
 from mfubench.optimize.changes import Compile, UseBatchSize, UseDtype, from_plain, to_plain
 from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.recipe import read_recipe
@@ -17,7 +18,7 @@ from mfubench.optimize.survey import OpUse
 from mfubench.optimize.tasks import finale, take_stock
 from mfubench.optimize.trial import Trial, try_change
 from mfubench.report import write_page
-from mfubench.report.blocks import Table
+from mfubench.report.blocks import Chart, Table
 from mfubench.report.optimization import optimization_page
 from mfubench.run import read_run
 from tests.mfubench.optimize.answers import (
@@ -236,6 +237,7 @@ def test_judged_by_numbers_nothing_is_timed_and_every_output_says_so(tmp_path: P
     recipe = read_recipe(tmp_path / "recipe.toml")
     assert recipe.judge == "numbers" and recipe.kept[0].gain is None
     page = optimization_page(found)
+    assert not any(isinstance(block, Chart) for block in page.sections[0].blocks)
     assert "numbers" in page.warnings[0] and json.loads(found.to_json())["judge"] == "numbers"
 
 
@@ -244,6 +246,14 @@ def test_judged_by_time_no_interpreted_kernel_is_tried() -> None:
     found = search(answers)
     assert ("try_change", "impl rms_norm=triton") not in answers.asked
     assert "interpreter" in {each.change: each.reason for each in found.not_tried}["impl rms_norm=triton"]
+
+
+def test_a_page_draws_what_was_timed() -> None:
+    found = search(Answers(trials={"compile Mixer": BadInput("does not run")}))
+    (chart,) = (block for block in optimization_page(found).sections[0].blocks if isinstance(block, Chart))
+    assert isinstance(chart.figure, Dots)
+    timed = [step.change for step in found.steps if step.change != "compile Mixer"]
+    assert chart.figure.rows == [*timed, "the end over the start", "plain torch.compile over the start"]
 
 
 def test_changes_survive_the_log() -> None:

@@ -1,13 +1,17 @@
 """The table of results that a README shows: kernels beside their fastest peer, and models."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mfubench.errors import BadInput
+from mfubench.figures import Dots
+from mfubench.report.blocks import Chart
 from mfubench.report.campaign import BEGIN, END, campaign_page, put_table, results_table
 from mfubench.report.markdown import render_page
+from tests.mfubench.report.factory import a_gpu_run
 
 INDEX = {"identity": {"device": "a GPU"}, "environment": {"torch": "2.11"}}
 
@@ -95,6 +99,34 @@ def test_a_file_holds_a_table_for_each_device(tmp_path: Path) -> None:
     first, second = text.split("### NVIDIA H100 80GB HBM3")
     assert "| 4.000 [" in first and "| 3.000 [" in second and "2.000" not in text and "old" not in text
     assert put("NVIDIA H200", 4.0) == text
+
+
+def profile(mfu: float | None, size: str) -> dict[str, Any]:
+    run = a_gpu_run()
+    run.mfu_of_measured_peak = mfu
+    run.workload |= {"size": size}
+    return {"task": f"profile/{size}", "status": "done", "reason": None, "document": json.loads(run.to_json())}
+
+
+def test_the_step_that_uses_the_device_best_is_drawn_and_kernels_beside_their_peers() -> None:
+    device = a_gpu_run().device
+    index = {"identity": {"device": device, "code": "0"}, "environment": {}}
+    peers = [row("mfubench", 2.0), row("torch", 5.0, 2.5), row("mfubench", 2.0, direction="backward")]
+    benches = [bench(*({**given, "gb_s": 1.0} for given in peers), device=device)]
+    results = {"profile": [profile(None, "tiny"), profile(0.2, "base"), profile(0.1, "large")], "bench": benches}
+    drawn: list[Chart] = []
+
+    def picture(chart: Chart) -> str:
+        drawn.append(chart)
+        return f"{len(drawn)}.svg"
+
+    page = render_page(campaign_page(index, results), picture=picture)
+    assert "](1.svg)" in page and "](2.svg)" in page and len(drawn) == 2
+    step, kernels = drawn
+    assert "kunlun base" in step.title and device in step.title
+    assert isinstance(kernels.figure, Dots) and "in 1 of 1" in kernels.summary
+    assert [(dot.row, dot.value) for dot in kernels.figure.dots] == [("gdpa, X, forward", 2.5)]
+    assert results_table(index, results, picture=picture).count("![") == 2 and drawn[2:] == drawn[:2]
 
 
 def test_without_results_there_is_no_table() -> None:
