@@ -111,7 +111,7 @@ def _put_results(store: "Store", file: Path) -> None:
 
     _write(store)
     place = Path(os.path.relpath(store.folder, file.parent))
-    picture = pictures(store.folder, "report")
+    picture = pictures(store.folder)
     linked = picture and (lambda chart: (place / picture(chart)).as_posix())
     put_table(results_table(store.index(), _results(store), committed(), linked), file)
 

@@ -24,12 +24,12 @@ def write_page(page: "Page", folder: Path) -> None:
     from . import html, markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.md", markdown.render_page(page, picture=pictures(folder, "report")))
+    write_text(folder / "report.md", markdown.render_page(page, picture=pictures(folder)))
     write_text(folder / "report.html", html.render_page(page))
 
 
-def pictures(folder: Path, stem: str) -> "Picture | None":
-    """Draws a chart into ``folder`` and names its file, STEM-1.svg first; None where nothing can be drawn."""
+def pictures(folder: Path) -> "Picture | None":
+    """Draws a chart into ``folder`` and names its file, report-1.svg first; None where nothing can be drawn."""
     from . import charts
 
     if charts.why_not():
@@ -37,7 +37,7 @@ def pictures(folder: Path, stem: str) -> "Picture | None":
     numbers = count(1)
 
     def picture(chart: "Chart") -> str:
-        file = f"{stem}-{next(numbers)}.svg"
+        file = f"report-{next(numbers)}.svg"
         write_text(folder / file, charts.picture(chart))
         return file
 
