@@ -52,6 +52,7 @@ class Kernel:
     has for this GPU and key, and the default. Nothing is tuned behind the user's back.
 
     ``forms`` are other functions for the same work, each by the name of a constant that only its configs have.
+    ``instead_of`` says what does its work on a GPU until one of its configs has won there, if anything (`takes_over`).
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Kernel:
         function: Any,
         space: Callable[[MetaParameters], Sequence[triton.Config]],
         forms: Mapping[str, Form] | None = None,
+        instead_of: str = "",
     ) -> None:
-        self.function, self.space, self.forms = function, space, forms or {}
+        self.function, self.space, self.forms, self.instead_of = function, space, forms or {}, instead_of
         self.name: str = function.fn.__name__
         self.module: str = function.fn.__module__
         if self.name in KERNELS:
@@ -70,6 +72,15 @@ class Kernel:
     def form_of(self, chosen: triton.Config) -> str:
         """The name of the form that runs with ``chosen``; empty for the function itself."""
         return next((name for name in self.forms if name in chosen.kwargs), "")
+
+    def takes_over(self, key: MetaParameters, device: torch.device) -> bool:
+        """Whether the kernel does its work on ``device``, not what it is ``instead_of``.
+
+        It does where one of its configs is locked or asked for, and where nothing is timed: off a GPU.
+        """
+        if device.type != "cuda" or forced(self.name, self._in_turns(self.space(key))) is not None:
+            return True
+        return locked_config(self.name, torch.cuda.get_device_name(device), key) is not None
 
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""

@@ -48,10 +48,10 @@ def _fetched_bytes(key: MetaParameters, chosen: triton.Config) -> int:
     return waiting * rows * int(chosen.kwargs["ROWS"]) * int(key["width"]) * int(key["bytes"])
 
 
-def num_walkers(device: torch.device) -> int:
+def num_walkers(device: torch.device, per_processor: int = WALKERS_PER_PROCESSOR) -> int:
     """Programs that share out all rows: a few for each multiprocessor."""
     if device.type == "cuda":
-        return WALKERS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+        return per_processor * torch.cuda.get_device_properties(device).multi_processor_count
     return INTERPRETED_WALKERS
 
 

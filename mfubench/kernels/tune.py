@@ -53,6 +53,13 @@ class Launched:
         return f"{self.kernel} {_spelled(config)}"
 
     @property
+    def instead_of(self) -> str:
+        """What does the kernel's work until a config of its own has won."""
+        from mfu_kernels.launching import KERNELS
+
+        return KERNELS[self.kernel].instead_of
+
+    @property
     def default(self) -> Any:
         """The config that a launch takes where none is locked."""
         from mfu_kernels.launching import KERNELS
@@ -167,6 +174,8 @@ def tune_op(
             if entry is None:
                 unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
                 continue
+            if launched.instead_of and entry["ms"] >= entry["ms_of_default"]:
+                continue  # what the kernel would take the place of stays
             entry["target"] = target.name
             won.append(entry)
             adopt([entry])
@@ -225,7 +234,10 @@ def _tune_kernel(
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
         return None
-    ms = {part: median(samples) for part, samples in time(right, rounds=ROUNDS, part=watch.part).items()}
+    default = launched.instead_of or launched.part(launched.default)
+    others = {default: run} if launched.instead_of else {}
+    ms = {name: median(samples) for name, samples in time({**right, **others}, rounds=ROUNDS, part=watch.part).items()}
+    ms_of_default = ms.pop(default) if others else ms.get(default)
     best = min(ms, key=lambda part: ms[part])
     config = by_part[best]
     return {
@@ -236,7 +248,7 @@ def _tune_kernel(
         "shape": shape,
         "measured": f"the op's {launched.direction} with this kernel's config alone varied",
         "ms": ms[best],
-        "ms_of_default": ms.get(launched.part(launched.default)),
+        "ms_of_default": ms_of_default,
         "configs_timed": len(ms),
         "ms_by_config": {_spelled(by_part[part]): ms[part] for part in ms},
         "left_out": launched.left_out,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, sum_kron_linear
-from mfu_kernels.sum_kron_linear import kernel
+from mfu_kernels.sum_kron_linear import backward, kernel, kernel_bwd
 from mfu_kernels.sum_kron_linear.fusion import fuses
 from tests.kernels.cases import cost_of
 from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, draw, output_and_gradients
@@ -97,6 +97,43 @@ def test_the_rule_decides_what_is_launched_and_both_ways_give_the_same(launches:
     assert len(launches) == 1
     torch.testing.assert_close(fused.double(), exact, rtol=0, atol=4e-3 * float(exact.abs().max()))
     torch.testing.assert_close(plain, kron("reference", **arguments(torch.float32)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fused", "capability"),
+    [
+        ((128, 256), True, 90),
+        ((129, 256), False, 90),
+        ((256, 128), True, 100),
+        ((128, 64), True, 80),
+        ((128, 65), False, 80),
+    ],
+)
+def test_where_the_backward_is_fused(
+    sizes: tuple[int, int], fused: bool, capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_bwd, "capability", lambda: capability)
+    assert kernel_bwd.fits(*sizes, torch.bfloat16, torch.device("cpu")) == fused
+    assert not kernel_bwd.fits(*sizes, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("needed", list(itertools.product((False, True), repeat=3))[1:], ids=str)
+def test_kernel_and_matmuls_give_the_same_gradients(needed: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole numbers, so to the bit; more steps than programs, and tokens, terms and features that fill no tile."""
+    sizes = {"x": (5, 40, 40), "z": (3, 40, 5), "w": (3, 40, 7)}
+    whole = {name: draw(*shape).sign().to(torch.float16) for name, shape in sizes.items()}
+    whole["x"][:, 4:] = 0
+    whole["w"][:, 4:] = 0
+
+    def gradients(fused: bool) -> dict[str, Tensor]:
+        monkeypatch.setattr(backward, "fits", lambda *_: fused)
+        inputs = {name: t.clone().requires_grad_(n) for (name, t), n in zip(whole.items(), needed, strict=True)}
+        kron(**inputs).sum().backward()
+        return {name: t.grad for name, t in inputs.items() if t.requires_grad}
+
+    fused, plain = gradients(True), gradients(False)
+    assert fused.keys() == plain.keys() and all(torch.equal(fused[name], plain[name]) for name in fused)
+    assert all(t.abs().max() > 0 for t in fused.values())
 
 
 def test_whole_numbers_have_no_error() -> None:

@@ -6,7 +6,7 @@ of all its samples' x in one tile [S, samples FEATURES], mixed at once to [TERMS
 the dtype of x, turned to [samples M, TERMS FEATURES], and multiplied with as many rows of w. The sum over terms and
 features is that of the second product, in fp32.
 
-Where this would not pay, the forward is the reference's two matmuls (`fusion` has the rule), and so is the backward.
+Where this would not pay, the forward is the reference's two matmuls (`fusion` has the rule).
 """
 
 from collections.abc import Sequence

@@ -196,6 +196,31 @@ def test_what_is_unfit_says_why() -> None:
     assert tune._unfit(ValueError("no"), target) == "ValueError: no"
 
 
+@pytest.mark.parametrize(("ms_of_matmuls", "wins"), [(2.0, True), (1.0, False)])
+def test_a_kernel_that_is_slower_than_what_it_is_instead_of_is_not_locked(
+    ms_of_matmuls: float, wins: bool, monkeypatch: pytest.MonkeyPatch, no_lock: None
+) -> None:
+    found = launched()
+    kernel = KERNELS[found.kernel]
+    monkeypatch.setattr(kernel, "instead_of", "matmuls")
+    monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [found])
+
+    def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
+        return {name: [ms_of_matmuls if name == "matmuls" else 1.0] for name in calls}
+
+    gpu = torch.device("cuda")
+    assert not kernel.takes_over(KEY, gpu) and kernel.takes_over(KEY, CPU)
+    with modes.forced_config(modes.nth_config(0)):
+        assert kernel.takes_over(KEY, gpu)
+    entries = tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], time=time)
+    assert [(entry["ms"], entry["ms_of_default"], entry["configs_timed"]) for entry in entries] == [
+        (1.0, 2.0, 3)
+    ] * wins
+    assert kernel.takes_over(KEY, gpu) == wins
+
+
 @pytest.fixture
 def two_forms(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """A kernel whose space has four configs of its own, the default first, and then two of another form."""
