@@ -16,7 +16,7 @@ from .passes import Passes
 from .run import Run
 from .workload.spec import Workload
 
-NO_MEMORY = MemoryPeak(0, "(not measured)", {})
+NOT_MEASURED = "(not measured)"
 
 
 def assemble(workload: Workload, passes: Passes) -> Run:
@@ -26,7 +26,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         ToolBroke: an MFU or HFU above 100 % of the datasheet's peak.
     """
     steps, timings = workload.spec.steps, passes.timings_ms
-    attribution, memory = passes.attribution or Attribution(), passes.memory or NO_MEMORY
+    attribution, memory = passes.attribution or Attribution(), passes.memory or MemoryPeak(0, NOT_MEASURED, {})
     count = _mean_count(passes.counts or [], steps)
     median, low, high = median_ci(timings)
     total_s = sum(timings) / 1e3

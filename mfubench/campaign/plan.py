@@ -11,13 +11,13 @@ from typing import Any
 from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
+from mfubench.side_by_side import CONTRACT_PARTS
 
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
 TOGETHER = ("contract", "compile")
 SHARES = {  # of the budget on a GPU: the most that a task may take, so that one that hangs leaves others their time
     **{"calibration": 0.1, "contract": 0.3, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3},
 }
-CONTRACT_PARTS = 8  # of each op's cases: every case compiles kernels of its own
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "eager": {"impl": "reference", "compile": "none"},

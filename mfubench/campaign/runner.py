@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from mfubench.progress import Progress
-from mfubench.side_by_side import Told, share_out, workers
+from mfubench.side_by_side import SharedProgress, share_out, workers
 from mfubench.worker import ABSENT, DONE, FAILED, LEAST_S, PART, Work, Worker
 
 from .plan import TOGETHER, Task
@@ -67,7 +67,7 @@ def run_campaign(
     """
     waiting = [task for task in tasks if not store.is_done(task)]
     statuses: list[str] = []  # threads may append to it, but not count
-    told = Told(progress, len(waiting))
+    told = SharedProgress(progress, len(waiting))
     begin = monotonic()
 
     def run_within(ends: float, worker: Worker, task: Task) -> None:

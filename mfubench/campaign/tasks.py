@@ -1,13 +1,14 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mfubench.side_by_side import one_thread
 from mfubench.worker import DONE, NotHere, Watch
 
 from .plan import KERNELS, TOGETHER
@@ -38,19 +39,8 @@ def run_task(
     """
     here = Here(torch.device(device), Store(folder), watch, without)
     _adopt_tuned(here.store)
-    with _one_thread() if stage in TOGETHER else nullcontext():
+    with one_thread() if stage in TOGETHER else nullcontext():
         return _BY_STAGE[stage](dict(arguments), here)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Inside, the host computes on one thread: there are as many workers as processors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _adopt_tuned(store: Store) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -104,16 +105,17 @@ def campaign(
 
 
 def _put_results(store: "Store", file: Path) -> None:
-    """The reports again, and the tables into ``file``; their charts are the report's first, in the same order."""
+    """The reports of the campaign again, and its tables and charts into ``file``, unless one of them cannot be."""
     from mfu_kernels.lock import committed
-    from mfubench.report import pictures
-    from mfubench.report.campaign import put_table, results_table
+    from mfubench.report.campaign import between_markers, put_table, results_table
 
-    _write(store)
+    index, results = store.index(), _results(store)
+    results_table(index, results, committed())
+    between_markers(file)
+    writable_folder(store.folder)
     place = Path(os.path.relpath(store.folder, file.parent))
-    picture = pictures(store.folder)
-    linked = picture and (lambda chart: (place / picture(chart)).as_posix())
-    put_table(results_table(store.index(), _results(store), committed(), linked), file)
+    pictures = {title: quote((place / name).as_posix()) for title, name in _write_page(index, results, store).items()}
+    put_table(results_table(index, results, committed(), pictures), file)
 
 
 def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:
@@ -122,11 +124,15 @@ def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:
     return {stage: store.results(stage) for stage in STAGES}
 
 
-def _write(store: "Store") -> None:
+def _write_page(index: dict[str, Any], results: dict[str, list[dict[str, Any]]], store: "Store") -> dict[str, str]:
     from mfubench.report import write_page
     from mfubench.report.campaign import campaign_page
 
-    write_page(campaign_page(store.index(), _results(store)), store.folder)
+    return write_page(campaign_page(index, results), store.folder)
+
+
+def _write(store: "Store") -> None:
+    _write_page(store.index(), _results(store), store)
     tuned = [entry for found in store.documents("tune") for entry in found["entries"]]
     if tuned:
         from mfubench.kernels.tune import write_lock

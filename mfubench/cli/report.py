@@ -18,7 +18,7 @@ def report(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Show one or several profiled runs again, or write them as report.md and report.html.
+    """Show one or several profiled runs again, or write them as report.md, with its charts, and report.html.
 
     Examples:
 

@@ -10,7 +10,7 @@ import torch
 
 from mfubench.errors import ToolBroke
 from mfubench.progress import Progress, silent
-from mfubench.side_by_side import Told, one_a_core, share_out, workers
+from mfubench.side_by_side import CONTRACT_PARTS, SharedProgress, one_a_core, one_thread, share_out, workers
 from mfubench.worker import FAILED, Answer, Watch, Worker
 
 from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
@@ -20,7 +20,6 @@ from .peers import named_peer, peers_of
 from .tune import tune_op
 
 CASE_LIMITS_S = {"cuda": 120.0, "cpu": inf}  # compiling for a case takes seconds; the interpreter takes its time
-PARTS = 4  # of an op's cases, which workers share
 CHECKING_SHARE = 0.3  # of a bench's progress
 
 
@@ -28,9 +27,8 @@ def check_work(
     watch: Watch, *, op: str, device: str, full: bool, part: tuple[int, int], without: Mapping[str, str]
 ) -> OpResult:
     """A part of an op's numeric contract; a case of ``without`` is a failed one."""
-    if device == "cpu":
-        torch.set_num_threads(1)  # the interpreter is Python; other cores have workers of their own
-    return check_op(examples_of(op), torch.device(device), full=full, part=part, without=without, watch=watch)
+    with one_thread():
+        return check_op(examples_of(op), torch.device(device), full=full, part=part, without=without, watch=watch)
 
 
 def tune_work(
@@ -72,23 +70,23 @@ def check_all(
     full: bool = False,
     progress: Progress = silent,
 ) -> list[OpResult]:
-    """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter, on all cores at once.
+    """The contract of every op in ``ops``, natively or, on a CPU, under Triton's interpreter, by a worker on each core.
 
     A case that hangs, crashes or breaks the device is a failed one, and the others go on.
 
     Raises:
         ToolBroke: a check itself broke.
     """
-    places = [(op, part) for op in ops for part in range(PARTS)]
+    places = [(op, part) for op in ops for part in range(CONTRACT_PARTS)]
     found: dict[tuple[str, int], OpResult] = {}
-    told = Told(progress, len(places))
+    told = SharedProgress(progress, len(places))
 
     def check(worker: Worker, place: tuple[str, int]) -> None:
         op, part = place
         told.begins(f"{op}: checking its numbers")
         answer = worker.run(
             check_work,
-            {"op": op, "device": device.type, "full": full, "part": (part, PARTS)},
+            {"op": op, "device": device.type, "full": full, "part": (part, CONTRACT_PARTS)},
             part_limit_s=CASE_LIMITS_S[device.type],
             begins=lambda case: told.goes_on(f"{op}: {case}"),
         )
@@ -96,7 +94,7 @@ def check_all(
 
     with workers(device.type, min(one_a_core(), len(places))) as hands:
         share_out(places, hands, check)
-    return [joined([found[op, part] for part in range(PARTS)]) for op in ops]
+    return [joined([found[op, part] for part in range(CONTRACT_PARTS)]) for op in ops]
 
 
 def bench_all(

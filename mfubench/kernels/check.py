@@ -70,7 +70,7 @@ class OpResult:
 
 
 def joined(parts: Sequence[OpResult]) -> OpResult:
-    """An op's result from those of the parts of its cases."""
+    """An op's result from those of the parts of its cases, one part after the other."""
     first = parts[0]
     return OpResult(first.op, [case for part in parts for case in part.cases], first.not_proved)
 

@@ -1,7 +1,7 @@
 """Runs as reports: terminal, Markdown and HTML. All three render the same blocks; none computes anything."""
 
+import re
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,8 @@ from mfubench.run import Run, write_text
 
 if TYPE_CHECKING:
     from .blocks import Chart, Page
-    from .markdown import Picture
+
+PICTURE = re.compile(r"report-\d+\.svg")
 
 
 def write_reports(runs: Sequence[Run], folder: Path) -> None:
@@ -19,26 +20,24 @@ def write_reports(runs: Sequence[Run], folder: Path) -> None:
     write_page(page(runs), folder)
 
 
-def write_page(page: "Page", folder: Path) -> None:
-    """The same for any page."""
-    from . import html, markdown
+def write_page(page: "Page", folder: Path) -> dict[str, str]:
+    """The same for any page; gives the files of its charts by their titles, none where nothing can be drawn."""
+    from . import charts, html, markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.md", markdown.render_page(page, picture=pictures(folder)))
-    write_text(folder / "report.html", html.render_page(page))
-
-
-def pictures(folder: Path) -> "Picture | None":
-    """Draws a chart into ``folder`` and names its file, report-1.svg first; None where nothing can be drawn."""
-    from . import charts
-
-    if charts.why_not():
-        return None
-    numbers = count(1)
+    files: list[tuple[str, str]] = []
 
     def picture(chart: "Chart") -> str:
-        file = f"report-{next(numbers)}.svg"
+        file = f"report-{len(files) + 1}.svg"
         write_text(folder / file, charts.picture(chart))
+        files.append((chart.title, file))
         return file
 
-    return picture
+    can_draw = html.has_charts(page) and not charts.why_not()
+    write_text(folder / "report.md", markdown.render_page(page, picture=picture if can_draw else None))
+    write_text(folder / "report.html", html.render_page(page))
+    drawn = {file for _, file in files}
+    for file in folder.glob("report-*.svg"):  # of an earlier report
+        if PICTURE.fullmatch(file.name) and file.name not in drawn:
+            file.unlink()
+    return dict(files)

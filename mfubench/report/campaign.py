@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mfubench.errors import BadInput
@@ -11,7 +12,7 @@ from . import format as fmt
 from .blocks import Column, Facts, Items, Page, Section, Table
 from .campaign_charts import Pair, beside_peers, best_step
 from .kernels import bench_table
-from .markdown import Picture, render_chart, render_table
+from .markdown import render_chart, render_table
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Sequence[Result]]
@@ -224,11 +225,15 @@ def _road(found: Any) -> Table:
 
 
 def results_table(
-    index: Mapping[str, Any], results: Results, locked: Sequence[Any] = (), picture: Picture | None = None
+    index: Mapping[str, Any],
+    results: Results,
+    locked: Sequence[Any] = (),
+    pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
 
-    ``locked`` are the entries of the lock; those of the device are shown. ``picture`` draws the charts above them.
+    ``locked`` are the entries of the lock; those of the device are shown. ``pictures`` are
+    files of the report's charts by their titles, which then stand above the tables.
 
     Raises:
         BadInput: there is nothing for a table yet, or the results are not all of one device.
@@ -244,8 +249,8 @@ def results_table(
         f"Measured with torch {environment.get('torch')}; written by `mfubench campaign --table`, never by hand.",
     ]
     pairs = _pairs(benches)
-    charts = [*best_step(runs), *beside_peers(pairs)] if picture else []
-    texts += [render_chart(chart, picture) for chart in charts]
+    charts = [chart for chart in (*best_step(runs), *beside_peers(pairs)) if chart.title in pictures]
+    texts += [render_chart(chart, lambda chart: pictures[chart.title]) for chart in charts]
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_beside_peers(pairs))] if benches else []
     here = [entry for entry in locked if entry["device"] == device]
@@ -300,6 +305,20 @@ def put_table(text: str, file: Path) -> None:
     Raises:
         BadInput: the file cannot be read, or has not both markers, once and in order.
     """
+    head, old, tail = between_markers(file)
+    _, *kept = f"\n{old}".split(f"\n{HEADING}")
+    tables = {table.partition("\n")[0].strip(): f"{HEADING}{table.strip()}" for table in kept}
+    tables[text.removeprefix(HEADING).partition("\n")[0].strip()] = text.strip()
+    shown = "\n\n".join(tables.values())
+    write_text(file, f"{head}{BEGIN}\n{shown}\n{END}{tail}")
+
+
+def between_markers(file: Path) -> tuple[str, str, str]:
+    """What stands before the markers in ``file``, between them and after.
+
+    Raises:
+        BadInput: as `put_table`.
+    """
     try:
         before = file.read_text()
     except OSError as error:
@@ -308,8 +327,4 @@ def put_table(text: str, file: Path) -> None:
     old, end, tail = rest.partition(END)
     if not begin or not end:
         raise BadInput(f"{file} has no lines {BEGIN} and {END} for the table to stand between")
-    _, *kept = f"\n{old}".split(f"\n{HEADING}")
-    tables = {table.partition("\n")[0].strip(): f"{HEADING}{table.strip()}" for table in kept}
-    tables[text.removeprefix(HEADING).partition("\n")[0].strip()] = text.strip()
-    shown = "\n\n".join(tables.values())
-    write_text(file, f"{head}{BEGIN}\n{shown}\n{END}{tail}")
+    return head, old, tail

@@ -15,11 +15,10 @@ Pair = tuple[Any, Any]  # rows of a bench: ours, and a peer's of the same run or
 
 def best_step(documents: Sequence[Any]) -> list[Chart]:
     """The waterfall of the profile that uses the device best, of those whose MFU is known."""
-    runs = [run_of(document, "a profile of the campaign") for document in documents]
-    known = [run for run in runs if run.mfu_of_measured_peak is not None]
+    known = [document for document in documents if document["mfu_of_measured_peak"] is not None]
     if not known:
         return []
-    best = max(known, key=lambda run: run.mfu_of_measured_peak or 0.0)
+    best = run_of(max(known, key=lambda document: document["mfu_of_measured_peak"]), "the campaign's best profile")
     requests = fmt.count(best.workload["batch_size"])
     return waterfall_chart(f"MFU waterfall of {best.title}, {requests} requests, {best.device}", waterfall(best))
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from functools import lru_cache
 from xml.etree import ElementTree
 
 from .blocks import Chart
@@ -52,7 +52,7 @@ def _element(chart: Chart, name: str) -> ElementTree.Element:
     return root
 
 
-@cache  # a report has each chart twice, in its page and in a file
+@lru_cache(maxsize=64)  # a report has each chart twice, in its page and in a file
 def _drawn(spec: str) -> str:
     import vl_convert
 

@@ -25,13 +25,14 @@ def render(runs: Sequence[Run]) -> str:
 
 def render_page(given: Page) -> str:
     """Any page."""
-    why_not = charts.why_not() if _has_charts(given) else ""
+    why_not = charts.why_not() if has_charts(given) else ""
     return _template().render(page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=why_not)
 
 
-def _has_charts(given: Page) -> bool:
+def has_charts(given: Page) -> bool:
+    """Whether there is a chart anywhere in it."""
     drawn = any(isinstance(block, Chart) for section in given.sections for block in section.blocks)
-    return drawn or any(map(_has_charts, given.parts))
+    return drawn or any(map(has_charts, given.parts))
 
 
 @cache

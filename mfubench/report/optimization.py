@@ -80,7 +80,7 @@ def _gains(found: "Optimization") -> list[Chart]:
     """Each change's gain, and what start and end come to; nothing where no time was judged."""
     timed = {step.change: step.speedup for step in found.steps}
     if found.in_turn:
-        timed["the end over the start"] = found.speedup
+        timed["the end over the start"] = found.speedup if found.kept else None
         timed["plain torch.compile over the start"] = found.plain_compile["speedup"]
     dots = [
         Dot(name, "gain", of["median"], of["ci95_low"], of["ci95_high"], f"{name}: {_interval(of)} times as fast")

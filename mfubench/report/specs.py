@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, BAND = 700, 420, 20
 LEGEND = 36  # between entries
+LEAST_SHOWN = 0.001  # of the step, in a label
 MARGIN = 30  # to the right, for labels at the end of a bar
 CHARACTER = 7.6  # pixels of a wide font, at the size of labels
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
@@ -130,11 +131,11 @@ def _names(names: Iterable[str]) -> "alt.Axis":
 
 def _drop(drop: Drop) -> dict[str, Any]:
     line = drop.line
-    share = f"{100 * abs(line.share):.1f} %"
     kind, sign = ("gain", "+") if line.share < 0 else ("loss", "−" if line.share else "")
     modules = f" in {', '.join(line.modules)}" if line.modules else ""
+    share = f"{sign}{100 * abs(line.share):.1f} %" if abs(line.share) >= LEAST_SHOWN / 2 else "< 0.1 %"
     about = f"{line.cause}: {fmt.number(line.ms, 4)} ms, {fmt.percent(line.share)} of the step{modules}"
-    return _bar(line.cause, kind, drop.before, drop.left, f"{sign}{share}", about)
+    return _bar(line.cause, kind, drop.before, drop.left, share, about)
 
 
 def _bar(row: str, kind: str, before: float, left: float, label: str, about: str) -> dict[str, Any]:

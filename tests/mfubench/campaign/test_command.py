@@ -1,7 +1,9 @@
 """The command: a whole small campaign, its pages, its table, and bad input."""
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -19,7 +21,7 @@ def run(*arguments: str) -> int:
 
 
 def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, readme = tmp_path / "campaign", tmp_path / "README.md"
+    out = tmp_path / "a campaign"
     assert run("--out", str(out), *SMALL, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {item["task"] for item in told["results"]["profile"]} == {
@@ -27,9 +29,15 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
         "profile/transformer-tiny-infer-eager",
     }
     assert "transformer" in (out / "report.md").read_text() and "</html>" in (out / "report.html").read_text()
+    readme = tmp_path / "docs" / "README.md"
+    readme.parent.mkdir()
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (out / "report-9.svg").write_text("of an earlier report")
     assert run("--out", str(out), "--table", str(readme)) == 0
     text = readme.read_text()
+    (link,) = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert "<svg" in (readme.parent / unquote(link)).read_text() and not (out / "report-9.svg").exists()
+    assert not (out / "lock.json").exists()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     samples = told["results"]["profile"][0]["document"]["step"]["samples_per_s"]
     assert text.count("| transformer | tiny |") == 2 and samples > 0

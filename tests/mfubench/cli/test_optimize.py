@@ -72,7 +72,7 @@ def test_an_interrupted_search_goes_on_with_the_same_command(
 
     err = interrupted(*command, when=lambda line: any(fact["kind"] == "step" for fact in logged()))
     assert f"the same command goes on from what {tmp_path / 'out'} keeps" in err
-    assert [fact["kind"] for fact in logged()] == ["search", "survey", "step"]
+    assert [fact["kind"] for fact in logged()][:3] == ["search", "survey", "step"]
     decided = logged()[2]["step"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"optimize.jsonl", "start"}
 

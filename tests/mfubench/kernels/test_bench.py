@@ -183,8 +183,8 @@ def test_a_check_goes_on_after_cases_that_hang_or_crash(monkeypatch: pytest.Monk
         ("hangs", ["took over 2 s"]), ("crashes", ["its process ended with code 9"]), ("faults", ["wrote elsewhere"]),
     ]  # fmt: skip
     assert [op.op for op in found] == ["layer_norm", "rms_norm"] and not found[1].failed
-    assert {len(op.cases) - len(op.failed) for op in found} == {apart.PARTS}
-    assert told.count("layer_norm: checking its numbers") == apart.PARTS and "layer_norm: right" in told
+    assert {len(op.cases) - len(op.failed) for op in found} == {apart.CONTRACT_PARTS}
+    assert told.count("layer_norm: checking its numbers") == apart.CONTRACT_PARTS and "layer_norm: right" in told
 
 
 def bench_by_word(watch: Watch, *, shape: str, without: Mapping[str, str], skipped: Any, **_: Any) -> list[BenchRow]:

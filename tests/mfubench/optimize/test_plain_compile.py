@@ -101,5 +101,15 @@ def test_once_plain_torch_compile_was_tried_the_end_needs_no_longer_than_that(mo
     """Half of 200 seconds is kept for the end until then, and afterwards the 30 of that trial."""
     slow = Slow(monkeypatch)
     search(slow, budget_s=200.0)
-    tried = [title for task, title in slow.asked if task == "try_change"]
-    assert tried == ["compile Tower", "compile Mixer", WHOLE, "batch_size 64", "dtype bf16"]
+    assert tried(slow) == ["compile Tower", "compile Mixer", WHOLE, "batch_size 64", "dtype bf16"]
+
+
+def test_plain_torch_compile_that_was_refused_untimed_says_nothing_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the half goes on: 10 seconds, in which one more is begun and given up."""
+    slow = Slow(monkeypatch, trials={WHOLE: Trial(refused="does not compile")})
+    search(slow, budget_s=200.0)
+    assert tried(slow) == ["compile Tower", "compile Mixer", WHOLE]
+
+
+def tried(answers: Answers) -> list[str]:
+    return [title for task, title in answers.asked if task == "try_change"]

@@ -85,7 +85,7 @@ def test_a_waterfall_has_a_bar_for_every_line_and_its_two_ends():
     text = svg(Chart("t", "s", FIGURES["waterfall"]), "x")
     for line in a_run().ledger:
         assert f">{line.cause}<" in text or line.cause == "useful"
-    for words in ("the step", "useful = MFU", "100 %", "33.2 %", "−10.1 %", "+0.0 %"):
+    for words in ("the step", "useful = MFU", "100 %", "33.2 %", "−10.1 %", "&lt; 0.1 %"):
         assert f">{words}<" in text
 
 
