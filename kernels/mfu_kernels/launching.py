@@ -109,7 +109,7 @@ class Kernel:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
         sink, wanted = ahead(self.name, key)
         if sink is not None:
-            taken = [self.choose(key, device), *self._locked(key)]
+            taken = [*([] if self.instead_of else [self.choose(key, device)]), *self._locked(key)]
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
                 compiled = self._compile(candidate, *args, **constants)
