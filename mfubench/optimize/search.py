@@ -133,8 +133,10 @@ class Search:
             self._ended(state, step)
 
     def _finishing_s(self, state: State) -> float:
-        """What the end may need. Once plain torch.compile was timed, the longest trial of what is timed there: each of
-        these compiled more often than the end does, and began with nothing compiled."""
+        """What the end may need: half of the budget, or less where plain torch.compile was timed.
+
+        Then as long as the longest trial of what is timed there, which compiled that more often than the end does.
+        """
         most = FINISHING * self.plan.budget_s
         plain = state.step_of(state.plain)
         if plain is None or plain.speedup is None:

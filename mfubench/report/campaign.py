@@ -232,8 +232,8 @@ def results_table(
 ) -> str:
     """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
 
-    ``locked`` are the entries of the lock; those of the device are shown. ``pictures`` are
-    files of the report's charts by their titles, which then stand above the tables.
+    ``locked`` are the entries of the lock; those of the device are shown. ``pictures`` are files of
+    the report's charts by their titles, which then stand above the tables.
 
     Raises:
         BadInput: there is nothing for a table yet, or the results are not all of one device.

@@ -18,7 +18,7 @@ from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import num_walkers, with_unit_stride
 
 MAX_SHARE = 32_768  # numbers of Z that a program sums up
-# Programs a multiprocessor, by the numbers of Z that each holds: as many as are resident at once on sm_90.
+# Programs a multiprocessor, by the numbers of Z that each holds: no more than are resident at once on sm_90.
 MOST_PROGRAMS, RESIDENT = 4, 16_384
 
 
