@@ -164,7 +164,7 @@ def _value(x, NAME: tl.constexpr):
 @triton.jit
 def _slope(x, NAME: tl.constexpr):
     if NAME == "identity":
-        return tl.full(x.shape, 1.0, tl.float32)
+        return tl.where(x > 0.0, 1.0, 1.0)  # in Gluon `full` would want a layout
     elif NAME == "relu":
         return tl.where(x > 0.0, 1.0, 0.0)
     elif NAME == "relu2":
