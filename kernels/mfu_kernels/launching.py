@@ -109,11 +109,13 @@ class Kernel:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
         sink, wanted = ahead(self.name, key)
         if sink is not None:
-            taken = [*([] if self.instead_of else [self.choose(key, device)]), *self._locked(key)]
+            default, locked = [] if self.instead_of else [self.choose(key, device)], self._locked(key)
+            taken = [*default, *locked]
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
                 compiled = self._compile(candidate, *args, **constants)
-                sink(Compiled(self.name, dict(key), candidate, candidate in taken, compiled))
+                won = candidate in locked and candidate not in default
+                sink(Compiled(self.name, dict(key), candidate, candidate in taken, won, compiled))
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)

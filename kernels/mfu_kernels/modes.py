@@ -17,13 +17,15 @@ ConfigChoice = Callable[[str, Sequence[Any]], Any]
 class Compiled:
     """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised.
 
-    ``taken``: a launch takes the config, by default or, on some GPU of that generation, because it is locked.
+    ``taken``: a launch takes the config, by default or, on some GPU of that generation, because it is ``locked``: it
+    won there, and is not the default.
     """
 
     kernel: str
     key: MetaParameters
     config: Any
     taken: bool
+    locked: bool
     result: Any
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .launching import config
+from .launching import capability, config
 from .modes import MetaParameters
 
 WALKERS_PER_PROCESSOR = 4
@@ -32,13 +32,15 @@ def walking_configs(key: MetaParameters) -> Sequence[triton.Config]:
     At width 512 in bf16 on sm_90, 4 rows on 4 warps take 96 registers in RMSNorm and 119 in LayerNorm, so that all
     `num_walkers` are resident at once. More than 32 values a thread spill.
 
-    Behind them, untimed, the same with the next rows on their way while some are worked on: else a program waits for
-    memory at every step, and what hides that is other programs alone.
+    The same with the next rows on their way while some are worked on come first on an sm_90: without, a program waits
+    for memory at every step, and what hides that is other programs alone. On an H200, LayerNorm's backward took 0.90 ms
+    so, and 1.05 without, RMSNorm's 0.89 and 1.17 (1.18M rows of 512).
     """
     configs = sorted(row_configs(key), key=lambda c: c.kwargs["ROWS"] / c.num_warps)
     plain = [c for c in configs if c.kwargs["ROWS"] * int(key["width"]) <= 32 * 32 * c.num_warps] or configs
     ahead = [config(num_warps=c.num_warps, num_stages=stages, **c.kwargs) for stages in (3, 2) for c in plain]
-    return plain + [c for c in ahead if _fetched_bytes(key, c) <= FETCHED_BYTES]
+    ahead = [c for c in ahead if _fetched_bytes(key, c) <= FETCHED_BYTES]
+    return ahead + plain if capability() == 90 else plain + ahead
 
 
 def _fetched_bytes(key: MetaParameters, chosen: triton.Config) -> int:

@@ -93,6 +93,18 @@ class Verdict:
         return self.error / self.budget if self.budget else (0.0 if self.error == 0 else float("inf"))
 
 
+def within_range(found: Results, fair: Results) -> Results:
+    """``found`` with zeros where the ``fair`` result is beyond half of what its dtype holds: there none is right."""
+
+    def kept(tensor: Tensor, honest_one: Tensor) -> Tensor:
+        if tensor.shape != honest_one.shape:
+            return tensor
+        beyond = ~(honest_one.abs() <= torch.finfo(honest_one.dtype).max / 2)
+        return tensor.masked_fill(beyond.to(tensor.device), 0.0)
+
+    return {name: kept(tensor, fair[name]) for name, tensor in found.items()}
+
+
 def judge(kernel: Results, fair: Results, exact: Results) -> list[Verdict]:
     """A verdict on each result: rms error of the kernel against its budget."""
     verdicts = []

@@ -22,7 +22,7 @@ from mfubench.measure.environment import environment
 from mfubench.measure.timing import wait_for
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
-from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth
+from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth, within_range
 from .catalog import kernels_of
 from .machine_code import toolchain
 from .pairwise import pairwise_cover, whole_product
@@ -38,11 +38,12 @@ MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do n
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """One case: what was drawn, the verdicts, and what else was wrong, in words."""
+    """One case: what was drawn, the verdicts, and what else was wrong, in words; or why it does not run here."""
 
     case: Mapping[str, Any]
     verdicts: Sequence[Verdict]
     faults: Sequence[str]
+    left_out: str = ""
 
     @property
     def passed(self) -> bool:
@@ -72,7 +73,8 @@ class OpResult:
 def joined(parts: Sequence[OpResult]) -> OpResult:
     """An op's result from those of the parts of its cases, one part after the other."""
     first = parts[0]
-    return OpResult(first.op, [case for part in parts for case in part.cases], first.not_proved)
+    not_proved = list(dict.fromkeys(told for part in parts for told in part.not_proved))
+    return OpResult(first.op, [case for part in parts for case in part.cases], not_proved)
 
 
 def cases_of(
@@ -136,8 +138,12 @@ def _check_draw(
     except InvalidArgument:
         raise
     except Exception as error:  # a kernel that does not compile or run: a failed case, and the others go on
-        return CaseResult(case, (), [f"{type(error).__name__}: {error}"])
+        told = f"{type(error).__name__}: {error}"
+        if case[CONFIG] is not None and type(error).__name__ == "OutOfResources":  # no launch takes it unasked
+            return CaseResult(case, (), (), told)
+        return CaseResult(case, (), [told])
     exact, fair = truth(examples, inputs, weights), honest(examples, inputs, weights, dtype)
+    once, again, exact, fair = (within_range(found, fair) for found in (once, again, exact, fair))
     return CaseResult(case, judge(once, fair, exact), _faults(once, again, exact))
 
 
@@ -187,9 +193,10 @@ def check_op(
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
 
-    A case that fails with a config of its own is checked once more with what a launch would take: that shows whether it
-    is the config's fault. ``shapes``: as `cases_of` takes them. ``part``: only the first of so many parts of the cases,
-    counted from 0. ``without``: cases that are not run, and what befell them.
+    A case that fails with a config of its own is checked once more with what a launch would take: that shows whether
+    it is the config's fault; one whose config does not fit the device is not proved. ``shapes``: as `cases_of` has
+    them. ``part``: only the first of so many parts of the cases, counted from 0. ``without``: cases that are not run,
+    and what befell them.
 
     Raises:
         PartBroke: a case made a fault after which this process can use the GPU no more.
@@ -198,18 +205,22 @@ def check_op(
     found = OpResult(examples.function.__name__)
     cases = cases_of(examples, device, full=full, shapes=shapes)[index::parts]
     for case in cases:
-        found.cases.append(_watched_case(examples, case, device, without, watch))
-        if not found.cases[-1].passed and case[CONFIG] is not None:
+        result = _watched_case(examples, case, device, without, watch)
+        if result.left_out:
+            found.not_proved.append(f"config {case[CONFIG]} at {_named(case)}: {result.left_out}")
+            continue
+        found.cases.append(result)
+        if not result.passed and case[CONFIG] is not None:
             found.cases.append(_watched_case(examples, {**case, CONFIG: None}, device, without, watch))
     if device.type == "cpu":
-        found.not_proved = ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]
+        found.not_proved += ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]
     return found
 
 
 def _watched_case(
     examples: Examples, case: Mapping[str, Any], device: torch.device, without: Mapping[str, str], watch: Watch
 ) -> CaseResult:
-    name = ", ".join(f"{factor}={value}" for factor, value in case.items())
+    name = _named(case)
     if name in without:
         return CaseResult(case, (), [without[name]])
     with watch.part(name):
@@ -220,6 +231,10 @@ def _watched_case(
             except RuntimeError as error:
                 raise PartBroke(name, result.faults[0]) from error
     return result
+
+
+def _named(case: Mapping[str, Any]) -> str:
+    return ", ".join(f"{factor}={value}" for factor, value in case.items())
 
 
 def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> dict[str, Any]:

@@ -81,13 +81,6 @@ def _read(kernel: Any, operations: list[Operation], target: Target) -> MachineCo
     )
 
 
-def spill_bytes(kernel: Any, target: Target) -> int:
-    """Bytes that one kernel stores and loads because its registers do not suffice."""
-    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
-        _, stack = _usage(kernel, Path(folder))
-        return _spills(kernel.asm["ptx"], target, Path(folder)) if stack else 0
-
-
 def _usage(kernel: Any, folder: Path) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
     cubin = folder / "kernel.cubin"

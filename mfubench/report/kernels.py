@@ -111,7 +111,7 @@ def static_page(told: Document) -> Page:
     headline = (
         f"{len(told['faults'])} faults in what launches take"
         if told["faults"]
-        else "every config that a launch takes compiles, fits and does not spill"
+        else "every config that a launch takes compiles, fits and does not spill, or was the fastest with its spills"
     )
     return Page(f"Kernels: code for {targets} targets", headline, [], sections)
 

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, library
 
 from mfu_kernels import InvalidArgument, UnsupportedImpl, gdpa_block, gdpa_block_kvpacked
+from mfu_kernels.gdpa_block import kernel_bwd
+from mfu_kernels.gdpa_block.examples import EXAMPLES
+from mfubench.kernels.check import cases_of, check_case
 from tests.kernels.cases import cost_of
 from tests.kernels.running import COMPILES, DEVICE, RUNS_KERNELS, Called, draw, in_pairs, output_and_gradients
 
 pytestmark = RUNS_KERNELS
+CPU = torch.device("cpu")
 LIBRARY = torch.ops.mfubench
 LENGTHS = [3, 0, 5]
 H, D, N_KV = 2, 8, 5
@@ -212,3 +216,40 @@ def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
             block(**wide)
     with pytest.raises(InvalidArgument, match=r"^gdpa_block: max_length is 4; allowed: at least 5"):
         block(**tensors, max_length=4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+def test_gradients_in_parts_are_those_in_one(mixed: bool, strided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = arguments(torch.float32 if mixed else torch.float16)
+    if strided:  # heads that do not lie side by side
+        tensors["x"] = tensors["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    packed = {"x": tensors["x"], "kv": torch.stack((tensors["k"], tensors["v"]), dim=2)}
+    others = {"offsets": offsets(), "activation": ("gelu", "relu"), "max_length": 5, "scale": 0.5, "impl": "triton"}
+
+    def both_readers(**given: Any) -> Tensor:
+        """The block, and x's other reader, whose gradient is passed on."""
+        out, x = gdpa_block_kvpacked(**given)
+        return out + x * 0.5
+
+    def run() -> list[dict[str, Any]]:
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            return [
+                output_and_gradients(gdpa_block, tensors, **others),
+                output_and_gradients(both_readers, packed, **others),
+            ]
+
+    expected = run()
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    for one, other in zip(run(), expected, strict=True):
+        assert torch.equal(one["out"], other["out"])
+        for name in one.keys() - {"out"}:
+            assert one[name].dtype == other[name].dtype
+            torch.testing.assert_close(one[name].float(), other[name].float(), rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("case", cases_of(EXAMPLES, CPU, full=False)[::6], ids=str)
+def test_gradients_in_parts_err_within_their_budget(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    found = check_case(EXAMPLES, case, CPU)
+    assert found.passed, (found.verdicts, found.faults)

@@ -263,12 +263,17 @@ def configs(features: int, d: int, keys: int) -> list[triton.Config]:
     Three warpgroups see a key and its value once for 192 events, with 160 registers each: enough for heads of 64. Two
     have 240, and with heads of 64 room for larger blocks, which meet fewer barriers. None of these spills. One would
     have nobody to multiply while it does other things.
+
+    Where all processors have rows of their own, the keys and values of all those rows do not fit in the L2 cache: on an
+    H200 device memory moved 4.8 GB for 2.5 (256 keys, six heads of 64), as every round read them there. SHARES programs
+    of one row, side by side, read them once.
     """
     found = []
-    for size, groups, registers in ((64, 3, 160), (128, 2, 240), (64, 2, 240)):
-        stages = min(6, (SHARED - groups * TILE * features * 2) // (4 * size * d))
-        if stages >= 2 and size <= keys and (d == 64 or (size, groups) == (64, 2)):
-            found.append(config(KEYS=size, STAGES=stages, GROUPS=groups, REGISTERS=registers))
+    for shares in (3, 1, 2, 6):
+        for size, groups, registers in ((64, 3, 160), (128, 2, 240), (64, 2, 240)):
+            stages = min(6, (SHARED - groups * TILE * features * 2) // (4 * size * d))
+            if stages >= 2 and size <= keys and (d == 64 or (size, groups) == (64, 2)):
+                found.append(config(KEYS=size, STAGES=stages, GROUPS=groups, REGISTERS=registers, SHARES=shares))
     return found
 
 
@@ -280,7 +285,7 @@ def arguments(
     """What `gdpa_block_fwd_sm90_kernel` takes, of what `gdpa_block_fwd_kernel` takes."""
     size, groups, registers = (constants[name] for name in ("KEYS", "GROUPS", "REGISTERS"))
     tiles = blocks_of(x, TILE), blocks_of(k, size), blocks_of(v, size)
-    splits = num_splits(k.shape[0], max_length, x.device)
+    splits = constants["SHARES"] * num_splits(k.shape[0], max_length, x.device)
     wanted = ("H", "DIM", "X_ROW", "X_HEAD", "BOUNDS", "NAMES", "SCALED", "SAVE")
     chosen = ("KEYS", "STAGES", "GROUPS", "REGISTERS")
     # What all threads start with; then those that bring keys and values leave theirs to the others.

@@ -1,7 +1,9 @@
 """The contract passes what is right, refuses what is wrong in any one way, and says what it did not prove."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from mfu_kernels.launching import config
 from mfu_kernels.modes import nth_config
 from mfu_kernels.rms_norm import op as rms_norm_op
 from mfu_kernels.rms_norm.examples import EXAMPLES
+from mfu_kernels.rms_norm.reference import rms_norm_reference
 from mfubench.kernels import check
-from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge
+from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge, within_range
 from mfubench.kernels.catalog import examples_of, kernels_of, ops_with_kernels
 from mfubench.kernels.check import CaseResult, OpResult, cases_of, check_op, document, poisoned_memory
 from mfubench.worker import PartBroke, Watch
@@ -133,6 +136,33 @@ def test_the_same_seed_draws_the_same_numbers_and_meta_draws_none() -> None:
     assert torch.equal(first, second) and not first.is_contiguous()
     meta = EXAMPLES.make(EXAMPLES.shapes["norm 1.18M x 512"], Draw(torch.bfloat16, torch.device("meta")))
     assert isinstance(meta, Inputs) and meta.tensors["x"].is_meta
+
+
+def test_what_overflows_in_an_honest_result_is_right_in_none() -> None:
+    fair = {OUTPUT: torch.tensor([1.0, 60_000.0, math.inf], dtype=torch.float16)}
+    found = within_range({OUTPUT: torch.tensor([math.nan, math.inf, math.inf])}, fair)
+    assert found[OUTPUT].isnan().tolist() == [True, False, False] and found[OUTPUT][1:].eq(0).all()
+    other_shape = {OUTPUT: torch.ones(2)}
+    assert within_range(other_shape, fair)[OUTPUT] is other_shape[OUTPUT]
+
+
+@pytest.mark.parametrize("config", [None, 3])
+def test_a_config_that_does_not_fit_is_no_failed_case_unless_a_launch_takes_it(
+    monkeypatch: pytest.MonkeyPatch, config: int | None
+) -> None:
+    class OutOfResources(Exception):
+        pass
+
+    def refuse(x: Tensor, weight: Tensor | None, *, eps: float, impl: str) -> Tensor:
+        if impl == "triton":
+            raise OutOfResources("shared memory")
+        return rms_norm_reference(x, weight, eps=eps)
+
+    case = {name: values[0] for name, values in EXAMPLES.factors.items()} | {"dtype": "fp32", "config": config}
+    monkeypatch.setattr(check, "cases_of", lambda *_, **__: [case])
+    found = check.check_op(replace(EXAMPLES, function=refuse), CPU)
+    assert len(found.failed) == (config is None)
+    assert any(f"config {config}" in told and "shared memory" in told for told in found.not_proved) == (config == 3)
 
 
 @pytest.mark.parametrize(("later", "passes"), [(0.9, True), (1.2, False)])

@@ -108,6 +108,7 @@ def test_faults_of_what_a_launch_takes() -> None:
         row(error="RuntimeError: no"),
         row(mma_rows=64),
         row(spill_bytes=8, default=False),
+        row(spill_bytes=8, locked=True),
     ]
     spills, large, fails, slow = faults([row(mma_rows=32), *wrong, replace(row(mma_rows=128), target="sm_80")])
     assert "spills 8 bytes" in spills and "232449 bytes of shared memory" in large and "does not compile" in fails

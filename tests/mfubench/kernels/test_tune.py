@@ -163,15 +163,15 @@ def test_a_kernel_of_which_nothing_can_be_timed_is_named_and_the_others_stand(
     monkeypatch: pytest.MonkeyPatch, no_lock: None
 ) -> None:
     told: list[Any] = []
-    spilling = tune.Launched("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "spills 8 bytes"})
+    unfit = tune.Launched("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "does not fit"})
     monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [spilling, launched()])
+    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [unfit, launched()])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
         return {name: [1.0] for name in calls}
 
-    with pytest.raises(ToolBroke, match=r"rms_norm_bwd_kernel at small: \{'ROWS=4': 'spills 8 bytes'\}"):
+    with pytest.raises(ToolBroke, match=r"rms_norm_bwd_kernel at small: \{'ROWS=4': 'does not fit'\}"):
         tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], time=time, watch=Watch(so_far=told.append))
     assert [[entry["kernel"] for entry in entries] for entries in told] == [["rms_norm_fwd_kernel"]]
 
@@ -187,12 +187,10 @@ def test_a_config_that_breaks_the_context_is_named(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_unfit_says_why() -> None:
     target = TARGETS["sm_90"]
-    compiled = SimpleNamespace(metadata=SimpleNamespace(shared=target.block_shared + 1), asm={}, n_spills=0, run=True)
+    compiled = SimpleNamespace(metadata=SimpleNamespace(shared=target.block_shared + 1), run=True)
     assert "bytes of shared memory" in (tune._unfit(compiled, target) or "")
     compiled.metadata.shared = 0
     assert tune._unfit(compiled, target) is None
-    compiled.n_spills = 8
-    assert tune._unfit(compiled, target) is None, "a cache that keeps binaries alone tells nothing of spills"
     assert tune._unfit(ValueError("no"), target) == "ValueError: no"
 
 

@@ -1,0 +1,116 @@
+"""The GDPA block's backward in three parts: both norms' kernels, and between them GDPA's backward with all gradients.
+
+GDPA's backward for Hopper holds a head's keys while queries stream past, and makes the gradient of queries of the same
+scores as those of keys and values: five products for the seven of `gdpa_block_bwd_kernel`, and an activation less. In
+return, tensors of x's size cross device memory 14 times and not 8, and the gradient of queries is rounded once more.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mfu_kernels.gdpa.kernel_bwd import backward_into
+from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.modes import MetaParameters
+from mfu_kernels.rows import num_walkers
+
+
+@triton.jit
+def _load(x, events, columns, inside, stride):
+    return tl.load(x + events[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def gdpa_block_before_kernel(
+    grad, x, inner, statistics, dattended, scaled, num_events, grad_stride, x_stride, scale,
+    FEATURES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
+):  # fmt: skip
+    """``dattended``, the gradient of o through RMSNorm, and ``scaled``, scale LN(x); ROWS events at a time."""
+    columns = tl.arange(0, WIDTH)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    for start in tl.range(first, num_events, tl.num_programs(0) * ROWS, num_stages=num_stages):
+        events = start + tl.arange(0, ROWS)
+        known = events < num_events
+        inside = known[:, None] & (columns < FEATURES)[None, :]
+        g = _load(grad, events, columns, inside, grad_stride)
+        o = _load(inner, events, columns, inside, FEATURES)
+        values = _load(x, events, columns, inside, x_stride)
+        rrms = tl.load(statistics + events, mask=known, other=0.0)
+        mean = tl.load(statistics + num_events + events, mask=known, other=0.0)
+        slope = tl.load(statistics + 2 * num_events + events, mask=known, other=0.0) * scale
+        along = tl.sum(g * o, axis=1) / FEATURES
+        do = g * rrms[:, None] - o * (along * rrms * rrms * rrms)[:, None]
+        queries = values * slope[:, None] - (mean * slope)[:, None]
+        places = events[:, None] * FEATURES + columns[None, :]
+        tl.store(dattended + places, do.to(dattended.dtype.element_ty), mask=inside)
+        tl.store(scaled + places, queries.to(scaled.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gdpa_block_after_kernel(
+    grad, passed, x, dattended, dqueries, statistics, dx, num_events, grad_stride, x_stride, scale,
+    PASSED: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
+):  # fmt: skip
+    """LN's backward and the residual: dx, with ``passed`` if PASSED; ``dqueries`` may lie in its memory."""
+    columns = tl.arange(0, WIDTH)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    for start in tl.range(first, num_events, tl.num_programs(0) * ROWS, num_stages=num_stages):
+        events = start + tl.arange(0, ROWS)
+        known = events < num_events
+        inside = known[:, None] & (columns < FEATURES)[None, :]
+        dn = _load(dattended, events, columns, inside, FEATURES)
+        dn += scale * _load(dqueries, events, columns, inside, FEATURES)
+        mean = tl.load(statistics + num_events + events, mask=known, other=0.0)[:, None]
+        rstd = tl.load(statistics + 2 * num_events + events, mask=known, other=0.0)[:, None]
+        n = (_load(x, events, columns, inside, x_stride) - mean) * rstd
+        total = tl.sum(dn, axis=1)[:, None] / FEATURES
+        aligned = tl.sum(dn * n, axis=1)[:, None] / FEATURES
+        moved = _load(grad, events, columns, inside, grad_stride) + rstd * (dn - total - n * aligned)
+        if PASSED:
+            moved += _load(passed, events, columns, inside, FEATURES)
+        places = events[:, None] * FEATURES + columns[None, :]
+        tl.store(dx + places, moved.to(dx.dtype.element_ty), mask=inside)
+
+
+def _configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """As few rows as give a thread 16 to 32 numbers of each tensor; the next ones on their way first, as norms'
+    backward is fastest on an H200."""
+    width = int(key["width"])
+    sizes = [(rows, warps) for warps in (4, 2, 8) for rows in (4, 8, 2, 16, 1) if 16 <= rows * width / warps / 32 <= 32]
+    return [
+        config(num_warps=warps, num_stages=stages, ROWS=rows)
+        for stages in (3, 2, 1)
+        for rows, warps in sizes or [(1, 8)]
+    ]
+
+
+BEFORE = Kernel(gdpa_block_before_kernel, _configs)
+AFTER = Kernel(gdpa_block_after_kernel, _configs)
+
+
+def backward_in_parts(
+    grad: Tensor, passed: Tensor | None, x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, inner: Tensor,
+    statistics: Tensor, dx: Tensor, dkv: Tensor, activation: list[str], scale: float, max_length: int,
+) -> None:  # fmt: skip
+    """Write the gradient of ``x``, plus what is ``passed``, and those of ``k`` and ``v`` side by side."""
+    num_events, features = x.shape[0], x.shape[1] * x.shape[2]
+    dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
+    dk, dv = dkv.unbind(2)
+    dqueries = dx if dx.dtype == k.dtype else k.new_empty(x.shape)
+    grad, x = grad.flatten(1), x.flatten(1)  # copies of heads that do not lie side by side
+    key: MetaParameters = {"width": next_power_of_2(features), "bytes": x.element_size()}
+    constants = {"FEATURES": features, "WIDTH": key["width"]}
+    walkers = num_walkers(x.device)
+    BEFORE.launch(
+        lambda _: (walkers,), x.device,
+        grad, x, inner, statistics, dattended, scaled, num_events, grad.stride(0), x.stride(0), scale,
+        key=key, **constants,
+    )  # fmt: skip
+    backward_into((dqueries, dk, dv), dattended, scaled, k, v, offsets, 1.0, activation, max_length, [True, True, True])
+    AFTER.launch(
+        lambda _: (walkers,), x.device,
+        grad, None if passed is None else passed.contiguous(), x, dattended, dqueries, statistics, dx,
+        num_events, grad.stride(0), x.stride(0), scale, key=key, PASSED=passed is not None, **constants,
+    )  # fmt: skip
