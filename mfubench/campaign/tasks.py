@@ -39,6 +39,7 @@ def run_task(
     """
     here = Here(torch.device(device), Store(folder), watch, without)
     _adopt_tuned(here.store)
+    _adopt_peaks(here.store)
     with one_thread() if stage in TOGETHER else nullcontext():
         return _BY_STAGE[stage](dict(arguments), here)
 
@@ -48,6 +49,15 @@ def _adopt_tuned(store: Store) -> None:
     from mfu_kernels.lock import adopt
 
     adopt([entry for document in store.documents("tune") for entry in document["entries"]])
+
+
+def _adopt_peaks(store: Store) -> None:
+    """Let this campaign's peaks hold in this process: those of another machine, or of a busy moment, are others."""
+    from mfubench.measure.calibrate import Calibration, adopt
+
+    for document in store.documents("calibration"):
+        for measured in document["by_dtype"].values():
+            adopt(Calibration(**measured))
 
 
 def _calibration(_arguments: dict[str, Any], here: Here) -> Any:
