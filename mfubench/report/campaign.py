@@ -254,8 +254,13 @@ def results_table(
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_beside_peers(pairs))] if benches else []
     here = [entry for entry in locked if entry["device"] == device]
-    texts += [render_table(_tuned(here))] if here else []
+    texts += [_folded(f"The {len(here)} configs that won", render_table(_tuned(here)))] if here else []
     return "\n\n".join(texts)
+
+
+def _folded(title: str, text: str) -> str:
+    """Markdown that a reader opens by its title."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _pairs(documents: Sequence[Any]) -> list[Pair]:

@@ -187,6 +187,14 @@ def test_no_events_give_no_events_and_gradients_of_zeros() -> None:
     assert not any(tensor.any() for tensor in results.values())
 
 
+def test_cost_counts_the_products_of_gradients_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    for needed, products, repeated in (((True, True, True), 5, 1), ((False, True, True), 4, 1)):
+        tensors = {name: t.requires_grad_(needs) for (name, t), needs in zip(arguments().items(), needed, strict=True)}
+        cost = cost_of(lambda tensors=tensors: block(**tensors))
+        assert (cost.bwd.hardware, cost.bwd.recomputed) == (products * PRODUCT, repeated * PRODUCT)
+
+
 @pytest.mark.parametrize(
     ("needed", "products", "repeated"),
     [

@@ -51,5 +51,5 @@ def test_kernels_that_are_asked_for_on_old_gpus_are_refused(op: str, monkeypatch
         OPS[op].choose("triton", CUDA, torch.empty(3, 8))
 
 
-def test_whatever_has_a_kernel_is_proved_but_what_no_gpu_has_run() -> None:
-    assert {op.name for op in OPS.values() if op.proved_natively != ("triton" in op.implementations)} == {"embedding"}
+def test_whatever_has_a_kernel_is_proved() -> None:
+    assert not [op.name for op in OPS.values() if op.proved_natively != ("triton" in op.implementations)]

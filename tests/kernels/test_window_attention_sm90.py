@@ -12,6 +12,7 @@ from mfu_kernels.examples import Inputs
 from mfu_kernels.jagged import from_padded, to_padded
 from mfu_kernels.rotary_time.reference import rotary_time_reference
 from mfu_kernels.window_attention import kernel_bwd
+from mfu_kernels.window_attention.cost import window_attention_cost
 from mfu_kernels.window_attention.examples import EXAMPLES
 from mfu_kernels.window_attention.kernel_bwd import DKV, backward
 from mfu_kernels.window_attention.kernel_sm90 import fits
@@ -137,3 +138,13 @@ def test_it_does_alone_what_two_kernels_do_where_it_takes_the_window() -> None:
 def test_other_targets_take_the_plain_kernels() -> None:
     dq, dkv = backward_on("sm_80", (64, 50, False, False))
     assert "WALKERS" not in dq["config"] | dkv["config"]
+
+
+@pytest.mark.parametrize(("walks", "repeated"), [(True, 1), (False, 3)])
+def test_cost_counts_what_the_form_makes_again(monkeypatch: pytest.MonkeyPatch, walks: bool, repeated: int) -> None:
+    monkeypatch.setattr(kernel_bwd, "_walks", lambda key, device: walks)
+    q = torch.empty(9, 2, 64, dtype=torch.bfloat16, requires_grad=True)
+    options: dict[str, Any] = {"window": 3, "causal": False, "scale": 1.0, "max_length": 5}
+    cost = window_attention_cost(q, q, q, torch.tensor([0, 4, 9]), None, impl="triton", **options)
+    assert cost.bwd.recomputed * 4 == cost.bwd.model * repeated
+    assert cost.bwd.hardware == cost.bwd.model + cost.bwd.recomputed

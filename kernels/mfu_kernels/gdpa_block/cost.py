@@ -25,7 +25,7 @@ def gdpa_block_cost(
     """The products of `gdpa`, whose queries need gradients if ``x`` does; bytes as if all of it were one kernel.
 
     The reference executes them for ``max_length`` events a row. The kernels take true lengths; backward, scores
-    are made again for dx, and once more, with their gradient, for dk and dv.
+    are made again for dx, and once more, with their gradient, for dk and dv, unless all gradients are made in parts.
     """
     pairs = dense_kv_pairs(offsets, k.shape[1], max_length)
     moved = moved_once((x, k, v, offsets), num_bytes(x))
@@ -34,7 +34,12 @@ def gdpa_block_cost(
     width, needs = x.shape[1] * x.shape[2], (needs_grad(x), needs_grad(k), needs_grad(v))
     if impl != "triton":
         return attention_cost(pairs, width, needs, moved)
-    cost = attention_cost(replace(pairs, hardware=pairs.model), width, needs, moved)
+    pairs = replace(pairs, hardware=pairs.model)
+    from .kernel_bwd import in_parts  # which imports triton
+
+    if all(needs) and in_parts(k):
+        return attention_cost(pairs, width, needs, moved, repeated=1)
+    cost = attention_cost(pairs, width, needs, moved)
     needs_x, needs_k, needs_v = needs
     for_x, for_k_and_v = 3 * needs_x, (needs_k or needs_v) + 2 * needs_k + needs_v
     executed = 2 * width * pairs.model * (for_x + for_k_and_v)

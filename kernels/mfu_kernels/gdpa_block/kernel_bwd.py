@@ -22,6 +22,7 @@ from mfu_kernels.gdpa.kernel_bwd import backward_into
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
 from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
+from mfu_kernels.precision import matmul_dtype
 
 from .boundary import _bwd_outputs
 from .kernel import block_of_events, runs_as_constants, with_rows_outside
@@ -154,7 +155,7 @@ BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
 
 def in_parts(k: Tensor) -> bool:
     """Whether all gradients are made in parts: where GDPA's backward has its form for Hopper."""
-    return for_hopper(k.device) and k.element_size() == 2 and k.shape[3] in (64, 128) and 64 < k.shape[1] <= 256
+    return for_hopper(k.device) and matmul_dtype(k).itemsize == 2 and k.shape[3] in (64, 128) and 64 < k.shape[1] <= 256
 
 
 def backward(

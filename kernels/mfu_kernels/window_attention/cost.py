@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mfu_kernels.cost import OpCost
-from mfu_kernels.formulas import Pairs, attention_cost, matmul_bytes, moved_once, needs_grad, repeated_in_two_kernels
+from mfu_kernels.formulas import Pairs, attention_cost, matmul_bytes, moved_once, needs_grad
 from mfu_kernels.jagged import row_lengths
 
 
@@ -34,7 +34,8 @@ def window_attention_cost(
 ) -> OpCost:
     """Two products of 2 H d FLOPs a kept pair; the reference executes all ``max_length``² pairs of each row.
 
-    The kernels' backward makes the scores and the weights' gradient once for queries and once for keys.
+    The kernels' backward makes the scores and the weights' gradient once for queries and once for keys, unless it walks
+    along rows, which Hopper's does.
     """
     lengths = row_lengths(offsets)
     pairs = Pairs(
@@ -45,5 +46,9 @@ def window_attention_cost(
     moved = moved_once((q, k, v, offsets, angles), matmul_bytes(q.numel(), q))
     # Gradients of the angles pass through the rotated queries and keys.
     needs = (needs_grad(q, angles), needs_grad(k, angles), needs_grad(v))
-    repeated = repeated_in_two_kernels(*needs) if impl == "triton" else 0
+    repeated = 0
+    if impl == "triton":
+        from .kernel_bwd import repeated_products  # which imports triton
+
+        repeated = repeated_products(q, k, v, window, causal, max_length, needs)
     return attention_cost(pairs, q.shape[1] * q.shape[2], needs, moved, repeated=repeated)

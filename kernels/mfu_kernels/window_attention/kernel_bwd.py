@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
+from mfu_kernels.formulas import repeated_in_two_kernels
 from mfu_kernels.launching import Kernel, config, current, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.kernel import rotate
@@ -196,6 +197,30 @@ def _softmax(levels: Tensor, q: Tensor) -> Tensor:
     return softmax
 
 
+def _key_for_keys(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int | None, behind: int, ahead: int, needed: Sequence[bool]
+) -> MetaParameters:
+    """The key of the kernel for keys, which on Hopper may be the one for all."""
+    key = key_of(q, window)
+    if for_hopper(q.device) and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
+        key = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
+    return key
+
+
+def _walks(key: MetaParameters, device: torch.device) -> bool:
+    """Whether the kernel for keys makes the gradient of queries, too."""
+    with current(device):
+        return "WALKERS" in DKV.choose(key, device).kwargs
+
+
+def repeated_products(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, causal: bool, max_length: int, needed: tuple[bool, bool, bool]
+) -> int:
+    """How many products the backward makes again, if its gradient lies as q does."""
+    key = _key_for_keys(q, q, k, v, window, *reach(window, causal, max_length), needed)
+    return 1 if _walks(key, q.device) else repeated_in_two_kernels(*needed)
+
+
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
     angles: Tensor | None, window: int | None, causal: bool, scale: float, max_length: int,
@@ -212,11 +237,8 @@ def backward(
     num_rows = offsets.shape[0] - 1
     turns = None if angles is None else _turns(angles, q)
     behind, ahead = reach(window, causal, max_length)
-    key = for_keys = key_of(q, window)
-    if for_hopper(q.device) and all(needed) and kernel_sm90.fits(grad, q, k, v, behind, ahead):
-        for_keys = {**key, "seen": kernel_sm90.blocks_seen(behind, ahead)}
-    with current(q.device):
-        walks = "WALKERS" in DKV.choose(for_keys, q.device).kwargs
+    key, for_keys = key_of(q, window), _key_for_keys(grad, q, k, v, window, behind, ahead, needed)
+    walks = _walks(for_keys, q.device)
     arguments = (
         *(grad, q, k, v, offsets, out, levels, None if walks else _softmax(levels, q), dq, dk, dv, turns),
         *(num_tokens, max_length, behind, ahead, scale, *(t.stride(1) for t in (grad, q, k, v))),

@@ -1,6 +1,6 @@
 """What a campaign's tasks do about peers and configs that are left out, and about kernels that are not right."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from mfubench.campaign.plan import Task
 from mfubench.campaign.store import Store
 from mfubench.kernels import bench, tune
 from mfubench.kernels.peers import CannotRun
-from mfubench.worker import PART, UNWATCHED, NotHere
+from mfubench.measure import calibrate
+from mfubench.measure.environment import device_name
+from mfubench.worker import DONE, PART, UNWATCHED, NotHere
 
 BENCH = {"op": "rms_norm", "shape": "norm 295k x 512", "peers": [], "builtin": True}
 
@@ -71,3 +73,12 @@ def test_kernels_are_timed_on_a_gpu_only(tmp_path: Path) -> None:
     here = tasks.Here(torch.device("cpu"), Store(tmp_path), UNWATCHED, {})
     with pytest.raises(NotHere, match="on a GPU only"):
         tasks._bench(dict(BENCH), here)
+
+
+def test_tasks_take_the_peaks_that_their_campaign_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(calibrate, "_adopted", {})
+    store, cpu = Store(tmp_path), torch.device("cpu")
+    measured = calibrate.Calibration(device_name(cpu), {"fp32": 7.0}, 5.0, {}, "today", "2.13", 1, "once")
+    store.write(Task("calibration", "peaks"), DONE, None, {"environment": {}, "by_dtype": {"fp32": asdict(measured)}})
+    tasks._adopt_peaks(store)
+    assert calibrate.load_or_calibrate(cpu, "fp32", cache=tmp_path / "none.json") == measured

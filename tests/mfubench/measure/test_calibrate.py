@@ -1,16 +1,18 @@
 """The measured peak: plausible on a CPU, kept per device and method, and never a reason to fail."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from mfubench.errors import BadInput, UnknownAccelerator
+from mfubench.measure import calibrate as calibration_module
 from mfubench.measure.calibrate import (
     PLANS,
     Calibration,
     Plan,
+    adopt,
     calibrate,
     kept_calibration,
     load_or_calibrate,
@@ -132,6 +134,16 @@ def test_a_calibration_is_only_looked_up(cache):
     assert kept_calibration(CPU, "bf16", cache, TINY) is None
     with pytest.raises(BadInput, match="allowed: fp32, bf16"):
         kept_calibration(CPU, "fp8", cache, TINY)
+
+
+def test_an_adopted_calibration_holds_before_a_kept_one(cache, monkeypatch):
+    monkeypatch.setattr(calibration_module, "_adopted", {})
+    first = kept(cache)
+    better = replace(first, gemm_tflops={"fp32": 1000.0})
+    adopt(better)
+    assert kept_calibration(CPU, "fp32", cache, TINY) == kept(cache) == better
+    adopt(replace(better, device_name="another device", gemm_tflops={"fp32": 1.0}))
+    assert kept(cache) == better and kept(cache, refresh=True) != better
 
 
 def test_peaks_are_listed_by_dtype_beside_the_datasheet(own_cache, calibrated):
