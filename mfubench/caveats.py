@@ -46,8 +46,8 @@ def warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str
         found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
     if calibration.busy:
         found.append(
-            f"the peaks were measured on a busy machine ({calibration.cpu_share:.0%} of their threads' time on a "
-            "processor): they are too low, and not kept; run it again when nothing else runs"
+            f"the peaks were measured on a busy machine ({calibration.busy}): they are too low, and not kept; run it "
+            "again when nothing else runs"
         )
     if (run.flops["coverage"] or 1.0) < MIN_COVERAGE:
         names = ", ".join(run.flops["unknown_ops"])

@@ -20,6 +20,7 @@ from mfubench.errors import BadInput, ToolBroke
 from mfubench.run import write_text
 
 from .environment import cache_directory, device_name, device_uuid, now
+from .nvml import other_processes
 from .peaks import Datasheet
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Calibration:
 
     ``samples`` holds every call's time in ms by what it measured. ``cpu_share`` is how much of its threads' time its
     fastest long calls had on a processor, the worst of them; None on a GPU and where no call was long.
+    ``other_processes`` were on the GPU after it; None where nobody tells.
     """
 
     device_name: str
@@ -82,11 +84,14 @@ class Calibration:
     threads: int
     how: str
     cpu_share: float | None = None
+    other_processes: int | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether other processes took the processor from it, so that the peaks are too low."""
-        return self.cpu_share is not None and self.cpu_share < BUSY
+    def busy(self) -> str:
+        """What says that others took a part of the machine, so that the peaks are too low; empty if nothing does."""
+        if self.cpu_share is not None and self.cpu_share < BUSY:
+            return f"{self.cpu_share:.0%} of its threads' time on a processor"
+        return f"{self.other_processes} other processes on the GPU" if self.other_processes else ""
 
 
 @dataclass(slots=True)
@@ -126,8 +131,10 @@ def calibrate(
         if device.type == "cuda":
             torch.cuda.empty_cache()  # else gigabytes of cached blocks would count as the workload's
     version, threads = str(torch.__version__), torch.get_num_threads()
-    share = min(log.shares, default=None)
-    return Calibration(device_name(device), peaks, copy_gb_s, log.samples, now(), version, threads, plan.how, share)
+    share, others = min(log.shares, default=None), other_processes(device_uuid(device))
+    return Calibration(
+        device_name(device), peaks, copy_gb_s, log.samples, now(), version, threads, plan.how, share, others
+    )
 
 
 def load_or_calibrate(

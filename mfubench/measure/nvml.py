@@ -310,6 +310,21 @@ def missing_counters(summary: dict[str, Any]) -> list[str]:
     return [f"{', '.join(names)} (NVML): {reason}" for reason, names in missing.items()]
 
 
+def other_processes(device_uuid: str | None, library: Any = None) -> int | None:
+    """How many other processes the driver has on the GPU; None where it does not tell."""
+    try:
+        library, handle = _open(library, device_uuid)
+    except _Unavailable:
+        return None
+    try:
+        return int(_other_processes(library, handle))
+    except (_Unreadable, library.NVMLError):
+        return None
+    finally:
+        with suppress(library.NVMLError):
+            library.nvmlShutdown()
+
+
 def driver_version(library: Any = None) -> str | None:
     """The NVIDIA driver's version; None where there is no driver or no nvidia-ml-py."""
     try:

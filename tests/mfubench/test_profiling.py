@@ -82,7 +82,7 @@ def test_peaks_of_a_busy_machine_are_among_the_warnings(monkeypatch: pytest.Monk
     monkeypatch.setattr("mfubench.profiling.load_or_calibrate", lambda *args, **options: busy)
     found = profile(WorkloadSpec("transformer", size="tiny", mode="infer", device="cpu", steps=2, batch_size=2))
     assert found.peak["measured_cpu_share"] == 0.3
-    assert any("busy machine (30% of their threads' time" in warning for warning in found.warnings)
+    assert any("busy machine (30% of its threads' time" in warning for warning in found.warnings)
 
 
 def test_ledger_adds_up_to_the_step(run: Run) -> None:

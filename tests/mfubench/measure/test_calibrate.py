@@ -105,6 +105,13 @@ def test_what_a_busy_machine_reached_is_told_and_not_kept(cache, monkeypatch):
     assert kept_calibration(CPU, "fp32", cache, TINY) == kept(cache)
 
 
+def test_what_was_reached_beside_others_on_the_gpu_is_not_kept(cache, monkeypatch):
+    monkeypatch.setattr("mfubench.measure.calibrate.other_processes", lambda uuid: 2)
+    assert kept(cache).busy == "2 other processes on the GPU" and not cache.exists()
+    monkeypatch.setattr("mfubench.measure.calibrate.other_processes", lambda uuid: None)
+    assert not kept(cache).busy and cache.exists()
+
+
 def test_short_calls_say_nothing_of_the_machine(cache, monkeypatch):
     """One thread alone does a small product, and the other's share of its time is nothing."""
     on_a_processor(monkeypatch, 0.5, call_s=1e-3)

@@ -111,6 +111,11 @@ def test_neighbours_are_counted():
     assert sampled(Driver(pids=[os.getpid(), 1, 2]))["counters"]["other_processes"]["max"] == 2
 
 
+@pytest.mark.parametrize(("pids", "others"), [([os.getpid(), 1, 2], 2), ([os.getpid()], 0), ([1, 2], None)])
+def test_neighbours_are_counted_at_once(pids, others):
+    assert nvml.other_processes("GPU-aaaa", Driver(pids=pids)) == others and nvml.other_processes(None) is None
+
+
 def test_what_started_this_process_is_no_neighbour(monkeypatch):
     """A campaign has looked at the GPU itself before its worker measures there."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
