@@ -57,7 +57,9 @@ def _adopt_peaks(store: Store) -> None:
 
     for document in store.documents("calibration"):
         for measured in document["by_dtype"].values():
-            adopt(Calibration(**measured))
+            calibration = Calibration(**measured)
+            if not calibration.busy:
+                adopt(calibration)
 
 
 def _calibration(_arguments: dict[str, Any], here: Here) -> Any:

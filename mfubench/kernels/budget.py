@@ -93,16 +93,17 @@ class Verdict:
         return self.error / self.budget if self.budget else (0.0 if self.error == 0 else float("inf"))
 
 
-def within_range(found: Results, fair: Results) -> Results:
-    """``found`` with zeros where the ``fair`` result is beyond half of what its dtype holds: there none is right."""
+def beyond_range(fair: Results) -> Results:
+    """Where an honest result is beyond half of what its dtype holds: there none is right. NaN is not."""
+    return {name: tensor.abs() > torch.finfo(tensor.dtype).max / 2 for name, tensor in fair.items()}
 
-    def kept(tensor: Tensor, honest_one: Tensor) -> Tensor:
-        if tensor.shape != honest_one.shape:
-            return tensor
-        beyond = ~(honest_one.abs() <= torch.finfo(honest_one.dtype).max / 2)
-        return tensor.masked_fill(beyond.to(tensor.device), 0.0)
 
-    return {name: kept(tensor, fair[name]) for name, tensor in found.items()}
+def zeroed(found: Results, where: Results) -> Results:
+    """``found`` with zeros ``where`` its shape is the same."""
+    return {
+        name: tensor.masked_fill(where[name].to(tensor.device), 0.0) if tensor.shape == where[name].shape else tensor
+        for name, tensor in found.items()
+    }
 
 
 def judge(kernel: Results, fair: Results, exact: Results) -> list[Verdict]:

@@ -22,7 +22,7 @@ from mfubench.measure.environment import environment
 from mfubench.measure.timing import wait_for
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
-from .budget import FACTORS, Results, Verdict, honest, judge, pooled, results, truth, within_range
+from .budget import FACTORS, Results, Verdict, beyond_range, honest, judge, pooled, results, truth, zeroed
 from .catalog import kernels_of
 from .machine_code import toolchain
 from .pairwise import pairwise_cover, whole_product
@@ -32,6 +32,7 @@ PROVED_ON = {"cpu": ("fp16", "fp32"), "cuda": ("bf16", "fp16", "fp32")}
 CONFIG, DTYPE = "config", "dtype"
 ROWS = ("lengths", "rows", "batch", "events")  # of a shape: so many that the truth on a host would take minutes
 MORE_DRAWS = 7
+MOST_BEYOND = 0.1  # of a result that overflows in the honest implementation: a case of more proves too little
 FORM_DRAWS = 4  # cases of each form of a kernel at each shape, besides those of its configs
 MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do not change numbers
 
@@ -139,12 +140,14 @@ def _check_draw(
         raise
     except Exception as error:  # a kernel that does not compile or run: a failed case, and the others go on
         told = f"{type(error).__name__}: {error}"
-        if case[CONFIG] is not None and type(error).__name__ == "OutOfResources":  # no launch takes it unasked
+        if case[CONFIG] is not None and type(error).__name__ == "OutOfResources":
             return CaseResult(case, (), (), told)
         return CaseResult(case, (), [told])
     exact, fair = truth(examples, inputs, weights), honest(examples, inputs, weights, dtype)
-    once, again, exact, fair = (within_range(found, fair) for found in (once, again, exact, fair))
-    return CaseResult(case, judge(once, fair, exact), _faults(once, again, exact))
+    beyond = beyond_range(fair)
+    once, again, exact, fair = (zeroed(found, beyond) for found in (once, again, exact, fair))
+    lost = [f"too much of {name} is beyond its dtype" for name, where in beyond.items() if _share(where) > MOST_BEYOND]
+    return CaseResult(case, judge(once, fair, exact), [*_faults(once, again, exact), *lost])
 
 
 def _output_shape(examples: Examples, inputs: Inputs) -> torch.Size:
@@ -152,6 +155,10 @@ def _output_shape(examples: Examples, inputs: Inputs) -> torch.Size:
         on_meta = {name: tensor.to("meta") for name, tensor in inputs.tensors.items()}
         others = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in inputs.others.items()}
         return examples.function(**on_meta, **others, impl="reference").shape
+
+
+def _share(where: Tensor) -> float:
+    return float(where.double().mean()) if where.numel() else 0.0
 
 
 def _faults(once: Results, again: Results, exact: Results) -> list[str]:
@@ -193,8 +200,8 @@ def check_op(
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
 
-    A case that fails with a config of its own is checked once more with what a launch would take: that shows whether
-    it is the config's fault; one whose config does not fit the device is not proved. ``shapes``: as `cases_of` has
+    A case that fails with a config of its own, or whose config does not fit the device and is not proved, is checked
+    once more with what a launch would take: that shows whether it is the config's fault. ``shapes``: as `cases_of` has
     them. ``part``: only the first of so many parts of the cases, counted from 0. ``without``: cases that are not run,
     and what befell them.
 
@@ -208,9 +215,9 @@ def check_op(
         result = _watched_case(examples, case, device, without, watch)
         if result.left_out:
             found.not_proved.append(f"config {case[CONFIG]} at {_named(case)}: {result.left_out}")
-            continue
-        found.cases.append(result)
-        if not result.passed and case[CONFIG] is not None:
+        else:
+            found.cases.append(result)
+        if case[CONFIG] is not None and (result.left_out or not result.passed):
             found.cases.append(_watched_case(examples, {**case, CONFIG: None}, device, without, watch))
     if device.type == "cpu":
         found.not_proved += ["bf16: Triton's interpreter computes it wrongly", "compiled code: needs a GPU"]

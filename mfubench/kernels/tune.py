@@ -1,7 +1,7 @@
 """Find a kernel's best config by trying its space, and write down what won, where and how fast.
 
 Configs that do not compile or fit are left out before anything is run, and those that do not compute what a proved one
-does before anything is timed. Spills are for the clock to judge: on an H200 the fastest config of two kernels had some.
+does before anything is timed. Spills are for the clock to judge: on an H200 some of the fastest configs had a few.
 Each kernel is varied alone, inside the op's forward or backward that launches it, in turns with the others.
 """
 

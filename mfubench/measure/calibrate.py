@@ -154,10 +154,10 @@ def load_or_calibrate(
     Raises:
         BadInput, ToolBroke: as ``calibrate``.
     """
-    plan = plan or PLANS[device.type]
-    cache = cache or cache_directory() / "calibration.json"
     if not refresh and (found := kept_calibration(device, dtype, cache, plan)):
         return found
+    plan = plan or PLANS[device.type]
+    cache = cache or cache_directory() / "calibration.json"
     measured = calibrate(device, [dtype], progress, plan)
     if measured.busy:
         return measured
@@ -187,7 +187,7 @@ def kept_calibration(
         BadInput: a device or dtype that cannot be calibrated.
     """
     _check(device, dtype)
-    if (adopted := _adopted.get((device_name(device), dtype))) is not None:
+    if cache is None and plan is None and (adopted := _adopted.get((device_name(device), dtype))) is not None:
         return adopted
     entries = _entries(cache or cache_directory() / "calibration.json")
     return _parse(entries.get(_fingerprint(device, dtype, plan or PLANS[device.type])), dtype)

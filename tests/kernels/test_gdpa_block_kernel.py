@@ -188,7 +188,7 @@ def test_no_events_give_no_events_and_gradients_of_zeros() -> None:
 
 
 def test_cost_counts_the_products_of_gradients_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda *_: True)
     for needed, products, repeated in (((True, True, True), 5, 1), ((False, True, True), 4, 1)):
         tensors = {name: t.requires_grad_(needs) for (name, t), needs in zip(arguments().items(), needed, strict=True)}
         cost = cost_of(lambda tensors=tensors: block(**tensors))
@@ -248,7 +248,7 @@ def test_gradients_in_parts_are_those_in_one(mixed: bool, strided: bool, monkeyp
             ]
 
     expected = run()
-    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda *_: True)
     for one, other in zip(run(), expected, strict=True):
         assert torch.equal(one["out"], other["out"])
         for name in one.keys() - {"out"}:
@@ -258,6 +258,6 @@ def test_gradients_in_parts_are_those_in_one(mixed: bool, strided: bool, monkeyp
 
 @pytest.mark.parametrize("case", cases_of(EXAMPLES, CPU, full=False)[::6], ids=str)
 def test_gradients_in_parts_err_within_their_budget(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_bwd, "in_parts", lambda k: True)
+    monkeypatch.setattr(kernel_bwd, "in_parts", lambda *_: True)
     found = check_case(EXAMPLES, case, CPU)
     assert found.passed, (found.verdicts, found.faults)

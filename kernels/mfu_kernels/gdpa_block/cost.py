@@ -37,7 +37,7 @@ def gdpa_block_cost(
     pairs = replace(pairs, hardware=pairs.model)
     from .kernel_bwd import in_parts  # which imports triton
 
-    if all(needs) and in_parts(k):
+    if all(needs) and in_parts(x, k, v):
         return attention_cost(pairs, width, needs, moved, repeated=1)
     cost = attention_cost(pairs, width, needs, moved)
     needs_x, needs_k, needs_v = needs

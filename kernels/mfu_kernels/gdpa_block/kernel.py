@@ -11,14 +11,15 @@ accumulators are of fp32.
 For Hopper, `kernel_sm90` has a form for 16 bits in which several warpgroups share what is read of keys and values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
-from mfu_kernels.gdpa.tiles import key_of, load_tile, num_splits, row_of, runs_of_heads, store_tile
+from mfu_kernels.gdpa.tiles import key_of, load_tile, row_of, runs_of_heads, store_tile
 from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 
@@ -170,10 +171,14 @@ def forward(
         key: MetaParameters = {**key_of(x, k), "bytes": k.element_size()}
         if for_hopper(x.device) and kernel_sm90.fits(x, k, v):
             key = {**key, "features": num_heads * d}
-        splits = num_splits(k.shape[0], max_length, x.device)
+
+        def grid(chosen: Mapping[str, Any]) -> tuple[int]:
+            if "GROUPS" in chosen:
+                return (k.shape[0] * kernel_sm90.programs_of_row(k.shape[0], max_length, x.device, chosen),)
+            return (k.shape[0] * triton.cdiv(max_length, chosen["BLOCK"]),)
+
         FORWARD.launch(
-            lambda c: (k.shape[0] * (splits * c["SHARES"] if "GROUPS" in c else triton.cdiv(max_length, c["BLOCK"])),),
-            x.device,
+            grid, x.device,
             x, k, v, offsets, out, inner if save else out, statistics, num_events, k.shape[1], max_length, scale, eps,
             k.stride()[:3], v.stride()[:3],
             key=key, H=num_heads, DIM=d, WIDTH=key["d"],

@@ -6,8 +6,9 @@ written down, because GDPA's backward reads them; for each head's attention, who
 LN's backward and the residual. Until then, ``dx`` itself holds the gradient of n.
 
 Or GDPA's backward returns the gradient of n too, with five products in place of seven, and the norms have kernels of
-their own before and after it: so `kernel_bwd_parts` does it where GDPA's backward has its form for Hopper. On an H200
-all gradients took 4.35 ms in parts and 5.05 in one (256 keys, six heads of 64), and 6.6 and 7.8 with four heads of 128.
+their own before and after it: so `kernel_bwd_parts` does it where GDPA's backward has a form for Hopper. On an H200,
+all gradients of 256 keys took 4.35 ms in parts and 5.05 in one with six heads of 64 (4.68 in parts with the plain form,
+in another run), and 6.6 and 7.8 with four heads of 128.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from mfu_kernels.activations_device import weights_and_changes
 from mfu_kernels.boundary import apart
 from mfu_kernels.gdpa.kernel_bwd import backward_into
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
+from mfu_kernels.hopper import lies_for_tma
 from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.precision import matmul_dtype
@@ -153,9 +155,21 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
 BACKWARD = Kernel(gdpa_block_bwd_kernel, _configs)
 
 
-def in_parts(k: Tensor) -> bool:
-    """Whether all gradients are made in parts: where GDPA's backward has its form for Hopper."""
-    return for_hopper(k.device) and matmul_dtype(k).itemsize == 2 and k.shape[3] in (64, 128) and 64 < k.shape[1] <= 256
+MOST_FEATURES = 4096  # of an event, which the norms' kernels hold in registers
+
+
+def in_parts(x: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether all gradients are made in parts: where GDPA's backward has a form for Hopper, and x is of k's dtype."""
+    return (
+        for_hopper(k.device)
+        and x.dtype == matmul_dtype(k)
+        and x.element_size() == 2
+        and k.shape[3] in (64, 128)
+        and 64 < k.shape[1] <= 256
+        and k.shape[2] * k.shape[3] <= MOST_FEATURES
+        and lies_for_tma(k)
+        and lies_for_tma(v)
+    )
 
 
 def backward(
@@ -168,7 +182,7 @@ def backward(
     if not num_events:
         return dx, dkv.zero_()
     grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
-    if all(needs) and in_parts(k):
+    if all(needs) and in_parts(x, k, v):
         backward_in_parts(grad, passed, x, k, v, offsets, inner, statistics, dx, dkv, activation, scale, max_length)
         return dx, dkv
     dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)

@@ -2,7 +2,8 @@
 
 GDPA's backward for Hopper holds a head's keys while queries stream past, and makes the gradient of queries of the same
 scores as those of keys and values: five products for the seven of `gdpa_block_bwd_kernel`, and an activation less. In
-return, tensors of x's size cross device memory 14 times and not 8, and the gradient of queries is rounded once more.
+return, tensors of x's size cross device memory 13 times and not 8, and the gradients of o and of queries are rounded to
+16 bits on the way.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from mfu_kernels.gdpa.kernel_bwd import backward_into
 from mfu_kernels.launching import Kernel, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rows import num_walkers
+from mfu_kernels.rows import FETCHED_BYTES, num_walkers
 
 
 @triton.jit
@@ -50,10 +51,10 @@ def gdpa_block_before_kernel(
 
 @triton.jit
 def gdpa_block_after_kernel(
-    grad, passed, x, dattended, dqueries, statistics, dx, num_events, grad_stride, x_stride, scale,
+    grad, passed, x, dattended, statistics, dx, num_events, grad_stride, x_stride, scale,
     PASSED: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
 ):  # fmt: skip
-    """LN's backward and the residual: dx, with ``passed`` if PASSED; ``dqueries`` may lie in its memory."""
+    """LN's backward and the residual: ``dx``, which held the gradient of queries, with ``passed`` if PASSED."""
     columns = tl.arange(0, WIDTH)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in tl.range(first, num_events, tl.num_programs(0) * ROWS, num_stages=num_stages):
@@ -61,7 +62,7 @@ def gdpa_block_after_kernel(
         known = events < num_events
         inside = known[:, None] & (columns < FEATURES)[None, :]
         dn = _load(dattended, events, columns, inside, FEATURES)
-        dn += scale * _load(dqueries, events, columns, inside, FEATURES)
+        dn += scale * _load(dx, events, columns, inside, FEATURES)
         mean = tl.load(statistics + num_events + events, mask=known, other=0.0)[:, None]
         rstd = tl.load(statistics + 2 * num_events + events, mask=known, other=0.0)[:, None]
         n = (_load(x, events, columns, inside, x_stride) - mean) * rstd
@@ -75,14 +76,15 @@ def gdpa_block_after_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """As few rows as give a thread 16 to 32 numbers of each tensor; the next ones on their way first, as norms'
-    backward is fastest on an H200."""
+    """Few rows, a thread has 16 to 32 numbers of each tensor of them, the next ones on their way, as norms' backward is
+    fastest on an H200, where four programs of a multiprocessor have room for five tensors' rows."""
     width = int(key["width"])
     sizes = [(rows, warps) for warps in (4, 2, 8) for rows in (4, 8, 2, 16, 1) if 16 <= rows * width / warps / 32 <= 32]
     return [
         config(num_warps=warps, num_stages=stages, ROWS=rows)
         for stages in (3, 2, 1)
         for rows, warps in sizes or [(1, 8)]
+        if (stages - 1) * 5 * rows * width * int(key["bytes"]) <= FETCHED_BYTES
     ]
 
 
@@ -98,7 +100,6 @@ def backward_in_parts(
     num_events, features = x.shape[0], x.shape[1] * x.shape[2]
     dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
     dk, dv = dkv.unbind(2)
-    dqueries = dx if dx.dtype == k.dtype else k.new_empty(x.shape)
     grad, x = grad.flatten(1), x.flatten(1)  # copies of heads that do not lie side by side
     key: MetaParameters = {"width": next_power_of_2(features), "bytes": x.element_size()}
     constants = {"FEATURES": features, "WIDTH": key["width"]}
@@ -108,9 +109,9 @@ def backward_in_parts(
         grad, x, inner, statistics, dattended, scaled, num_events, grad.stride(0), x.stride(0), scale,
         key=key, **constants,
     )  # fmt: skip
-    backward_into((dqueries, dk, dv), dattended, scaled, k, v, offsets, 1.0, activation, max_length, [True, True, True])
+    backward_into((dx, dk, dv), dattended, scaled, k, v, offsets, 1.0, activation, max_length, [True, True, True])
     AFTER.launch(
         lambda _: (walkers,), x.device,
-        grad, None if passed is None else passed.contiguous(), x, dattended, dqueries, statistics, dx,
+        grad, None if passed is None else passed.contiguous(), x, dattended, statistics, dx,
         num_events, grad.stride(0), x.stride(0), scale, key=key, PASSED=passed is not None, **constants,
     )  # fmt: skip

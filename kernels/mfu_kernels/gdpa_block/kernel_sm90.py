@@ -17,6 +17,7 @@ act(0) = 0 makes their weights zero.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -277,6 +278,12 @@ def configs(features: int, d: int, keys: int) -> list[triton.Config]:
     return found
 
 
+def programs_of_row(rows: int, max_length: int, device: torch.device, chosen: Mapping[str, Any]) -> int:
+    """Among how many programs a row's events are shared out; no more than have a round of tiles."""
+    rounds = -(-max_length // (int(chosen["GROUPS"]) * TILE))
+    return max(1, min(int(chosen["SHARES"]) * num_splits(rows, max_length, device), rounds))
+
+
 def arguments(
     x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, inner: Tensor, statistics: Tensor,
     num_events: int, num_keys: int, max_length: int, scale: float, eps: float, k_strides: Any, v_strides: Any,
@@ -285,7 +292,7 @@ def arguments(
     """What `gdpa_block_fwd_sm90_kernel` takes, of what `gdpa_block_fwd_kernel` takes."""
     size, groups, registers = (constants[name] for name in ("KEYS", "GROUPS", "REGISTERS"))
     tiles = blocks_of(x, TILE), blocks_of(k, size), blocks_of(v, size)
-    splits = constants["SHARES"] * num_splits(k.shape[0], max_length, x.device)
+    splits = programs_of_row(k.shape[0], max_length, x.device, constants)
     wanted = ("H", "DIM", "X_ROW", "X_HEAD", "BOUNDS", "NAMES", "SCALED", "SAVE")
     chosen = ("KEYS", "STAGES", "GROUPS", "REGISTERS")
     # What all threads start with; then those that bring keys and values leave theirs to the others.

@@ -81,4 +81,4 @@ def test_tasks_take_the_peaks_that_their_campaign_measured(monkeypatch: pytest.M
     measured = calibrate.Calibration(device_name(cpu), {"fp32": 7.0}, 5.0, {}, "today", "2.13", 1, "once")
     store.write(Task("calibration", "peaks"), DONE, None, {"environment": {}, "by_dtype": {"fp32": asdict(measured)}})
     tasks._adopt_peaks(store)
-    assert calibrate.load_or_calibrate(cpu, "fp32", cache=tmp_path / "none.json") == measured
+    assert calibrate.load_or_calibrate(cpu, "fp32") == measured

@@ -18,7 +18,7 @@ from mfu_kernels.rms_norm import op as rms_norm_op
 from mfu_kernels.rms_norm.examples import EXAMPLES
 from mfu_kernels.rms_norm.reference import rms_norm_reference
 from mfubench.kernels import check
-from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, judge, within_range
+from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, beyond_range, judge, zeroed
 from mfubench.kernels.catalog import examples_of, kernels_of, ops_with_kernels
 from mfubench.kernels.check import CaseResult, OpResult, cases_of, check_op, document, poisoned_memory
 from mfubench.worker import PartBroke, Watch
@@ -139,11 +139,22 @@ def test_the_same_seed_draws_the_same_numbers_and_meta_draws_none() -> None:
 
 
 def test_what_overflows_in_an_honest_result_is_right_in_none() -> None:
-    fair = {OUTPUT: torch.tensor([1.0, 60_000.0, math.inf], dtype=torch.float16)}
-    found = within_range({OUTPUT: torch.tensor([math.nan, math.inf, math.inf])}, fair)
-    assert found[OUTPUT].isnan().tolist() == [True, False, False] and found[OUTPUT][1:].eq(0).all()
+    fair = {OUTPUT: torch.tensor([1.0, 60_000.0, -math.inf, math.nan], dtype=torch.float16)}
+    beyond = beyond_range(fair)
+    found = zeroed({OUTPUT: torch.tensor([math.nan, math.inf, math.inf, 1.0])}, beyond)
+    assert found[OUTPUT].isnan().tolist() == [True, False, False, False]
+    assert found[OUTPUT][1:].tolist() == [0, 0, 1]
     other_shape = {OUTPUT: torch.ones(2)}
-    assert within_range(other_shape, fair)[OUTPUT] is other_shape[OUTPUT]
+    assert zeroed(other_shape, beyond)[OUTPUT] is other_shape[OUTPUT]
+
+
+def test_a_case_that_overflows_for_the_most_part_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        check, "beyond_range", lambda fair: {name: torch.ones_like(x).bool() for name, x in fair.items()}
+    )
+    assert all(
+        "beyond its dtype" in str(case.faults) for case in check_with(monkeypatch, broken.right) if case.case["rows"]
+    )
 
 
 @pytest.mark.parametrize("config", [None, 3])
@@ -161,7 +172,7 @@ def test_a_config_that_does_not_fit_is_no_failed_case_unless_a_launch_takes_it(
     case = {name: values[0] for name, values in EXAMPLES.factors.items()} | {"dtype": "fp32", "config": config}
     monkeypatch.setattr(check, "cases_of", lambda *_, **__: [case])
     found = check.check_op(replace(EXAMPLES, function=refuse), CPU)
-    assert len(found.failed) == (config is None)
+    assert [failed.case["config"] for failed in found.failed] == [None], "what a launch takes does not fit either"
     assert any(f"config {config}" in told and "shared memory" in told for told in found.not_proved) == (config == 3)
 
 
