@@ -20,8 +20,8 @@ from torch import Tensor
 from mfu_kernels.activations_device import weights_and_changes
 from mfu_kernels.boundary import apart
 from mfu_kernels.gdpa.kernel_bwd import backward_into
+from mfu_kernels.gdpa.kernel_sm90 import fits
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
-from mfu_kernels.hopper import lies_for_tma
 from mfu_kernels.launching import Kernel, capability, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.precision import matmul_dtype
@@ -160,16 +160,8 @@ MOST_FEATURES = 4096  # of an event, which the norms' kernels hold in registers
 
 def in_parts(x: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether all gradients are made in parts: where GDPA's backward has a form for Hopper, and x is of k's dtype."""
-    return (
-        for_hopper(k.device)
-        and x.dtype == matmul_dtype(k)
-        and x.element_size() == 2
-        and k.shape[3] in (64, 128)
-        and 64 < k.shape[1] <= 256
-        and k.shape[2] * k.shape[3] <= MOST_FEATURES
-        and lies_for_tma(k)
-        and lies_for_tma(v)
-    )
+    few_enough = k.shape[2] * k.shape[3] <= MOST_FEATURES
+    return few_enough and for_hopper(k.device) and x.dtype == matmul_dtype(k) and fits(x, k, v)
 
 
 def backward(

@@ -76,8 +76,8 @@ def gdpa_block_after_kernel(
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """Few rows, a thread has 16 to 32 numbers of each tensor of them, the next ones on their way, as norms' backward is
-    fastest on an H200, where four programs of a multiprocessor have room for five tensors' rows."""
+    """Rows that give a thread 16 to 32 numbers of each tensor. The next ones are on their way, as norms' backward is
+    fastest on an H200, where four programs of a multiprocessor have room for five tensors of them."""
     width = int(key["width"])
     sizes = [(rows, warps) for warps in (4, 2, 8) for rows in (4, 8, 2, 16, 1) if 16 <= rows * width / warps / 32 <= 32]
     return [

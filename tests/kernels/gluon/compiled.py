@@ -37,10 +37,16 @@ def compiled(target: str, launch: str, cases: Sequence[Any], form: str | None = 
 
     It gets offsets of three rows before a case. ``form``: whose config launches take where they can.
     """
+    found: list[dict[str, Any]] = json.loads(
+        output_of("-c", CODE.format(launch=launch), target, json.dumps([form, cases]))
+    )
+    return found
+
+
+def output_of(*arguments: str) -> str:
+    """What Python prints with these arguments, in a process where nothing is interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", CODE.format(launch=launch), target, json.dumps([form, cases])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
+    return done.stdout
