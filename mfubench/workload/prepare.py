@@ -134,7 +134,7 @@ def _all_max_lengths(schema: Schema, read: dict[str, int]) -> dict[str, int]:
     return {sequence.name: read.get(sequence.name, longest) for sequence in schema.sequences}
 
 
-def _forward(module: nn.Module, batch: Batch) -> Any:
+def _forward(module: Callable[..., Any], batch: Batch) -> Any:
     with trusted_offsets():  # `check_batch` has read them
         return module(batch)
 

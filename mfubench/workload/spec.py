@@ -103,7 +103,7 @@ class Workload:
     module: "nn.Module"
     inputs: list[Any]
     num_samples: list[int]
-    forward: Callable[["nn.Module", Any], Any]
+    forward: Callable[[Callable[..., Any], Any], Any]
     loss: Callable[[Any, Any], "torch.Tensor"]
     to_device: Callable[[Any], Any]
     optimizers: list["torch.optim.Optimizer"]

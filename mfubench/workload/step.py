@@ -9,6 +9,7 @@ from torch import nn
 
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
 
+from .casting import with_cast_weights
 from .spec import Workload
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -40,7 +41,7 @@ def run_passes(workload: Workload, batch: Any, *, phase: Phase = _unmarked) -> t
         with phase(DATA):
             inputs = workload.to_device(batch)
         with phase(FORWARD), _autocast(workload):
-            output = workload.forward(workload.module, inputs)
+            output = workload.forward(_module(workload), inputs)
         if not train:
             return output, None
         with phase(LOSS), _autocast(workload):
@@ -53,6 +54,12 @@ def run_passes(workload: Workload, batch: Any, *, phase: Phase = _unmarked) -> t
 def _autocast(workload: Workload) -> AbstractContextManager[None]:
     """bf16 means autocast over fp32 master weights."""
     return torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.dtype == "bf16")
+
+
+def _module(workload: Workload) -> Callable[..., Any]:
+    """The module as the step calls it: its weights are cast together where its loop is ours and nothing compiles it."""
+    ours = workload.needed is not None and not workload.may_be_compiled and workload.spec.compile == "none"
+    return with_cast_weights(workload.module, torch.bfloat16) if ours and workload.dtype == "bf16" else workload.module
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
-def _call(module: nn.Module, batch: Any) -> Any:
+def _call(module: Callable[..., Any], batch: Any) -> Any:
     return module(**batch) if isinstance(batch, Mapping) else module(*batch)
 
 
