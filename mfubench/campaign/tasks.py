@@ -190,7 +190,7 @@ def _kernels(store: Store) -> str:
 
 
 def _road(arguments: dict[str, Any], here: Here) -> Any:
-    """The ablation of Kunlun; its own folder keeps each step, so that one that is cut off goes on."""
+    """The ablation of Kunlun; its own folder keeps each step, so that one that is cut off stands and goes on."""
     import json
 
     from mfubench.ablate.ladder import Ladder
@@ -200,7 +200,15 @@ def _road(arguments: dict[str, Any], here: Here) -> Any:
 
     place = here.store.folder / "road" / f"kunlun-{arguments['size']}"
     ladder = Ladder(WorkloadSpec("kunlun", size=arguments["size"], device=here.device.type), place)
-    ladder.climb()
+    made = ladder.progress_made
+
+    def keep(_stage: str, _share: float) -> None:
+        nonlocal made
+        if ladder.progress_made != made:
+            made = ladder.progress_made
+            here.watch.so_far(json.loads(ladder.ablation().to_json()))
+
+    ladder.climb(progress=keep)
     found = ladder.ablation()
     write_page(ablation_page(found), place)
     return json.loads(found.to_json())

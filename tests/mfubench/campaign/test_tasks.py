@@ -82,3 +82,36 @@ def test_tasks_take_the_peaks_that_their_campaign_measured(monkeypatch: pytest.M
     store.write(Task("calibration", "peaks"), DONE, None, {"environment": {}, "by_dtype": {"fp32": asdict(measured)}})
     tasks._adopt_peaks(store)
     assert calibrate.load_or_calibrate(cpu, "fp32") == measured
+
+
+def test_a_road_that_is_cut_off_leaves_the_steps_that_it_has(monkeypatch: pytest.MonkeyPatch, here: tasks.Here) -> None:
+    class Made:
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+        def to_json(self) -> str:
+            return f'{{"steps": {self.steps}}}'
+
+    class Climber:
+        progress_made = (0, 3)
+
+        def __init__(self, _spec: Any, _folder: Path) -> None: ...
+
+        def climb(self, *, progress: Any) -> None:
+            for done in range(3):
+                for share in (0.0, 0.5):
+                    progress("a step", share)
+                self.progress_made = (done + 1, 3)
+
+        def ablation(self) -> Made:
+            return Made(self.progress_made[0])
+
+    monkeypatch.setattr("mfubench.ablate.ladder.Ladder", Climber)
+    monkeypatch.setattr("mfubench.report.ablation.ablation_page", lambda found: found)
+    monkeypatch.setattr("mfubench.report.write_page", lambda _page, _folder: None)
+    kept: list[Any] = []
+    watch = replace(UNWATCHED, so_far=kept.append)
+    last = tasks.run_task(
+        watch, stage="road", arguments={"size": "tiny"}, device="cpu", folder=here.store.folder, without={}
+    )
+    assert (kept, last) == ([{"steps": 1}, {"steps": 2}], {"steps": 3})
