@@ -120,7 +120,7 @@ def test_a_gpu_fetches_a_batch_while_it_computes(monkeypatch: pytest.MonkeyPatch
     (batch,) = prepare(WorkloadSpec("transformer", size="tiny", steps=1, batch_size=4)).inputs
     made: list[torch.cuda.Stream] = []
     new = torch.cuda.Stream
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *args: made.append(new(*args)) or made[-1])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *args, **more: made.append(new(*args, **more)) or made[-1])
     fetch, computed = mover(torch.device("cuda")), torch.cuda.Event()
     fetch(batch)  # the first one allocates memory, which may wait for the device
     torch.cuda.synchronize()
