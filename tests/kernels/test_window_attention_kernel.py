@@ -38,11 +38,11 @@ def sliced(qkv: Tensor, **others: Any) -> Tensor:
 @pytest.mark.parametrize("rotated", [False, True])
 def test_library_operators_are_what_they_say(rotated: bool) -> None:
     q, k, v = separate().values()
-    mask = (5, False, 0.3, 37)
-    out, levels = LIBRARY.window_attention_fwd(q, k, v, OFFSETS, *mask)
-    library.opcheck(LIBRARY.window_attention_fwd, (q, k, v, OFFSETS, *mask))
+    mask, angles = (5, False, 0.3, 37), turns() if rotated else None
+    out, levels, _, back = LIBRARY.window_attention_fwd(q, k, v, OFFSETS, angles, *mask)
+    library.opcheck(LIBRARY.window_attention_fwd, (q, k, v, OFFSETS, angles, *mask))
     for needs in ((True, True, True), (False, True, False), (False, False, True)):
-        call = (torch.ones_like(out), q, k, v, OFFSETS, out, levels, turns() if rotated else None, *mask, *needs)
+        call = (torch.ones_like(out), q, k, v, OFFSETS, out, levels, back if rotated else None, *mask, *needs)
         library.opcheck(LIBRARY.window_attention_bwd, call)
 
 

@@ -20,10 +20,13 @@ from .boundary import _outputs
 
 @triton.jit
 def rotary_time_kernel(
-    x, angles, out, num_tokens, num_heads, angle_stride, x_strides,
+    x, angles, out, num_tokens, num_heads, angle_stride, x_strides, out_stride,
     BACK: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """out [T, H, 2 HALF] = x with each pair (x_k, x_{k+HALF}) turned by its token's angle k, or BACK by it."""
+    """out [T, H, 2 HALF] = x with each pair (x_k, x_{k+HALF}) turned by its token's angle k, or BACK by it.
+
+    Heads of a token lie side by side in ``out``, tokens ``out_stride`` apart.
+    """
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     places, inside = tile_of(tokens, num_tokens, angle_stride, HALF, PADDED)
     turn = tl.load(angles + places, mask=inside, other=0.0).to(tl.float32)
@@ -31,7 +34,7 @@ def rotary_time_kernel(
     if BACK:
         sin = -sin
     read, _ = tile_of(tokens, num_tokens, x_strides[0], HALF, PADDED)
-    write, _ = tile_of(tokens, num_tokens, num_heads * 2 * HALF, HALF, PADDED)
+    write, _ = tile_of(tokens, num_tokens, out_stride, HALF, PADDED)
     for head in range(0, num_heads):
         first = tl.load(x + head * x_strides[1] + read, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(x + head * x_strides[1] + HALF + read, mask=inside, other=0.0).to(tl.float32)
@@ -55,13 +58,18 @@ ROTATE = Kernel(rotary_time_kernel, _configs)
 def rotate(x: Tensor, angles: Tensor, back: bool) -> Tensor:
     """``x`` [T, H, d] turned by ``angles`` [T, d/2], or back by them."""
     out = _outputs(x, angles, back)
+    rotate_into(out, x, angles, back)
+    return out
+
+
+def rotate_into(out: Tensor, x: Tensor, angles: Tensor, back: bool) -> None:
+    """The same into ``out``, whose heads of a token lie side by side."""
     if not x.numel():
-        return out
+        return
     x, angles = with_unit_stride(x), with_unit_stride(angles)
     (num_tokens, num_heads, d), padded = x.shape, next_power_of_2(x.shape[2] // 2)
     ROTATE.launch(
         lambda c: (triton.cdiv(num_tokens, c["TOKENS"]),), x.device,
-        x, angles, out, num_tokens, num_heads, angles.stride(0), x.stride()[:2],
+        x, angles, out, num_tokens, num_heads, angles.stride(0), x.stride()[:2], out.stride(0),
         key={"half": padded, "bytes": x.element_size()}, BACK=back, HALF=d // 2, PADDED=padded,
     )  # fmt: skip
-    return out

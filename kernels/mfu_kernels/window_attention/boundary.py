@@ -8,21 +8,28 @@ from torch import Tensor
 
 from mfu_kernels.boundary import as_given, define, separate
 from mfu_kernels.formulas import needs_grad
-from mfu_kernels.rotary_time.boundary import rotate
 from mfu_kernels.rotary_time.reference import rotary_time_reference
 from mfu_kernels.triton_checks import cast_for_matmul, check_dtypes, check_head_dim
 
 _MASK = "int? window, bool causal, float scale, SymInt max_length"
 
 
-def _fwd_outputs(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fwd_outputs(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, angles: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output [T, H, d], and of each query log2 of its sum of weights, fp32 [1, H, T].
 
     For fp32, [2, H, T]: its highest score, and log2 of the sum of weights relative to it. One number would be rounded
     as coarsely as scores of a hundred are; the other dtypes round the weights themselves more coarsely than that.
+
+    Of ``angles``, also q and k as they were turned, [T, 2, H, d], and what turns them back, [T, 1, d], fp16 or fp32: a
+    cosine and a sine of each angle, which are (1, 0) turned back by it. Without angles both are empty.
     """
-    parts = 2 if q.element_size() == 4 else 1
-    return q.new_empty(q.shape), q.new_empty(parts, q.shape[1], q.shape[0], dtype=torch.float32)
+    precise, (num_tokens, num_heads, d) = q.element_size() == 4, q.shape
+    levels = q.new_empty(2 if precise else 1, num_heads, num_tokens, dtype=torch.float32)
+    num_turned = 0 if angles is None else num_tokens
+    turns = q.new_empty(num_turned, 1, d, dtype=torch.float32 if precise else torch.float16)
+    return q.new_empty(q.shape), levels, q.new_empty(num_turned, 2, num_heads, d), turns
 
 
 def _bwd_outputs(grad: Tensor, q: Tensor, *others: Any) -> Tensor:
@@ -31,25 +38,17 @@ def _bwd_outputs(grad: Tensor, q: Tensor, *others: Any) -> Tensor:
 
 
 _forward = define(
-    f"window_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, {_MASK}) -> (Tensor, Tensor)",
+    f"window_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? angles, {_MASK}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     launcher="mfu_kernels.window_attention.kernel:forward",
     outputs=_fwd_outputs,
 )
 _backward = define(
     "window_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor out, Tensor levels, "
-    f"Tensor? angles, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> Tensor",
+    f"Tensor? turns, {_MASK}, bool q_grad, bool k_grad, bool v_grad) -> Tensor",
     launcher="mfu_kernels.window_attention.kernel_bwd:backward",
     outputs=_bwd_outputs,
 )
-
-
-def _rotated(qkv: Sequence[Tensor], angles: Tensor) -> Sequence[Tensor]:
-    """q, k and v, the first two turned; side by side as they are packed, in one pass."""
-    q, k, v = separate(qkv)
-    if len(qkv) == 3:
-        return rotate(q, angles, False), rotate(k, angles, False), v
-    num_heads = q.shape[1]
-    return *rotate(qkv[0][:, :2].flatten(1, 2), angles, False).split(num_heads, 1), v
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -57,9 +56,12 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, offsets: Tensor, angles: Tensor | None, mask: Sequence[Any], *qkv: Tensor) -> Tensor:
-        q, k, v = separate(qkv) if angles is None else _rotated(qkv, angles)
-        out, levels = _forward(q, k, v, offsets, *mask)
-        ctx.save_for_backward(q, k, v, offsets, out, levels, angles)
+        q, k, v = separate(qkv)
+        out, levels, turned, turns = _forward(q, k, v, offsets, angles, *mask)
+        if angles is None:
+            ctx.save_for_backward(q, k, v, offsets, out, levels, None)
+        else:
+            ctx.save_for_backward(*turned.unbind(1), v, offsets, out, levels, turns)
         ctx.mask = mask
         return out  # type: ignore[no-any-return]
 
@@ -85,9 +87,9 @@ def window_attention_triton(
 ) -> Tensor:
     """The kernels; arguments and result as `window_attention` has them, ``packed`` [T, 3, H, d] if q, k, v are its.
 
-    q and k are turned before, once: a key's rotation inside would be made again in every program that sees the key,
-    for about as many instructions as the softmax takes. Their gradients are turned back where they are written. There
-    is no gradient of ``angles``: where one is needed, the reference turns.
+    q and k are turned once, where a kernel does not walk along rows before it: a key's rotation would be made again in
+    every program that sees the key, for about as many instructions as the softmax takes. Their gradients are turned
+    back where they are written. There is no gradient of ``angles``: where one is needed, the reference turns.
     """
     check_dtypes("window_attention", q=q, angles=angles)
     check_head_dim("window_attention", q.shape[2])

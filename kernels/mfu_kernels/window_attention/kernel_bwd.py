@@ -19,7 +19,6 @@ from mfu_kernels.boundary import apart
 from mfu_kernels.formulas import repeated_in_two_kernels
 from mfu_kernels.launching import Kernel, config, current, for_hopper
 from mfu_kernels.modes import MetaParameters
-from mfu_kernels.rotary_time.kernel import rotate
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
 
@@ -178,14 +177,6 @@ DKV = Kernel(
 )
 
 
-def _turns(angles: Tensor, like: Tensor) -> Tensor:
-    """[T, 1, d]: (1, 0) turned back by each angle, by whose cosine and sine gradients turn; fp16 or fp32."""
-    num_tokens, half = angles.shape
-    unit = angles.new_zeros(1, 1, 2 * half, dtype=torch.float32 if like.element_size() == 4 else torch.float16)
-    unit[..., :half] = 1
-    return rotate(unit.expand(num_tokens, -1, -1), angles, True)
-
-
 def _softmax(levels: Tensor, q: Tensor) -> Tensor:
     """[H, T, 2] and room for a block behind: what is read there for queries behind the last head's last row.
 
@@ -223,7 +214,7 @@ def repeated_products(
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, levels: Tensor,
-    angles: Tensor | None, window: int | None, causal: bool, scale: float, max_length: int,
+    turns: Tensor | None, window: int | None, causal: bool, scale: float, max_length: int,
     q_grad: bool, k_grad: bool, v_grad: bool,
 ) -> Tensor:  # fmt: skip
     """The needed ones of the gradients of q, k and v, side by side, [T, n, H, d]."""
@@ -235,7 +226,6 @@ def backward(
     dq, dk, dv = apart(grads, needed)
     grad, q, k, v = (with_unit_stride(t) for t in (grad, q, k, v))
     num_rows = offsets.shape[0] - 1
-    turns = None if angles is None else _turns(angles, q)
     behind, ahead = reach(window, causal, max_length)
     key, for_keys = key_of(q, window), _key_for_keys(grad, q, k, v, window, behind, ahead, needed)
     walks = _walks(for_keys, q.device)

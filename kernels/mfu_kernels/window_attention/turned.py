@@ -1,23 +1,29 @@
-"""Gradients that a warpgroup writes from its registers, turned back by the rotation of queries and keys; in Gluon."""
+"""The rotation of queries and keys in Gluon: of tiles in shared memory, and back, of gradients in registers."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mfu_kernels.hopper import TILE, places_of, store_rows
+from mfu_kernels.hopper import TILE, of_product, places_of, store_rows
 
 _TILE = gl.constexpr(TILE)
 
 
 @gluon.jit
-def _halves(x):
+def halves_of(x):
     """The two halves of a tile's columns, as a rotation pairs them."""
     return x.reshape([_TILE, 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
 
 
 @gluon.jit
+def whole_of(first, second):
+    """The tile whose halves they are."""
+    return gl.join(first, second).permute([0, 2, 1]).reshape([_TILE, 2 * first.shape[1]])
+
+
+@gluon.jit
 def turns_of(turns, like, token, count):
     """A cosine and a sine for each pair of columns of ``count`` rows; without ``turns``, nothing in particular."""
-    half, _ = _halves(like)
+    half, _ = halves_of(like)
     if turns is None:
         return half, half
     else:
@@ -29,10 +35,20 @@ def turns_of(turns, like, token, count):
 
 
 @gluon.jit
+def turn_in_place(tile, cos, sin):
+    """Turn a tile in shared memory: forth, where `store_turned` with the same ``cos`` and ``sin`` turns back."""
+    layout: gl.constexpr = of_product(tile.shape[1])
+    first, second = halves_of(tile.load(layout).to(gl.float32))
+    cos, sin = cos.to(gl.float32), sin.to(gl.float32)
+    turned = whole_of(first * cos + second * sin, second * cos - first * sin)
+    tile.store(gl.convert_layout(turned.to(tile.dtype), layout))
+
+
+@gluon.jit
 def store_turned(x, change, cos, sin, token, head, count, TURNED: gl.constexpr, ROW: gl.constexpr):
     """Write ``count`` rows of a gradient to ``x`` from ``token`` on, perhaps turned."""
     x += token * ROW + head * change.shape[1]
-    first, second = _halves(change)
+    first, second = halves_of(change)
     if TURNED:
         cos, sin = cos.to(gl.float32), sin.to(gl.float32)
         first, second = first * cos - second * sin, first * sin + second * cos
