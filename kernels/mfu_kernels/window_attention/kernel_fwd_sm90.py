@@ -34,7 +34,7 @@ from mfu_kernels.hopper import TILE, blocks_of, clear_from, lies_for_tma, of_pro
 from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
 
-from .softmax_sm90 import attend
+from .softmax import attend
 from .turned import turn_in_place, turns_of
 
 _TILE = gl.constexpr(TILE)
