@@ -97,7 +97,7 @@ def blocks_of(x: Tensor, rows: int) -> TensorDescriptor:
     *lengths, heads, d = x.shape
     *strides, of_head, _ = x.stride()
     shape = [*(1 for _ in lengths[1:]), rows, d]
-    dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
+    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[x.dtype]
     layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
     return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)
 

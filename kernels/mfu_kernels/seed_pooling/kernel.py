@@ -3,6 +3,7 @@
 The seeds stay in registers or shared memory while the keys and values of the chunk stream past once, so that the kernel
 is bound by reading them. Where rows alone do not fill the device, they are split into chunks; each chunk is then pooled
 as if it were a row, in fp32, and a second kernel combines a row's chunks by their softmax denominators, in order.
+On Hopper, `kernel_sm90` has a form of its own for many seeds in 16 bits, where rows fill the device.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, capability, config, next_power_of_2
+from mfu_kernels.launching import Kernel, capability, config, for_hopper, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, together, turned_pairs
 from mfu_kernels.rows import with_unit_stride
 
+from . import kernel_sm90
 from .boundary import _fwd_outputs
 
 PROGRAMS_PER_PROCESSOR = 8
@@ -163,7 +165,7 @@ def seed_pooling_combine_kernel(
     tl.store(total + place, denominator, mask=inside_s)
 
 
-def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
+def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """Short tiles first: what a program holds beside its accumulator then leaves room for more programs.
 
     At d = 128 in bf16 on sm_90, 32 seeds take 106 registers and 42 KiB of shared memory, so that 4 programs of 4 warps
@@ -190,12 +192,21 @@ def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     return [config(warps, stages, BLOCK_S=block, BLOCK_N=n) for warps, stages, n in tiles]
 
 
+def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """The warpgroups' form for Hopper stands behind the others until it has won."""
+    return [*_plain_configs(key), *(kernel_sm90.configs(key) if key.get("warpgroups") else ())]
+
+
 def few_rows_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """Of kernels that only pass over pooled rows."""
     return [config(4, 1, BLOCK_S=max(1, 2048 // int(key["d"]))), config(4, 1, BLOCK_S=max(1, 4096 // int(key["d"])))]
 
 
-FORWARD = Kernel(seed_pooling_fwd_kernel, _forward_configs)
+FORWARD = Kernel(
+    seed_pooling_fwd_kernel,
+    _forward_configs,
+    forms={"PROGRAMS": (kernel_sm90.seed_pooling_fwd_sm90_kernel, kernel_sm90.arguments)},
+)
 COMBINE = Kernel(seed_pooling_combine_kernel, few_rows_configs)
 
 
@@ -215,11 +226,20 @@ def forward(
     if num_chunks > 1:
         parts = softmax.new_empty(num_rows * num_chunks, *out.shape[1:])
         parts_softmax = softmax.new_empty(2, num_rows * num_chunks, *softmax.shape[2:])
+    own = key
+    if for_hopper(k.device) and kernel_sm90.fits(seeds, k, v, angles, num_chunks):
+        own = {**key, "warpgroups": True}
+
+    def grid(c: MetaParameters) -> tuple[int]:
+        if "PROGRAMS" in c:
+            return (num_heads * kernel_sm90.programs_of_head(c, num_rows, num_heads, k.device),)
+        return (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, int(c["BLOCK_S"])),)
+
     FORWARD.launch(
-        lambda c: (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
+        grid, k.device,
         seeds, k, v, angles, offsets, parts, *parts_softmax, turned,
         num_seeds, *seeds.stride()[:2], k.stride(1), v.stride(1), scale * LOG2_E, num_chunks, chunk_length,
-        key=key, **constants_of(k, v, angles, key), SAVES=saves and angles is not None, SAME=same,
+        key=own, **constants_of(k, v, angles, key), SAVES=saves and angles is not None, SAME=same,
         K_WIDTH=seeds.shape[2], K_D=key.get("k_d", key["d"]),
     )  # fmt: skip
     if num_chunks > 1:

@@ -6,6 +6,7 @@ the left operands of dV and dK, which are complete when they are written; what i
 each tile, for columns would hold it in a register each. The gradient of the seeds, which all rows share, stays in
 registers from row to row, transposed: a program writes one fp32 share of it, and the shares are summed after, in order,
 without atomics. Seeds beyond one block are further launches, which add to what the earlier ones left in fp32.
+On Hopper, `kernel_bwd_sm90` has a form of its own for many seeds in 16 bits.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
-from mfu_kernels.launching import Kernel, capability, config
+from mfu_kernels.launching import Kernel, capability, config, current, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
 
+from . import kernel_bwd_sm90
 from .boundary import _bwd_outputs
 from .kernel import LOG2_E, constants_of, few_rows_configs, pieces, program_of, programs_wanted, seed_block, shape_key
+from .kernel_sm90 import programs_of_head
 
 
 @triton.jit
@@ -147,7 +150,7 @@ def seed_pooling_bwd_kernel(
         tl.store(shares + (rows_s * WIDTH + columns[None, :]), dqueries.T * scale, mask=inside_c[None, :])
 
 
-def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
+def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """First the fastest that spills nothing, by how many numbers of the seeds' gradient are in registers.
 
     On sm_90 64 keys on 4 warps are the rows of one instruction of a warpgroup; 8 warps would all hold all rows. With 64
@@ -171,8 +174,17 @@ def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     return [config(warps, stages, BLOCK_N=n) for warps, stages, n in sorted(tiles, key=lambda tile: tile != best)]
 
 
+def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
+    """The warpgroups' form for Hopper stands behind the others until it has won."""
+    return [*_plain_configs(key), *(kernel_bwd_sm90.configs(key) if key.get("warpgroups") else ())]
+
+
 DIVIDE = Kernel(seed_pooling_divide_kernel, few_rows_configs)
-BACKWARD = Kernel(seed_pooling_bwd_kernel, _backward_configs)
+BACKWARD = Kernel(
+    seed_pooling_bwd_kernel,
+    _backward_configs,
+    forms={"PROGRAMS": (kernel_bwd_sm90.seed_pooling_bwd_sm90_kernel, kernel_bwd_sm90.arguments)},
+)
 
 
 def backward(
@@ -200,6 +212,12 @@ def backward(
         key=key, NUM_HEADS=num_heads, WIDTH=width, D=key["d"],
     )  # fmt: skip
     num_walkers, stretch = pieces(num_keys, programs_wanted(k.device, num_heads))
+    if for_hopper(k.device) and kernel_bwd_sm90.fits(seeds, k, v, angles, dkv, needs):
+        key = {**key, "warpgroups": True}
+        with current(k.device):
+            chosen = BACKWARD.choose(key, k.device).kwargs
+        if "PROGRAMS" in chosen:
+            num_walkers = programs_of_head(chosen, len(out), num_heads, k.device)
     shares = softmax.new_empty(num_walkers, num_heads, num_padded, width) if needs[0] else dseeds
     for first_seed in range(0, len(seeds), block):
         ends = first_seed + block >= len(seeds)

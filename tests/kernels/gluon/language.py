@@ -271,5 +271,6 @@ ACTIVATED: Names = {
     "activated": lambda x, name, fast: _weights_of(x, name, torch.float32),
     "activated_with_slope": _activated_with_slope,
     "weights_and_changes": _weights_and_changes,
+    "_one_instruction": lambda name, x: register(getattr(torch, name.split(".")[0])(x)),
 }
 """The device functions of `mfu_kernels.activations_device`, which have inline assembly."""
