@@ -37,6 +37,26 @@ def test_its_numbers(case: Mapping[str, Any]) -> None:
     contract.check(EXAMPLES, case, BACKWARD, "STAGES", run)
 
 
+@pytest.mark.parametrize("d", [64, 128])
+def test_gradients_of_the_output_are_added_to_those_of_queries(d: int) -> None:
+    rows = (200, 0, 70)
+    q, grad = (torch.randn(sum(rows), 2, d).bfloat16() for _ in range(2))
+    k, v = (
+        torch.randn(len(rows), 256, 2, d).mul(0.1).bfloat16() for _ in range(2)
+    )  # no gradient is far from the others
+    found = []
+    for adds in (False, True):
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        with emulated(BACKWARD, "STAGES") as taken:
+            options = torch.tensor([0, *rows]).cumsum(0), 0.5, ["silu", "gelu"], max(rows), [True, True, True]
+            backward_into(grads, grad, q, k, v, *options, adds=adds)
+        assert taken
+        found.append(grads)
+    (dq, *others), (added, *same) = found
+    torch.testing.assert_close(added.float(), dq.float() + grad.float(), rtol=2**-7, atol=0.02)
+    assert all(torch.equal(x, y) for x, y in zip(others, same, strict=True))
+
+
 def gradients(rows: Sequence[int], d: int, *, spoilt: bool) -> tuple[Tensor, ...]:
     """Those of 256 keys; events of the last row are NaN if ``spoilt``."""
     generator = torch.Generator().manual_seed(0)

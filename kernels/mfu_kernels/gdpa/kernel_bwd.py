@@ -41,6 +41,7 @@ def _walk(
     GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
     DENSE_ROW: tl.constexpr, SUMS_ROW: tl.constexpr,
     ACTIVATION: tl.constexpr, SCALED: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    ADDS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr, ONE_WALK: tl.constexpr,
 ):  # fmt: skip
     """Every ``splits``-th tile of queries against the keys from ``first_key``."""
@@ -74,6 +75,8 @@ def _walk(
             sum_k = tl.dot(change, queries, sum_k, input_precision=PRECISION)
         if NEEDS_Q:
             moved = tl.dot(keys.T, change, input_precision=PRECISION).T
+            if ADDS:
+                moved += tl.where(first_key > 0, 0.0, grads.to(tl.float32))
             if not ONE_WALK:
                 kept = tl.where(first_key > 0, length, 0)
                 moved += load_tile(dq, rows, DENSE_ROW, kept, DIM, WIDTH).to(tl.float32)
@@ -90,7 +93,7 @@ def gdpa_bwd_kernel(
     grad_head, q_head, k_strides, v_strides, dk_row,
     GRAD_ROW: tl.constexpr, Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
     DENSE_ROW: tl.constexpr, SUMS_ROW: tl.constexpr, ACTIVATION: tl.constexpr, SCALED: tl.constexpr,
-    NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
+    NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr, ADDS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ALL_KEYS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One row and head, or one of ``splits`` shares of its queries with shares of dk and dv of its own."""
@@ -116,7 +119,7 @@ def gdpa_bwd_kernel(
         _walk(
             grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
             GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW, SUMS_ROW,
-            ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, True,
+            ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, ADDS, DIM, WIDTH, KEYS, TILE, True,
         )  # fmt: skip
     else:
         for first_key in range(0, num_keys, KEYS):
@@ -124,7 +127,7 @@ def gdpa_bwd_kernel(
             _walk(
                 grad, q, k, v, dq, dk, dv, scale, length, num_keys, first_key, share, splits,
                 GRAD_ROW, Q_ROW, K_ROW, V_ROW, DENSE_ROW, SUMS_ROW,
-                ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, DIM, WIDTH, KEYS, TILE, False,
+                ACTIVATION, SCALED, NEEDS_Q, NEEDS_K, NEEDS_V, ADDS, DIM, WIDTH, KEYS, TILE, False,
             )  # fmt: skip
 
 
@@ -195,9 +198,12 @@ def backward(
 
 def backward_into(
     grads: tuple[Tensor, Tensor, Tensor], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
-    scale: float, activation: list[str], max_length: int, needs: list[bool],
+    scale: float, activation: list[str], max_length: int, needs: list[bool], adds: bool = False,
 ) -> None:  # fmt: skip
-    """Write the gradients of ``q``, ``k`` and ``v`` that ``needs`` has: dq dense, dk and dv strided alike."""
+    """Write the gradients of ``q``, ``k`` and ``v`` that ``needs`` has: dq dense, dk and dv strided alike.
+
+    If ``adds``, dq is that of act(scale q kᵀ) v + q.
+    """
     dq, dk, dv = grads
     if not q.shape[0]:
         dk.zero_()
@@ -224,7 +230,7 @@ def backward_into(
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], sums_of_row,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),
             DENSE_ROW=dense_row, SUMS_ROW=sums_row, ACTIVATION=name, SCALED=scale != 1,
-            NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2],
+            NEEDS_Q=needs[0], NEEDS_K=needs[1], NEEDS_V=needs[2], ADDS=adds,
             DIM=d, WIDTH=key["d"], ALL_KEYS=key["keys"],
         )  # fmt: skip
     if splits > 1:

@@ -11,7 +11,8 @@ dq = changesᵀ keys needs the changes of both: they pass them on through shared
 at dq of even tiles and the other of odd ones, a tile late, so that neither waits for the other. The sum over all
 keys is made by one chain of products: no atomics, and the same bits each time. Where not all keys fit (256 with heads
 of 128), the queries are walked twice, and the second walk, backwards, adds to the dq that the first one wrote; where dq
-is not wanted, each half of the keys has a program of its own.
+is not wanted, each half of the keys has a program of its own. If ADDS, the first walk adds the tile's gradients, which
+keep their place in the ring until its dq is made: a ring has three places or more.
 
 What TMA brings beyond the end of a row is the next row's, which may be anything: a row's last tile is cleared from its
 end on, queries by one warpgroup and gradients by the other. Keys and values beyond num_keys are zeros: so are their
@@ -97,8 +98,10 @@ def _past_keys(
 
 
 @gluon.jit
-def _move(dq, keys, moved, full, read, staged, parity, slot, none, scale, stride, count, more):
-    """dq of one tile, of what lies in one slot of ``moved``; added to what is there if ``more``."""
+def _move(
+    dq, keys, grads, moved, full, read, staged, parity, slot, none, scale, stride, count, more, ADDS: gl.constexpr
+):
+    """dq of one tile, of what lies in one slot of ``moved``; added to what is there if ``more``, else grads if ADDS."""
     BLOCKS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = keys.shape[3]
     layout: gl.constexpr = of_product(DIM)
@@ -113,6 +116,8 @@ def _move(dq, keys, moved, full, read, staged, parity, slot, none, scale, stride
     mbarrier.arrive(read.index(slot), count=1)
     if more:
         total += staged.load(layout).to(gl.float32)
+    elif ADDS:
+        total += grads.load(layout).to(gl.float32)
     staged.store(total.to(staged.dtype))
     store_part(dq, staged, stride, count)
 
@@ -121,7 +126,8 @@ def _move(dq, keys, moved, full, read, staged, parity, slot, none, scale, stride
 def _hold(
     dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read, cleared,
     scale, num_keys, to_rows, to_share, left, step, tiles, DENSE_ROW: gl.constexpr, SUMS_ROW: gl.constexpr,
-    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, WALKS: gl.constexpr, GROUP: gl.constexpr,
+    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, ADDS: gl.constexpr, WALKS: gl.constexpr,
+    GROUP: gl.constexpr,
 ):  # fmt: skip
     """One of two warpgroups: its half of the blocks of keys, and dq of every second tile.
 
@@ -168,14 +174,17 @@ def _hold(
                         more_v, nothing, moved.index(at + 1), full.index(half), read.index(half), (n >> 1) & 1, scale,
                         ACTIVATION, SCALED, NEEDS_Q,
                     )  # fmt: skip
-                mbarrier.arrive(free.index(slot), count=1)
+                if not ADDS or half != GROUP:
+                    mbarrier.arrive(free.index(slot), count=1)
             if NEEDS_Q and (n > walk * tiles) & ((n - 1) & 1 == GROUP):
                 at = _tile_of(n - 1, tiles, WALKS) * step
                 _move(
-                    dq + to_rows + at * DENSE_ROW, keys, moved, full, read, staged.index(GROUP + none),
-                    ((n - 1) >> 1) & 1, GROUP + none, none, scale, DENSE_ROW + none * 16, left - at,
-                    WALKS > 1 and walk > 0,
+                    dq + to_rows + at * DENSE_ROW, keys, grads.index((n - 1) % STAGES), moved, full, read,
+                    staged.index(GROUP + none), ((n - 1) >> 1) & 1, GROUP + none, none, scale, DENSE_ROW + none * 16,
+                    left - at, WALKS > 1 and walk > 0, ADDS,
                 )  # fmt: skip
+                if ADDS:
+                    mbarrier.arrive(free.index((n - 1) % STAGES), count=1)
         first_key = (walk * BLOCKS + FIRST) * _TILE
         own = staged.index(GROUP + ((walk + num_keys) >> 30))
         at, count = to_share + first_key * SUMS_ROW, num_keys - first_key
@@ -237,7 +246,7 @@ def gdpa_bwd_sm90_kernel(
     share_stride, dk_row,
     G_HEAD: gl.constexpr, Q_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr,
     DENSE_ROW: gl.constexpr, SUMS_ROW: gl.constexpr,
-    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, DIM: gl.constexpr,
+    ACTIVATION: gl.constexpr, SCALED: gl.constexpr, NEEDS_Q: gl.constexpr, ADDS: gl.constexpr, DIM: gl.constexpr,
     BLOCKS: gl.constexpr, WALKS: gl.constexpr, PARTS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
     REST: gl.constexpr,
 ):  # fmt: skip
@@ -289,12 +298,12 @@ def gdpa_bwd_sm90_kernel(
             (_hold, (
                 dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read,
                 cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW, SUMS_ROW,
-                ACTIVATION, SCALED, NEEDS_Q, WALKS, 0,
+                ACTIVATION, SCALED, NEEDS_Q, ADDS, WALKS, 0,
             )),
             (_hold, (
                 dq, dk, dv, queries, grads, keys, values, moved, staged, ready, free, arrived, emptied, full, read,
                 cleared, scale, num_keys - first_key, to_rows, to_share, left, step, tiles, DENSE_ROW, SUMS_ROW,
-                ACTIVATION, SCALED, NEEDS_Q, WALKS, 1,
+                ACTIVATION, SCALED, NEEDS_Q, ADDS, WALKS, 1,
             )),
             (_bring, (
                 q_tiles, k_blocks, v_blocks, grad_tiles, queries, grads, keys, values, ready, free, arrived, emptied,
@@ -319,11 +328,12 @@ def arguments(
     """What `gdpa_bwd_sm90_kernel` takes, of what `gdpa_bwd_kernel` takes."""
     tiles = (blocks_of(x, TILE) for x in (grad, q, k, v))
     turns = constants["ALL_KEYS"] // constants["KEYS"]
-    wanted = ("DENSE_ROW", "SUMS_ROW", "ACTIVATION", "SCALED", "NEEDS_Q", "DIM", "STAGES", "REGISTERS")
+    wanted = ("DENSE_ROW", "SUMS_ROW", "ACTIVATION", "SCALED", "NEEDS_Q", "ADDS", "DIM", "REGISTERS")
+    stages = max(constants["STAGES"], 3) if constants["ADDS"] and constants["NEEDS_Q"] else constants["STAGES"]
     return (*tiles, offsets, dq, dk, dv, scale, num_keys, first_head, num_heads, splits, share_stride, dk_row), {
         **{name: constants[name] for name in wanted},
         "G_HEAD": grad_head, "Q_HEAD": q_head, "K_HEAD": k_strides[1], "V_HEAD": v_strides[1],
-        "BLOCKS": constants["KEYS"] // TILE, "WALKS": turns if constants["NEEDS_Q"] else 1,
+        "STAGES": stages, "BLOCKS": constants["KEYS"] // TILE, "WALKS": turns if constants["NEEDS_Q"] else 1,
         "PARTS": 1 if constants["NEEDS_Q"] else turns,
         "REST": POOL - 2 * constants["REGISTERS"], "maxnreg": POOL // 3,
     }  # fmt: skip

@@ -5,8 +5,8 @@ events three times, the second and third time out of the L2 cache: for the stati
 which leaves o = GDPA(n) + n in memory, and for out = x + o / rms(o). Keys and values are read again by every program of
 a row. Where no backward follows, ``out`` itself holds o meanwhile, and device memory sees x, k, v and ``out`` once.
 
-A backward needs o and not out - x, whose rounding grows with x. o is rounded to x's dtype once; its rms, n and the
-accumulators are of fp32.
+A backward needs o and not out - x, whose rounding grows with x; and n, in place of x. o is rounded to x's dtype once;
+its rms, n and the accumulators are of fp32.
 
 For Hopper, `kernel_sm90` has a form for 16 bits in which several warpgroups share what is read of keys and values.
 """
@@ -61,13 +61,17 @@ def _layer_norm_statistics(
 
 @triton.jit
 def gdpa_block_fwd_kernel(
-    x, k, v, offsets, out, inner, statistics, num_events, num_keys, max_length, scale, eps, k_strides, v_strides,
+    x, k, v, offsets, out, normed, inner, statistics,
+    num_events, num_keys, max_length, scale, eps, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
     BOUNDS: tl.constexpr, NAMES: tl.constexpr, SCALED: tl.constexpr, SAVE: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """out = x + o / rms(o) with o = GDPA(n, k, v) + n and n = LN(x); ``inner`` holds o and may be ``out``."""
+    """out = x + o / rms(o) with o = GDPA(n, k, v) + n and n = LN(x); ``inner`` holds o and may be ``out``.
+
+    If SAVE, n goes to ``normed``.
+    """
     FEATURES: tl.constexpr = H * DIM
     row, first, left = block_of_events(offsets, max_length, BLOCK)
     if left > 0:
@@ -102,15 +106,19 @@ def gdpa_block_fwd_kernel(
         rrms = tl.rsqrt(squares / FEATURES + eps)
 
         tl.debug_barrier()  # threads read what others of this program wrote
+        if SAVE:
+            normed += first * FEATURES
         for head in range(H):
             tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+            if SAVE:  # here, where registers are to spare
+                n = (tile - mean[:, None]) * rstd[:, None]
+                store_tile(normed + head * DIM, events, FEATURES, left, n, DIM, WIDTH)
             stored = load_tile(inner + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
             store_tile(out + head * DIM, events, FEATURES, left, tile + stored * rrms[:, None], DIM, WIDTH)
         if SAVE:
             statistics += first
             tl.store(statistics + events, rrms, mask=events < left)
-            tl.store(statistics + num_events + events, mean, mask=events < left)
-            tl.store(statistics + 2 * num_events + events, rstd, mask=events < left)
+            tl.store(statistics + num_events + events, rstd, mask=events < left)
 
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
@@ -162,9 +170,9 @@ def runs_as_constants(activation: list[str]) -> dict[str, tuple[int, ...] | tupl
 def forward(
     x: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
     activation: list[str], scale: float, eps: float, max_length: int, save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The block's output [T, H, d], and if ``save``, o and the statistics that a backward needs."""
-    out, inner, statistics = _fwd_outputs(x, save)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The block's output [T, H, d], and if ``save``, n, o and the statistics that a backward needs."""
+    out, normed, inner, statistics = _fwd_outputs(x, k, save)
     num_events, num_heads, d = x.shape
     if num_events:
         x, k, v = (with_rows_outside(tensor) for tensor in (x, k, v))
@@ -179,10 +187,10 @@ def forward(
 
         FORWARD.launch(
             grid, x.device,
-            x, k, v, offsets, out, inner if save else out, statistics, num_events, k.shape[1], max_length, scale, eps,
-            k.stride()[:3], v.stride()[:3],
+            x, k, v, offsets, out, normed, inner if save else out, statistics, num_events, k.shape[1], max_length,
+            scale, eps, k.stride()[:3], v.stride()[:3],
             key=key, H=num_heads, DIM=d, WIDTH=key["d"],
             X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
             **runs_as_constants(activation), SCALED=scale != 1, SAVE=save,
         )  # fmt: skip
-    return out, inner, statistics
+    return out, normed, inner, statistics

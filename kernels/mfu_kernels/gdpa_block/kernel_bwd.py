@@ -1,14 +1,15 @@
 """The GDPA block in Triton, backward: one kernel of its own, and GDPA's for the gradients of keys and values.
 
 As in the forward, a program owns all heads of BLOCK events and passes over them several times, out of the L2 cache: for
-what the gradient has in common with o, which RMSNorm takes out; for the gradient of GDPA's output and for n, both
-written down, because GDPA's backward reads them; for each head's attention, whose scores are computed again; and for
-LN's backward and the residual. Until then, ``dx`` itself holds the gradient of n.
+what the gradient has in common with o, which RMSNorm takes out; for the gradient of GDPA's output, written down because
+GDPA's backward reads it; for each head's attention, whose scores are computed again; and for LN's backward and the
+residual. Until then, ``dx`` itself holds the gradient of n.
 
 Or GDPA's backward returns the gradient of n too, with five products in place of seven, and the norms have kernels of
 their own before and after it: so `kernel_bwd_parts` does it where GDPA's backward has a form for Hopper. On an H200,
 all gradients of 256 keys took 4.35 ms in parts and 5.05 in one with six heads of 64 (4.68 in parts with the plain form,
-in another run), and 6.6 and 7.8 with four heads of 128.
+in another run), and 6.6 and 7.8 with four heads of 128. Since n is saved in place of x, parts took 3.88 where they had
+taken 4.22 in the same run, and 6.13 for 6.64 (with a slower form of GDPA's backward than the one here).
 """
 
 from collections.abc import Sequence
@@ -33,17 +34,14 @@ from .kernel_bwd_parts import backward_in_parts
 
 @triton.jit
 def gdpa_block_bwd_kernel(
-    grad, passed, x, k, v, offsets, inner, statistics, dx, dattended, scaled, sums,
+    grad, passed, k, v, offsets, normed, inner, statistics, dx, dattended, sums,
     num_events, num_keys, max_length, scale, k_strides, v_strides,
     H: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, G_ROW: tl.constexpr, G_HEAD: tl.constexpr,
-    X_ROW: tl.constexpr, X_HEAD: tl.constexpr, K_KEY: tl.constexpr, V_KEY: tl.constexpr,
+    K_KEY: tl.constexpr, V_KEY: tl.constexpr,
     BOUNDS: tl.constexpr, NAMES: tl.constexpr, SCALED: tl.constexpr, NEEDS_X: tl.constexpr,
     PASSED: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """``dattended``, the gradient of o, and ``scaled``, scale n; if NEEDS_X, also dx, with ``passed`` if PASSED.
-
-    ``sums`` is scratch.
-    """
+    """``dattended``, the gradient of o; if NEEDS_X, also dx, with ``passed`` if PASSED. ``sums`` is scratch."""
     FEATURES: tl.constexpr = H * DIM
     if not SCALED:
         scale = 1.0
@@ -51,10 +49,9 @@ def gdpa_block_bwd_kernel(
     if left > 0:
         events = tl.arange(0, BLOCK).to(tl.int64)
         grad += first * G_ROW
-        x += first * X_ROW
+        normed += first * FEATURES
         inner += first * FEATURES
         dattended += first * FEATURES
-        scaled += first * FEATURES
         statistics += first
         sums += first
         along = tl.zeros([BLOCK], tl.float32)
@@ -74,13 +71,6 @@ def gdpa_block_bwd_kernel(
             for head in range(BOUNDS[run], BOUNDS[run + 1]):
                 # Figures of events are read for each head, and barriers keep loads from moving together: registers
                 # are the scores'.
-                mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
-                rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
-                tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
-                slope = rstd * scale
-                queries = (tile * slope[:, None] - (mean * slope)[:, None]).to(k.dtype.element_ty)
-                store_tile(scaled + head * DIM, events, FEATURES, left, queries, DIM, WIDTH)
-                tl.debug_barrier()
                 along = tl.load(sums + events, mask=events < left, other=0.0)
                 rrms = tl.load(statistics + events, mask=events < left, other=0.0)
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
@@ -92,6 +82,10 @@ def gdpa_block_bwd_kernel(
                     if SCALED:
                         do *= scale
                     do = do.to(k.dtype.element_ty)
+                    tl.debug_barrier()
+                    queries = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH)
+                    if SCALED:
+                        queries = (queries.to(tl.float32) * scale).to(queries.dtype)
                     k_of_head = k + tl.cast(head, tl.int64) * k_strides[2]
                     v_of_head = v + tl.cast(head, tl.int64) * v_strides[2]
                     for first_key in range(0, num_keys, KEYS):
@@ -104,10 +98,9 @@ def gdpa_block_bwd_kernel(
                         dn = tl.dot(change, keys, dn, input_precision="ieee")
                     store_tile(dx + head * DIM, events, FEATURES, left, dn, DIM, WIDTH)
                     # Read again, which costs fewer registers than keeping it.
-                    tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
-                    mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
+                    n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                     total += tl.sum(dn, axis=1)
-                    aligned += tl.sum(dn * (tile - mean[:, None]), axis=1)
+                    aligned += tl.sum(dn * n, axis=1)
         if NEEDS_X:
             tl.debug_barrier()
             # Through memory, so that the last pass keeps the layout of its loads.
@@ -117,17 +110,16 @@ def gdpa_block_bwd_kernel(
             tl.debug_barrier()
             total = tl.load(sums + events, mask=events < left, other=0.0)
             aligned = tl.load(sums + num_events + events, mask=events < left, other=0.0)
-            mean = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
-            rstd = tl.load(statistics + 2 * num_events + events, mask=events < left, other=0.0)
-            aligned *= rstd * rstd * rstd  # of x - mean to n, twice
-            constant = mean * aligned - total * rstd
+            rstd = tl.load(statistics + num_events + events, mask=events < left, other=0.0)
+            aligned *= rstd
+            constant = total * rstd
             if PASSED:
                 passed += first * FEATURES
             for head in range(H):
                 g = load_tile(grad + head * G_HEAD, events, G_ROW, left, DIM, WIDTH).to(tl.float32)
-                tile = load_tile(x + head * X_HEAD, events, X_ROW, left, DIM, WIDTH).to(tl.float32)
+                n = load_tile(normed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                 dn = load_tile(dx + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
-                moved = (g + constant[:, None]) + dn * rstd[:, None] - tile * aligned[:, None]
+                moved = (g - constant[:, None]) + dn * rstd[:, None] - n * aligned[:, None]
                 if PASSED:
                     moved += load_tile(passed + head * DIM, events, FEATURES, left, DIM, WIDTH).to(tl.float32)
                 store_tile(dx + head * DIM, events, FEATURES, left, moved, DIM, WIDTH)
@@ -159,33 +151,37 @@ MOST_FEATURES = 4096  # of an event, which the norms' kernels hold in registers
 
 
 def in_parts(x: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether all gradients are made in parts: where GDPA's backward has a form for Hopper, and x is of k's dtype."""
+    """Whether all gradients are made in parts: where GDPA's backward has a form for Hopper, and x is of k's dtype.
+
+    ``x``, or what is as x is and lies dense.
+    """
     few_enough = k.shape[2] * k.shape[3] <= MOST_FEATURES
     return few_enough and for_hopper(k.device) and x.dtype == matmul_dtype(k) and fits(x, k, v)
 
 
 def backward(
-    grad: Tensor, passed: Tensor | None, x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, inner: Tensor,
+    grad: Tensor, passed: Tensor | None, k: Tensor, v: Tensor, offsets: Tensor, normed: Tensor, inner: Tensor,
     statistics: Tensor, activation: list[str], scale: float, max_length: int, needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient of ``x``, plus what is ``passed``, empty if it is not needed; those of ``k`` and ``v`` side by side."""
-    dx, dkv = _bwd_outputs(grad, passed, x, k, needs)
-    num_events, num_heads, d = x.shape
+    """Gradient of x, plus what is ``passed``, empty if it is not needed; those of ``k`` and ``v`` side by side."""
+    dx, dkv = _bwd_outputs(grad, passed, k, needs)
+    num_events, num_heads, d = grad.shape
     if not num_events:
         return dx, dkv.zero_()
-    grad, x, k, v = (with_rows_outside(tensor) for tensor in (grad, x, k, v))
-    if all(needs) and in_parts(x, k, v):
-        backward_in_parts(grad, passed, x, k, v, offsets, inner, statistics, dx, dkv, activation, scale, max_length)
+    grad, k, v = (with_rows_outside(tensor) for tensor in (grad, k, v))
+    if all(needs) and in_parts(dx, k, v):
+        saved = normed, inner, statistics
+        backward_in_parts(grad, passed, k, v, offsets, *saved, dx, dkv, activation, scale, max_length)
         return dx, dkv
-    dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
-    key = key_of(scaled, k)
+    dattended = k.new_empty(grad.shape)
+    key = key_of(normed, k)
     BACKWARD.launch(
-        lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), x.device,
-        grad, None if passed is None else passed.contiguous(), x, k, v, offsets, inner, statistics,
-        dx, dattended, scaled, statistics.new_empty(2, num_events),
+        lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), k.device,
+        grad, None if passed is None else passed.contiguous(), k, v, offsets, normed, inner, statistics,
+        dx, dattended, statistics.new_empty(2, num_events),
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],
         key=key, H=num_heads, DIM=d, WIDTH=key["d"], G_ROW=grad.stride(0), G_HEAD=grad.stride(1),
-        X_ROW=x.stride(0), X_HEAD=x.stride(1), K_KEY=k.stride(1), V_KEY=v.stride(1),
+        K_KEY=k.stride(1), V_KEY=v.stride(1),
         **runs_as_constants(activation), SCALED=scale != 1,
         NEEDS_X=needs[0], PASSED=passed is not None,
     )  # fmt: skip
@@ -193,5 +189,5 @@ def backward(
     if needs_k or needs_v:
         empty, (dk, dv) = k.new_empty(0), apart(dkv, (needs_k, needs_v), dim=2)
         grads = (empty, empty if dk is None else dk, empty if dv is None else dv)
-        backward_into(grads, dattended, scaled, k, v, offsets, 1.0, activation, max_length, [False, needs_k, needs_v])
+        backward_into(grads, dattended, normed, k, v, offsets, scale, activation, max_length, [False, needs_k, needs_v])
     return dx, dkv

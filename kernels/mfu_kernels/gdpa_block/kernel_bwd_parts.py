@@ -2,12 +2,14 @@
 
 GDPA's backward for Hopper holds a head's keys while queries stream past, and makes the gradient of queries of the same
 scores as those of keys and values: five products for the seven of `gdpa_block_bwd_kernel`, and an activation less. In
-return, tensors of x's size cross device memory 13 times and not 8, and the gradients of o and of queries are rounded to
-16 bits on the way.
+return, tensors of the size of x cross device memory 10 times, not 7, once more with what is passed, and the gradients
+of o and of n are rounded to 16 bits on the way. GDPA's backward writes all of n's gradient: that of queries, and that
+of o, which it has at hand and n is part of.
 """
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,10 +27,10 @@ def _load(x, events, columns, inside, stride):
 
 @triton.jit
 def gdpa_block_before_kernel(
-    grad, x, inner, statistics, dattended, scaled, num_events, grad_stride, x_stride, scale,
+    grad, inner, statistics, dattended, num_events, grad_stride,
     FEATURES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
 ):  # fmt: skip
-    """``dattended``, the gradient of o through RMSNorm, and ``scaled``, scale LN(x); ROWS events at a time."""
+    """``dattended``, the gradient of o through RMSNorm; ROWS events at a time."""
     columns = tl.arange(0, WIDTH)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in tl.range(first, num_events, tl.num_programs(0) * ROWS, num_stages=num_stages):
@@ -37,35 +39,28 @@ def gdpa_block_before_kernel(
         inside = known[:, None] & (columns < FEATURES)[None, :]
         g = _load(grad, events, columns, inside, grad_stride)
         o = _load(inner, events, columns, inside, FEATURES)
-        values = _load(x, events, columns, inside, x_stride)
         rrms = tl.load(statistics + events, mask=known, other=0.0)
-        mean = tl.load(statistics + num_events + events, mask=known, other=0.0)
-        slope = tl.load(statistics + 2 * num_events + events, mask=known, other=0.0) * scale
         along = tl.sum(g * o, axis=1) / FEATURES
         do = g * rrms[:, None] - o * (along * rrms * rrms * rrms)[:, None]
-        queries = values * slope[:, None] - (mean * slope)[:, None]
         places = events[:, None] * FEATURES + columns[None, :]
         tl.store(dattended + places, do.to(dattended.dtype.element_ty), mask=inside)
-        tl.store(scaled + places, queries.to(scaled.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def gdpa_block_after_kernel(
-    grad, passed, x, dattended, statistics, dx, num_events, grad_stride, x_stride, scale,
+    grad, passed, normed, statistics, dx, num_events, grad_stride,
     PASSED: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, num_stages: tl.constexpr,
 ):  # fmt: skip
-    """LN's backward and the residual: ``dx``, which held the gradient of queries, with ``passed`` if PASSED."""
+    """LN's backward and the residual: ``dx``, which held the gradient of n, with ``passed`` if PASSED."""
     columns = tl.arange(0, WIDTH)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in tl.range(first, num_events, tl.num_programs(0) * ROWS, num_stages=num_stages):
         events = start + tl.arange(0, ROWS)
         known = events < num_events
         inside = known[:, None] & (columns < FEATURES)[None, :]
-        dn = _load(dattended, events, columns, inside, FEATURES)
-        dn += scale * _load(dx, events, columns, inside, FEATURES)
-        mean = tl.load(statistics + num_events + events, mask=known, other=0.0)[:, None]
-        rstd = tl.load(statistics + 2 * num_events + events, mask=known, other=0.0)[:, None]
-        n = (_load(x, events, columns, inside, x_stride) - mean) * rstd
+        dn = _load(dx, events, columns, inside, FEATURES)
+        n = _load(normed, events, columns, inside, FEATURES)
+        rstd = tl.load(statistics + num_events + events, mask=known, other=0.0)[:, None]
         total = tl.sum(dn, axis=1)[:, None] / FEATURES
         aligned = tl.sum(dn * n, axis=1)[:, None] / FEATURES
         moved = _load(grad, events, columns, inside, grad_stride) + rstd * (dn - total - n * aligned)
@@ -77,14 +72,14 @@ def gdpa_block_after_kernel(
 
 def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     """Rows that give a thread 16 to 32 numbers of each tensor. The next ones are on their way, as norms' backward is
-    fastest on an H200, where four programs of a multiprocessor have room for five tensors of them."""
+    fastest on an H200, where four programs of a multiprocessor have room for four tensors of them."""
     width = int(key["width"])
     sizes = [(rows, warps) for warps in (4, 2, 8) for rows in (4, 8, 2, 16, 1) if 16 <= rows * width / warps / 32 <= 32]
     return [
         config(num_warps=warps, num_stages=stages, ROWS=rows)
         for stages in (3, 2, 1)
         for rows, warps in sizes or [(1, 8)]
-        if (stages - 1) * 5 * rows * width * int(key["bytes"]) <= FETCHED_BYTES
+        if (stages - 1) * 4 * rows * width * int(key["bytes"]) <= FETCHED_BYTES
     ]
 
 
@@ -93,25 +88,25 @@ AFTER = Kernel(gdpa_block_after_kernel, _configs)
 
 
 def backward_in_parts(
-    grad: Tensor, passed: Tensor | None, x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, inner: Tensor,
+    grad: Tensor, passed: Tensor | None, k: Tensor, v: Tensor, offsets: Tensor, normed: Tensor, inner: Tensor,
     statistics: Tensor, dx: Tensor, dkv: Tensor, activation: list[str], scale: float, max_length: int,
 ) -> None:  # fmt: skip
-    """Write the gradient of ``x``, plus what is ``passed``, and those of ``k`` and ``v`` side by side."""
-    num_events, features = x.shape[0], x.shape[1] * x.shape[2]
-    dattended, scaled = k.new_empty(x.shape), k.new_empty(x.shape)
+    """Write the gradient of x, plus what is ``passed``, and those of ``k`` and ``v`` side by side."""
+    num_events, features = normed.shape[0], normed.shape[1] * normed.shape[2]
+    dattended = torch.empty_like(normed)
     dk, dv = dkv.unbind(2)
-    grad, x = grad.flatten(1), x.flatten(1)  # copies of heads that do not lie side by side
-    key: MetaParameters = {"width": next_power_of_2(features), "bytes": x.element_size()}
+    grad = grad.flatten(1)  # a copy of heads that do not lie side by side
+    key: MetaParameters = {"width": next_power_of_2(features), "bytes": normed.element_size()}
     constants = {"FEATURES": features, "WIDTH": key["width"]}
-    walkers = num_walkers(x.device)
+    walkers = num_walkers(normed.device)
     BEFORE.launch(
-        lambda _: (walkers,), x.device,
-        grad, x, inner, statistics, dattended, scaled, num_events, grad.stride(0), x.stride(0), scale,
-        key=key, **constants,
+        lambda _: (walkers,), normed.device,
+        grad, inner, statistics, dattended, num_events, grad.stride(0), key=key, **constants,
     )  # fmt: skip
-    backward_into((dx, dk, dv), dattended, scaled, k, v, offsets, 1.0, activation, max_length, [True, True, True])
+    options = scale, activation, max_length, [True, True, True]
+    backward_into((dx, dk, dv), dattended, normed, k, v, offsets, *options, adds=True)
     AFTER.launch(
-        lambda _: (walkers,), x.device,
-        grad, None if passed is None else passed.contiguous(), x, dattended, statistics, dx,
-        num_events, grad.stride(0), x.stride(0), scale, key=key, PASSED=passed is not None, **constants,
+        lambda _: (walkers,), normed.device,
+        grad, None if passed is None else passed.contiguous(), normed, statistics, dx, num_events, grad.stride(0),
+        key=key, PASSED=passed is not None, **constants,
     )  # fmt: skip

@@ -8,7 +8,9 @@ activates while another one multiplies.
 
 A warpgroup's 64 events of all heads lie in shared memory: TMA brings x, from which come mean and 1 / std, and of each
 head n: as the product's left side, and as what its sum begins with. o takes the place of x there, rounded once, and
-meets x again, out of the L2 cache, when the last head has told its rms. Neither o nor n crosses memory for this.
+meets x again, out of the L2 cache, when the last head has told its rms. Neither o nor n crosses memory for this; for a
+backward both are written, n by TMA, as o's products take their time. Beyond the end of a row that is the next row's n,
+the same as its own program writes.
 
 Events beyond the end of a row are those of the next, and not stored. Keys and values beyond num_keys are zeros;
 act(0) = 0 makes their weights zero.
@@ -25,6 +27,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
+    tma,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
@@ -32,7 +35,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import num_splits
-from mfu_kernels.hopper import TILE, begin_load, blocks_of, in_chunks, lies_for_tma, of_product, tma_load
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, in_chunks, lies_for_tma, of_product, tma_load, tma_store
 from mfu_kernels.launching import config
 
 _TILE = gl.constexpr(TILE)
@@ -78,7 +81,7 @@ def _layer_norm_statistics(tiles, eps, layout: gl.constexpr, H: gl.constexpr, GR
 
 @gluon.jit
 def _finish(
-    x_tiles, x, out, inner, statistics, num_events, tiles, ready, mean, rstd, rrms, event, left, step,
+    x_tiles, x, out, inner, statistics, num_events, tiles, ready, rstd, rrms, event, left, step,
     H: gl.constexpr, X_ROW: gl.constexpr, X_HEAD: gl.constexpr, SAVE: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """out = x + o / rms(o) for at most ``left`` of 64 events from ``event`` on; if SAVE, also what a backward needs.
@@ -97,13 +100,19 @@ def _finish(
     x += event * X_ROW + (rows[:, None] * X_ROW + columns[None, :])
     places = event * FEATURES + (rows[:, None] * FEATURES + columns[None, :])
     ahead = gl.load(x, mask=kept, other=0.0)
+    if DIM == 64:  # three heads, which take 1.52 ms where one takes 1.56 on an H200 (six heads); of 128, they spill
+        second = gl.load(x + X_HEAD, mask=kept & (H > 1), other=0.0)
+        third = gl.load(x + 2 * X_HEAD, mask=kept & (H > 2), other=0.0)
     for head in range(H):
         o = tiles.index(GROUP * H + head).load(layout)
         fence_async_shared()
         place = [(event + step).to(gl.int32), head * X_HEAD]
         begin_load(tiles.index(GROUP * H + head), ready.index(GROUP), x_tiles, place, step < left)
         tile = ahead
-        if head + 1 < H:
+        if DIM == 64:
+            ahead, second = second, third
+            third = gl.load(x + (head + 3) * X_HEAD, mask=kept & (head + 3 < H), other=0.0)
+        elif head + 1 < H:
             ahead = gl.load(x + (head + 1) * X_HEAD, mask=kept, other=0.0)
         if SAVE:
             gl.store(inner + places + head * DIM, o, mask=kept)
@@ -112,13 +121,12 @@ def _finish(
     if SAVE:
         statistics += event + rows
         gl.store(statistics, rrms, mask=rows < left)
-        gl.store(statistics + num_events, gl.convert_layout(mean, of_rows), mask=rows < left)
-        gl.store(statistics + 2 * num_events, gl.convert_layout(rstd, of_rows), mask=rows < left)
+        gl.store(statistics + num_events, gl.convert_layout(rstd, of_rows), mask=rows < left)
 
 
 @gluon.jit
 def _attend(
-    x_tiles, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
+    x_tiles, n_tiles, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
     scale, eps, start, first, length, step,
     H: gl.constexpr, BLOCKS: gl.constexpr, X_ROW: gl.constexpr, X_HEAD: gl.constexpr,
     BOUNDS: gl.constexpr, NAMES: gl.constexpr, SCALED: gl.constexpr, SAVE: gl.constexpr, GROUP: gl.constexpr,
@@ -148,6 +156,10 @@ def _attend(
             for head in range(BOUNDS[run], BOUNDS[run + 1]):
                 tile = tiles.index(GROUP * H + head).load(o_layout).to(gl.float32)
                 n = gl.fma(tile, rstd[:, None], moved[:, None])
+                if SAVE:  # beyond the row's end, the n that its own program writes there
+                    tiles.index(GROUP * H + head).store(n.to(dtype))
+                    fence_async_shared()
+                    tma_store(n_tiles, [(start + at).to(gl.int32), head * DIM], tiles.index(GROUP * H + head))
                 queries = gl.convert_layout((n * scale if SCALED else n).to(dtype), queries_layout)
                 o = warpgroup_mma_init(n)
                 before = 0
@@ -167,11 +179,13 @@ def _attend(
                 total = warpgroup_mma_wait(0, [o])
                 mbarrier.arrive(free.index(before))
                 squares += gl.sum(total * total, axis=1)
+                if SAVE:
+                    tma.store_wait(0)  # n is read
                 tiles.index(GROUP * H + head).store(total.to(dtype))
         rrms = gl.rsqrt(squares / (H * DIM) + eps)
         _finish(
             x_tiles, x, out, inner, statistics, num_events, tiles, ready,
-            mean, rstd, rrms, start + at, length - at, step, H, X_ROW, X_HEAD, SAVE, GROUP,
+            rstd, rrms, start + at, length - at, step, H, X_ROW, X_HEAD, SAVE, GROUP,
         )  # fmt: skip
         at += step
         turn += 1
@@ -184,7 +198,7 @@ def _attend(
 
 @gluon.jit
 def _take_part(
-    x_tiles, k_blocks, v_blocks, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
+    x_tiles, n_tiles, k_blocks, v_blocks, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
     scale, eps, row, start, first, length, step,
     H: gl.constexpr, BLOCKS: gl.constexpr, X_ROW: gl.constexpr, X_HEAD: gl.constexpr, K_HEAD: gl.constexpr,
     V_HEAD: gl.constexpr, BOUNDS: gl.constexpr, NAMES: gl.constexpr, SCALED: gl.constexpr, SAVE: gl.constexpr,
@@ -195,7 +209,7 @@ def _take_part(
         _bring(k_blocks, v_blocks, ring, arrived, free, row, first, length, step, H, BLOCKS, K_HEAD, V_HEAD)
     else:
         _attend(
-            x_tiles, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
+            x_tiles, n_tiles, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
             scale, eps, start, first, length, step,
             H, BLOCKS, X_ROW, X_HEAD, BOUNDS, NAMES, SCALED, SAVE, MEMBER - 1,
         )  # fmt: skip
@@ -203,7 +217,7 @@ def _take_part(
 
 @gluon.jit
 def gdpa_block_fwd_sm90_kernel(
-    x_tiles, k_blocks, v_blocks, offsets, x, out, inner, statistics, num_events, scale, eps, splits,
+    x_tiles, n_tiles, k_blocks, v_blocks, offsets, x, out, inner, statistics, num_events, scale, eps, splits,
     H: gl.constexpr, DIM: gl.constexpr,
     X_ROW: gl.constexpr, X_HEAD: gl.constexpr, K_HEAD: gl.constexpr, V_HEAD: gl.constexpr,
     BOUNDS: gl.constexpr, NAMES: gl.constexpr, SCALED: gl.constexpr, SAVE: gl.constexpr,
@@ -233,8 +247,8 @@ def gdpa_block_fwd_sm90_kernel(
     gl.warp_specialize(
         [
             (_take_part, (
-                x_tiles, k_blocks, v_blocks, x, out, inner, statistics, num_events, tiles, ready, ring, arrived, free,
-                scale, eps, row, start, first, length, step,
+                x_tiles, n_tiles, k_blocks, v_blocks, x, out, inner, statistics, num_events, tiles, ready, ring,
+                arrived, free, scale, eps, row, start, first, length, step,
                 H, BLOCKS, X_ROW, X_HEAD, K_HEAD, V_HEAD, BOUNDS, NAMES, SCALED, SAVE, member,
             ))
             for member in (0, 1, 2, 3)[: GROUPS + 1]
@@ -285,13 +299,14 @@ def programs_of_row(rows: int, max_length: int, device: torch.device, chosen: Ma
 
 
 def arguments(
-    x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, inner: Tensor, statistics: Tensor,
+    x: Tensor, k: Tensor, v: Tensor, offsets: Tensor, out: Tensor, normed: Tensor, inner: Tensor, statistics: Tensor,
     num_events: int, num_keys: int, max_length: int, scale: float, eps: float, k_strides: Any, v_strides: Any,
     **constants: Any,
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
     """What `gdpa_block_fwd_sm90_kernel` takes, of what `gdpa_block_fwd_kernel` takes."""
     size, groups, registers = (constants[name] for name in ("KEYS", "GROUPS", "REGISTERS"))
-    tiles = blocks_of(x, TILE), blocks_of(k, size), blocks_of(v, size)
+    n_tiles = blocks_of(normed, TILE) if constants["SAVE"] else None
+    tiles = blocks_of(x, TILE), n_tiles, blocks_of(k, size), blocks_of(v, size)
     splits = programs_of_row(k.shape[0], max_length, x.device, constants)
     wanted = ("H", "DIM", "X_ROW", "X_HEAD", "BOUNDS", "NAMES", "SCALED", "SAVE")
     chosen = ("KEYS", "STAGES", "GROUPS", "REGISTERS")

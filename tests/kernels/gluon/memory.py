@@ -53,7 +53,7 @@ def register(value: Any) -> Register:
 
 
 class Device:
-    """Which program of a launch wrote which element of a tensor: no two may write the same."""
+    """Which program of a launch wrote which element of a tensor: no two may, but by TMA the same values."""
 
     def __init__(self) -> None:
         self._writers: dict[int, Tensor] = {}
@@ -66,10 +66,10 @@ class Device:
         return elements, writers
 
 
-def claim(writers: Tensor, at: Any, program: int) -> None:
-    """``program`` writes there."""
+def claim(writers: Tensor, at: Any, program: int, changed: Any = True) -> None:
+    """``program`` writes there; who writes what is there already, is in nobody's way."""
     before = writers[at]
-    if ((before != 0) & (before != program)).any():
+    if ((before != 0) & (before != program) & changed).any():
         raise Fault("two programs write the same place")
     writers[at] = program
 
@@ -134,8 +134,9 @@ class Descriptor:
     def write(self, place: Sequence[Any], block: Tensor, program: int) -> None:
         """The reverse; nothing is written beyond the tensor."""
         here, there = self._parts(place)
-        claim(self.writers, here, program)
-        self.tensor[here] = block.reshape(self.block_shape)[there]
+        values = block.reshape(self.block_shape)[there]
+        claim(self.writers, here, program, self.tensor[here] != values)
+        self.tensor[here] = values
 
 
 class Barrier:
