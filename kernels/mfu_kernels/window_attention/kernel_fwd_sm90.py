@@ -245,7 +245,7 @@ def configs(key: MetaParameters) -> Sequence[triton.Config]:
     On an H200, one usher held up the readers: a tile took it as long with a window of 100 as with 50, where two
     readers were 9 % faster than three, whose instructions delay it. Tiles are brought no earlier than there are spare
     ones in the ring: a tile more made two readers of heads of 128 wait for each other, 2.03 in place of 1.20 ms. Two
-    ushers were not timed yet. The first of each spill nothing; the others up to 60 bytes, around the loop over keys.
+    ushers lost to one. The first of each spill nothing; the others up to 60 bytes, around the loop over keys.
     """
     d, behind, ahead = (int(key[name]) for name in ("d", "behind", "ahead"))
     tried = [(1, 2, 1, 216)]
