@@ -8,8 +8,7 @@ residual. Until then, ``dx`` itself holds the gradient of n.
 Or GDPA's backward returns the gradient of n too, with five products in place of seven, and the norms have kernels of
 their own before and after it: so `kernel_bwd_parts` does it where GDPA's backward has a form for Hopper. On an H200,
 all gradients of 256 keys took 4.35 ms in parts and 5.05 in one with six heads of 64 (4.68 in parts with the plain form,
-in another run), and 6.6 and 7.8 with four heads of 128. Since n is saved in place of x, parts took 3.88 where they had
-taken 4.22 in the same run, and 6.13 for 6.64 (with a slower form of GDPA's backward than the one here).
+in another run), and 6.6 and 7.8 with four heads of 128. Since n is saved in place of x, parts take 3.41 and 5.30.
 """
 
 from collections.abc import Sequence

@@ -193,8 +193,10 @@ def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
 
 def _forward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The warpgroups' form for Hopper stands behind the others until it has won."""
-    return [*_plain_configs(key), *(kernel_sm90.configs(key) if key.get("warpgroups") else ())]
+    """The warpgroups' form for Hopper is first where it won: on an H200, 128 seeds took 0.65 in place of 0.84 ms with
+    heads of 64, rotated, and 0.64 in place of 0.70 with heads of 128; 64 seeds did not."""
+    plain, own = _plain_configs(key), kernel_sm90.configs(key) if key.get("warpgroups") else []
+    return [*own, *plain] if int(key["seeds"]) > 64 else [*plain, *own]
 
 
 def few_rows_configs(key: MetaParameters) -> Sequence[triton.Config]:

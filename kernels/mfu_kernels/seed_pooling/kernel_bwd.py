@@ -175,8 +175,10 @@ def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """The warpgroups' form for Hopper stands behind the others until it has won."""
-    return [*_plain_configs(key), *(kernel_bwd_sm90.configs(key) if key.get("warpgroups") else ())]
+    """The warpgroups' form for Hopper is first where it won: on an H200, 64 seeds took 0.50 in place of 0.65 ms with
+    heads of 64, rotated; 128, which spill, did not."""
+    plain, own = _plain_configs(key), kernel_bwd_sm90.configs(key) if key.get("warpgroups") else []
+    return [*own, *plain] if int(key["seeds"]) <= 64 else [*plain, *own]
 
 
 DIVIDE = Kernel(seed_pooling_divide_kernel, few_rows_configs)

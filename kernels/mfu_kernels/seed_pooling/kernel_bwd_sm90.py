@@ -305,7 +305,7 @@ def configs(key: MetaParameters) -> Sequence[triton.Config]:
     which spill some addresses (about 30 loads of a tile's 1,200 instructions). If any warpgroup's sums spilled, the
     compiler would have all products wait for each other. With 64 seeds nothing spills.
     """
-    tiles = [(4, 192)] if int(key["seeds"]) > TILE else [(6, 200), (4, 200)]
+    tiles = [(4, 192)] if int(key["seeds"]) > TILE else [(4, 200), (6, 200)]
     return [config(PROGRAMS=1, STAGES=stages, REGISTERS=registers) for stages, registers in tiles]
 
 
