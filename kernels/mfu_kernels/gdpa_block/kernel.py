@@ -126,9 +126,9 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
 
     Programs of 4 warps hide each other's norms: on an H200, 64 events on 4 warps took 0.89 ms where 128 on 8 took 0.98
     (256 keys, heads of 64), and 2.8 in place of 3.4 ms with heads of 128, where 168 registers make them three a
-    multiprocessor. Products in fp32 have no tensor core, and hold whole heads in registers: with heads of 128 and more
-    they spill. The configs of `kernel_sm90` come first where it takes the tensors: 1.47 in place of 1.75 ms with heads
-    of 64, 2.07 in place of 2.68 with heads of 128.
+    multiprocessor (with 64 keys they spill 16 bytes). Products in fp32 have no tensor core, and hold whole heads in
+    registers: with heads of 128 and more they spill. The configs of `kernel_sm90` come first where it takes the
+    tensors: 1.47 in place of 1.75 ms with heads of 64, 2.07 in place of 2.68 with heads of 128, before it wrote n.
     """
     if key["bytes"] == 4:
         return [config(BLOCK=size, KEYS=size) for size in ((32, 16) if int(key["d"]) <= 32 else (16,))]
@@ -139,7 +139,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     configs = [config(num_warps=w, num_stages=stages, BLOCK=m, KEYS=n) for m, n, w, stages in tiles]
     if int(key["d"]) == 128:
         three = config(num_warps=4, num_stages=3, BLOCK=64, KEYS=32, maxnreg=168)
-        configs.insert(0 if capability() == 90 else len(configs), three)
+        configs.insert(0 if capability() == 90 and int(key["keys"]) > 64 else len(configs), three)
     if "features" in key:
         configs[:0] = kernel_sm90.configs(int(key["features"]), int(key["d"]), int(key["keys"]))
     return configs
