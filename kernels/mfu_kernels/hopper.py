@@ -74,6 +74,18 @@ def fetch_part(out, staged, stride, count):
 
 
 @gluon.jit
+def halves_of(x):
+    """The two halves of a tile's columns, as a rotation pairs them."""
+    return x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
+
+
+@gluon.jit
+def whole_of(first, second):
+    """The tile whose halves they are."""
+    return gl.join(first, second).permute([0, 2, 1]).reshape([first.shape[0], 2 * first.shape[1]])
+
+
+@gluon.jit
 def clear_from(tile, count):
     """Zeros from row ``count`` of a tile on: what TMA brought there is another row's, and may be anything."""
     layout: gl.constexpr = of_product(tile.shape[1])

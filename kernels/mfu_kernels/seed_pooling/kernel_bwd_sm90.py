@@ -35,6 +35,7 @@ from mfu_kernels.hopper import (
     begin_load,
     blocks_of,
     clear_from,
+    halves_of,
     lies_for_tma,
     of_product,
     places_of,
@@ -45,7 +46,7 @@ from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import sin_cos
 
-from .kernel_sm90 import MOST_SEEDS, angles_lie, angles_of, begin_loads, halves_of, row_of, walk
+from .kernel_sm90 import MOST_SEEDS, angles_lie, angles_of, begin_loads, row_of, walk
 
 _TILE = gl.constexpr(TILE)
 BRINGS = gl.constexpr(32)  # registers of the warp that asks TMA

@@ -35,11 +35,13 @@ from mfu_kernels.hopper import (
     begin_load,
     blocks_of,
     clear_from,
+    halves_of,
     lies_for_tma,
     of_product,
     places_of,
     tma_load,
     tma_store,
+    whole_of,
 )
 from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
@@ -68,12 +70,6 @@ def row_of(offsets, row):
 def in_pairs(width):
     """The layout of a tile [64, width] whose threads have both columns that a rotation pairs, 16 bytes of each."""
     return gl.BlockedLayout([1, 8], [512 // width, width // 16], [4, 1], [1, 0])
-
-
-@gluon.jit
-def halves_of(x):
-    """The two halves of a tile's columns."""
-    return x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
 
 
 @gluon.jit
@@ -109,7 +105,7 @@ def _turn(tile, turn, turned, count, SAVES: gl.constexpr, ROW: gl.constexpr):
     first, second = first.to(gl.float32), second.to(gl.float32)
     sin, cos = sin_cos(turn, True)
     low, high = (first * cos - second * sin).to(tile.dtype), (first * sin + second * cos).to(tile.dtype)
-    tile.store(gl.convert_layout(gl.join(low, high).permute([0, 2, 1]).reshape(tile.shape), layout))
+    tile.store(gl.convert_layout(whole_of(low, high), layout))
     if SAVES:
         of_half: gl.constexpr = low.type.layout
         places, kept = places_of(ROW, count, 0, low.shape[1], of_half)

@@ -92,7 +92,7 @@ def _configs(key: MetaParameters) -> Sequence[triton.Config]:
     multiprocessor) take as long as 64 keys (125, four), and 6 % longer in two stages. 128 queries take 17 % longer on
     four warps and 37 % on eight: they mask and skip more scores.
 
-    Where Hopper has a form that walks, it is first: on an H200, in turns, rotation and forward took 1.69 in place of
+    Where Hopper has a form that walks, it is first: on an H200, in turns, rotation and forward took 1.70 in place of
     2.36 ms (d = 64, a window of 100 both ways) and 0.87 in place of 1.12 (50), and without rotation forward took 1.20
     in place of 1.66 (d = 128, 128 behind).
     """

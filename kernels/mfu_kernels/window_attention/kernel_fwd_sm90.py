@@ -66,9 +66,8 @@ def _usher(
     DIM: gl.constexpr = keys.shape[2]
     nothing = gl.zeros([_TILE, DIM], gl.float32, of_product(DIM))
     step = gl.num_programs(0)
-    begun = gl.program_id(
-        0
-    )  # the item whose tiles are being brought; earlier ones had begun_before, its next is begun_i
+    # The item whose tiles are being brought: earlier ones had begun_before of them, its own next one is begun_i.
+    begun = gl.program_id(0)
     begun_start, begun_length = _row(offsets, begun, NUM_HEADS)
     before, begun_before, begun_i = gl.program_id(0) * 0, gl.program_id(0) * 0, gl.program_id(0) * 0 + USHER
     for item in range(gl.program_id(0), items, step):

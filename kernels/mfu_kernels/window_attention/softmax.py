@@ -4,9 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from mfu_kernels.hopper import TILE, of_product
-
-from .turned import halves_of, whole_of
+from mfu_kernels.hopper import TILE, halves_of, of_product, whole_of
 
 _TILE = gl.constexpr(TILE)
 _LOWEST = gl.constexpr(-3e38)  # of levels; finite, so that a query which has seen no key yet makes no NaN

@@ -3,21 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mfu_kernels.hopper import TILE, of_product, places_of, store_rows
-
-_TILE = gl.constexpr(TILE)
-
-
-@gluon.jit
-def halves_of(x):
-    """The two halves of a tile's columns, as a rotation pairs them."""
-    return x.reshape([_TILE, 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
-
-
-@gluon.jit
-def whole_of(first, second):
-    """The tile whose halves they are."""
-    return gl.join(first, second).permute([0, 2, 1]).reshape([_TILE, 2 * first.shape[1]])
+from mfu_kernels.hopper import halves_of, of_product, places_of, store_rows, whole_of
 
 
 @gluon.jit
