@@ -3,7 +3,7 @@
 What need not have the device to itself runs in several workers at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -58,12 +58,13 @@ def run_campaign(
     limits: Limits,
     progress: Progress,
     side_by_side: int = 1,
+    together: Collection[str] = TOGETHER,
     work: Work = run_task,
 ) -> Outcome:
     """Run what is not done yet, each task within ``limits``, and keep each result as it comes.
 
-    ``side_by_side``: so many workers share the stages that need not have the device to themselves. ``work`` is what a
-    worker does for a task.
+    ``side_by_side``: so many workers share the stages of ``together``, which need not have the device to themselves.
+    ``work`` is what a worker does for a task.
     """
     waiting = [task for task in tasks if not store.is_done(task)]
     statuses: list[str] = []  # threads may append to it, but not count
@@ -91,11 +92,11 @@ def run_campaign(
         statuses.append(answer.status)
 
     with workers(device, side_by_side) as hands:
-        for together, group in groupby(waiting, key=lambda task: task.stage in TOGETHER):
+        for shared, group in groupby(waiting, key=lambda task: task.stage in together):
             ends = begin + limits.budget_s
-            if together:
+            if shared and any(task.stage not in together for task in waiting):
                 ends = min(ends, monotonic() + TOGETHER_SHARE * limits.budget_s)
-            share_out(list(group), hands if together else hands[:1], partial(run_within, ends))
+            share_out(list(group), hands if shared else hands[:1], partial(run_within, ends))
             for worker in hands[1:]:
                 worker.close()  # what is timed has the device to itself
     done, absent = statuses.count(DONE), statuses.count(ABSENT)

@@ -17,6 +17,7 @@ from .plan import Task
 
 SCHEMA_VERSION = 1
 INDEX = "campaign.json"
+CACHE = "triton"  # Triton's, where kernels were compiled ahead
 
 
 def code_hash() -> str:

@@ -12,7 +12,7 @@ from mfubench.side_by_side import one_thread
 from mfubench.worker import DONE, NotHere, Watch
 
 from .plan import KERNELS, TOGETHER
-from .store import Store
+from .store import CACHE, Store
 
 TIMED = "bf16"  # the dtype of benches and profiles on a GPU
 BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
@@ -38,10 +38,19 @@ def run_task(
         PartBroke: a part of it made this process unfit for more.
     """
     here = Here(torch.device(device), Store(folder), watch, without)
+    _use_compiled(here.store)
     _adopt_tuned(here.store)
     _adopt_peaks(here.store)
     with one_thread() if stage in TOGETHER else nullcontext():
         return _BY_STAGE[stage](dict(arguments), here)
+
+
+def _use_compiled(store: Store) -> None:
+    """Let this process find kernels that were compiled ahead for this campaign, and keep its own beside them."""
+    if (store.folder / CACHE).is_dir():
+        from triton import knobs
+
+        knobs.cache.dir = str((store.folder / CACHE).resolve())
 
 
 def _adopt_tuned(store: Store) -> None:
@@ -166,7 +175,7 @@ def proved(store: Store, *, any_config: bool = False) -> list[str]:
     return [op for op, missing in passed.items() if not missing]
 
 
-_SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a profile's task may say of its spec
+SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a profile's task may say of its spec
 
 
 def _profile(arguments: dict[str, Any], here: Here) -> Any:
@@ -175,7 +184,7 @@ def _profile(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.profiling import profile
     from mfubench.workload.spec import WorkloadSpec
 
-    chosen = {key: arguments[key] for key in _SPECIFIED if key in arguments}
+    chosen = {key: arguments[key] for key in SPECIFIED if key in arguments}
     if chosen["impl"] == KERNELS:
         chosen["impl"] = _kernels(here.store)
     return json.loads(profile(WorkloadSpec(**chosen, device=here.device.type)).to_json())
@@ -186,6 +195,11 @@ def _kernels(store: Store) -> str:
     ops = proved(store)
     if not ops:
         raise NotHere("no kernel's contract has passed in this campaign")
+    return with_kernels(ops)
+
+
+def with_kernels(ops: Sequence[str]) -> str:
+    """The ``impl`` that takes the kernels of ``ops``, and the reference of all others."""
     return ",".join(["reference", *(f"{op}=triton" for op in ops)])
 
 

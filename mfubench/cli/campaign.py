@@ -1,6 +1,5 @@
 """``mfubench campaign``."""
 
-import json as json_module
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from urllib.parse import quote
 
 import typer
 
-from .options import Debug, Json, Quiet, Verbose, seconds, writable_folder
+from .options import Debug, Json, Quiet, Verbose, put, seconds, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -46,6 +45,13 @@ def campaign(
             metavar="OP=MODULE:FUNCTION", help="One more to time that op's kernels beside; may be given again."
         ),
     ] = None,
+    ahead: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Run nothing; compile into DIR what it will launch on a GPU that is not here: sm_80, sm_90 or sm_100.",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -63,11 +69,16 @@ def campaign(
     A kill at any moment leaves what is done; the same command goes on from there, and tries again what failed. DIR gets
     a file for each task, report.md with its charts and report.html.
 
+    Where a GPU is rented, most of its first minutes go to compiling. --ahead does that before, on any machine with the
+    same Triton and Python; then copy DIR there.
+
     Examples:
 
     mfubench campaign --budget 9m --out out/campaign
 
     mfubench campaign --budget 30m --size tiny --stage contract --stage profile --out out/campaign
+
+    mfubench campaign --ahead sm_90 --tune --budget 30m --out out/campaign
 
     mfubench campaign --out out/campaign --table README.md
     """
@@ -85,23 +96,30 @@ def campaign(
 
     from mfubench.campaign.runner import Limits, run_campaign
     from mfubench.measure.environment import environment
+    from mfubench.report.campaign import campaign_page
     from mfubench.side_by_side import one_a_core
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if ahead is not None or torch.cuda.is_available() else "cpu"
+    limits = Limits(budget_s, task_s, peer_s, SHARES if device == "cuda" and ahead is None else {})
     tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune, peers=peer or [])
+    if ahead is not None:
+        from mfubench.campaign.ahead import compile_for
+        from mfubench.report.kernels import ahead_page
+
+        with stages(quiet=quiet, verbose=verbose) as progress:
+            told = compile_for(ahead, tasks, out, limits=limits, progress=progress)
+        put(told, lambda: ahead_page(told), json=json, verbose=verbose)
+        return
     store.open(environment(torch.device(device)))
     try:
         with stages(quiet=quiet, verbose=verbose) as progress:
-            outcome = run_campaign(
-                tasks, store, device,
-                limits=Limits(budget_s, task_s, peer_s, SHARES if device == "cuda" else {}), progress=progress,
-                side_by_side=one_a_core(),
-            )  # fmt: skip
+            outcome = run_campaign(tasks, store, device, limits=limits, progress=progress, side_by_side=one_a_core())
     finally:
         _write(store)
     if outcome.left:
         print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
-    _put(store, json, verbose)
+    found = store.index(), _results(store)
+    put({**found[0], "results": found[1]}, lambda: campaign_page(*found), json=json, verbose=verbose)
 
 
 def _put_results(store: "Store", file: Path) -> None:
@@ -138,13 +156,3 @@ def _write(store: "Store") -> None:
         from mfubench.kernels.tune import write_lock
 
         write_lock(tuned, store.folder)
-
-
-def _put(store: "Store", json: bool, verbose: bool) -> None:
-    if json:
-        sys.stdout.write(json_module.dumps({**store.index(), "results": _results(store)}, indent=1) + "\n")
-        return
-    from mfubench.report.campaign import campaign_page
-    from mfubench.report.terminal import print_page, stdout_console
-
-    print_page(campaign_page(store.index(), _results(store)), stdout_console(), full=verbose)

@@ -1,20 +1,14 @@
 """``mfubench kernels list | check | static | bench``."""
 
-import json as json_module
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Quiet, Verbose, seconds, writable_folder
+from .options import Debug, Json, Quiet, Verbose, put, seconds, writable_folder
 from .progress import stages
-
-if TYPE_CHECKING:
-    from mfubench.report.blocks import Page
 
 FAILED = 1
 
@@ -41,7 +35,7 @@ def list_(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, de
     from mfubench.report.kernels import list_page
 
     listed = list_kernels()
-    _put(listed, lambda: list_page(listed), json, verbose)
+    put(listed, lambda: list_page(listed), json=json, verbose=verbose)
 
 
 @kernels.command()
@@ -79,7 +73,7 @@ def check(
     with stages(quiet=quiet, verbose=verbose) as progress:
         found = check_all(names, torch.device(chosen), full=full, progress=progress)
     told = document(found, torch.device(chosen), full=full)
-    _put(told, lambda: check_page(told), json, verbose)
+    put(told, lambda: check_page(told), json=json, verbose=verbose)
     if any(op.failed for op in found):
         raise typer.Exit(FAILED)
 
@@ -117,7 +111,7 @@ def static(
     with stages(quiet=quiet, verbose=verbose) as progress:
         rows = compile_statically(names, target or list(TARGETS), all_configs=all_configs, progress=progress)
     told = document(rows)
-    _put(told, lambda: static_page(told), json, verbose)
+    put(told, lambda: static_page(told), json=json, verbose=verbose)
     if told["faults"]:
         raise typer.Exit(FAILED)
 
@@ -187,7 +181,7 @@ def bench(
     if out is not None:
         write_bench(told, out)
         write_lock(won, out)
-    _put(told, lambda: bench_page(told), json, verbose)
+    put(told, lambda: bench_page(told), json=json, verbose=verbose)
 
 
 def _device(name: str) -> str:
@@ -198,14 +192,3 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: no CUDA device is visible; use --device cpu, or see `mfubench doctor`")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _put(told: Mapping[str, Any] | list[Any], page: "Any", json: bool, verbose: bool) -> None:
-    """The result on stdout: one document, or its page."""
-    if json:
-        sys.stdout.write(json_module.dumps(told, indent=1) + "\n")
-        return
-    from mfubench.report.terminal import print_page, stdout_console
-
-    shown: Page = page()
-    print_page(shown, stdout_console(), full=verbose)

@@ -1,14 +1,20 @@
 """Options that every command has, and where their output goes: results to stdout, everything else to stderr."""
 
+import json as json_module
 import os
 import re
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mfubench.errors import BadInput
+
+if TYPE_CHECKING:
+    from mfubench.report.blocks import Page
 
 DEBUG_FLAG = "--debug"
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -98,3 +104,13 @@ def writable_folder(folder: Path | None) -> None:
         os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=".mfubench-"))
     except OSError as error:
         raise BadInput(f"--out {folder}: cannot write in {nearest}: {error.strerror}; choose another folder") from None
+
+
+def put(told: Any, page: "Callable[[], Page]", *, json: bool, verbose: bool) -> None:
+    """The result on stdout: one document, or its page."""
+    if json:
+        sys.stdout.write(json_module.dumps(told, indent=1) + "\n")
+        return
+    from mfubench.report.terminal import print_page, stdout_console
+
+    print_page(page(), stdout_console(), full=verbose)

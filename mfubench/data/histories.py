@@ -143,4 +143,4 @@ def make_sequence(items: Array, sides: Array, times_ms: Array, lengths: Ints) ->
     ids, side_ids, times, ends = (
         torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in (items, sides, times_ms, offsets)
     )
-    return EventSequence(ids, side_ids, times, ends, max_length=int(lengths.max(initial=0)))
+    return EventSequence(ids, side_ids, times, ends, int(lengths.max(initial=0)), lengths)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mfu_kernels.examples import Case, Draw, Examples
+from mfu_kernels.examples import Case, Draw, Examples, Inputs
 from mfu_kernels.modes import Compiled, Wanted, compile_ahead
 
 from .targets import Target
@@ -58,7 +58,12 @@ def activate(target: Target) -> None:
 def compile_op(examples: Examples, shape: Case, sink: Callable[[Compiled], None], wanted: Wanted) -> None:
     """Compile what is ``wanted`` of one op's forward and backward at ``shape``, for the active target."""
     inputs = examples.make(shape, Draw(DTYPE, torch.device("meta")))
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
     with compile_ahead(sink, wanted):
-        out = examples.function(**leaves, **inputs.others, impl="triton")
-        out.backward(torch.empty_like(out))
+        call_both_ways(examples, inputs)
+
+
+def call_both_ways(examples: Examples, inputs: Inputs) -> None:
+    """The op's forward and backward with its kernels on ``inputs`` that need no numbers."""
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
+    out = examples.function(**leaves, **inputs.others, impl="triton")
+    out.backward(torch.empty_like(out))

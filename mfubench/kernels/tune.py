@@ -112,17 +112,18 @@ def launched_kernels(
 def _unfit(compiled: Any, target: Target) -> str | None:
     """Why a compiled kernel is not run."""
     if isinstance(compiled, Exception):
-        return _in_short(compiled)
+        return in_short(compiled)
     if compiled.metadata.shared > target.block_shared:
         return f"needs {compiled.metadata.shared} bytes of shared memory"
     try:
         assert compiled.run  # which loads the code
     except Exception as error:  # such as more registers than there are
-        return _in_short(error)
+        return in_short(error)
     return None
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
+    """An error in a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -287,8 +288,8 @@ def _disagreement(
         try:
             wait_for(device)
         except RuntimeError:
-            raise PartBroke(part, _in_short(error)) from error
-        return _in_short(error)
+            raise PartBroke(part, in_short(error)) from error
+        return in_short(error)
     far = max(difference(tensor.detach(), right) for tensor, right in zip(once, expected, strict=True))
     if far > DISAGREES:
         return f"its results differ from what was proved by more than {DISAGREES:.0%}"

@@ -159,6 +159,39 @@ def _implementation(row: Document) -> str:
     return row["implementation"] if row["same_math"] else f"{row['implementation']}, other mathematics"
 
 
+def ahead_page(told: Document) -> Page:
+    """What ``mfubench campaign --ahead`` compiled."""
+    stages = told["stages"]
+    columns = [
+        (Column("stage"), [stage["stage"] for stage in stages]),
+        (Column("tasks", numeric=True), [fmt.count(stage["tasks"]) for stage in stages]),
+        (Column("done", numeric=True), [fmt.count(stage["done"]) for stage in stages]),
+        (Column("kernels", numeric=True), [fmt.count(stage["kernels"]) for stage in stages]),
+    ]
+    where = Facts(
+        [
+            ("compiled for", told["target"]),
+            ("with", ", ".join(f"{name} {version}" for name, version in told["toolchain"].items())),
+            ("kept in", f"{told['cache']} ({fmt.size(told['cache_bytes'])})"),
+            (
+                "on the GPU",
+                "the same command without --ahead, with the same Triton and Python, finds them in this folder",
+            ),
+        ]
+    )
+    caption = "Kernels with their keys and configs; stages share some."
+    sections = [Section("Compiled ahead", [Table.of(caption, columns), where], brief=True)]
+    if told["not_done"]:
+        why = [f"{task}: {reason}" for task, reason in told["not_done"].items()]
+        sections.append(Section("Not compiled", [Items(why)], brief=True))
+    if told["failed"]:
+        why = [f"{kernel}: {reason}" for kernel, reason in told["failed"].items()]
+        sections.append(Section("Configs that do not compile, which tuning leaves out", [Items(why)]))
+    return Page(
+        "Kernels compiled ahead", f"{fmt.count(len(told['kernels']))} kernels for {told['target']}", [], sections
+    )
+
+
 def write_bench(told: Document, folder: Path) -> None:
     """Write bench.json and report.md."""
     from .markdown import render_page

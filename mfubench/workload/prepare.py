@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -28,8 +29,12 @@ DEFAULT_SIZE = "base"
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
 
 
-def prepare(spec: WorkloadSpec, source: Source | None = None) -> Workload:
+def prepare(
+    spec: WorkloadSpec, source: Source | None = None, *, building: AbstractContextManager[Any] | None = None
+) -> Workload:
     """Build the workload; ``source`` is its data source where that is open already.
+
+    ``building``: a context in which a model of the zoo is built, such as one whose tensors have no memory.
 
     Raises:
         BadInput: a device that is not there, a model or data source that cannot be had, more memory than there is.
@@ -44,7 +49,7 @@ def prepare(spec: WorkloadSpec, source: Source | None = None) -> Workload:
         from .user import prepare_user
 
         return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
-    return _prepare_zoo(spec, model_spec(spec.model), device, dtype, source)
+    return _prepare_zoo(spec, model_spec(spec.model), device, dtype, source, building)
 
 
 def device_and_dtype(spec: WorkloadSpec) -> tuple[torch.device, str]:
@@ -60,7 +65,12 @@ def device_and_dtype(spec: WorkloadSpec) -> tuple[torch.device, str]:
 
 
 def _prepare_zoo(
-    spec: WorkloadSpec, model: ModelSpec, device: torch.device, dtype: str, source: Source | None
+    spec: WorkloadSpec,
+    model: ModelSpec,
+    device: torch.device,
+    dtype: str,
+    source: Source | None,
+    building: AbstractContextManager[Any] | None,
 ) -> Workload:
     size = spec.size or DEFAULT_SIZE
     batch_size = spec.batch_size or DEFAULT_BATCH_SIZE[device.type]
@@ -68,9 +78,10 @@ def _prepare_zoo(
     source = source or open_source(spec.data, synthetic)
     config = model.config(size, source.schema, _overrides(spec, model))
     num_candidates = config.num_candidates if model.request_level else spec.candidates or 1
-    _check_memory(model, config, device, spec.mode)
+    if building is None:
+        _check_memory(model, config, device, spec.mode)
     torch.manual_seed(spec.seed)
-    with device:
+    with device, building or nullcontext():
         module = model.build(config, spec.impl)  # type: ignore[arg-type]
     module.train(spec.mode == "train")
     max_lengths = _all_max_lengths(source.schema, model.max_lengths(config))

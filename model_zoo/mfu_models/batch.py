@@ -1,11 +1,13 @@
 """The input of every model of the zoo: a batch of impressions with jagged event histories, and its schema."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # a schema is read where torch is not wanted, such as the command line's help
     import torch
+    from numpy import int64
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SequenceKind = Literal["engagement", "exposure"]
@@ -45,7 +47,8 @@ class EventSequence:
     """Jagged events of one kind, oldest first in each sample; T is the sum of the B lengths, zero allowed.
 
     ``item_ids`` int64 [T], ``side_ids`` int64 [T, num_sides], ``times_ms`` int64 [T] (Unix time), ``offsets`` int64
-    [B+1]; ``max_length`` is the longest length of this batch, known to the host so that no pass must wait for it.
+    [B+1]; ``max_length`` is the longest length of this batch, known to the host so that no pass must wait for it, as
+    may be all B of them, ``host_lengths``.
     """
 
     item_ids: "Tensor"
@@ -53,10 +56,12 @@ class EventSequence:
     times_ms: "Tensor"
     offsets: "Tensor"
     max_length: int
+    host_lengths: "NDArray[int64] | None" = field(default=None, repr=False, compare=False)
 
     def lengths(self) -> list[int]:
-        """Length of each sample's sequence (waits for the device)."""
-        return [int(n) for n in self.offsets.diff().tolist()]
+        """Length of each sample's sequence (waits for the device where the host does not know them)."""
+        known = self.host_lengths
+        return [int(n) for n in (self.offsets.diff() if known is None else known).tolist()]
 
     def repeat(self, times: int) -> "EventSequence":
         """Each row ``times`` times in succession: B rows become B * times."""
@@ -66,7 +71,9 @@ class EventSequence:
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         begins = (self.offsets[:-1].repeat_interleave(times) - offsets[:-1]).repeat_interleave(lengths)
         index = torch.arange(begins.shape[0], device=begins.device) + begins
-        return EventSequence(self.item_ids[index], self.side_ids[index], self.times_ms[index], offsets, self.max_length)
+        events = (self.item_ids[index], self.side_ids[index], self.times_ms[index])
+        known = None if self.host_lengths is None else self.host_lengths.repeat(times)
+        return EventSequence(*events, offsets, self.max_length, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ class Batch:
     def _with_tensors(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         def changed(value: Any) -> Any:
             if isinstance(value, (EventSequence, Batch)):
-                return type(value)(*(changed(getattr(value, field.name)) for field in fields(value)))
+                return type(value)(*(changed(getattr(value, own.name)) for own in fields(value)))
             if isinstance(value, Mapping):
                 return {key: changed(item) for key, item in value.items()}
             return change(value) if hasattr(value, "to") else value

@@ -5,12 +5,13 @@
 
 A row is as long as the sample's longest sequence; where a shorter one has no event its part is zeros. Nothing is
 padded: places are computed on the packed values. How many events the merged rows have together only their lengths
-tell, so that merging waits for the device once a batch (not where there is one sequence only).
+tell: where the host does not know them, merging waits for the device once a batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +37,8 @@ class Alignment:
         else:
             lengths = torch.stack([sequence.offsets.diff() for sequence in sequences]).amax(0)
             offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-            num_events = int(offsets[-1])
+            known = [sequence.host_lengths for sequence in sequences if sequence.host_lengths is not None]
+            num_events = int(np.max(known, axis=0).sum() if len(known) == len(sequences) else offsets[-1])
         return Alignment(offsets, num_events, max_length, tuple(_places(s, offsets) for s in sequences))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:

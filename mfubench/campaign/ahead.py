@@ -1,0 +1,216 @@
+"""The kernels that a campaign will launch, compiled where no GPU is: what is rented by the minute is for measuring.
+
+What a task launches is found by running it on tensors without numbers. Compiled kernels are kept in the campaign's
+folder as Triton keeps them, by what they were compiled from and with: the campaign finds there what is the same on its
+GPU, and compiles the rest itself.
+"""
+
+import platform
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton import knobs
+
+from mfu_kernels.examples import Draw
+from mfu_kernels.lock import key_text, locked_configs
+from mfu_kernels.modes import Compiled, Extent, MetaParameters, Wanted, compile_ahead, forced_config, nth_config
+from mfu_kernels.registry import interpreting
+from mfubench.ablate.plan import make_plan
+from mfubench.errors import BadInput
+from mfubench.kernels.ahead import activate, call_both_ways
+from mfubench.kernels.catalog import examples_of, ops_with_kernels
+from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
+from mfubench.kernels.machine_code import toolchain
+from mfubench.kernels.targets import TARGETS
+from mfubench.kernels.tune import in_short
+from mfubench.progress import Progress
+from mfubench.side_by_side import one_a_core, one_thread
+from mfubench.worker import DONE, Watch
+from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, prepare
+from mfubench.workload.spec import WorkloadSpec
+from mfubench.workload.step import run_passes
+
+from .plan import KERNELS, STAGES, Task
+from .runner import Limits, run_campaign
+from .store import CACHE, Store
+from .tasks import SPECIFIED, TIMED, with_kernels
+
+_NOWHERE = torch.device("meta")
+NOT_BEGUN = "the budget ended before it"
+
+
+def compile_for(
+    target: str, tasks: Sequence[Task], folder: Path, *, limits: Limits, progress: Progress
+) -> dict[str, Any]:
+    """Compile what ``tasks`` launch on GPUs of ``target`` into the campaign's ``folder``, on all cores.
+
+    Returns:
+        As JSON: kernels by stage, what did not compile, and which tasks are not done, and why.
+
+    Raises:
+        BadInput: an unknown target, no task that launches kernels, or Triton's interpreter is on.
+    """
+    if target not in TARGETS:
+        raise BadInput(f"--ahead {target} is unknown; allowed: {', '.join(TARGETS)}")
+    if interpreting():
+        raise BadInput("--ahead: Triton's interpreter compiles nothing; unset TRITON_INTERPRET")
+    cache = (folder / CACHE).resolve()
+    where = {"target": target, "cache": str(cache)}
+    jobs = [replace(task, arguments={**task.arguments, **where}) for task in launching(tasks)]
+    if not jobs:
+        raise BadInput(f"--ahead: nothing chosen launches kernels; stages that do: {', '.join(_LAUNCHES)}")
+    with TemporaryDirectory(prefix="mfubench-") as temporary:
+        store = Store(Path(temporary))
+        run_campaign(
+            jobs, store, _NOWHERE.type,
+            limits=limits, progress=progress, side_by_side=min(one_a_core(), len(jobs)), together=STAGES,
+            work=compile_task,
+        )  # fmt: skip
+        results = {job.id: store.read(job.stage, job.name) for job in jobs}
+    return {
+        "schema_version": 1,
+        **where,
+        "toolchain": _toolchain(),
+        "cache_bytes": _bytes(cache),
+        **_told(jobs, results),
+    }
+
+
+def launching(tasks: Sequence[Task]) -> list[Task]:
+    """Those of ``tasks`` that launch kernels of ours, one of all that launch the same."""
+    tuned = {_shape(task) for task in tasks if task.stage in ("compile", "tune")}
+    found: dict[tuple[Any, ...], Task] = {}
+    for task in tasks:
+        if task.stage in ("contract", "road"):
+            found[(task.id,)] = task
+        elif task.stage in ("compile", "tune") or (task.stage == "bench" and _shape(task) not in tuned):
+            found.setdefault(_shape(task), task)
+        elif task.stage == "profile" and task.arguments["impl"] == KERNELS:
+            step = {name: task.arguments.get(name) for name in SPECIFIED if name != "compile"}
+            found.setdefault(tuple(step.values()), task)
+    return list(found.values())
+
+
+def _shape(task: Task) -> tuple[Any, ...]:
+    return task.arguments.get("op"), task.arguments.get("shape")
+
+
+def compile_task(watch: Watch, *, stage: str, arguments: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    """Compile what one task of `launching` launches: the work of a campaign's worker.
+
+    Returns:
+        The kernels by name with their keys and configs, and those that did not compile, which tuning leaves out, why.
+    """
+    target = arguments["target"]
+    knobs.cache.dir = arguments["cache"]
+    activate(TARGETS[target])
+    found: dict[str, dict[str, str]] = {"kernels": {}, "failed": {}}
+
+    def keep(made: Compiled) -> None:
+        chosen = {**made.config.kwargs, "num_warps": made.config.num_warps, "num_stages": made.config.num_stages}
+        name = f"{made.kernel} ({key_text(made.key)}; {key_text(chosen)})"
+        wrong = isinstance(made.result, Exception)
+        found["failed" if wrong else "kernels"][name] = in_short(made.result) if wrong else ""
+
+    with one_thread(), compile_ahead(keep, _wanted(stage, target)):
+        _LAUNCHES[stage](arguments)
+    return {"kernels": sorted(found["kernels"]), "failed": found["failed"]}
+
+
+def _told(jobs: Sequence[Task], results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    done = {name: found["document"] for name, found in results.items() if found is not None and found["status"] == DONE}
+    not_done = [(name, found) for name, found in results.items() if name not in done]
+
+    def compiled(stage: str) -> set[str]:
+        return {kernel for job in jobs if job.stage == stage and job.id in done for kernel in done[job.id]["kernels"]}
+
+    stages = list(dict.fromkeys(job.stage for job in jobs))
+    return {
+        "stages": [
+            {
+                "stage": stage,
+                "tasks": sum(job.stage == stage for job in jobs),
+                "done": sum(job.stage == stage and job.id in done for job in jobs),
+                "kernels": len(compiled(stage)),
+            }
+            for stage in stages
+        ],
+        "kernels": sorted(set().union(*map(compiled, stages))),
+        "failed": {kernel: why for document in done.values() for kernel, why in document["failed"].items()},
+        "not_done": {name: NOT_BEGUN if found is None else found["reason"] for name, found in not_done},
+    }
+
+
+def _toolchain() -> dict[str, str]:
+    """What a kernel is found again by, besides its source and config."""
+    return {**toolchain(), "python": platform.python_version()}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _wanted(stage: str, target: str) -> Wanted:
+    """What is tuned is compiled with every config, unless one is locked for a GPU of that generation."""
+
+    def wanted(kernel: str, key: MetaParameters) -> Extent:
+        return "launched" if stage not in ("compile", "tune") or locked_configs(kernel, target, key) else "all"
+
+    return wanted
+
+
+def _contract(arguments: Mapping[str, Any]) -> None:
+    examples = examples_of(arguments["op"])
+    cases = cases_of(examples, torch.device("cuda"), full=False, shapes=arguments["shapes"])
+    for case in cases[arguments["part"] :: arguments["parts"]]:
+        with forced_config(nth_config(case[CONFIG])):
+            call_both_ways(examples, examples.make(case, Draw(DTYPES[case[DTYPE]], _NOWHERE)))
+
+
+def _at_shape(arguments: Mapping[str, Any]) -> None:
+    examples = examples_of(arguments["op"])
+    call_both_ways(examples, examples.make(examples.shapes[arguments["shape"]], Draw(DTYPES[TIMED], _NOWHERE)))
+
+
+def _profile(arguments: Mapping[str, Any]) -> None:
+    _step(_spec({key: arguments[key] for key in SPECIFIED if key in arguments}))
+
+
+def _road(arguments: Mapping[str, Any]) -> None:
+    plan = make_plan(_spec({"model": "kunlun", "size": arguments["size"]}))
+    for setting in plan.settings:
+        _step(plan.workload(setting.name))
+
+
+def _spec(chosen: Mapping[str, Any]) -> WorkloadSpec:
+    """The workload of a GPU for a host: of its dtype and batch size, with kernels wherever there are any."""
+    kernels = {"impl": with_kernels(ops_with_kernels()), "compile": "none"}
+    return WorkloadSpec(
+        **{"batch_size": DEFAULT_BATCH_SIZE["cuda"], **chosen, **kernels, "dtype": TIMED, "device": "cpu"}
+    )
+
+
+def _step(spec: WorkloadSpec) -> None:
+    """The passes of a step on each of its input sets, whose lengths are those on a GPU."""
+    without_numbers = FakeTensorMode(allow_non_fake_inputs=True)
+    workload = prepare(spec, building=without_numbers)
+    with without_numbers, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        for batch in workload.inputs:
+            run_passes(workload, batch)
+
+
+_LAUNCHES: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "contract": _contract,
+    "compile": _at_shape,
+    "tune": _at_shape,
+    "bench": _at_shape,
+    "profile": _profile,
+    "road": _road,
+}
