@@ -21,6 +21,7 @@ FROZEN = {
     "doctor": EVERYWHERE | {"--calibrate"},
     "campaign": EVERYWHERE
     | {
+        "--ahead",
         "--out",
         "--budget",
         "--task-limit",

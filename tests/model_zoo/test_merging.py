@@ -1,12 +1,15 @@
 """Merging sequences: by recency, with zeros where there is no event, and a mask that depends on the merged events."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mfu_models.batch import EventSequence
+from mfu_models.batch import Batch, EventSequence
 from mfu_models.common.merging import Alignment, MaskNet, merged_lengths
 
 Rows = list[list[int]]
@@ -54,6 +57,24 @@ def test_merging_is_filling_from_the_end(samples: list[tuple[list[int], ...]]) -
     assert alignment.num_events == len(expected)  # a row's longest sequence, and no padding
     lengths = merged_lengths([part.lengths() for part in parts])
     assert alignment.offsets.diff().tolist() == lengths and alignment.max_length == max(lengths)
+
+
+def test_lengths_that_the_host_knows_are_not_read_from_the_device() -> None:
+    """There are no numbers on "meta": what is needed of them came along."""
+    parts = [sequence_of(rows) for rows in ([[1, 2, 3], [], [4]], [[5], [6, 7], [8]])]
+    known = [replace(part, host_lengths=np.array(part.lengths())) for part in parts]
+    moved = [_of_batch(part).to("meta").sequences["events"] for part in known]
+    assert [part.lengths() for part in moved] == [part.lengths() for part in parts]
+    assert Alignment.of(moved).num_events == Alignment.of(parts).num_events == 6
+    twice = [part.repeat(2) for part in known]
+    assert [part.host_lengths.tolist() for part in twice] == [part.offsets.diff().tolist() for part in twice]
+    with pytest.raises(RuntimeError, match="meta"):
+        Alignment.of([moved[0], _of_batch(parts[1]).to("meta").sequences["events"]])
+
+
+def _of_batch(sequence: EventSequence) -> Batch:
+    nothing = torch.zeros(3)
+    return Batch(nothing, nothing, nothing, nothing, nothing, nothing, {"events": sequence})
 
 
 def test_the_latest_event_of_a_place_gives_its_time() -> None:

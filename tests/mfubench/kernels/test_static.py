@@ -1,9 +1,6 @@
 """Compiling for absent GPUs: what the machine code says, what counts as a fault, and that numbers repeat."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +9,7 @@ import pytest
 from mfu_kernels.lock import committed
 from mfubench.errors import BadInput
 from mfubench.kernels.static import StaticRow, compile_statically, faults
-
-
-def python(code: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """``code`` in a process where Triton compiles, whatever the tests' own does."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-def mfubench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line there."""
-    return python("from mfubench.cli import main\nif __name__ == '__main__': main()", *arguments)
+from tests.mfubench.compiling import mfubench, python
 
 
 @pytest.fixture(scope="module")
