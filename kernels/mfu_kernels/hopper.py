@@ -2,6 +2,7 @@
 
 import atexit
 import sys
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -109,9 +110,15 @@ def blocks_of(x: Tensor, rows: int) -> TensorDescriptor:
     *lengths, heads, d = x.shape
     *strides, of_head, _ = x.stride()
     shape = [*(1 for _ in lengths[1:]), rows, d]
-    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[x.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
-    return TensorDescriptor(x, [*lengths, (heads - 1) * of_head + d], [*strides, 1], shape, layout)
+    whole = [*lengths, (heads - 1) * of_head + d]
+    return TensorDescriptor(x, whole, [*strides, 1], shape, _block_layout(tuple(shape), x.dtype))
+
+
+@cache
+def _block_layout(shape: tuple[int, ...], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    """Every launch asks for some."""
+    dtypes = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+    return gl.NVMMASharedLayout.get_default_for(list(shape), dtypes[dtype])
 
 
 @atexit.register

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
-from .lock import locked_config, locked_configs
+from .lock import by_place, locked_config, locked_configs
 from .modes import Compiled, MetaParameters, ahead, forced
 from .registry import interpreting
 
@@ -36,8 +37,14 @@ def capability() -> int:
 
 def for_hopper(device: torch.device) -> bool:
     """Whether kernels on ``device`` may be forms in Gluon: compiled for sm_90, and compiled, not interpreted."""
-    with current(device):
-        return not interpreting() and capability() == 90
+    if device.type == "cuda":
+        return _is_hopper(device)
+    return not interpreting() and capability() == 90
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 # One rounding for a product and a sum is Triton's default up to 3.9 and not after; numbers were checked with it.
@@ -63,6 +70,8 @@ class Kernel:
         instead_of: str = "",
     ) -> None:
         self.function, self.space, self.forms, self.instead_of = function, space, forms or {}, instead_of
+        self._chosen: dict[Any, triton.Config] = {}  # what was chosen under `_places`: launches are many
+        self._places: object = None
         self.name: str = function.fn.__name__
         self.module: str = function.fn.__module__
         if self.name in KERNELS:
@@ -78,21 +87,28 @@ class Kernel:
 
         It does where one of its configs is locked or asked for, and where nothing is timed: off a GPU.
         """
-        if device.type != "cuda" or forced(self.name, self._in_turns(self.space(key))) is not None:
+        if device.type != "cuda" or forced(self.name, lambda: self._in_turns(self.space(key))) is not None:
             return True
         return locked_config(self.name, torch.cuda.get_device_name(device), key) is not None
 
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""
-        configs = self.space(key)
-        wanted = forced(self.name, self._in_turns(configs))
+        wanted = forced(self.name, lambda: self._in_turns(self.space(key)))
         if wanted is not None:
             return wanted
+        if by_place() is not self._places:
+            self._places, self._chosen = by_place(), {}
+        place = (device if device.type == "cuda" else capability(), *key.items())
+        if place not in self._chosen:
+            self._chosen[place] = self._unforced(key, device)
+        return self._chosen[place]
+
+    def _unforced(self, key: MetaParameters, device: torch.device) -> triton.Config:
         if device.type == "cuda":
             locked = locked_config(self.name, torch.cuda.get_device_name(device), key)
             if locked is not None:
                 return config(**locked)
-        return configs[0]
+        return self.space(key)[0]
 
     def _locked(self, key: MetaParameters) -> list[triton.Config]:
         """The configs that launches with ``key`` take on GPUs of the generation that is compiled for."""
@@ -155,3 +171,8 @@ def current(device: torch.device) -> Any:
 def next_power_of_2(n: int) -> int:
     """The least power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def cdiv(n: int, size: int) -> int:
+    """How many pieces of ``size`` cover n; ``triton.cdiv`` is made for kernels, and takes a host 5 microseconds."""
+    return -(-n // size)

@@ -37,7 +37,7 @@ def key_text(key: MetaParameters) -> str:
 def adopt(entries: Sequence[Entry]) -> None:
     """Let ``entries``, which were just measured, hold in this process before the committed ones; twice is once."""
     _adopted.extend(entry for entry in entries if entry not in _adopted)
-    _by_place.cache_clear()
+    by_place.cache_clear()
 
 
 def merged() -> list[Entry]:
@@ -55,13 +55,14 @@ def _place(entry: Entry) -> tuple[str, str, str]:
 
 
 @cache
-def _by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+def by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+    """The config of each kernel, GPU and key; another object once something was adopted."""
     return {_place(entry): entry["config"] for entry in merged()}
 
 
 def locked_config(kernel: str, device_name: str, key: MetaParameters) -> Mapping[str, Any] | None:
     """The config, as arguments of `launching.config`, that won for this kernel, GPU and key, or None."""
-    return _by_place().get((kernel, device_name, key_text(key)))
+    return by_place().get((kernel, device_name, key_text(key)))
 
 
 def locked_configs(kernel: str, target: str, key: MetaParameters) -> list[Mapping[str, Any]]:

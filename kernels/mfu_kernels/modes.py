@@ -74,9 +74,9 @@ def forced_config(choice: ConfigChoice) -> Iterator[None]:
         _forced = before
 
 
-def forced(kernel: str, configs: Sequence[Any]) -> Any:
-    """The config that `forced_config` asks for, or None."""
-    return None if _forced is None else _forced(kernel, configs)
+def forced(kernel: str, configs: Callable[[], Sequence[Any]]) -> Any:
+    """The config that `forced_config` asks for, or None; ``configs`` makes the kernel's, which costs a launch time."""
+    return None if _forced is None else _forced(kernel, configs())
 
 
 def nth_config(index: int | str | None) -> ConfigChoice:

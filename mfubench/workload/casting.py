@@ -54,4 +54,4 @@ def with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Callable[..., An
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], *inputs: Any) -> Any:
-    return functional_call(module, weights, inputs)
+    return functional_call(module, weights, inputs, tie_weights=False)  # each is named; to look for others takes time

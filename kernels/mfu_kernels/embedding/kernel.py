@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -65,7 +65,7 @@ def forward(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
     if num_lookups:
         weight = with_unit_stride(weight)
         FORWARD.launch(
-            lambda c: (triton.cdiv(num_lookups, c["ROWS"]),), weight.device,
+            lambda c: (cdiv(num_lookups, c["ROWS"]),), weight.device,
             weight, ids, offsets.contiguous(), out, num_lookups, width, weight.stride(0), *ids.stride(),
             key={"width": next_power_of_2(width), "bytes": weight.element_size()},
             FIELDS=ids.shape[1], WIDTH=next_power_of_2(width),

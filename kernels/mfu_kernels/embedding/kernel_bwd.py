@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -170,17 +170,17 @@ def backward(grad: Tensor, ids: Tensor, offsets: Tensor, num_rows: int) -> Tenso
     key = {"width": next_power_of_2(width), "bytes": grad.element_size()}
     keys, order, shift = _sorted_keys(ids, offsets, num_rows, key)
     size = min(MAX_CHUNK, max(MIN_CHUNK, next_power_of_2(num_lookups // ENOUGH_CHUNKS)))
-    num_chunks = triton.cdiv(num_lookups, size)
+    num_chunks = cdiv(num_lookups, size)
     first_parts, last_parts = (grad.new_empty(num_chunks, width, dtype=torch.float32) for _ in "fl")
     SUM.launch(
-        lambda c: (num_chunks, triton.cdiv(width, c["WIDTH"])), grad.device,
+        lambda c: (num_chunks, cdiv(width, c["WIDTH"])), grad.device,
         keys, order, grad, dweight, first_parts, last_parts, num_lookups, num_rows, width,
         *grad.stride()[:2], size, key=key, SHIFT=shift, FIELDS=ids.shape[1],
         FLAT=grad.stride(0) == ids.shape[1] * grad.stride(1),
     )  # fmt: skip
     if num_chunks > 1:
         JOIN.launch(
-            lambda c: (num_chunks - 1, triton.cdiv(width, c["WIDTH"])), grad.device,
+            lambda c: (num_chunks - 1, cdiv(width, c["WIDTH"])), grad.device,
             keys, dweight, first_parts, last_parts, num_lookups, num_rows, width, size,
             key=key, SHIFT=shift,
         )  # fmt: skip
@@ -193,7 +193,7 @@ def _sorted_keys(ids: Tensor, offsets: Tensor, num_rows: int, key: MetaParameter
     shift, num_lookups = SHORT if short else 0, ids.numel()
     keys = ids.new_empty(num_lookups, dtype=torch.int16 if short else torch.int32)
     KEYS.launch(
-        lambda c: (triton.cdiv(num_lookups, c["LOOKUPS"]),), ids.device,
+        lambda c: (cdiv(num_lookups, c["LOOKUPS"]),), ids.device,
         ids, offsets.contiguous(), keys, num_lookups, num_rows, *ids.stride(),
         key=key, SHIFT=shift, FIELDS=ids.shape[1],
     )  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.hopper import TILE
-from mfu_kernels.launching import Kernel, config, for_hopper
+from mfu_kernels.launching import Kernel, cdiv, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -207,7 +207,7 @@ def forward(
         splits = num_splits(num_rows * heads, max_length, q.device)
         FORWARD.launch(
             lambda c, n=num_rows * heads, splits=splits: (
-                n * (splits if c["HALVES"] else triton.cdiv(max_length, c["TILE"])),
+                n * (splits if c["HALVES"] else cdiv(max_length, c["TILE"])),
             ),
             q.device, q, k, v, offsets, out, scale, num_keys, first, heads, max_length, splits, *strides,
             key=key, **constants,

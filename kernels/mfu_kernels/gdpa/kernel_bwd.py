@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.activations_device import weights_and_changes, weights_of
-from mfu_kernels.launching import Kernel, capability, config, for_hopper
+from mfu_kernels.launching import Kernel, capability, cdiv, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -225,7 +225,7 @@ def backward_into(
     keys_apart = 1 if needs[0] else num_keys  # each block of them has a program
     for first, heads, name in runs_of_heads(activation):
         BACKWARD.launch(
-            lambda c, n=num_rows * heads * splits: (n * triton.cdiv(keys_apart, c["KEYS"]),), q.device,
+            lambda c, n=num_rows * heads * splits: (n * cdiv(keys_apart, c["KEYS"]),), q.device,
             grad, q, k, v, offsets, sum_q, *sums, scale, num_keys, first, heads, splits, k.numel(),
             grad.stride(1), q.stride(1), k.stride()[:3:2], v.stride()[:3:2], sums_of_row,
             key=key, GRAD_ROW=grad.stride(0), Q_ROW=q.stride(0), K_ROW=k.stride(1), V_ROW=v.stride(1),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import key_of, load_tile, row_of, runs_of_heads, store_tile
-from mfu_kernels.launching import Kernel, capability, config, for_hopper
+from mfu_kernels.launching import Kernel, capability, cdiv, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 
 from . import kernel_sm90
@@ -183,7 +183,7 @@ def forward(
         def grid(chosen: Mapping[str, Any]) -> tuple[int]:
             if "GROUPS" in chosen:
                 return (k.shape[0] * kernel_sm90.programs_of_row(k.shape[0], max_length, x.device, chosen),)
-            return (k.shape[0] * triton.cdiv(max_length, chosen["BLOCK"]),)
+            return (k.shape[0] * cdiv(max_length, chosen["BLOCK"]),)
 
         FORWARD.launch(
             grid, x.device,

@@ -22,7 +22,7 @@ from mfu_kernels.boundary import apart
 from mfu_kernels.gdpa.kernel_bwd import backward_into
 from mfu_kernels.gdpa.kernel_sm90 import fits
 from mfu_kernels.gdpa.tiles import key_of, load_tile, store_tile
-from mfu_kernels.launching import Kernel, capability, config, for_hopper
+from mfu_kernels.launching import Kernel, capability, cdiv, config, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.precision import matmul_dtype
 
@@ -175,7 +175,7 @@ def backward(
     dattended = k.new_empty(grad.shape)
     key = key_of(normed, k)
     BACKWARD.launch(
-        lambda c: (k.shape[0] * triton.cdiv(max_length, c["BLOCK"]),), k.device,
+        lambda c: (k.shape[0] * cdiv(max_length, c["BLOCK"]),), k.device,
         grad, None if passed is None else passed.contiguous(), k, v, offsets, normed, inner, statistics,
         dx, dattended, statistics.new_empty(2, num_events),
         num_events, k.shape[1], max_length, scale, k.stride()[:3], v.stride()[:3],

@@ -36,7 +36,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from mfu_kernels.activations_device import weights_of
 from mfu_kernels.gdpa.tiles import num_splits
 from mfu_kernels.hopper import TILE, begin_load, blocks_of, in_chunks, lies_for_tma, of_product, tma_load, tma_store
-from mfu_kernels.launching import config
+from mfu_kernels.launching import cdiv, config
 
 _TILE = gl.constexpr(TILE)
 SHARED = 230_400  # bytes for tiles and the ring: barriers and conversions of layouts take up to 2 KiB of what there is
@@ -311,8 +311,8 @@ def arguments(
     wanted = ("H", "DIM", "X_ROW", "X_HEAD", "BOUNDS", "NAMES", "SCALED", "SAVE")
     chosen = ("KEYS", "STAGES", "GROUPS", "REGISTERS")
     # What all threads start with; then those that bring keys and values leave theirs to the others.
-    shared_out = triton.cdiv(groups * registers + 24, 8 * (groups + 1)) * 8
+    shared_out = cdiv(groups * registers + 24, 8 * (groups + 1)) * 8
     return (*tiles, offsets, x, out, inner, statistics, num_events, scale, eps, splits), {
-        **{name: constants[name] for name in (*wanted, *chosen)}, "BLOCKS": triton.cdiv(num_keys, size),
+        **{name: constants[name] for name in (*wanted, *chosen)}, "BLOCKS": cdiv(num_keys, size),
         "K_HEAD": k_strides[2], "V_HEAD": v_strides[2], "maxnreg": shared_out,
     }  # fmt: skip

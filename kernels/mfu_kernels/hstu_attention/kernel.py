@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, load_tile, own_block, store_tile
@@ -150,7 +150,7 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     programs = (offsets.shape[0] - 1) * q.shape[1]
     FORWARD.launch(
-        lambda c: (programs * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+        lambda c: (programs * cdiv(max_length, c["BLOCK_M"]),), q.device,
         q, k, v, offsets, q if bias is None else bias, out,
         q.shape[1], *mask_arguments(bias, window, first_keys, num_candidates, max_length), alpha, 1 / norm_length,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],

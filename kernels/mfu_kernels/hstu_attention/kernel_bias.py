@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, capability, config
+from mfu_kernels.launching import Kernel, capability, cdiv, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.tiles import load_tile
 
@@ -111,7 +111,7 @@ def bias_gradient(
     farthest = max_length - 1 if first_keys else min(window, max_length - 1)
 
     def tiles(candidates: bool, num_diagonals: int) -> Tensor:
-        num_groups = min(triton.cdiv(num_rows, MIN_ROWS), max(1, PROGRAMS // (num_diagonals * num_heads)))
+        num_groups = min(cdiv(num_rows, MIN_ROWS), max(1, PROGRAMS // (num_diagonals * num_heads)))
         shares = q.new_empty(num_groups, num_heads, num_diagonals, block, block, dtype=torch.float32)
         BIAS.launch(
             lambda _: (num_groups * num_heads * num_diagonals,), q.device,
@@ -120,9 +120,9 @@ def bias_gradient(
         )  # fmt: skip
         return shares.sum(0)
 
-    by_distance = _diagonal_sums(tiles(False, triton.cdiv(farthest, block) + 1))
+    by_distance = _diagonal_sums(tiles(False, cdiv(farthest, block) + 1))
     if num_candidates > 1 and farthest:
-        columns = tiles(True, triton.cdiv(farthest, block)).sum(-2)  # column j is block - j farther than its tile
+        columns = tiles(True, cdiv(farthest, block)).sum(-2)  # column j is block - j farther than its tile
         by_distance[:, 1 : columns[0].numel() + 1] += columns.flip(-1).flatten(1)
     last = bias.shape[1] - 1
     by_distance = F.pad(by_distance, (0, max(0, last + 1 - by_distance.shape[1])))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config
+from mfu_kernels.launching import Kernel, cdiv, config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import load_tile, own_block, store_tile
@@ -143,12 +143,12 @@ def backward(
     key, constants = key_of(q, v, bias, window), constants_of(q, v, bias, num_candidates)
     if q_grad:
         DQ.launch(
-            lambda c: (programs * triton.cdiv(max_length, c["BLOCK_M"]),), q.device,
+            lambda c: (programs * cdiv(max_length, c["BLOCK_M"]),), q.device,
             *inputs, dq, *numbers, key=key, **constants,
         )  # fmt: skip
     if k_grad or v_grad:
         DKV.launch(
-            lambda c: (programs * triton.cdiv(max_length, c["BLOCK_N"]),), q.device,
+            lambda c: (programs * cdiv(max_length, c["BLOCK_N"]),), q.device,
             *inputs, dk, dv, *numbers, key=key, K_GRAD=k_grad, V_GRAD=v_grad, **constants,
         )  # fmt: skip
     if bias is not None and bias_grad:

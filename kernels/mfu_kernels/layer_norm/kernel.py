@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import num_walkers, row_configs, walking_configs, with_unit_stride
 
@@ -117,7 +117,7 @@ def forward(
         x = with_unit_stride(x)
         added, added_stride = _dense_rows(residual)
         FORWARD.launch(
-            lambda c: (triton.cdiv(num_rows, c["ROWS"]),), x.device,
+            lambda c: (cdiv(num_rows, c["ROWS"]),), x.device,
             x, weight, bias, added, out, mean, rstd, num_rows, width, x.stride(0), added_stride, eps,
             key=_key(x, residual), WIDTH=next_power_of_2(width),
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,

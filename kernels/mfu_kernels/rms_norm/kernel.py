@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import num_walkers, row_configs, walking_configs, with_unit_stride
 
@@ -75,7 +75,7 @@ def forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tenso
     if num_rows:
         x = with_unit_stride(x)
         FORWARD.launch(
-            lambda c: (triton.cdiv(num_rows, c["ROWS"]),), x.device,
+            lambda c: (cdiv(num_rows, c["ROWS"]),), x.device,
             x, weight, out, rstd, num_rows, width, x.stride(0), eps,
             key=_key(x), HAS_WEIGHT=weight is not None, WIDTH=next_power_of_2(width),
         )  # fmt: skip

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import tile_of
@@ -69,7 +69,7 @@ def rotate_into(out: Tensor, x: Tensor, angles: Tensor, back: bool) -> None:
     x, angles = with_unit_stride(x), with_unit_stride(angles)
     (num_tokens, num_heads, d), padded = x.shape, next_power_of_2(x.shape[2] // 2)
     ROTATE.launch(
-        lambda c: (triton.cdiv(num_tokens, c["TOKENS"]),), x.device,
+        lambda c: (cdiv(num_tokens, c["TOKENS"]),), x.device,
         x, angles, out, num_tokens, num_heads, angles.stride(0), x.stride()[:2], out.stride(0),
         key={"half": padded, "bytes": x.element_size()}, BACK=back, HALF=d // 2, PADDED=padded,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, capability, config, for_hopper, next_power_of_2
+from mfu_kernels.launching import Kernel, capability, cdiv, config, for_hopper, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, together, turned_pairs
 from mfu_kernels.rows import with_unit_stride
@@ -235,7 +235,7 @@ def forward(
     def grid(c: MetaParameters) -> tuple[int]:
         if "PROGRAMS" in c:
             return (num_heads * kernel_sm90.programs_of_head(c, num_rows, num_heads, k.device),)
-        return (num_rows * num_chunks * num_heads * triton.cdiv(num_seeds, int(c["BLOCK_S"])),)
+        return (num_rows * num_chunks * num_heads * cdiv(num_seeds, int(c["BLOCK_S"])),)
 
     FORWARD.launch(
         grid, k.device,
@@ -246,7 +246,7 @@ def forward(
     )  # fmt: skip
     if num_chunks > 1:
         COMBINE.launch(
-            lambda c: (num_rows * num_heads * triton.cdiv(num_seeds, c["BLOCK_S"]),), k.device,
+            lambda c: (num_rows * num_heads * cdiv(num_seeds, c["BLOCK_S"]),), k.device,
             parts, *parts_softmax, offsets, out, *softmax,
             num_heads, num_seeds, width, scale * LOG2_E, num_chunks, chunk_length, key=key, D=key["d"],
         )  # fmt: skip
@@ -255,7 +255,7 @@ def forward(
 
 def chunks(num_pairs: int, max_length: int, device: torch.device) -> tuple[int, int]:
     """Into how many chunks, of how many keys, rows are split so that ``num_pairs`` rows and heads fill the device."""
-    return pieces(max_length, min(programs_wanted(device, num_pairs), triton.cdiv(max_length, MIN_CHUNK)))
+    return pieces(max_length, min(programs_wanted(device, num_pairs), cdiv(max_length, MIN_CHUNK)))
 
 
 def programs_wanted(device: torch.device, num_groups: int) -> int:
@@ -266,8 +266,8 @@ def programs_wanted(device: torch.device, num_groups: int) -> int:
 
 def pieces(length: int, wanted: int) -> tuple[int, int]:
     """About ``wanted`` equal pieces, at least one: how many, and the size of each, a multiple of every tile."""
-    size = max(1, triton.cdiv(length, max(1, wanted) * MAX_BLOCK_N)) * MAX_BLOCK_N
-    return max(1, triton.cdiv(length, size)), size
+    size = max(1, cdiv(length, max(1, wanted) * MAX_BLOCK_N)) * MAX_BLOCK_N
+    return max(1, cdiv(length, size)), size
 
 
 def shape_key(seeds: Tensor, v: Tensor, angles: Tensor | None) -> MetaParameters:

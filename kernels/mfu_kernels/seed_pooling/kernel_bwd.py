@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfu_kernels.boundary import apart
-from mfu_kernels.launching import Kernel, capability, config, current, for_hopper
+from mfu_kernels.launching import Kernel, capability, cdiv, config, current, for_hopper
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
@@ -205,11 +205,11 @@ def backward(
     angles = None if angles is None else with_unit_stride(angles)
     grad, offsets, key = grad.contiguous(), offsets.contiguous(), shape_key(seeds, v, angles)
     block, earlier = seed_block(key), dkv
-    num_padded = triton.cdiv(len(seeds), block) * block
+    num_padded = cdiv(len(seeds), block) * block
     divided = grad.new_empty(len(out), num_heads, num_padded, width)
     statistics = softmax.new_empty(2, *divided.shape[:3])
     DIVIDE.launch(
-        lambda c: (len(out) * num_heads * triton.cdiv(num_padded, c["BLOCK_S"]),), k.device,
+        lambda c: (len(out) * num_heads * cdiv(num_padded, c["BLOCK_S"]),), k.device,
         grad, out, *softmax, divided, *statistics, len(seeds), num_padded, scale * LOG2_E,
         key=key, NUM_HEADS=num_heads, WIDTH=width, D=key["d"],
     )  # fmt: skip

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 from mfu_kernels.tiles import LOG2E, own_block
@@ -145,21 +145,21 @@ def backward(
     grad, queries, x, offsets = grad.contiguous(), queries.contiguous(), with_unit_stride(x), offsets.contiguous()
     highest, total = (part.contiguous() for part in softmax)
     key = {"queries": next_power_of_2(num_queries), "width": next_power_of_2(width), "bytes": x.element_size()}
-    delta, query_blocks = softmax.new_empty(num_rows, num_queries), partial(triton.cdiv, num_queries)
+    delta, query_blocks = softmax.new_empty(num_rows, num_queries), partial(cdiv, num_queries)
     pairs = x.new_empty(num_keys, 2, num_queries)
     weights, dscores = pairs.unbind(1)
     DELTA.launch(
-        lambda c: (triton.cdiv(num_rows * num_queries, c["BLOCK_M"]),), x.device,
+        lambda c: (cdiv(num_rows * num_queries, c["BLOCK_M"]),), x.device,
         grad, out, delta, num_rows * num_queries, key=key, WIDTH=width,
     )  # fmt: skip
     WEIGHTS.launch(
-        lambda c: (num_rows * triton.cdiv(max_length, c["BLOCK_N"]) * query_blocks(c["BLOCK_M"]),), x.device,
+        lambda c: (num_rows * cdiv(max_length, c["BLOCK_N"]) * query_blocks(c["BLOCK_M"]),), x.device,
         grad, queries, x, offsets, highest, total, delta, weights, dscores, num_queries, max_length, scale,
         key=key, X_STRIDE=x.stride(0), WIDTH=width,
     )  # fmt: skip
     if needs[1]:
         DX.launch(
-            lambda c: (num_rows * triton.cdiv(max_length, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),), x.device,
+            lambda c: (num_rows * cdiv(max_length, c["BLOCK_N"]) * cdiv(width, c["BLOCK_D"]),), x.device,
             grad, queries, offsets, weights, dscores, dx, num_queries, max_length, key=key, WIDTH=width,
         )  # fmt: skip
     if needs[0]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfu_kernels.launching import Kernel, config, next_power_of_2
+from mfu_kernels.launching import Kernel, cdiv, config, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rows import with_unit_stride
 
@@ -118,7 +118,7 @@ def forward(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
         "columns": columns,
     }
     FORWARD.launch(
-        lambda c: (triton.cdiv(batch, c["ROWS"] // key["out"]) * column_blocks(out_dim),), x.device,
+        lambda c: (cdiv(batch, c["ROWS"] // key["out"]) * column_blocks(out_dim),), x.device,
         x, z, w, out, batch, in_dim, out_dim, x.stride(0), x.stride(1), w.stride(0), w.stride(1),
         key=key, R=num_terms, S=num_in, M=num_out, TOKENS=key["tokens"], OUT=key["out"], COLS=columns,
     )  # fmt: skip

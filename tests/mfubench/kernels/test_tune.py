@@ -25,9 +25,9 @@ CPU, SMALL = torch.device("cpu"), {"rows": 9, "width": 512, "weight": True}
 @pytest.fixture
 def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_adopted", [])
-    lock._by_place.cache_clear()
+    lock.by_place.cache_clear()
     yield  # type: ignore[misc]
-    lock._by_place.cache_clear()
+    lock.by_place.cache_clear()
 
 
 def entry(rows: int) -> dict[str, Any]:
@@ -55,6 +55,21 @@ def test_what_is_adopted_holds_for_its_gpu_and_key_only(no_lock: None) -> None:
     assert found == entry(16)["config"] and len(lock.merged()) == len(lock.committed()) + 1
     assert lock.locked_config("rms_norm_fwd_kernel", "another GPU", {"bytes": 2, "width": 512}) is None
     assert lock.locked_config("rms_norm_fwd_kernel", "a GPU", {"bytes": 2, "width": 256}) is None
+
+
+def test_a_launch_takes_what_was_adopted_since_the_last_one(no_lock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    kernels_of("rms_norm")
+    kernel, gpu = KERNELS["rms_norm_fwd_kernel"], torch.device("cuda", 0)
+    key: dict[str, int | str | bool] = {"width": 512, "bytes": 2}
+    default = kernel.space(key)[0].all_kwargs()
+    assert kernel.choose(key, gpu).all_kwargs() == kernel.choose(key, gpu).all_kwargs() == default
+    lock.adopt([entry(2)])
+    assert kernel.choose(key, gpu).kwargs["ROWS"] == 2 != default["ROWS"]
+    with modes.forced_config(lambda _kernel, configs: configs[-1]):
+        assert kernel.choose(key, gpu).all_kwargs() == kernel.space(key)[-1].all_kwargs()
+    assert kernel.choose(key, gpu).kwargs["ROWS"] == 2
+    assert kernel.choose({**key, "width": 256}, gpu).all_kwargs() == kernel.space({**key, "width": 256})[0].all_kwargs()
 
 
 KEY = {"width": 512, "bytes": 4}
