@@ -87,13 +87,13 @@ class Kernel:
 
         It does where one of its configs is locked or asked for, and where nothing is timed: off a GPU.
         """
-        if device.type != "cuda" or forced(self.name, lambda: self._in_turns(self.space(key))) is not None:
+        if device.type != "cuda" or self._asked_for(key) is not None:
             return True
         return locked_config(self.name, torch.cuda.get_device_name(device), key) is not None
 
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""
-        wanted = forced(self.name, lambda: self._in_turns(self.space(key)))
+        wanted = self._asked_for(key)
         if wanted is not None:
             return wanted
         if by_place() is not self._places:
@@ -102,6 +102,10 @@ class Kernel:
         if place not in self._chosen:
             self._chosen[place] = self._unforced(key, device)
         return self._chosen[place]
+
+    def _asked_for(self, key: MetaParameters) -> triton.Config | None:
+        asked: triton.Config | None = forced(self.name, lambda: self._in_turns(self.space(key)))
+        return asked
 
     def _unforced(self, key: MetaParameters, device: torch.device) -> triton.Config:
         if device.type == "cuda":
@@ -125,7 +129,8 @@ class Kernel:
         """Run on ``device`` with ``grid`` of the chosen config's constants; ``constants`` are the kernel's others."""
         sink, wanted = ahead(self.name, key)
         if sink is not None:
-            default, locked = [] if self.instead_of else [self.choose(key, device)], self._locked(key)
+            waits = self.instead_of and self._asked_for(key) is None
+            default, locked = [] if waits else [self.choose(key, device)], self._locked(key)
             taken = [*default, *locked]
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
