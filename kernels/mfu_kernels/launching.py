@@ -135,8 +135,7 @@ class Kernel:
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
                 compiled = self._compile(candidate, *args, **constants)
-                won = candidate in locked and candidate not in default
-                sink(Compiled(self.name, dict(key), candidate, candidate in taken, won, compiled))
+                sink(Compiled(self.name, dict(key), candidate, candidate in taken, candidate in locked, compiled))
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)

@@ -18,7 +18,7 @@ class Compiled:
     """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised.
 
     ``taken``: a launch takes the config, by default or, on some GPU of that generation, because it is ``locked``: it
-    won there, and is not the default.
+    won there, as the default may, too.
     """
 
     kernel: str
