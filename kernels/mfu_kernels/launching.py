@@ -135,7 +135,7 @@ class Kernel:
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
                 compiled = self._compile(candidate, *args, **constants)
-                sink(Compiled(self.name, dict(key), candidate, candidate in taken, candidate in locked, compiled))
+                sink(Compiled(self.name, dict(key), candidate, candidate in default, candidate in locked, compiled))
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)

@@ -17,16 +17,20 @@ ConfigChoice = Callable[[str, Sequence[Any]], Any]
 class Compiled:
     """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised.
 
-    ``taken``: a launch takes the config, by default or, on some GPU of that generation, because it is ``locked``: it
-    won there, as the default may, too.
+    ``default``: a launch takes the config where nothing else is locked; ``locked``: it won on a GPU of that generation.
     """
 
     kernel: str
     key: MetaParameters
     config: Any
-    taken: bool
+    default: bool
     locked: bool
     result: Any
+
+    @property
+    def taken(self) -> bool:
+        """Whether launches take the config on some GPU of that generation."""
+        return self.default or self.locked
 
 
 Extent = Literal["all", "launched", "none"]

@@ -18,7 +18,7 @@ from mfubench.kernels.targets import TARGETS
 target, form, cases = TARGETS[sys.argv[1]], *json.loads(sys.argv[2])
 activate(target)
 found = []
-with forced_config(nth_config(form)), compile_ahead(lambda x: x.locked or found.append(x), lambda *_: "launched"):
+with forced_config(nth_config(form)), compile_ahead(lambda x: x.default and found.append(x), lambda *_: "launched"):
     for case in cases:
         launch(torch.empty(4, dtype=torch.int64, device="meta"), *case)
 codes = read_machine_code([compiled.result for compiled in found], target)
