@@ -35,7 +35,7 @@ from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
 
 from .softmax import attend
-from .turned import turn_in_place, turns_of
+from .turned import in_pairs, turn_in_place, turns_of
 
 _TILE = gl.constexpr(TILE)
 _MOST_HELD = 230_000  # bytes of tiles that leave room for barriers and ones
@@ -64,7 +64,7 @@ def _usher(
     Q_SLOTS: gl.constexpr = queries.shape[0]
     LAPS: gl.constexpr = done.shape[0]
     DIM: gl.constexpr = keys.shape[2]
-    nothing = gl.zeros([_TILE, DIM], gl.float32, of_product(DIM))
+    nothing = gl.zeros([_TILE, DIM], gl.float32, in_pairs(DIM))
     step = gl.num_programs(0)
     # The item whose tiles are being brought: earlier ones had begun_before of them, its own next one is begun_i.
     begun = gl.program_id(0)
@@ -101,8 +101,7 @@ def _usher(
             next_cos, next_sin = turns_of(turns, nothing, start + next_i * _TILE, length - next_i * _TILE)
             mbarrier.wait(came.index(slot), (now // SLOTS) & 1)
             if turns is not None:
-                turn_in_place(keys.index(slot), cos, sin)
-                turn_in_place(queries.index(now % Q_SLOTS), cos, sin)
+                turn_in_place(keys.index(slot), queries.index(now % Q_SLOTS), cos, sin)
             if kept < _TILE:
                 clear_from(values.index(slot), kept)
             fence_async_shared()
