@@ -16,6 +16,10 @@ The gatherer has the time for the rest: it has TMA bring all tiles, and lays bes
 and deltas. It refills a slot without asking: a walker that has left the next change is done with the queries before,
 and one that has left a block's last change is done with its keys.
 
+A block's table of turns comes with its keys, where heads of 64 leave room for it: its walker turns dk by it, and later
+the gatherer dq. There is one table more than there are blocks of keys, for it is read after the last change: when block
+j + 1 comes in place of block j - 3, the walker of that one has left a change of its next, j - 1.
+
 Keys and queries beyond the end of a row are those of the next, and their weights are masked, which a NaN there passes:
 a row with NaN may spoil the row before it.
 """
@@ -34,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mfu_kernels.hopper import TILE, blocks_of, in_chunks, lies_for_tma, of_product, tma_load
+from mfu_kernels.hopper import TILE, blocks_of, halves_of, in_chunks, lies_for_tma, of_product, tma_load
 from mfu_kernels.launching import config
 from mfu_kernels.tiles import LOG2E
 
@@ -54,12 +58,21 @@ def _row(offsets, NUM_HEADS: gl.constexpr):
 
 
 @gluon.jit
+def _turns_of_block(block, tables, turns, like, token, kept):
+    """As `turns_of` has them; TMA has brought them, if there are tables."""
+    if tables is None:
+        return turns_of(turns, like, token, kept)
+    else:
+        return halves_of(tables.index(block % tables.shape[0]).load(like.type.layout))
+
+
+@gluon.jit
 def _walk(
     shared, dk, dv, turns, offsets, behind, ahead, scale,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, WALKER: gl.constexpr,
 ):  # fmt: skip
     """A walker: dk and dv of every WALKERS-th block of keys. Scores are transposed, [keys, queries]."""
-    queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken = shared
+    queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken = shared
     SLOTS: gl.constexpr = queries.shape[0]
     KEY_SLOTS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = queries.shape[2]
@@ -114,19 +127,24 @@ def _walk(
                 slot, phase = slot * 0, phase ^ 1
             k_change, v_change = warpgroup_mma_wait(0, [k_change, v_change])
         token, kept = start + j * _TILE, length - j * _TILE
-        cos, sin = turns_of(turns, nothing, token, kept)
+        cos, sin = _turns_of_block(j, tables, turns, nothing, token, kept)
         store_turned(dv, v_change, cos, sin, token, head, kept, False, DX_T)
         store_turned(dk, k_change * scale, cos, sin, token, head, kept, turns is not None, DX_T)
 
 
 @gluon.jit
-def _bring(block, blocks, start, came, slots, tiles, place, other_slots, other_tiles, other_place):
-    """Have TMA bring a block of 64 tokens of two tensors, if the row has it, into its slots."""
-    slot = block % slots.shape[0]
+def _bring(
+    block, blocks, start, came, slots, tiles, place, other_slots, other_tiles, other_place, tables, turn_tiles,
+):  # fmt: skip
+    """Have TMA bring a block of 64 tokens of two tensors, if the row has it, into its slots; perhaps its turns, too."""
+    TILES: gl.constexpr = 2 if tables is None else 3
+    slot, token = block % slots.shape[0], start + block * _TILE
     if block < blocks:
-        mbarrier.expect(came.index(slot), 2 * 2 * _TILE * slots.shape[2])
-        tma_load(tiles, [start + block * _TILE, place], came.index(slot), slots.index(slot))
-        tma_load(other_tiles, [start + block * _TILE, other_place], came.index(slot), other_slots.index(slot))
+        mbarrier.expect(came.index(slot), TILES * 2 * _TILE * slots.shape[2])
+        if tables is not None:
+            tma_load(turn_tiles, [token, 0], came.index(slot), tables.index(block % tables.shape[0]))
+        tma_load(tiles, [token, place], came.index(slot), slots.index(slot))
+        tma_load(other_tiles, [token, other_place], came.index(slot), other_slots.index(slot))
 
 
 @gluon.jit
@@ -171,15 +189,15 @@ def _with_change(sums, AT: gl.constexpr, j, i, blocks, count, keys, changes, cha
 
 @gluon.jit
 def _gather(
-    shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead, scale,
-    Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr,
+    shared, q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
+    scale, Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr,
 ):  # fmt: skip
     """The gatherer: dq. Its round j begins with block j of keys, and ends with the rest of block j - 1.
 
     Before it, blocks of queries from j - near on are open, and those below j + far + EARLIER have their pairs.
     """
-    queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken = shared
+    queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken = shared
     SLOTS: gl.constexpr = queries.shape[0]
     DIM: gl.constexpr = queries.shape[2]
     OWN: gl.constexpr = REACH if WALKERS == 1 else (REACH + 1) // 2  # changes by block j of keys in round j
@@ -194,9 +212,9 @@ def _gather(
     q_place, k_place, v_place, grad_place = head * Q_H, head * K_H, head * V_H, head * GRAD_H
 
     for i in range(SLOTS):
-        _bring(i, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place)
+        _bring(i, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place, None, None)
         if i < 2:
-            _bring(i, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
+            _bring(i, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place, tables, turn_tiles)
     for i in range(far + EARLIER):
         level, mixed = _saved(i, out, levels, start, length, NUM_HEADS, DIM)
         _pair(i, blocks, level, mixed, grads, pairs, q_came, paired)
@@ -205,11 +223,11 @@ def _gather(
     for j in range(blocks + near):
         i = j - near
         if j > 0:
-            _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
+            _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place, tables, turn_tiles)
         token, kept = start + i * _TILE, gl.where(i >= 0, length - i * _TILE, 0)
-        cos, sin = turns_of(turns, nothing, token, kept)
         sums, count = _with_change(sums, 0, j, i, blocks, count, keys, changes, changed, taken, WALKERS)
         if kept > 0:
+            cos, sin = _turns_of_block(i, tables, turns, nothing, token, kept)
             store_turned(dq, sums[0] * scale, cos, sin, token, head, kept, turns is not None, DX_T)
         sums = sums[1:] + (nothing,)
         level, mixed = _saved(j + far + EARLIER, out, levels, start, length, NUM_HEADS, DIM)
@@ -225,14 +243,17 @@ def _gather(
                 )  # fmt: skip
         _pair(j + far + EARLIER, blocks, level, mixed, grads, pairs, q_came, paired)
         if i >= 0:
-            _bring(i + SLOTS, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place)
+            _bring(
+                i + SLOTS, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place, None, None
+            )
         if WALKERS == 2:
             count, count_before = count_before, count
 
 
 @gluon.jit
 def window_attention_bwd_sm90_kernel(
-    q_tiles, k_tiles, v_tiles, grad_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale,
+    q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind,
+    ahead, scale,
     Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr, DIM: gl.constexpr,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -246,6 +267,10 @@ def window_attention_bwd_sm90_kernel(
     grads = gl.allocate_shared_memory(dtype, [SLOTS, _TILE, DIM], tile)
     keys = gl.allocate_shared_memory(dtype, [WALKERS + 1, _TILE, DIM], tile)
     values = gl.allocate_shared_memory(dtype, [WALKERS + 1, _TILE, DIM], tile)
+    if turn_tiles is None:
+        tables: gl.constexpr = None
+    else:
+        tables = gl.allocate_shared_memory(gl.float16, [WALKERS + 2, _TILE, DIM], tile)
     pairs = gl.allocate_shared_memory(gl.float32, [2 * SLOTS, _TILE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     changes = gl.allocate_shared_memory(dtype, [2 * WALKERS, _TILE, _TILE], square)
     q_came = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], barrier)
@@ -262,12 +287,12 @@ def window_attention_bwd_sm90_kernel(
         mbarrier.init(changed.index(slot), count=1)
         mbarrier.init(taken.index(slot), count=1)
     fence_async_shared()
-    shared = (queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken)
+    shared = (queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken)
     gl.warp_specialize(
         [
             (_gather, (
-                shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
-                scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
+                shared, q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, out, levels, dq, turns, offsets, num_tokens,
+                ahead, scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
             )),
             (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0)),
             (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 1)),
@@ -302,10 +327,10 @@ def configs(d: int, seen: int) -> Sequence[triton.Config]:
     It wins by eight passes over memory where two kernels take twelve, five products for seven, and no short programs.
     By Triton 3.6's code for sm_90 nothing spills, and no product waits for another without need.
 
-    Heads of 64, five blocks seen: 178,880 bytes of shared memory, 168 registers for each of three warpgroups (with
+    Heads of 64, five blocks seen: 211,648 bytes of shared memory with tables, 168 registers for each of three warpgroups (with
     Triton 3.9, 24 bytes spill). A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70
     more for each side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen:
-    145,056 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+    177,824 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
     """
     walkers, registers = (1, 248) if d == 128 else (2, {3: 192, 4: 176, 5: 168}[seen])
     return [config(REACH=seen, WALKERS=walkers, REGISTERS=registers)]
@@ -320,6 +345,7 @@ def arguments(
     tiles = (blocks_of(x, TILE) for x in (q, k, v, grad))
     wanted = ("NUM_HEADS", "DX_T", "REACH", "WALKERS", "REGISTERS")
     places = {"Q_H": q_h, "K_H": k_h, "V_H": v_h, "GRAD_H": grad_h, "DIM": constants["D"]}
-    return (*tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale), {
+    turn_tiles = None if turns is None or constants["WALKERS"] == 1 else blocks_of(turns, TILE)
+    return (*tiles, turn_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale), {
         **{name: constants[name] for name in wanted}, **places, "maxnreg": 248 if constants["WALKERS"] == 1 else 168,
     }  # fmt: skip
