@@ -327,10 +327,10 @@ def configs(d: int, seen: int) -> Sequence[triton.Config]:
     It wins by eight passes over memory where two kernels take twelve, five products for seven, and no short programs.
     By Triton 3.6's code for sm_90 nothing spills, and no product waits for another without need.
 
-    Heads of 64, five blocks seen: 211,648 bytes of shared memory with tables, 168 registers for each of three warpgroups (with
+    Heads of 64, five blocks seen: 223,936 bytes of shared memory with tables, 168 registers for each of three warpgroups (with
     Triton 3.9, 24 bytes spill). A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70
     more for each side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen:
-    177,824 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+    190,112 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
     """
     walkers, registers = (1, 248) if d == 128 else (2, {3: 192, 4: 176, 5: 168}[seen])
     return [config(REACH=seen, WALKERS=walkers, REGISTERS=registers)]

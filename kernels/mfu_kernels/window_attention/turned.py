@@ -58,5 +58,8 @@ def store_turned(x, change, cos, sin, token, head, count, TURNED: gl.constexpr, 
     if TURNED:
         cos, sin = cos.to(gl.float32), sin.to(gl.float32)
         first, second = first * cos - second * sin, first * sin + second * cos
-    store_rows(x, first, ROW, count, count >> 30)
-    store_rows(x + first.shape[1], second, ROW, count, count >> 30)
+    if first.shape[1] < 64:
+        store_rows(x, whole_of(first, second), ROW, count, count >> 30)
+    else:
+        store_rows(x, first, ROW, count, count >> 30)
+        store_rows(x + first.shape[1], second, ROW, count, count >> 30)
