@@ -67,9 +67,16 @@ def _turns_of_block(block, tables, turns, like, token, kept):
 
 
 @gluon.jit
+def _against(own, block, none):
+    """Begin a product of keys or values with a block of queries or gradients, [keys, queries]."""
+    return warpgroup_mma(own, block.permute([1, 0]), none, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def _walk(
     shared, dk, dv, turns, offsets, behind, ahead, scale,
-    NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, WALKER: gl.constexpr,
+    NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, HELD: gl.constexpr,
+    EARLY: gl.constexpr, WALKER: gl.constexpr,
 ):  # fmt: skip
     """A walker: dk and dv of every WALKERS-th block of keys. Scores are transposed, [keys, queries]."""
     queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken = shared
@@ -92,12 +99,16 @@ def _walk(
         lowest = gl.maximum(j - near, 0)
         slot, phase = lowest % SLOTS, (lowest // SLOTS) & 1
         mbarrier.wait(k_came.index(key_slot), (j // KEY_SLOTS) & 1)
+        own_v = values.index(key_slot)
+        if HELD:
+            own_v = own_v.load(gl.DotOperandLayout(0, scores_layout, 2))
         for i in range(lowest, gl.minimum(j - near + REACH, blocks)):
             mbarrier.wait(q_came.index(slot), phase)
             mbarrier.wait(paired.index(slot), phase)
-            q_columns, grad_columns = queries.index(slot).permute([1, 0]), grads.index(slot).permute([1, 0])
-            scores = warpgroup_mma(keys.index(key_slot), q_columns, no_scores, use_acc=False, is_async=True)
-            scores = warpgroup_mma_wait(0, [scores])
+            scores = _against(keys.index(key_slot), queries.index(slot), no_scores)
+            if EARLY:
+                dweights = _against(own_v, grads.index(slot), no_scores)
+            scores = warpgroup_mma_wait(1 if EARLY else 0, [scores])
             below = scores * (scale * _LOG2E) - pairs.index(2 * slot).load(columns_layout)[None, :]
             apart = (i - j) * _TILE
             columns = gl.arange(0, _TILE, columns_layout) + (count >> 30)
@@ -107,7 +118,8 @@ def _walk(
                 last = gl.minimum(rows + (behind - apart), length - 1 - i * _TILE)
                 last = gl.where(rows < length - j * _TILE, last, -1)
                 below = gl.where(columns[None, :] <= last[:, None], below, float("-inf"))
-            dweights = warpgroup_mma(values.index(key_slot), grad_columns, no_scores, use_acc=False, is_async=True)
+            if not EARLY:
+                dweights = _against(own_v, grads.index(slot), no_scores)
             weights = gl.exp2(below)
             dweights = warpgroup_mma_wait(0, [dweights])
             delta = pairs.index(2 * slot + 1).load(columns_layout)
@@ -256,6 +268,7 @@ def window_attention_bwd_sm90_kernel(
     ahead, scale,
     Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr, DIM: gl.constexpr,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, REGISTERS: gl.constexpr,
+    HELD: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv of one row and head; REACH blocks of queries see a block of keys."""
     dtype: gl.constexpr = q_tiles.dtype
@@ -294,8 +307,12 @@ def window_attention_bwd_sm90_kernel(
                 shared, q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, out, levels, dq, turns, offsets, num_tokens,
                 ahead, scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
             )),
-            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0)),
-            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 1)),
+            (_walk, (
+                shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, HELD, EARLY, 0,
+            )),
+            (_walk, (
+                shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, HELD, EARLY, 1,
+            )),
         ][: WALKERS + 1],
         [4] * WALKERS, [REGISTERS] * WALKERS,
     )  # fmt: skip
@@ -322,18 +339,25 @@ def fits(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, behind: int, ahead: int)
 
 
 def configs(d: int, seen: int) -> Sequence[triton.Config]:
-    """Registers of a walker; the gatherer has the rest of what a multiprocessor has for a program.
+    """Registers of a walker, whether it holds its values there, and whether both products for a tile begin at once.
 
-    It wins by eight passes over memory where two kernels take twelve, five products for seven, and no short programs.
-    By Triton 3.6's code for sm_90 nothing spills, and no product waits for another without need.
+    The gatherer has the rest of what a multiprocessor has for a program. The form wins by eight passes over memory
+    where two kernels take twelve, five products for seven, and no short programs. By Triton 3.6's code for sm_90
+    nothing spills, and no product waits for another without need.
 
-    Heads of 64, five blocks seen: 223,936 bytes of shared memory with tables, 168 registers for each of three warpgroups (with
-    Triton 3.9, 24 bytes spill). A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70
-    more for each side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen:
-    190,112 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+    Heads of 64, five blocks seen: 223,936 bytes of shared memory with tables, 168 registers for each of three
+    warpgroups. A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70 more for each
+    side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen: 190,112 bytes.
+    Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+
+    Values in registers spare a quarter of what scores and their gradients read of shared memory. A product that begins
+    with the scores is done when they are masked, but its sums are held meanwhile: only heads of 64 with three blocks
+    seen have the registers for both.
     """
     walkers, registers = (1, 248) if d == 128 else (2, {3: 192, 4: 176, 5: 168}[seen])
-    return [config(REACH=seen, WALKERS=walkers, REGISTERS=registers)]
+    constants = {"REACH": seen, "WALKERS": walkers, "REGISTERS": registers}
+    ways = [(0, 0), (1, 0), (0, 1), (1, 1)][: 4 if registers == 192 else 3]
+    return [config(**constants, HELD=held, EARLY=early) for held, early in ways]
 
 
 def arguments(
@@ -343,7 +367,7 @@ def arguments(
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
     """What `window_attention_bwd_sm90_kernel` takes, of what `window_attention_dkv_kernel` takes."""
     tiles = (blocks_of(x, TILE) for x in (q, k, v, grad))
-    wanted = ("NUM_HEADS", "DX_T", "REACH", "WALKERS", "REGISTERS")
+    wanted = ("NUM_HEADS", "DX_T", "REACH", "WALKERS", "REGISTERS", "HELD", "EARLY")
     places = {"Q_H": q_h, "K_H": k_h, "V_H": v_h, "GRAD_H": grad_h, "DIM": constants["D"]}
     turn_tiles = None if turns is None or constants["WALKERS"] == 1 else blocks_of(turns, TILE)
     return (*tiles, turn_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale), {
