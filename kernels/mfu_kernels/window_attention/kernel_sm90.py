@@ -79,7 +79,7 @@ def _walk(
     EARLY: gl.constexpr, WALKER: gl.constexpr,
 ):  # fmt: skip
     """A walker: dk and dv of every WALKERS-th block of keys. Scores are transposed, [keys, queries]."""
-    queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken = shared
+    queries, grads, keys, values, tables, pairs, changes, _, k_came, paired, changed, taken = shared
     SLOTS: gl.constexpr = queries.shape[0]
     KEY_SLOTS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = queries.shape[2]
@@ -103,8 +103,7 @@ def _walk(
         if HELD:
             own_v = own_v.load(gl.DotOperandLayout(0, scores_layout, 2))
         for i in range(lowest, gl.minimum(j - near + REACH, blocks)):
-            mbarrier.wait(q_came.index(slot), phase)
-            mbarrier.wait(paired.index(slot), phase)
+            mbarrier.wait(paired.index(slot), phase)  # the gatherer has seen that the block came
             scores = _against(keys.index(key_slot), queries.index(slot), no_scores)
             if EARLY:
                 dweights = _against(own_v, grads.index(slot), no_scores)

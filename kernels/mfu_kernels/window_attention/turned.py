@@ -58,7 +58,7 @@ def store_turned(x, change, cos, sin, token, head, count, TURNED: gl.constexpr, 
     if TURNED:
         cos, sin = cos.to(gl.float32), sin.to(gl.float32)
         first, second = first * cos - second * sin, first * sin + second * cos
-    if first.shape[1] < 64:
+    if first.shape[1] < 64:  # halves are less than a line of memory each
         store_rows(x, whole_of(first, second), ROW, count, count >> 30)
     else:
         store_rows(x, first, ROW, count, count >> 30)
