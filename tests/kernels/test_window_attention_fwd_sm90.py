@@ -51,7 +51,7 @@ def cases() -> list[dict[str, Any]]:
     for (d, causal), windows in WINDOWS.items():
         own = {"d": (d,), "causal": (causal,), "window": windows, "lengths": LENGTHS}
         # Slack, so that a window is not cut to the longest row, and then another one.
-        found += contract.cases(EXAMPLES, 5, **own, angles=(False, True), std=(1.0, 11.0), slack=(200,), heads=(1, 2))
+        found += contract.cases(EXAMPLES, 2, **own, angles=(False, True), std=(1.0, 11.0), slack=(200,), heads=(1, 2))
     return found
 
 
@@ -62,15 +62,15 @@ def test_its_numbers(case: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_ushers_and_rows_of_few_tiles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where queries see little, an usher and a reader may be far ahead of the other ones."""
+def test_rows_of_few_tiles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where queries see little, a reader may be far ahead of the others."""
     monkeypatch.setattr(kernel, "rotate_into", turn)
     lengths = ((1,) * 20, (0, 64, 1, 1, 65, 1, 0, 1, 130, 1), (64,) * 9 + (65,), (1, 300, 1, 1, 200))[seed]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     q, k, v = torch.randn(sum(lengths), 3, 2, 64, generator=torch.Generator().manual_seed(seed)).bfloat16().unbind(1)
-    with emulated(FORWARD, "READERS", seed, choice=2) as taken:
+    with emulated(FORWARD, "READERS", seed, choice=1) as taken:
         out, *_ = forward(q, k, v, offsets, None, 64 * (seed % 2), False, 0.125, 300)
-    assert taken[0].kwargs["USHERS"] == 2
+    assert taken[0].kwargs["READERS"] == 3
     mask = {"window": 64 * (seed % 2), "causal": False, "scale": 0.125, "max_length": 300}
     exact = window_attention_reference(q.float(), k.float(), v.float(), offsets, None, **mask)
     torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)

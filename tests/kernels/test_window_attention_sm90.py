@@ -74,7 +74,7 @@ def cases() -> list[dict[str, Any]]:
     for (d, causal), windows in WINDOWS.items():
         own = {"d": (d,), "causal": (causal,), "window": windows, "lengths": LENGTHS}
         # Slack, so that a window is not cut to the longest row, and then another kernel's.
-        found += contract.cases(EXAMPLES, 1, **own, angles=(False, True), std=(1.0, 11.0), slack=(130,), heads=(1, 2))
+        found += contract.cases(EXAMPLES, 4, **own, angles=(False, True), std=(1.0, 11.0), slack=(130,), heads=(1, 2))
     return found
 
 

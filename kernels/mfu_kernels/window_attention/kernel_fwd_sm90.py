@@ -1,10 +1,10 @@
 """Window attention's forward for Hopper, in Gluon: programs that walk along rows, and turn what they read on the way.
 
 Tiles of 64 events go through a ring in shared memory: their queries, keys and values, each read from memory once. A
-warpgroup, the usher, or two in turns, has TMA bring them, turns queries and keys in place by a table of cosines and
-sines, and lets READERS other warpgroups know. These take queries' tiles in turns and hold each against the tiles of
-keys in its window, with exp2 and a running maximum; out of step, so that one's softmax takes place while others
-multiply. TMA takes away what was turned, which backward reads, and the output, which is staged where the queries were.
+warpgroup, the usher, has TMA bring them, turns queries and keys in place by a table of cosines and sines, and lets
+READERS other warpgroups know. These take queries' tiles in turns and hold each against the tiles of keys in its window,
+with exp2 and a running maximum; out of step, so that one's softmax takes place while others multiply. TMA takes away
+what was turned, which backward reads, and the output, which is staged where the queries were.
 
 Rows of weights are summed by the tensor cores, as a product with ones: what is summed are the rounded weights that
 values are multiplied with, and 64 x 64 scores take 280 instructions of a thread in place of 310.
@@ -35,7 +35,7 @@ from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
 
 from .softmax import attend
-from .turned import turn_in_place, turns_of
+from .turned import in_pairs, turn_in_place, turns_of
 
 _TILE = gl.constexpr(TILE)
 _MOST_HELD = 230_000  # bytes of tiles that leave room for barriers and ones
@@ -52,9 +52,9 @@ def _row(offsets, item, NUM_HEADS: gl.constexpr):
 @gluon.jit
 def _usher(
     shared, sources, offsets, items, Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr,
-    NUM_HEADS: gl.constexpr, EARLY: gl.constexpr, USHERS: gl.constexpr, USHER: gl.constexpr,
+    NUM_HEADS: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """Have every USHERS-th tile brought, up to EARLY tiles before it is wanted, and turned.
+    """Have every tile brought, up to EARLY tiles before it is wanted, and turned.
 
     It waits for no reader whom a tile that it brings could help: EARLY tiles are as many as are spare in the ring.
     """
@@ -64,45 +64,42 @@ def _usher(
     Q_SLOTS: gl.constexpr = queries.shape[0]
     LAPS: gl.constexpr = done.shape[0]
     DIM: gl.constexpr = keys.shape[2]
-    nothing = gl.zeros([_TILE, DIM], gl.float32, of_product(DIM))
+    nothing = gl.zeros([_TILE, DIM], gl.float32, in_pairs(DIM))
     step = gl.num_programs(0)
     # The item whose tiles are being brought: earlier ones had begun_before of them, its own next one is begun_i.
     begun = gl.program_id(0)
     begun_start, begun_length = _row(offsets, begun, NUM_HEADS)
-    before, begun_before, begun_i = gl.program_id(0) * 0, gl.program_id(0) * 0, gl.program_id(0) * 0 + USHER
+    before, begun_before, begun_i = gl.program_id(0) * 0, gl.program_id(0) * 0, gl.program_id(0) * 0
     for item in range(gl.program_id(0), items, step):
         start, length = _row(offsets, item, NUM_HEADS)
-        tiles, first = gl.cdiv(length, _TILE), (USHER + (USHERS - 1) * before) % USHERS
-        next_cos, next_sin = turns_of(turns, nothing, start + first * _TILE, length - first * _TILE)
-        for i in range(first, tiles, USHERS):
+        tiles = gl.cdiv(length, _TILE)
+        next_cos, next_sin = turns_of(turns, nothing, start, length)
+        for i in range(tiles):
             now = before + i
             while (begun_before + begun_i <= now + EARLY) & (begun < items):
                 begun_tiles = gl.cdiv(begun_length, _TILE)
                 if begun_i < begun_tiles:
                     number, head = begun_before + begun_i, begun % NUM_HEADS
-                    for late in gl.static_range(USHERS):
-                        last = number - Q_SLOTS - (USHERS - 1 - late)
-                        if last >= 0:
-                            mbarrier.wait(done.index(last % LAPS), (last // LAPS) & 1)
+                    last = number - Q_SLOTS
+                    if last >= 0:
+                        mbarrier.wait(done.index(last % LAPS), (last // LAPS) & 1)
                     slot, place = number % SLOTS, begun_start.to(gl.int32) + begun_i * _TILE
                     mbarrier.expect(came.index(slot), 3 * 2 * _TILE * DIM)
                     tma_load(k_tiles, [place, head * K_H], came.index(slot), keys.index(slot))
                     tma_load(q_tiles, [place, head * Q_H], came.index(slot), queries.index(number % Q_SLOTS))
                     tma_load(v_tiles, [place, head * V_H], came.index(slot), values.index(slot))
-                    begun_i += USHERS
+                    begun_i += 1
                 else:
                     begun += step
                     begun_before += begun_tiles
-                    begun_i = (USHER + (USHERS - 1) * begun_before) % USHERS
+                    begun_i *= 0
                     begun_start, begun_length = _row(offsets, gl.minimum(begun, items - 1), NUM_HEADS)
             slot, kept = now % SLOTS, length - i * _TILE
             cos, sin = next_cos, next_sin
-            next_i = i + USHERS
-            next_cos, next_sin = turns_of(turns, nothing, start + next_i * _TILE, length - next_i * _TILE)
+            next_cos, next_sin = turns_of(turns, nothing, start + (i + 1) * _TILE, kept - _TILE)
             mbarrier.wait(came.index(slot), (now // SLOTS) & 1)
             if turns is not None:
-                turn_in_place(keys.index(slot), cos, sin)
-                turn_in_place(queries.index(now % Q_SLOTS), cos, sin)
+                turn_in_place(keys.index(slot), queries.index(now % Q_SLOTS), cos, sin)
             if kept < _TILE:
                 clear_from(values.index(slot), kept)
             fence_async_shared()
@@ -113,7 +110,7 @@ def _usher(
 @gluon.jit
 def _read(
     shared, results, offsets, items, NUM_HEADS: gl.constexpr, BEHIND: gl.constexpr, AHEAD: gl.constexpr,
-    USHERS: gl.constexpr, READERS: gl.constexpr, READER: gl.constexpr,
+    READERS: gl.constexpr, READER: gl.constexpr,
 ):  # fmt: skip
     """A reader: every READERS-th tile of queries, from where it is ready to where its output is on its way."""
     queries, keys, _, _, ready, done, _ = shared
@@ -133,9 +130,6 @@ def _read(
             own_q, own_k = queries.index(own % Q_SLOTS), keys.index(own % SLOTS)
             place = [token.to(gl.int32), head * DIM]
             mbarrier.wait(ready.index(own % LAPS), (own // LAPS) & 1)
-            for earlier in gl.static_range(1, USHERS):  # those before were ushered before these
-                if i >= earlier:
-                    mbarrier.wait(ready.index((own - earlier) % LAPS), ((own - earlier) // LAPS) & 1)
             if turned is not None:
                 if kept >= _TILE:
                     tma_store(turned_q, place, own_q)
@@ -160,25 +154,11 @@ def _read(
 
 
 @gluon.jit
-def _take_part(
-    given, Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, NUM_HEADS: gl.constexpr, BEHIND: gl.constexpr,
-    AHEAD: gl.constexpr, SPARE: gl.constexpr, USHERS: gl.constexpr, READERS: gl.constexpr, PART: gl.constexpr,
-):  # fmt: skip
-    """What the program's warpgroup of this number does."""
-    shared, sources, results, offsets, items = given
-    if PART < USHERS:
-        _usher(shared, sources, offsets, items, Q_H, K_H, V_H, NUM_HEADS, SPARE, USHERS, PART)
-    else:
-        _read(shared, results, offsets, items, NUM_HEADS, BEHIND, AHEAD, USHERS, READERS, PART - USHERS)
-
-
-@gluon.jit
 def window_attention_fwd_sm90_kernel(
     q_tiles, k_tiles, v_tiles, out_tiles, turned_q, turned_k, offsets, out, levels, turned, turns, items, num_tokens,
     behind, ahead, score_scale,
     Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, DIM: gl.constexpr, NUM_HEADS: gl.constexpr,
-    BEHIND: gl.constexpr, AHEAD: gl.constexpr, USHERS: gl.constexpr, READERS: gl.constexpr, SPARE: gl.constexpr,
-    REGISTERS: gl.constexpr, REST: gl.constexpr,
+    BEHIND: gl.constexpr, AHEAD: gl.constexpr, READERS: gl.constexpr, SPARE: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Output and levels of ``items`` rows and heads, and their queries and keys as they were turned, if they are."""
     dtype: gl.constexpr = q_tiles.dtype
@@ -203,16 +183,14 @@ def window_attention_fwd_sm90_kernel(
     shared = (queries, keys, values, came, ready, done, ones)
     sources = (q_tiles, k_tiles, v_tiles, turns)
     results = (out_tiles, turned_q, turned_k, out, levels, turned, num_tokens, (behind, ahead, score_scale))
-    given = (shared, sources, results, offsets, items)
     gl.warp_specialize(
         [
-            (_take_part, (given, Q_H, K_H, V_H, NUM_HEADS, BEHIND, AHEAD, SPARE, USHERS, READERS, 0)),
-            (_take_part, (given, Q_H, K_H, V_H, NUM_HEADS, BEHIND, AHEAD, SPARE, USHERS, READERS, 1)),
-            (_take_part, (given, Q_H, K_H, V_H, NUM_HEADS, BEHIND, AHEAD, SPARE, USHERS, READERS, 2)),
-            (_take_part, (given, Q_H, K_H, V_H, NUM_HEADS, BEHIND, AHEAD, SPARE, USHERS, READERS, 3)),
-        ][: USHERS + READERS],
-        [4] * (USHERS + READERS - 1),
-        [REST] * (USHERS - 1) + [REGISTERS] * READERS,
+            (_usher, (shared, sources, offsets, items, Q_H, K_H, V_H, NUM_HEADS, SPARE)),
+            (_read, (shared, results, offsets, items, NUM_HEADS, BEHIND, AHEAD, READERS, 0)),
+            (_read, (shared, results, offsets, items, NUM_HEADS, BEHIND, AHEAD, READERS, 1)),
+            (_read, (shared, results, offsets, items, NUM_HEADS, BEHIND, AHEAD, READERS, 2)),
+        ][: 1 + READERS],
+        [4] * READERS, [REGISTERS] * READERS,
     )  # fmt: skip
 
 
@@ -239,20 +217,19 @@ def fits(q: Tensor, k: Tensor, v: Tensor, behind: int, ahead: int) -> bool:
 
 
 def configs(key: MetaParameters) -> Sequence[triton.Config]:
-    """How many warpgroups usher and read, how many tiles wait for readers, and a reader's registers.
+    """How many warpgroups read, how many tiles wait for them, and a reader's registers; the usher has the rest.
 
     On an H200, one usher held up the readers: a tile took it as long with a window of 100 as with 50, where two
     readers were 9 % faster than three, whose instructions delay it. Tiles are brought no earlier than there are spare
     ones in the ring: a tile more made two readers of heads of 128 wait for each other, 2.03 in place of 1.20 ms. Two
-    ushers lost to one. The first of each spill nothing; the others up to 60 bytes, around the loop over keys.
+    ushers in turns lost to one. Two readers spill nothing, but where they rotate heads of 128: the usher spills then.
+    Three spill up to 104 bytes, around the loop over keys.
     """
     d, behind, ahead = (int(key[name]) for name in ("d", "behind", "ahead"))
-    tried = [(1, 2, 1, 216)]
-    if d == 64:
-        tried = [(1, 2, 2, 192), (1, 3, 2, 136), (2, 2, 2, 152), (2, 2, 3, 152), (2, 2, 2, 160)]
+    tried = [(2, 2, 192), (3, 2, 136)] if d == 64 else [(2, 1, 216)]
     return [
-        config(USHERS=ushers, READERS=readers, SPARE=spare, REGISTERS=registers)
-        for ushers, readers, spare, registers in tried
+        config(READERS=readers, SPARE=spare, REGISTERS=registers)
+        for readers, spare, registers in tried
         if _bytes_held(d, behind, ahead, readers, spare) <= _MOST_HELD
     ]
 
@@ -266,13 +243,11 @@ def arguments(
     tiles = (blocks_of(x, TILE) for x in (q, k, v, out))
     turned_tiles = (None, None) if turned is None else (blocks_of(x, TILE) for x in turned.unbind(1))
     items = (offsets.shape[0] - 1) * q.shape[1]
-    wanted = ("NUM_HEADS", "USHERS", "READERS", "SPARE", "REGISTERS")
+    wanted = ("NUM_HEADS", "READERS", "SPARE", "REGISTERS")
     places = {"Q_H": q_h, "K_H": k_h, "V_H": v_h, "DIM": constants["D"]}
     window = {name.upper(): tiles for name, tiles in tiles_seen(behind, ahead).items()}
     numbers = (items, num_tokens, behind, ahead, score_scale)
-    ushers, readers, registers = (constants[name] for name in ("USHERS", "READERS", "REGISTERS"))
-    shared_out = 512 // (ushers + readers) // 8 * 8  # what all threads start with; ushers leave readers some of theirs
-    rest = (shared_out * (ushers + readers) - registers * readers) // ushers // 8 * 8
     return (*tiles, *turned_tiles, offsets, out, levels, turned, turns, *numbers), {
-        **{name: constants[name] for name in wanted}, **places, **window, "REST": rest, "maxnreg": shared_out,
+        **{name: constants[name] for name in wanted}, **places, **window,
+        "maxnreg": 512 // (1 + constants["READERS"]) // 8 * 8,  # what all threads start with
     }  # fmt: skip

@@ -16,6 +16,10 @@ The gatherer has the time for the rest: it has TMA bring all tiles, and lays bes
 and deltas. It refills a slot without asking: a walker that has left the next change is done with the queries before,
 and one that has left a block's last change is done with its keys.
 
+A block's table of turns comes with its keys, where heads of 64 leave room for it: its walker turns dk by it, and later
+the gatherer dq. There is one table more than there are blocks of keys, for it is read after the last change: when block
+j + 1 comes in place of block j - 3, the walker of that one has left a change of its next, j - 1.
+
 Keys and queries beyond the end of a row are those of the next, and their weights are masked, which a NaN there passes:
 a row with NaN may spoil the row before it.
 """
@@ -34,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mfu_kernels.hopper import TILE, blocks_of, in_chunks, lies_for_tma, of_product, tma_load
+from mfu_kernels.hopper import TILE, blocks_of, halves_of, in_chunks, lies_for_tma, of_product, tma_load
 from mfu_kernels.launching import config
 from mfu_kernels.tiles import LOG2E
 
@@ -54,12 +58,28 @@ def _row(offsets, NUM_HEADS: gl.constexpr):
 
 
 @gluon.jit
+def _turns_of_block(block, tables, turns, like, token, kept):
+    """As `turns_of` has them; TMA has brought them, if there are tables."""
+    if tables is None:
+        return turns_of(turns, like, token, kept)
+    else:
+        return halves_of(tables.index(block % tables.shape[0]).load(like.type.layout))
+
+
+@gluon.jit
+def _against(own, block, none):
+    """Begin a product of keys or values with a block of queries or gradients, [keys, queries]."""
+    return warpgroup_mma(own, block.permute([1, 0]), none, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def _walk(
     shared, dk, dv, turns, offsets, behind, ahead, scale,
-    NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, WALKER: gl.constexpr,
+    NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, HELD: gl.constexpr,
+    EARLY: gl.constexpr, WALKER: gl.constexpr,
 ):  # fmt: skip
     """A walker: dk and dv of every WALKERS-th block of keys. Scores are transposed, [keys, queries]."""
-    queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken = shared
+    queries, grads, keys, values, tables, pairs, changes, _, k_came, paired, changed, taken = shared
     SLOTS: gl.constexpr = queries.shape[0]
     KEY_SLOTS: gl.constexpr = keys.shape[0]
     DIM: gl.constexpr = queries.shape[2]
@@ -79,12 +99,15 @@ def _walk(
         lowest = gl.maximum(j - near, 0)
         slot, phase = lowest % SLOTS, (lowest // SLOTS) & 1
         mbarrier.wait(k_came.index(key_slot), (j // KEY_SLOTS) & 1)
+        own_v = values.index(key_slot)
+        if HELD:
+            own_v = own_v.load(gl.DotOperandLayout(0, scores_layout, 2))
         for i in range(lowest, gl.minimum(j - near + REACH, blocks)):
-            mbarrier.wait(q_came.index(slot), phase)
-            mbarrier.wait(paired.index(slot), phase)
-            q_columns, grad_columns = queries.index(slot).permute([1, 0]), grads.index(slot).permute([1, 0])
-            scores = warpgroup_mma(keys.index(key_slot), q_columns, no_scores, use_acc=False, is_async=True)
-            scores = warpgroup_mma_wait(0, [scores])
+            mbarrier.wait(paired.index(slot), phase)  # the gatherer has seen that the block came
+            scores = _against(keys.index(key_slot), queries.index(slot), no_scores)
+            if EARLY:
+                dweights = _against(own_v, grads.index(slot), no_scores)
+            scores = warpgroup_mma_wait(1 if EARLY else 0, [scores])
             below = scores * (scale * _LOG2E) - pairs.index(2 * slot).load(columns_layout)[None, :]
             apart = (i - j) * _TILE
             columns = gl.arange(0, _TILE, columns_layout) + (count >> 30)
@@ -94,7 +117,8 @@ def _walk(
                 last = gl.minimum(rows + (behind - apart), length - 1 - i * _TILE)
                 last = gl.where(rows < length - j * _TILE, last, -1)
                 below = gl.where(columns[None, :] <= last[:, None], below, float("-inf"))
-            dweights = warpgroup_mma(values.index(key_slot), grad_columns, no_scores, use_acc=False, is_async=True)
+            if not EARLY:
+                dweights = _against(own_v, grads.index(slot), no_scores)
             weights = gl.exp2(below)
             dweights = warpgroup_mma_wait(0, [dweights])
             delta = pairs.index(2 * slot + 1).load(columns_layout)
@@ -114,19 +138,24 @@ def _walk(
                 slot, phase = slot * 0, phase ^ 1
             k_change, v_change = warpgroup_mma_wait(0, [k_change, v_change])
         token, kept = start + j * _TILE, length - j * _TILE
-        cos, sin = turns_of(turns, nothing, token, kept)
+        cos, sin = _turns_of_block(j, tables, turns, nothing, token, kept)
         store_turned(dv, v_change, cos, sin, token, head, kept, False, DX_T)
         store_turned(dk, k_change * scale, cos, sin, token, head, kept, turns is not None, DX_T)
 
 
 @gluon.jit
-def _bring(block, blocks, start, came, slots, tiles, place, other_slots, other_tiles, other_place):
-    """Have TMA bring a block of 64 tokens of two tensors, if the row has it, into its slots."""
-    slot = block % slots.shape[0]
+def _bring(
+    block, blocks, start, came, slots, tiles, place, other_slots, other_tiles, other_place, tables, turn_tiles,
+):  # fmt: skip
+    """Have TMA bring a block of 64 tokens of two tensors, if the row has it, into its slots; perhaps its turns, too."""
+    TILES: gl.constexpr = 2 if tables is None else 3
+    slot, token = block % slots.shape[0], start + block * _TILE
     if block < blocks:
-        mbarrier.expect(came.index(slot), 2 * 2 * _TILE * slots.shape[2])
-        tma_load(tiles, [start + block * _TILE, place], came.index(slot), slots.index(slot))
-        tma_load(other_tiles, [start + block * _TILE, other_place], came.index(slot), other_slots.index(slot))
+        mbarrier.expect(came.index(slot), TILES * 2 * _TILE * slots.shape[2])
+        if tables is not None:
+            tma_load(turn_tiles, [token, 0], came.index(slot), tables.index(block % tables.shape[0]))
+        tma_load(tiles, [token, place], came.index(slot), slots.index(slot))
+        tma_load(other_tiles, [token, other_place], came.index(slot), other_slots.index(slot))
 
 
 @gluon.jit
@@ -171,15 +200,15 @@ def _with_change(sums, AT: gl.constexpr, j, i, blocks, count, keys, changes, cha
 
 @gluon.jit
 def _gather(
-    shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead, scale,
-    Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr,
+    shared, q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
+    scale, Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr,
 ):  # fmt: skip
     """The gatherer: dq. Its round j begins with block j of keys, and ends with the rest of block j - 1.
 
     Before it, blocks of queries from j - near on are open, and those below j + far + EARLIER have their pairs.
     """
-    queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken = shared
+    queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken = shared
     SLOTS: gl.constexpr = queries.shape[0]
     DIM: gl.constexpr = queries.shape[2]
     OWN: gl.constexpr = REACH if WALKERS == 1 else (REACH + 1) // 2  # changes by block j of keys in round j
@@ -194,9 +223,9 @@ def _gather(
     q_place, k_place, v_place, grad_place = head * Q_H, head * K_H, head * V_H, head * GRAD_H
 
     for i in range(SLOTS):
-        _bring(i, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place)
+        _bring(i, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place, None, None)
         if i < 2:
-            _bring(i, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
+            _bring(i, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place, tables, turn_tiles)
     for i in range(far + EARLIER):
         level, mixed = _saved(i, out, levels, start, length, NUM_HEADS, DIM)
         _pair(i, blocks, level, mixed, grads, pairs, q_came, paired)
@@ -205,11 +234,11 @@ def _gather(
     for j in range(blocks + near):
         i = j - near
         if j > 0:
-            _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place)
+            _bring(j + 1, blocks, first, k_came, keys, k_tiles, k_place, values, v_tiles, v_place, tables, turn_tiles)
         token, kept = start + i * _TILE, gl.where(i >= 0, length - i * _TILE, 0)
-        cos, sin = turns_of(turns, nothing, token, kept)
         sums, count = _with_change(sums, 0, j, i, blocks, count, keys, changes, changed, taken, WALKERS)
         if kept > 0:
+            cos, sin = _turns_of_block(i, tables, turns, nothing, token, kept)
             store_turned(dq, sums[0] * scale, cos, sin, token, head, kept, turns is not None, DX_T)
         sums = sums[1:] + (nothing,)
         level, mixed = _saved(j + far + EARLIER, out, levels, start, length, NUM_HEADS, DIM)
@@ -225,16 +254,20 @@ def _gather(
                 )  # fmt: skip
         _pair(j + far + EARLIER, blocks, level, mixed, grads, pairs, q_came, paired)
         if i >= 0:
-            _bring(i + SLOTS, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place)
+            _bring(
+                i + SLOTS, blocks, first, q_came, queries, q_tiles, q_place, grads, grad_tiles, grad_place, None, None
+            )
         if WALKERS == 2:
             count, count_before = count_before, count
 
 
 @gluon.jit
 def window_attention_bwd_sm90_kernel(
-    q_tiles, k_tiles, v_tiles, grad_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale,
+    q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind,
+    ahead, scale,
     Q_H: gl.constexpr, K_H: gl.constexpr, V_H: gl.constexpr, GRAD_H: gl.constexpr, DIM: gl.constexpr,
     NUM_HEADS: gl.constexpr, DX_T: gl.constexpr, REACH: gl.constexpr, WALKERS: gl.constexpr, REGISTERS: gl.constexpr,
+    HELD: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv of one row and head; REACH blocks of queries see a block of keys."""
     dtype: gl.constexpr = q_tiles.dtype
@@ -246,6 +279,10 @@ def window_attention_bwd_sm90_kernel(
     grads = gl.allocate_shared_memory(dtype, [SLOTS, _TILE, DIM], tile)
     keys = gl.allocate_shared_memory(dtype, [WALKERS + 1, _TILE, DIM], tile)
     values = gl.allocate_shared_memory(dtype, [WALKERS + 1, _TILE, DIM], tile)
+    if turn_tiles is None:
+        tables: gl.constexpr = None
+    else:
+        tables = gl.allocate_shared_memory(gl.float16, [WALKERS + 2, _TILE, DIM], tile)
     pairs = gl.allocate_shared_memory(gl.float32, [2 * SLOTS, _TILE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     changes = gl.allocate_shared_memory(dtype, [2 * WALKERS, _TILE, _TILE], square)
     q_came = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], barrier)
@@ -262,15 +299,19 @@ def window_attention_bwd_sm90_kernel(
         mbarrier.init(changed.index(slot), count=1)
         mbarrier.init(taken.index(slot), count=1)
     fence_async_shared()
-    shared = (queries, grads, keys, values, pairs, changes, q_came, k_came, paired, changed, taken)
+    shared = (queries, grads, keys, values, tables, pairs, changes, q_came, k_came, paired, changed, taken)
     gl.warp_specialize(
         [
             (_gather, (
-                shared, q_tiles, k_tiles, v_tiles, grad_tiles, out, levels, dq, turns, offsets, num_tokens, ahead,
-                scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
+                shared, q_tiles, k_tiles, v_tiles, grad_tiles, turn_tiles, out, levels, dq, turns, offsets, num_tokens,
+                ahead, scale, Q_H, K_H, V_H, GRAD_H, NUM_HEADS, DX_T, REACH, WALKERS,
             )),
-            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 0)),
-            (_walk, (shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, 1)),
+            (_walk, (
+                shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, HELD, EARLY, 0,
+            )),
+            (_walk, (
+                shared, dk, dv, turns, offsets, behind, ahead, scale, NUM_HEADS, DX_T, REACH, WALKERS, HELD, EARLY, 1,
+            )),
         ][: WALKERS + 1],
         [4] * WALKERS, [REGISTERS] * WALKERS,
     )  # fmt: skip
@@ -297,18 +338,25 @@ def fits(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, behind: int, ahead: int)
 
 
 def configs(d: int, seen: int) -> Sequence[triton.Config]:
-    """Registers of a walker; the gatherer has the rest of what a multiprocessor has for a program.
+    """Registers of a walker, whether it holds its values there, and whether both products for a tile begin at once.
 
-    It wins by eight passes over memory where two kernels take twelve, five products for seven, and no short programs.
-    By Triton 3.6's code for sm_90 nothing spills, and no product waits for another without need.
+    The gatherer has the rest of what a multiprocessor has for a program. The form wins by eight passes over memory
+    where two kernels take twelve, five products for seven, and no short programs. By Triton 3.6's code for sm_90
+    nothing spills, and no product waits for another without need.
 
-    Heads of 64, five blocks seen: 178,880 bytes of shared memory, 168 registers for each of three warpgroups (with
-    Triton 3.9, 24 bytes spill). A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70
-    more for each side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen:
-    145,056 bytes. Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+    Heads of 64, five blocks seen: 223,936 bytes of shared memory with tables, 168 registers for each of three
+    warpgroups. A walker takes 305 instructions for 64 x 64 scores, ten for each of a thread's, and 70 more for each
+    side of the window that cuts the tile; the gatherer takes 200, turning included. Three blocks seen: 190,112 bytes.
+    Heads of 128, three: 231,540 bytes, 248 registers for each of two warpgroups.
+
+    Values in registers spare a quarter of what scores and their gradients read of shared memory. A product that begins
+    with the scores is done when they are masked, but its sums are held meanwhile: only heads of 64 with three blocks
+    seen have the registers for both.
     """
     walkers, registers = (1, 248) if d == 128 else (2, {3: 192, 4: 176, 5: 168}[seen])
-    return [config(REACH=seen, WALKERS=walkers, REGISTERS=registers)]
+    constants = {"REACH": seen, "WALKERS": walkers, "REGISTERS": registers}
+    ways = [(0, 0), (1, 0), (0, 1), (1, 1)][: 4 if registers == 192 else 3]
+    return [config(**constants, HELD=held, EARLY=early) for held, early in ways]
 
 
 def arguments(
@@ -318,8 +366,9 @@ def arguments(
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:  # fmt: skip
     """What `window_attention_bwd_sm90_kernel` takes, of what `window_attention_dkv_kernel` takes."""
     tiles = (blocks_of(x, TILE) for x in (q, k, v, grad))
-    wanted = ("NUM_HEADS", "DX_T", "REACH", "WALKERS", "REGISTERS")
+    wanted = ("NUM_HEADS", "DX_T", "REACH", "WALKERS", "REGISTERS", "HELD", "EARLY")
     places = {"Q_H": q_h, "K_H": k_h, "V_H": v_h, "GRAD_H": grad_h, "DIM": constants["D"]}
-    return (*tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale), {
+    turn_tiles = None if turns is None or constants["WALKERS"] == 1 else blocks_of(turns, TILE)
+    return (*tiles, turn_tiles, offsets, out, levels, dq, dk, dv, turns, num_tokens, behind, ahead, scale), {
         **{name: constants[name] for name in wanted}, **places, "maxnreg": 248 if constants["WALKERS"] == 1 else 168,
     }  # fmt: skip

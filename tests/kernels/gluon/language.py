@@ -239,6 +239,7 @@ _FUNCTIONS: Names = {
         name: lambda *_, **__: None
         for name in (
             "BlockedLayout",
+            "DistributedLinearLayout",
             "SliceLayout",
             "DotOperandLayout",
             "NVMMADistributedLayout",
