@@ -276,8 +276,8 @@ def configs(features: int, d: int, keys: int) -> list[triton.Config]:
     """What fits a multiprocessor, of ``features`` numbers an event in heads of ``d``, the ring as deep as that allows.
 
     Three warpgroups see a key and its value once for 192 events, with 160 registers each: enough for heads of 64. Two
-    have 240, and with heads of 64 room for larger blocks, which meet fewer barriers, and were the fastest. None spills.
-    One would have nobody to multiply while it does other things.
+    have 240, and with heads of 64 room for larger blocks, which meet fewer barriers, and were the fastest. None spills
+    but three with such blocks, 48 bytes. One would have nobody to multiply while it does other things.
 
     Where all processors have rows of their own, the keys and values of all those rows do not fit in the L2 cache: on an
     H200 device memory moved 4.8 GB for 2.5 (256 keys, six heads of 64), as every round read them there. SHARES programs
@@ -285,7 +285,7 @@ def configs(features: int, d: int, keys: int) -> list[triton.Config]:
     """
     found = []
     for shares in (3, 6, 2, 1):
-        for size, groups, registers in ((128, 2, 240), (64, 3, 160), (64, 2, 240)):
+        for size, groups, registers in ((128, 2, 240), (64, 3, 160), (128, 3, 160), (64, 2, 240)):
             stages = min(6, (SHARED - groups * TILE * features * 2) // (4 * size * d))
             if stages >= 2 and size <= keys and (d == 64 or (size, groups) == (64, 2)):
                 found.append(config(KEYS=size, STAGES=stages, GROUPS=groups, REGISTERS=registers, SHARES=shares))
