@@ -128,7 +128,7 @@ def _flops(workload: Workload, count: Count, attribution: Attribution) -> dict[s
         "fwd_model": count.total("fwd").model,
         "bwd_model": count.total("bwd").model,
         "recomputed": total.recomputed,
-        "counts_agree": workload.needed is not None,
+        "counts_agree": True if workload.needed is not None else None,  # else the count above has raised
         "unknown_ops": sorted(count.unknown_ops),
     }
 

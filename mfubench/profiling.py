@@ -32,7 +32,7 @@ from .user_code import short
 from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
-from .workload.step import run_step
+from .workload.step import run_passes, run_step, update
 
 Keep = Callable[[Callable[[], Run]], None]
 """Given, once the step has been timed, what makes a Run of all that is known when it is called."""
@@ -97,7 +97,7 @@ def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[]
         del passes.missing[name]
     except (MfubenchError, InvalidArgument):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         exhausted = out_of_memory(error, workload.device)
         if exhausted is None and workload.needed is not None:
             raise  # a model of the zoo with inputs of ours: a defect
@@ -149,7 +149,11 @@ def _datasheet(workload: Workload) -> tuple[Datasheet | None, float | None]:
 def _first_step(workload: Workload) -> None:
     """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run."""
     with run_eagerly(), _told_as_input(workload, "the model's step failed"):
-        run_step(workload, 0)
+        _, loss = run_passes(workload, workload.inputs[0])
+        if loss is not None:
+            update(workload)
+            if not loss.isfinite().all():
+                workload.warnings.append(f"the first step's loss is {loss.tolist()}: it trains nothing")
         wait_for(workload.device)
 
 
@@ -160,7 +164,7 @@ def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
         yield
     except (MfubenchError, InvalidArgument):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         exhausted = out_of_memory(error, workload.device)
         if exhausted:
             message = f"the step ran out of memory: {exhausted}; use a smaller --batch-size or --size"

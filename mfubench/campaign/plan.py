@@ -106,11 +106,16 @@ def plan(
     ``peers``, which may hang, in tasks of their own. ``peers`` are ``op=package.module:function``.
 
     Raises:
-        BadInput: an unknown stage or model, a size that no model has, or a peer of no op.
+        BadInput: an unknown stage or model, a size that no model has, a model that has none of the sizes, a peer of no
+            op, or choices that leave nothing.
     """
     _known("--stage", stages, STAGES)
     _known("--model", models, tuple(MODELS))
     _known("--size", sizes, tuple(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes)))
+    for model in models if sizes else ():
+        if not set(sizes) & set(MODELS[model].sizes):
+            has = ", ".join(MODELS[model].sizes)
+            raise BadInput(f"--model {model} has none of --size {', '.join(sizes)}; it has: {has}")
     ops = ops_with_kernels()
     named = _peers_by_op(peers, ops)
     first, every = _shapes(ops, FIRST_SHAPES), _shapes(ops, {op: tuple(examples_of(op).shapes) for op in ops})
@@ -148,7 +153,17 @@ def plan(
         *(_profile_task(place, tuned) for place in profiles if place not in (*claims, *nexts)),
         *([] if nexts else roads),  # after the zoo, where no profile is worth more than another
     ]
-    return [task for task in tasks if not stages or task.stage in stages]
+    chosen = [task for task in tasks if not stages or task.stage in stages]
+    if not chosen:
+        untuned = "; compile and tune need --tune" if {"compile", "tune"} & set(stages) and not tune else ""
+        raise BadInput(f"nothing is left of {_told(stages, sizes, models)}{untuned}")
+    return chosen
+
+
+def _told(stages: Sequence[str], sizes: Sequence[str], models: Sequence[str]) -> str:
+    """The choices as they were made."""
+    given = (("--stage", stages), ("--size", sizes), ("--model", models))
+    return " ".join(f"{option} {name}" for option, names in given for name in names)
 
 
 def _contracts(ops: Sequence[str], tuned: Sequence[Place]) -> list[Task]:

@@ -5,7 +5,7 @@ A folder belongs to one device, toolchain and state of the code, so that a later
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from .plan import Task
 
 SCHEMA_VERSION = 1
 INDEX = "campaign.json"
+_PARTS = {  # of a stage's documents, which a page reads
+    **{"calibration": ("environment", "by_dtype"), "contract": ("ops", "environment"), "tune": ("entries",)},
+    **{"bench": ("rows", "nvml"), "profile": ("workload", "step", "mfu_of_measured_peak", "flops", "warnings")},
+    "road": ("steps", "changes", "identity"),
+}
 CACHE = "triton"  # Triton's, where kernels were compiled ahead
 
 
@@ -40,29 +45,29 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open(self, environment: Mapping[str, Any]) -> None:
-        """Make the folder, or go on with one of the same device, toolchain and code.
+    def open(self, environment: Mapping[str, Any], tasks: Sequence[Task] = ()) -> None:
+        """Make the folder, or go on with one of the same device, toolchain and code; ``tasks`` are what it is to have.
 
         Raises:
             BadInput: it holds another campaign.
         """
         toolchain = {name: environment.get(name) for name in ("torch", "triton")}
         identity = {"device": environment["device_name"], **toolchain, "code": code_hash()}
+        index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
         if (self.folder / INDEX).exists():
-            found = self.index()["identity"]
+            index = self.index()
             for name, value in identity.items():
-                if found.get(name) != value:
+                if index["identity"].get(name) != value:
                     raise BadInput(
-                        f"{self.folder} holds a campaign of {name} {found.get(name)}, this is {value}; "
+                        f"{self.folder} holds a campaign of {name} {index['identity'].get(name)}, this is {value}; "
                         "choose another --out"
                     )
-            return
+        index["planned"] = list(dict.fromkeys([*index.get("planned", ()), *(task.id for task in tasks)]))
         self.folder.mkdir(parents=True, exist_ok=True)
-        index = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
 
     def index(self) -> dict[str, Any]:
-        """Identity and environment.
+        """Identity, environment, and the ids of the tasks that were planned.
 
         Raises:
             BadInput: no campaign is here, or one of another schema.
@@ -74,7 +79,8 @@ class Store:
             raise BadInput(f"cannot read {file}: {error.strerror}; give a folder of `mfubench campaign`") from None
         except ValueError:
             raise BadInput(f"{file} is not JSON; give a folder of `mfubench campaign`") from None
-        if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION or "identity" not in found:
+        known = isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION
+        if not known or not all(isinstance(found.get(part), dict) for part in ("identity", "environment")):
             raise BadInput(f"{file} is no campaign of schema_version {SCHEMA_VERSION}; run `mfubench campaign` anew")
         return found
 
@@ -110,7 +116,7 @@ class Store:
             found: dict[str, Any] = json.loads((self.folder / stage / f"{name}.json").read_text())
         except (OSError, ValueError):
             return None
-        return found
+        return found if _is_result(found) else None
 
     def documents(self, stage: str) -> list[Any]:
         """The documents of a stage's tasks that are done, in part, too."""
@@ -120,3 +126,19 @@ class Store:
         """Every result of a stage, by name."""
         files = sorted((self.folder / stage).glob("*.json"))
         return [found for file in files if (found := self.read(stage, file.stem)) is not None]
+
+    def shown(self, stage: str) -> list[dict[str, Any]]:
+        """Those that a page can show: without a file whose document is none that the stage writes."""
+        return [result for result in self.results(stage) if _is_of(stage, result)]
+
+
+def _is_result(found: Any) -> bool:
+    """Whether a file holds a task's result: with a document, if there is something in it."""
+    named = isinstance(found, dict) and all(name in found for name in ("task", "arguments", "status", "reason"))
+    return named and (found["status"] not in (DONE, PART) or "document" in found)
+
+
+def _is_of(stage: str, result: Mapping[str, Any]) -> bool:
+    """Whether a result's document, if it has one, has what a page reads of its stage's."""
+    wanted = _PARTS.get(stage, ()) if result["status"] in (DONE, PART) else ()
+    return not wanted or (isinstance(result["document"], dict) and all(part in result["document"] for part in wanted))

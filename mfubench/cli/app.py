@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(given or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if DEBUG_FLAG in given:
             traceback.print_exception(error)
         code = _end(error)
@@ -53,11 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end(error: Exception) -> int:
+def _end(error: Exception | SystemExit) -> int:
     """Print what went wrong in one line and give the exit code."""
     shown = getattr(error, "format_message", None)  # the usage errors of Typer's own parser
     if shown is not None:
-        return _say(shown(), 2)
+        if not shown().strip():  # a command without arguments has printed its help
+            return 2
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "mfubench"
+        return _say(f"{shown().strip().rstrip('.')}; see `{command} --help`", 2)
     if isinstance(error, MfubenchError):
         return _say(str(error), error.exit_code)
     if _is_invalid_argument(error):
@@ -72,7 +76,7 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _is_invalid_argument(error: Exception) -> bool:
+def _is_invalid_argument(error: BaseException) -> bool:
     """Whether the packages below raised it for bad input; importing them to find out would import torch."""
     errors: Any = sys.modules.get("mfu_kernels.errors")
     return errors is not None and isinstance(error, errors.InvalidArgument)

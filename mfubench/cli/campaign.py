@@ -33,9 +33,9 @@ def campaign(
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", help="Sizes of the zoo. [default: base and large on CUDA, tiny on a CPU]"),
+        typer.Option("--size", help="Sizes of the zoo. \\[default: base and large on CUDA, tiny on a CPU]"),
     ] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. [default: all]")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. \\[default: all]")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find each kernel's best config where none is locked for this GPU.")
     ] = False,
@@ -90,13 +90,14 @@ def campaign(
     store = Store(out)
     if table is not None:
         _put_results(store, table)
+        print(f"mfubench: wrote {out}'s results into {table}, and its reports again", file=sys.stderr)
+        _put(store, json=json, verbose=verbose)
         return
     writable_folder(out)
     import torch
 
     from mfubench.campaign.runner import Limits, run_campaign
     from mfubench.measure.environment import environment
-    from mfubench.report.campaign import campaign_page
     from mfubench.side_by_side import one_a_core
 
     device = "cuda" if ahead is not None or torch.cuda.is_available() else "cpu"
@@ -110,7 +111,7 @@ def campaign(
             told = compile_for(ahead, tasks, out, limits=limits, progress=progress)
         put(told, lambda: ahead_page(told), json=json, verbose=verbose)
         return
-    store.open(environment(torch.device(device)))
+    store.open(environment(torch.device(device)), tasks)
     try:
         with stages(quiet=quiet, verbose=verbose) as progress:
             outcome = run_campaign(tasks, store, device, limits=limits, progress=progress, side_by_side=one_a_core())
@@ -118,8 +119,14 @@ def campaign(
         _write(store)
     if outcome.left:
         print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
-    found = store.index(), _results(store)
-    put({**found[0], "results": found[1]}, lambda: campaign_page(*found), json=json, verbose=verbose)
+    _put(store, json=json, verbose=verbose)
+
+
+def _put(store: "Store", *, json: bool, verbose: bool) -> None:
+    from mfubench.report.campaign import campaign_page
+
+    index, results = store.index(), _results(store)
+    put({**index, "results": results}, lambda: campaign_page(index, results), json=json, verbose=verbose)
 
 
 def _put_results(store: "Store", file: Path) -> None:
@@ -139,7 +146,7 @@ def _put_results(store: "Store", file: Path) -> None:
 def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:
     from mfubench.campaign.plan import STAGES
 
-    return {stage: store.results(stage) for stage in STAGES}
+    return {stage: store.shown(stage) for stage in STAGES}
 
 
 def _write_page(index: dict[str, Any], results: dict[str, list[dict[str, Any]]], store: "Store") -> dict[str, str]:

@@ -15,7 +15,7 @@ from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run.json files, or folders that hold one.")],
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Which of them is the baseline. [default: the first]")
+        Path | None, typer.Option(metavar="RUN", help="Which of them is the baseline. \\[default: the first]")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compare them also where device, dtype, mode or data differ, and say so.")

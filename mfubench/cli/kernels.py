@@ -13,11 +13,13 @@ from .progress import stages
 FAILED = 1
 
 Ops = Annotated[
-    list[str] | None, typer.Argument(metavar="[OP]...", help="Ops to look at. [default: all that have kernels]")
+    list[str] | None, typer.Argument(metavar="OP", help="Ops to look at. \\[default: all that have kernels]")
 ]
 
 kernels = typer.Typer(
-    name="kernels", help="The Triton kernels: what there is, their numbers, their compiled code, their speed."
+    name="kernels",
+    no_args_is_help=True,
+    help="The Triton kernels: what there is, their numbers, their compiled code, their speed.",
 )
 
 
@@ -82,7 +84,7 @@ def check(
 def static(
     ops: Ops = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. [default: all]")
+        list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. \\[default: all]")
     ] = None,
     all_configs: Annotated[
         bool, typer.Option("--all-configs", help="Every config of a kernel's space, not only what a launch takes.")
@@ -120,7 +122,7 @@ def static(
 def bench(
     ops: Ops = None,
     shape: Annotated[
-        list[str] | None, typer.Option("--shape", help="A named shape of the op; may be given again. [default: all]")
+        list[str] | None, typer.Option("--shape", help="A named shape of the op; may be given again. \\[default: all]")
     ] = None,
     peer: Annotated[
         list[str] | None,

@@ -55,7 +55,7 @@ def optimize(
     budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
     compile_budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="How long compiling one change may take. [default: 2/5 of the budget]"),
+        typer.Option(metavar="TIME", help="How long compiling one change may take. \\[default: 2/5 of the budget]"),
     ] = None,
     judge: Annotated[
         str, typer.Option(help="time, or numbers: swap kernels in unjudged by time, where an interpreter runs them.")

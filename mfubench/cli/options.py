@@ -35,7 +35,7 @@ Out = Annotated[
 ]
 
 # What a workload is made of; each has the default of the command that takes it.
-Size = Annotated[str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... [default: base]")]
+Size = Annotated[str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... \\[default: base]")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the model's config.")
 ]
@@ -49,14 +49,14 @@ Compile = Annotated[
 ]
 Mode = Annotated[str, typer.Option(help="train (forward, backward, optimizer) or infer.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. [default: bf16 on CUDA, fp32 on a CPU]")
+    str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. \\[default: bf16 on CUDA, fp32 on a CPU]")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. [default: datasheet on CUDA]")]
-BatchSize = Annotated[int | None, typer.Option(help="Requests a step. [default: 1024 on CUDA, 32 on a CPU]")]
+Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. \\[default: datasheet on CUDA]")]
+BatchSize = Annotated[int | None, typer.Option(help="Requests a step. \\[default: 1024 on CUDA, 32 on a CPU]")]
 Candidates = Annotated[
     int | None,
-    typer.Option(help="Candidates a request. [default: the size's where a model scores whole requests, else 1]"),
+    typer.Option(help="Candidates a request. \\[default: the size's where a model scores whole requests, else 1]"),
 ]
 Steps = Annotated[int, typer.Option(help="Timed steps.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]

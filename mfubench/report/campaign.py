@@ -1,5 +1,6 @@
 """A campaign's folder as a page, and its results as the table that the README shows."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -45,8 +46,14 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     if missing:
         why = [f"{reason}: {', '.join(tasks)}" for reason, tasks in missing.items()]
         sections.append(Section("Not measured, and why", [Items(why)], brief=True))
-    counts = [sum(item["status"] == DONE for item in results[stage]) for stage in results]
-    headline = f"{sum(counts)} of {sum(map(len, results.values()))} tasks have results"
+    done = sum(item["status"] == DONE for items in results.values() for item in items)
+    begun = [item["task"] for items in results.values() for item in items]
+    not_begun = [task for task in index.get("planned", ()) if task not in begun]
+    if not_begun:
+        counted = Counter(task.partition("/")[0] for task in not_begun)
+        told = [f"{count} of {stage}" for stage, count in counted.items()]
+        sections.append(Section("Not begun yet", [Items([f"{', '.join(told)}; the same command goes on"])], brief=True))
+    headline = f"{done} of {len(begun) + len(not_begun)} tasks have results"
     return Page(f"Campaign on {index['identity']['device']}", headline, _warnings(results), sections)
 
 

@@ -86,12 +86,13 @@ def _prepare_zoo(
     module.train(spec.mode == "train")
     max_lengths = _all_max_lengths(source.schema, model.max_lengths(config))
     num_sets = min(spec.steps, NUM_ROTATED)
+    _check_room_for_batches(source.schema, batch_size, num_candidates, num_sets)
     try:
         requests = source.batches(
             batch_size, num_sets, seed=spec.seed, max_lengths=max_lengths, num_candidates=num_candidates
         )
     except MemoryError as error:
-        raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one") from error
+        raise OutOfMemory(f"--batch-size {batch_size}: {error}; use a smaller one, or fewer --candidates") from error
     for batch in requests:
         check_batch(batch, source.schema, max_lengths)
     inputs = requests if model.request_level else [batch.per_impression() for batch in requests]
@@ -218,6 +219,17 @@ def describe(
 def digest(*parts: Any) -> str:
     """A short hash of JSON-ready parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _check_room_for_batches(schema: Schema, batch_size: int, num_candidates: int, num_sets: int) -> None:
+    """Refuse batches that cannot fit even without an event: before one is drawn, as the system may end who tries."""
+    numbers = len(schema.dense) + len(schema.sparse) + len(schema.sides) + 2  # and the item, and the label
+    wanted, free = 4 * numbers * batch_size * num_candidates * num_sets, free_host_memory()
+    if free is not None and wanted > free:
+        raise OutOfMemory(
+            f"{num_sets} batches of --batch-size {batch_size} with {num_candidates} candidates each need more than "
+            f"{wanted / 1e9:.1f} GB; {free / 1e9:.1f} GB are free; use a smaller --batch-size, or fewer --candidates"
+        )
 
 
 def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str) -> None:

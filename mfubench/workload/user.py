@@ -11,7 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mfu_kernels.precision import widened
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, OutOfMemory
+from mfubench.exhausted import out_of_memory
 from mfubench.measure.compiled import compiler_loaded
 from mfubench.user_code import named_function, short
 
@@ -34,7 +35,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
-    module = module.to(device)
+    module = _moved(spec.model, module, device)
     module.train(spec.mode == "train")
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -57,6 +58,16 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
     )
+
+
+def _moved(name: str, module: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        return module.to(device)
+    except Exception as error:
+        exhausted = out_of_memory(error, device)
+        if exhausted:
+            raise OutOfMemory(f"{name}: its module does not fit {device}: {exhausted}") from error
+        raise BadInput(f"{name}: its module cannot be moved to {device}: {short(error)}") from error
 
 
 def _refuse_zoo_options(spec: WorkloadSpec) -> None:
@@ -133,6 +144,9 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
         raise BadInput(
             f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"
         )
+    tensors = list(tensors_in(batch))
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        raise BadInput(f"make_batch({batch_size}, {device}) made a batch without rows; nothing would be measured")
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
@@ -170,4 +184,5 @@ def _shapes(batch: Any) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+    article = "an" if type(value).__name__[:1] in "aeiouAEIOU" else "a"
+    return f"{article} {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
