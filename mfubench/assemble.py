@@ -157,5 +157,7 @@ def _blank(run: Run, passes: Passes) -> None:
     if passes.attribution is None:
         run.trace |= {"steps": 0, "distortion": None, "attributed_share": None, "path": None}
         run.flops["coverage"] = None
+        for row in run.modules:
+            row.verdict = "not measured"
     if passes.memory is None:
         run.memory["peak_bytes"] = None

@@ -50,7 +50,7 @@ def release(parameters: Iterable[torch.nn.Parameter], device: torch.device) -> N
 def free_host_memory() -> int | None:
     """Bytes that this machine can still give; None where the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         fields = dict(line.split(":", 1) for line in lines)
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):

@@ -147,6 +147,14 @@ class Run:
         own = {key: self.peak[key] for key in ("dtype", "measured_tflops", "measured_date", "datasheet_tflops")}
         return self.peak.get("by_dtype") or [own | {"used": True}]
 
+    def of_modules(self, key: str) -> list[Any]:
+        """One number of each module, in their order; None, not the 0 that is kept, where its pass was left out."""
+        passes = {"time": self.trace.get("steps"), "share": self.trace.get("steps")}
+        passes |= {"flops": self.flops.get("model"), "memory": self.memory.get("peak_bytes")}
+        passes |= {"activation": self.memory.get("peak_bytes")}
+        left_out = any(part in key and not measured for part, measured in passes.items())
+        return [None if left_out else getattr(row, key) for row in self.modules]
+
     @property
     def title(self) -> str:
         """Model, size, mode and dtype in a few words."""
@@ -184,7 +192,7 @@ def read_run(path: Path) -> Run:
     """
     file = path / "run.json" if path.is_dir() else path
     try:
-        document = json.loads(file.read_text())
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise BadInput(
             f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote"
@@ -192,6 +200,10 @@ def read_run(path: Path) -> Run:
     except ValueError:
         raise BadInput(f"{file} is not JSON; give a run.json that `mfubench profile --out` wrote") from None
     return run_of(document, str(file))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 _NUMBER = (int, float)
@@ -273,13 +285,20 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` whole or not at all: a reader never sees half a file, also after an interrupt."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as stream:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, _usual_mode())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _usual_mode() -> int:
+    """What the user's umask leaves of a new file's rights; `tempfile` leaves less."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def place_file(source: Path, target: Path) -> None:
@@ -288,7 +307,7 @@ def place_file(source: Path, target: Path) -> None:
     os.close(handle)
     try:
         shutil.copyfile(source, temporary)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, _usual_mode())
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)

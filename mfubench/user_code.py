@@ -25,7 +25,9 @@ def named_function(target: str, use: str, usual: str = "function") -> Callable[.
     try:
         imported = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise BadInput(f"cannot import {module_name}: {short(error)}; it is looked for from {Path.cwd()}") from error
+        hint = f"give {module_name[:-3]}:{attribute}, without .py; " if module_name.endswith(".py") else ""
+        where = f"{hint}it is looked for from {Path.cwd()}"
+        raise BadInput(f"cannot import {module_name}: {short(error)}; {where}") from error
     function = getattr(imported, attribute, None)
     if not callable(function):
         raise BadInput(f"{module_name} has no function {attribute!r}; {use}")

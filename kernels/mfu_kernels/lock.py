@@ -23,7 +23,7 @@ def committed() -> tuple[Entry, ...]:
     Raises:
         RuntimeError: the file is of another schema.
     """
-    document = json.loads((files("mfu_kernels") / FILE_NAME).read_text())
+    document = json.loads((files("mfu_kernels") / FILE_NAME).read_text(encoding="utf-8"))
     if document.get("schema_version") != SCHEMA_VERSION:
         raise RuntimeError(f"{FILE_NAME} has schema_version {document.get('schema_version')}, not {SCHEMA_VERSION}")
     return tuple(document["entries"])

@@ -193,7 +193,7 @@ def _key(contrast: Contrast) -> tuple[str, str]:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(file.read_text())
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         whole = document["schema_version"] == SCHEMA_VERSION and all(
             isinstance(document[key], kind) for key, kind in (("identity", dict), ("steps", list), ("changes", list))
         )

@@ -74,7 +74,7 @@ class Store:
         """
         file = self.folder / INDEX
         try:
-            found: dict[str, Any] = json.loads(file.read_text())
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise BadInput(f"cannot read {file}: {error.strerror}; give a folder of `mfubench campaign`") from None
         except ValueError:
@@ -113,7 +113,7 @@ class Store:
     def read(self, stage: str, name: str) -> dict[str, Any] | None:
         """The result of a task, None where there is none or it is unreadable."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / stage / f"{name}.json").read_text())
+            found: dict[str, Any] = json.loads((self.folder / stage / f"{name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if _is_result(found) else None

@@ -1,6 +1,7 @@
 """``mfubench ablate``."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,13 +19,13 @@ from .options import (
     Impl,
     Json,
     Mode,
-    Out,
     Peak,
     Quiet,
     Seed,
     Set,
     Size,
     Verbose,
+    out_option,
     overrides,
     writable_folder,
 )
@@ -50,7 +51,7 @@ def ablate(
         float | None,
         typer.Option(metavar="SECONDS", help="Begin nothing new once they are over.", show_default=False),
     ] = None,
-    out: Out = None,
+    out: Annotated[Path | None, out_option("ablation.json, each step's run.json, ")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

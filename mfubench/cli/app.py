@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _end(error: Exception | SystemExit) -> int:
     """Print what went wrong in one line and give the exit code."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return 0  # whoever reads has seen enough, and Rich ends the process
     shown = getattr(error, "format_message", None)  # the usage errors of Typer's own parser
     if shown is not None:
         if not shown().strip():  # a command without arguments has printed its help

@@ -9,7 +9,7 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
+from .options import Debug, Json, Quiet, Verbose, out_option, writable_folder
 
 
 def compare(
@@ -20,7 +20,7 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare them also where device, dtype, mode or data differ, and say so.")
     ] = False,
-    out: Out = None,
+    out: Annotated[Path | None, out_option("comparison.json, ")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

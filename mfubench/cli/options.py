@@ -24,15 +24,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail: longer tables, each step's progress.")]
 Debug = Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for run.json, report.md with its charts, and report.html.",
-        show_default=False,
-    ),
-]
+
+
+def out_option(files: str) -> Any:
+    """``--out``, a folder for what a command writes beside its reports."""
+    told = f"Folder for {files}report.md with its charts, and report.html."
+    return typer.Option("--out", metavar="DIR", help=told, show_default=False)
+
+
+Out = Annotated[Path | None, out_option("run.json, ")]
 
 # What a workload is made of; each has the default of the command that takes it.
 Size = Annotated[str | None, typer.Option(help="Size of a zoo model: tiny, small, base, ... \\[default: base]")]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Out, Quiet, Verbose, writable_folder
+from .options import Debug, Json, Quiet, Verbose, out_option, writable_folder
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run.json files, or folders that hold one.")],
-    out: Out = None,
+    out: Annotated[Path | None, out_option("")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -142,7 +142,7 @@ def _widest(operations: list[Operation]) -> int:
 
 def _spills(ptx: str, target: Target, folder: Path) -> int:
     source = folder / "kernel.ptx"
-    source.write_text(ptx)
+    source.write_text(ptx, encoding="utf-8")
     arch = _first(r"\.target\s+(\w+)", ptx)
     command = [_ptxas(target.capability), "-v", f"--gpu-name={arch}", str(source), "-o", str(folder / "again.cubin")]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr

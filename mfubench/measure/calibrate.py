@@ -307,7 +307,7 @@ def _fingerprint(device: "torch.device", dtype: str, plan: Plan) -> str:
 
 def _entries(cache: Path) -> dict[str, Any]:
     try:
-        document = json.loads(cache.read_text())
+        document = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

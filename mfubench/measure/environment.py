@@ -64,7 +64,7 @@ def device_uuid(device: "torch.device") -> str | None:
 def cpu_model() -> str:
     """The CPU's model name, or its architecture where the system does not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

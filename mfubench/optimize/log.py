@@ -61,7 +61,7 @@ def read_log(file: Path) -> list[dict[str, Any]] | None:
         return None
     facts = []
     try:
-        lines = file.read_text().split("\n")
+        lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}; {ELSEWHERE}") from None
     except ValueError:

@@ -89,7 +89,7 @@ def read_recipe(file: Path) -> Recipe:
         BadInput: it is missing, no TOML, of another version, or holds what this release does not know.
     """
     try:
-        document = tomllib.loads(file.read_text())
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}; {GIVE}") from None
     except ValueError as error:  # neither TOML nor text
@@ -174,9 +174,11 @@ class Applied:
 
 
 def apply(
-    model: "nn.Module", recipe: "Recipe | Path | str", optimizers: "Sequence[torch.optim.Optimizer]" = ()
+    model: "nn.Module",
+    recipe: "Recipe | Path | str",
+    optimizers: "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]" = (),
 ) -> Applied:
-    """Apply a recipe to a live ``model`` and its ``optimizers``, in place; parameters and their names stay.
+    """Apply a recipe to a live ``model`` and its ``optimizers``, one or several, in place; parameters and names stay.
 
     What it hands out takes the recipe back, by ``undo()`` or as a context; the model then computes bit for bit what it
     did. ``left`` names what a script must do itself: its batch size, or what its ``optimizers`` have no place for.
@@ -185,6 +187,7 @@ def apply(
         BadInput: no such recipe, or one for another model; a change that cannot be made here. The model is left as it
             was.
     """
+    listed = _checked(model, recipe, optimizers)
     given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
     found = architecture(model)
     if found != given.model["architecture"]:
@@ -197,13 +200,33 @@ def apply(
     left = []
     try:
         for change in given.changes:
-            undo = change.adopt(model, optimizers)
+            undo = change.adopt(model, listed)
             left += [change.title] if undo is None else []
             undos += [] if undo is None else [undo]
     except BaseException:
         together(undos)()
         raise
     return Applied(together(undos), left)
+
+
+def _checked(model: Any, recipe: Any, optimizers: Any) -> "list[torch.optim.Optimizer]":
+    """The optimizers as a list, if all three are what they should be."""
+    import torch
+
+    listed = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
+    wanted = {
+        "model": (isinstance(model, torch.nn.Module), "a torch.nn.Module"),
+        "recipe": (isinstance(recipe, (Recipe, str, Path)), "a recipe, or the path of one"),
+        "optimizers": (
+            isinstance(listed, (list, tuple)) and all(isinstance(one, torch.optim.Optimizer) for one in listed),
+            "a torch optimizer, or a list of them",
+        ),
+    }
+    for name, (right, allowed) in wanted.items():
+        if not right:
+            kind = type({"model": model, "recipe": recipe, "optimizers": optimizers}[name]).__name__
+            raise BadInput(f"apply: {name} is of type {kind}; allowed: {allowed}")
+    return list(listed)
 
 
 def require_runnable(changes: Sequence[Change], model: "nn.Module") -> None:

@@ -332,7 +332,7 @@ def between_markers(file: Path) -> tuple[str, str, str]:
         BadInput: as `put_table`.
     """
     try:
-        before = file.read_text()
+        before = file.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
     head, begin, rest = before.partition(BEGIN)

@@ -134,10 +134,10 @@ def _hotspots(spots: list[dict[str, Any]]) -> Block:
 
 
 def _modules(run: Run) -> Table:
-    rows = sorted(run.modules, key=lambda row: row.time_ms, reverse=True)
+    rows = run.modules
 
     def numbers(header: str, key: str, unit: float = 1, brief: bool = False) -> tuple[Column, list[str]]:
-        return Column(header, numeric=True, brief=brief), fmt.column([getattr(row, key) for row in rows], unit=unit)
+        return Column(header, numeric=True, brief=brief), fmt.column(run.of_modules(key), unit=unit)
 
     return Table.of(
         "Each module's own work, its children's not included, the longest first. "
@@ -148,7 +148,7 @@ def _modules(run: Run) -> Table:
             numbers("ms", "time_ms", brief=True),
             numbers("forward ms", "fwd_time_ms"),
             numbers("backward ms", "bwd_time_ms"),
-            (Column("share %", numeric=True, bar=True), fmt.percents([row.share for row in rows])),
+            (Column("share %", numeric=True, bar=True), fmt.percents(run.of_modules("share"))),
             numbers("forward model GFLOP", "fwd_model_flops", fmt.GIGA),
             numbers("backward model GFLOP", "bwd_model_flops", fmt.GIGA),
             (Column("MFU %", numeric=True), fmt.percents([row.mfu for row in rows])),
@@ -161,7 +161,7 @@ def _modules(run: Run) -> Table:
 
 def _rooflines(run: Run) -> list[Block]:
     figure = roofline(run)
-    rows = sorted(run.modules, key=lambda row: row.time_ms, reverse=True)
+    rows = run.modules
     ranks = {mark.row.name: str(mark.rank) for mark in figure.marks} if figure else {}
 
     def numbers(header: str, values: list[float | None], unit: float = 1) -> tuple[Column, list[str]]:
@@ -174,7 +174,7 @@ def _rooflines(run: Run) -> list[Block]:
         [
             (Column("module"), [row.name for row in rows]),
             (Column("mark", numeric=True), [ranks.get(row.name, "") for row in rows]),
-            numbers("ms", [row.time_ms for row in rows]),
+            numbers("ms", run.of_modules("time_ms")),
             numbers("attainable ms", [row.attainable_ms for row in rows]),
             numbers("model GFLOP", [row.model_flops for row in rows], fmt.GIGA),
             numbers("least MB", [row.bytes for row in rows], fmt.MEGA),
@@ -182,8 +182,8 @@ def _rooflines(run: Run) -> list[Block]:
             numbers("GFLOP/s", [row.achieved_tflops for row in rows], fmt.GIGA / fmt.TERA),
             (Column("verdict"), [row.verdict for row in rows]),
             (Column("why, ms"), [_why(row) for row in rows]),
-            numbers("peak MiB", [row.memory_bytes for row in rows], fmt.MEBI),
-            numbers("kept MiB", [row.activation_bytes for row in rows], fmt.MEBI),
+            numbers("peak MiB", run.of_modules("memory_bytes"), fmt.MEBI),
+            numbers("kept MiB", run.of_modules("activation_bytes"), fmt.MEBI),
         ],
         rest="modules",
     )

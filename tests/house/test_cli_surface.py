@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.text import Text
 from typer.main import get_command
 
 from mfubench.cli import app
@@ -63,3 +64,11 @@ def test_every_command_has_help_with_an_example() -> None:
         assert f"mfubench {name}" in (command.help or ""), f"`mfubench {name} --help` shows no example"
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
+
+
+def test_what_is_in_brackets_is_shown() -> None:
+    """Rich takes ``[default: all]`` for markup, and leaves it out, unless its bracket is escaped."""
+    for name, command in every_command().items():
+        for parameter in command.params:
+            text = str(getattr(parameter, "help", ""))
+            assert Text.from_markup(text).plain == text.replace("\\[", "["), f"{name}: {text}"

@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "\x00", '{"mfu": NaN}', '{"mfu": -Infinity}'])
 def test_what_is_not_json_is_refused(tmp_path, content):
     with pytest.raises(BadInput, match="is not JSON"):
         read_run(written(tmp_path, content))
@@ -135,6 +135,19 @@ def test_kernels_as_a_table():
     assert frame["time_ms"].sum() == pytest.approx(sum(row.time_ms for row in run.kernels))
 
 
+def test_what_a_pass_that_was_left_out_would_have_brought_is_unknown():
+    run = a_run()
+    assert run.of_modules("time_ms") == [row.time_ms for row in run.modules] and None not in run.of_modules(
+        "memory_bytes"
+    )
+    run.trace["steps"], run.memory["peak_bytes"] = 0, None
+    for key in ("time_ms", "fwd_time_ms", "share", "memory_bytes", "activation_bytes"):
+        assert set(run.of_modules(key)) == {None}
+    assert run.of_modules("fwd_model_flops") == [row.fwd_model_flops for row in run.modules]
+    run.flops["model"] = None
+    assert set(run.of_modules("fwd_model_flops")) == {None}
+
+
 def test_the_readme_s_tables_are_those_of_a_run(tmp_path, monkeypatch, capsys):
     """Its example runs as it stands, on the run.json that the README's first command leaves."""
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -152,7 +165,12 @@ def test_text_is_written_and_readable_by_others(tmp_path):
     path.write_text("old")
     write_text(path, "new é\n")
     assert path.read_text(encoding="utf-8") == "new é\n"
-    assert path.stat().st_mode & 0o777 == 0o644
+    mask = os.umask(0o077)
+    write_text(tmp_path / "private.txt", "")
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "private.txt").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "private.txt").unlink()
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -7,8 +7,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from mfubench.campaign.plan import Task
+from mfubench.campaign.store import Store
 from mfubench.cli import main
-from mfubench.report.campaign import BEGIN, END
+from mfubench.report.campaign import BEGIN, END, campaign_page
+from mfubench.report.markdown import render_page
 
 SMALL = ["--model", "transformer", "--stage", "calibration", "--stage", "profile", "--budget", "9m", "--quiet"]
 
@@ -33,7 +36,10 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
     readme.parent.mkdir()
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     (out / "report-9.svg").write_text("of an earlier report")
-    assert run("--out", str(out), "--table", str(readme)) == 0
+    capsys.readouterr()
+    assert run("--out", str(out), "--table", str(readme), "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["results"] == told["results"] and f"into {readme}" in shown.err
     text = readme.read_text()
     (link,) = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
     assert "<svg" in (readme.parent / unquote(link)).read_text() and not (out / "report-9.svg").exists()
@@ -52,6 +58,12 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
         (["--peer-limit", "never"], "--peer-limit never"),
         (["--stage", "lunch"], "--stage lunch is unknown; allowed: calibration"),
         (["--table", "README.md"], "cannot read"),
+        (
+            ["--stage", "profile", "--size", "xxl", "--model", "dlrm"],
+            "--model dlrm has none of --size xxl; it has: tiny",
+        ),
+        (["--stage", "tune"], "nothing is left of --stage tune; compile and tune need --tune"),
+        (["--stage", "road", "--model", "dlrm"], "nothing is left of --stage road --model dlrm"),
     ],
 )
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -67,3 +79,31 @@ def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     readme.write_text("no place\n")
     assert run("--out", str(out), "--table", str(readme)) == 2
     assert readme.read_text() == "no place\n" and BEGIN in capsys.readouterr().err
+
+
+BROKEN = {
+    "no result": "{}",
+    "a list": "[]",
+    "half written": '{"task": "profile/x", "arg',
+    "without a document": '{"task": "profile/x", "arguments": {}, "status": "done", "reason": null}',
+    "of another kind": '{"task": "profile/x", "arguments": {}, "status": "done", "reason": null, "document": {}}',
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_result_counts_as_none(case: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open({"device_name": "a CPU", "torch": "2.13"}, [Task("profile", "x"), Task("bench", "y")])
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "x.json").write_text(BROKEN[case])
+    shown = render_page(
+        campaign_page(store.index(), {"profile": store.shown("profile"), "bench": store.shown("bench")})
+    )
+    assert "0 of 2 tasks have results" in shown and "1 of profile, 1 of bench; the same command goes on" in shown
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"schema_version": 1, "identity": "x", "environment": {}}', "{}"])
+def test_a_broken_index_is_bad_input(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "campaign.json").write_text(index)
+    assert run("--out", str(tmp_path), "--table", str(tmp_path / "README.md")) == 2
+    assert "campaign.json" in capsys.readouterr().err

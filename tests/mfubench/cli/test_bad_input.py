@@ -52,6 +52,12 @@ def refused(result: tuple[int, str, str], *mentioned: str) -> None:
 
 
 PROFILE = {
+    "more candidates than memory": (
+        ["kunlun", "--size", "tiny", "--batch-size", "2", "--candidates", "999999999"],
+        ["--batch-size 2 with 999999999 candidates", "GB are free"],
+    ),
+    "a file for a module": (["json.py:build"], ["give json:build, without .py"]),
+    "no number": (["kunlun", "--batch-size", "x"], ["--batch-size", "integer", "profile --help"]),
     "unknown model": (["nope"], ["nope", "transformer", "kunlun"]),
     "unknown size": (["kunlun", "--size", "huge"], ["huge", "tiny", "xxl"]),
     "unknown impl": (["kunlun", "--impl", "cuda"], ["cuda", "reference", "triton"]),
@@ -155,6 +161,17 @@ USER_MODULES = {
         "def build():\n    return nn.Linear(2, 1), lambda b, d: exit(3)",
         ["make_batch(32, cpu) raised SystemExit: 3"],
     ),
+    "leaves in its step": (
+        "class M(nn.Linear):\n    def forward(self, x):\n        raise SystemExit(0)\n"
+        "def build():\n    return M(2, 1), lambda b, d: (torch.ones(b, 2),)",
+        ["the model's step failed: SystemExit: 0"],
+    ),
+    "on the device meta": (
+        "def build():\n    return nn.Linear(2, 1, device='meta'), lambda b, d: (torch.ones(b, 2),)",
+        ["its module cannot be moved to cpu", "meta"],
+    ),
+    "a batch without rows": ("def build():\n    return nn.Linear(2, 1), lambda b, d: (torch.ones(0, 2),)", ["rows"]),
+    "returns an int": ("def build():\n    return 3", ["returned an int"]),
     "nothing to differentiate": ("def build():\n    return nn.Identity(), lambda b, d: (torch.ones(b, 3),)", ["infer"]),
 }
 

@@ -1,5 +1,6 @@
 """A recipe is read as it was written, goes onto its own model only, and leaves no trace once it is undone."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,6 +242,25 @@ def test_what_only_the_script_can_do_is_left_to_it() -> None:
         model, recipe_for(model, UseBatchSize(64), BucketByLength(), SparseGradients()), optimizers
     )
     assert applied.left == ["batch_size 64", "bucket_by_length"] and model.bag.sparse
+
+
+def test_one_optimizer_is_as_good_as_a_list_of_one() -> None:
+    model, (optimizer, *_) = mine()
+    assert mfubench.apply(model, recipe_for(model, UpdateTogether("foreach")), optimizer).left == []
+    assert all(group["foreach"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, "recipe.toml"), "apply: model is of type int; allowed: a torch.nn.Module"),
+        ((torch.nn.Linear(1, 1), None), "apply: recipe is of type NoneType; allowed: a recipe, or the path of one"),
+        ((torch.nn.Linear(1, 1), "recipe.toml", [3]), "apply: optimizers is of type list; allowed: a torch optimizer"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        mfubench.apply(*arguments)
 
 
 @pytest.mark.parametrize("changes", [(UpdateTogether("fused"), SparseGradients()), (UpdateTogether("foreach"),)])
