@@ -152,7 +152,18 @@ def require_comparable(named: Mapping[str, Run], *, force: bool = False) -> None
     apart = differences(list(named.values()))
     if apart and not force:
         listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in apart.items())
-        raise BadInput(f"the runs do not compare, as these differ: {listed}; profile them alike, or use --force")
+        made_by = _options_apart(list(named.values())) if "data_hash" in apart else ""
+        raise BadInput(
+            f"the runs do not compare, as these differ: {listed}{made_by}; profile them alike, or use --force"
+        )
+
+
+def _options_apart(runs: Sequence[Run]) -> str:
+    """Which options gave the runs other data."""
+    options = ("data", "batch_size", "num_candidates", "seed", "size")
+    values = {option: [str(run.workload.get(option)) for run in runs] for option in options}
+    told = [f"{option} {', '.join(found)}" for option, found in values.items() if len(set(found)) > 1]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:

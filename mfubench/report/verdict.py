@@ -9,8 +9,8 @@ def headline(run: Run) -> str:
     """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
     return (
-        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {run.device}: {step_time(run, 'ms a step')}, "
-        f"{throughput(run)}, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
+        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {run.device}: {step_time(run, 'ms a step')} "
+        f"(median), {throughput(run)} on average, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
         f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; "
         f"{fmt.part_of(run.flops['model'], run.flops['padded'])} of the padded FLOPs are useful model FLOPs"
     )

@@ -107,6 +107,13 @@ ALLOWED: tuple[dict[str, Any], ...] = (
 )
 
 
+def test_options_that_gave_other_data_are_named() -> None:
+    other = a_run(workload={"data_hash": "another", "batch_size": 4, "data": "movielens:PATH"})
+    batch_size, data = (a_run().workload[key] for key in ("batch_size", "data"))
+    with pytest.raises(BadInput, match=rf"\(data {data}, movielens:PATH; batch_size {batch_size}, 4\)"):
+        require_comparable({"a": a_run(), "b": other})
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_what_must_agree(key: str) -> None:
     runs = [a_run(), a_run(**CHANGES[key])]
