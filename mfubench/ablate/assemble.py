@@ -35,7 +35,7 @@ class Found:
     failed: dict[str | Pair, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
-    stopped: str = "it was interrupted"
+    stopped: str = "not reached before it was interrupted"
 
 
 def assemble(plan: Plan, identity: Mapping[str, Any], found: Found) -> Ablation:

@@ -1,5 +1,6 @@
 """A campaign's folder as a page, and its results as the table that the README shows."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .markdown import render_chart, render_table
 Result = Mapping[str, Any]
 Results = Mapping[str, Sequence[Result]]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 HEADING = "### "  # and the device, whose table follows
 DONE = "done"
 STANDS = (DONE, "in part")  # statuses of results with a document
@@ -76,19 +78,26 @@ def _check_device(index: Mapping[str, Any], results: Results) -> None:
 
 
 def _warnings(results: Results) -> list[str]:
-    """Each different warning of the profiles once, with how many of them it concerns."""
-    counted: dict[str, int] = {}
+    """Each different warning of the profiles once, with how many of them it concerns, and numbers as a range."""
+    alike: dict[str, list[str]] = {}
     for item in results.get("profile", ()):
         for warning in item["document"]["warnings"] if item["status"] == DONE else ():
-            counted[warning] = counted.get(warning, 0) + 1
+            alike.setdefault(NUMBER.sub("#", warning), []).append(warning)
     busy = [
         item["task"]
         for item in results.get("bench", ())
         if item["status"] in STANDS
         and item["document"]["nvml"].get("counters", {}).get("other_processes", {}).get("max")
     ]
-    found = [f"{warning} ({count} of the profiles)" for warning, count in counted.items()]
+    found = [f"{_ranged(warnings)} ({len(warnings)} of the profiles)" for warnings in alike.values()]
     return found + [f"another process was on the GPU during {task}" for task in busy]
+
+
+def _ranged(warnings: Sequence[str]) -> str:
+    """Warnings that differ in their numbers alone, as one: the least and the greatest of each."""
+    numbers = [sorted(set(column), key=float) for column in zip(*map(NUMBER.findall, warnings), strict=True)]
+    ranges = iter(found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" for found in numbers)
+    return NUMBER.sub(lambda _: next(ranges), warnings[0])
 
 
 def _device(index: Mapping[str, Any], calibrations: Sequence[Any]) -> Facts:

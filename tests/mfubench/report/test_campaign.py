@@ -109,6 +109,16 @@ def profile(mfu: float | None, size: str) -> dict[str, Any]:
     return {"task": f"profile/{size}", "status": "done", "reason": None, "document": json.loads(run.to_json())}
 
 
+def test_warnings_that_differ_in_numbers_are_one() -> None:
+    warned = [profile(0.1, size) for size in "abc"]
+    for item, times in zip(warned, ("2.5", "10", "1.25"), strict=True):
+        item["document"]["warnings"] = [f"a step of 3 took {times} times as long", "the same"]
+    index = {"identity": {"device": "NVIDIA H100 80GB HBM3", "code": "0"}, "environment": {}}
+    page = render_page(campaign_page(index, {"profile": warned}))
+    told = [line for line in page.splitlines() if "of the profiles" in line]
+    assert len(told) == 2 and "a step of 3 took 1.25 to 10 times as long (3 of the profiles)" in told[0]
+
+
 def test_the_step_that_uses_the_device_best_is_drawn_and_kernels_beside_their_peers() -> None:
     device = a_gpu_run().device
     index = {"identity": {"device": device, "code": "0"}, "environment": {}}
