@@ -102,8 +102,8 @@ def plan(
 ) -> list[Task]:
     """The tasks for ``device`` ("cuda" or "cpu") in their order; empty choices mean the device's defaults.
 
-    A kernel is timed by itself first, which takes seconds; beside torch's peers, which compile, and beside each of
-    ``peers``, which may hang, in tasks of their own. ``peers`` are ``op=package.module:function``.
+    Kernels are timed on a GPU only: each by itself first, which takes seconds; beside torch's peers, which compile, and
+    beside each of ``peers``, which may hang, in tasks of their own. ``peers`` are ``op=package.module:function``.
 
     Raises:
         BadInput: an unknown stage or model, a size that no model has, a model that has none of the sizes, a peer of no
@@ -128,7 +128,7 @@ def plan(
     tuned = {"tuned": True} if tune else {}  # another config may be taken then, which gives another result
 
     def alone(places: Sequence[Place]) -> Iterator[Task]:
-        for place in places:
+        for place in places if device == "cuda" else ():
             if tune and place in first:
                 yield _shape_task("tune", *place)
             yield _bench_task(*place, tuned)
@@ -141,8 +141,8 @@ def plan(
     tasks = [
         Task("calibration", "peaks"),
         *_contracts(ops, (*zoo, *first)),
-        *(_shape_task("compile", *place) for place in (*zoo, *first) if tune),
-        *(_shape_task("tune", *place) for place in zoo if tune),
+        *(_shape_task("compile", *place) for place in (*zoo, *first) if tune and device == "cuda"),
+        *(_shape_task("tune", *place) for place in zoo if tune and device == "cuda"),
         *alone(first),
         *(_profile_task(place, tuned) for place in claims),
         *beside(first),
@@ -155,8 +155,10 @@ def plan(
     ]
     chosen = [task for task in tasks if not stages or task.stage in stages]
     if not chosen:
-        untuned = "; compile and tune need --tune" if {"compile", "tune"} & set(stages) and not tune else ""
-        raise BadInput(f"nothing is left of {_told(stages, sizes, models)}{untuned}")
+        tuning, timing = {"compile", "tune"} & set(stages), {"compile", "tune", "bench"} & set(stages)
+        why = "; kernels are timed on a GPU only" if timing and device != "cuda" else ""
+        why = why or ("; compile and tune need --tune" if tuning and not tune else "")
+        raise BadInput(f"nothing is left of {_told(stages, sizes, models)}{why}")
     return chosen
 
 

@@ -62,7 +62,7 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
             ["--stage", "profile", "--size", "xxl", "--model", "dlrm"],
             "--model dlrm has none of --size xxl; it has: tiny",
         ),
-        (["--stage", "tune"], "nothing is left of --stage tune; compile and tune need --tune"),
+        (["--stage", "bench"], "nothing is left of --stage bench; kernels are timed on a GPU only"),
         (["--stage", "road", "--model", "dlrm"], "nothing is left of --stage road --model dlrm"),
     ],
 )

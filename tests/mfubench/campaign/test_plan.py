@@ -30,7 +30,9 @@ from mfubench.workload.spec import WorkloadSpec
 def test_stages_come_in_order_of_value_and_nothing_twice(device: str) -> None:
     tasks = plan(device, tune=True)
     begun = list(dict.fromkeys(task.stage for task in tasks))
-    assert set(begun) == set(STAGES) == {"road", *SHARES} and begun == list(STAGES)
+    timed = ("compile", "tune", "bench")  # kernels, on a GPU
+    assert begun == [stage for stage in STAGES if device == "cuda" or stage not in timed]
+    assert set(STAGES) == {"road", *SHARES}
     assert len({task.id for task in tasks}) == len(tasks)
     parts = Counter(task.arguments["op"] for task in tasks if task.stage == "contract")
     assert parts == dict.fromkeys(ops_with_kernels(), CONTRACT_PARTS)
