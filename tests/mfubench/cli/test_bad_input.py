@@ -54,7 +54,7 @@ def refused(result: tuple[int, str, str], *mentioned: str) -> None:
 PROFILE = {
     "more candidates than memory": (
         ["kunlun", "--size", "tiny", "--batch-size", "2", "--candidates", "999999999"],
-        ["--batch-size 2 with 999999999 candidates", "GB are free"],
+        ["--batch-size 2: ", "candidates 999999999", "GB are free"],
     ),
     "a file for a module": (["json.py:build"], ["give json:build, without .py"]),
     "no number": (["kunlun", "--batch-size", "x"], ["--batch-size", "integer", "profile --help"]),
