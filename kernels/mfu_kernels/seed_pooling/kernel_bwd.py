@@ -6,7 +6,8 @@ the left operands of dV and dK, which are complete when they are written; what i
 each tile, for columns would hold it in a register each. The gradient of the seeds, which all rows share, stays in
 registers from row to row, transposed: a program writes one fp32 share of it, and the shares are summed after, in order,
 without atomics. Seeds beyond one block are further launches, which add to what the earlier ones left in fp32.
-On Hopper, `kernel_bwd_sm90` has a form of its own for many seeds in 16 bits.
+On Hopper, `kernel_bwd_sm90` has a form of its own for many seeds in 16 bits, `kernel_bwd_wide_sm90` one for more than
+64.
 """
 
 from collections.abc import Sequence
@@ -176,7 +177,7 @@ def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """The warpgroups' form for Hopper is first where it won: on an H200, 64 seeds took 0.50 in place of 0.65 ms with
-    heads of 64, rotated; 128, which spill, did not."""
+    heads of 64, rotated; 128, which spill, did not. That of makers, for more than 64, was not timed."""
     plain, own = _plain_configs(key), [*kernel_bwd_sm90.configs(key), *kernel_bwd_wide_sm90.configs(key)]
     if not key.get("warpgroups"):
         return plain

@@ -68,7 +68,7 @@ def write(tiles, out, change, staged, token, head, left, none, DX_T: gl.constexp
     if left >= _TILE:
         tma_store(tiles, [token, head * COLUMN], staged)
     else:
-        store_part(out + (token.to(gl.int64) * DX_T + head * COLUMN), staged, DX_T + none * 16, left)
+        store_part(out + token.to(gl.int64) * DX_T + head * COLUMN, staged, DX_T + none * 16, left)
 
 
 @gluon.jit
