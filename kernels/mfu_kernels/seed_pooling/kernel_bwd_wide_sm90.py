@@ -12,7 +12,7 @@ need not be in step. A warp has TMA bring keys, as forward turned them, and valu
 another, and each row's gradients a row ahead. Programs write a share of the seeds' gradient each, which are summed
 after, in order, without atomics.
 
-What TMA brings beyond the end of a row is the next row's, which may be anything: one maker clears keys there, with
+What TMA brings beyond the end of a row is the next row's, which may be anything: a second warp clears keys there, with
 which changes are multiplied, and changes are masked. What else is made of it is in rows of dv and dk that nobody
 writes. Seeds beyond the last one are zeros, and their level makes all weights zero.
 """
@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mfu_kernels.hopper import TILE, begin_load, blocks_of, clear_from, of_product, places_of, tma_load
+from mfu_kernels.hopper import TILE, begin_load, blocks_of, of_product, places_of, tma_load
 from mfu_kernels.launching import config
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import sin_cos
@@ -42,6 +42,7 @@ from .kernel_sm90 import BRINGS, MOST_SEEDS, angles_of, row_of, walk
 
 _TILE = gl.constexpr(TILE)
 _SEEDS = gl.constexpr(MOST_SEEDS)
+_EIGHT = gl.constexpr(8)  # rows that a warp clears at once
 
 
 @gluon.jit
@@ -62,7 +63,7 @@ def _make(
     row, step, head = walk(NUM_HEADS)
     mbarrier.wait(seeded, 0)
     seeds = queries.slice(BLOCK * _TILE, _TILE, dim=0).load(left_layout)
-    n, r, ends = 0, 0, 0
+    n, r = 0, 0
     while row < num_rows:
         _, length = row_of(offsets, row)
         place = (row * NUM_HEADS + head).to(gl.int64) * _SEEDS + BLOCK * _TILE + gl.arange(0, _TILE, of_seeds)
@@ -75,12 +76,7 @@ def _make(
             left = length - at
             mbarrier.wait(came.index(slot), phase)
             if left < _TILE:
-                if BLOCK == 0:
-                    clear_from(keys.index(slot), left)
-                    fence_async_shared()
-                    mbarrier.arrive(clear.index(ends % STAGES), count=1)
-                else:
-                    mbarrier.wait(clear.index(ends % STAGES), (ends // STAGES) & 1)
+                mbarrier.wait(clear.index(slot), phase)
             scores = warpgroup_mma(
                 seeds, keys.index(slot).permute([1, 0]), no_scores, use_acc=False, is_async=True
             )  # fmt: skip
@@ -106,7 +102,6 @@ def _make(
             mbarrier.arrive(free.index(slot), count=1)
             n += 1
         r += 1
-        ends += gl.minimum(length % _TILE, 1)
         row += step
     places, _ = places_of(DIM, _TILE, 0, DIM, sums_layout)
     gl.store(shares + (gl.program_id(0) * _SEEDS + BLOCK * _TILE) * DIM + places, sums * scale)
@@ -158,6 +153,32 @@ def _sum(
         r += 1
         row += step
     tma.store_wait(0)
+
+
+@gluon.jit
+def _clear(shared, offsets, num_rows, NUM_HEADS: gl.constexpr):
+    """The warp that clears keys beyond the end of a row."""
+    _queries, _grads, keys, _values, _turns, _weights, _changes, _staged, barriers, _of_turns = shared
+    _seeded, _given, _used, came, clear, _free, _made, _taken = barriers
+    STAGES: gl.constexpr = keys.shape[0]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
+    rows = gl.arange(0, _EIGHT, gl.SliceLayout(1, layout))
+    row, step, _head = walk(NUM_HEADS)
+    n = 0
+    while row < num_rows:
+        _, length = row_of(offsets, row)
+        for at in range(0, length, _TILE):
+            slot, left = n % STAGES, length - at
+            mbarrier.wait(came.index(slot), (n // STAGES) & 1)
+            if left < _TILE:
+                for part in gl.static_range(0, _TILE, _EIGHT):
+                    if left < part + _EIGHT:
+                        tile = keys.index(slot).slice(part, _EIGHT, dim=0)
+                        tile.store(gl.where((rows < left - part)[:, None], tile.load(layout), 0.0).to(tile.dtype))
+                fence_async_shared()
+            mbarrier.arrive(clear.index(slot), count=1)
+            n += 1
+        row += step
 
 
 @gluon.jit
@@ -251,16 +272,18 @@ def seed_pooling_bwd_wide_sm90_kernel(
                 shared, seed_tiles, grad_tiles, k_tiles, v_tiles, angle_tiles, offsets, num_rows, NUM_HEADS, SEEDS_H,
                 K_H, V_H, ROTATED,
             )),
+            (_clear, (shared, offsets, num_rows, NUM_HEADS)),
         ],
-        [4, 4, 1], [MAKERS, MAKERS, BRINGS],
+        [4, 4, 1, 1], [MAKERS, MAKERS, BRINGS, BRINGS],
     )  # fmt: skip
 
 
 def configs(key: MetaParameters) -> Sequence[triton.Config]:
     """One program on a multiprocessor: two makers take most registers, its rings what memory is left.
 
-    Rotated, 230,008 bytes of shared memory, without angles 229,968; nothing spills. The one that sums has the 136
-    registers that are left, and is the first partition: as one of the others it spilled what does not change in its loop.
+    Rotated, 230,008 bytes of shared memory, without angles 229,928. By Triton 3.6 nothing spills, by 3.9 some addresses
+    that are read once a row. The one that sums has the 136 registers that are left, and is the first partition: as one
+    of the others it spilled what its loop does not change.
     """
     if int(key["seeds"]) != MOST_SEEDS:
         return []
