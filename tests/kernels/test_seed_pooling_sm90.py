@@ -14,6 +14,7 @@ from mfu_kernels.seed_pooling.examples import EXAMPLES
 from mfu_kernels.seed_pooling.kernel import FORWARD, forward
 from mfu_kernels.seed_pooling.kernel_bwd import BACKWARD, DIVIDE, backward
 from mfu_kernels.seed_pooling.kernel_bwd_sm90 import fits as fits_backward
+from mfu_kernels.seed_pooling.kernel_bwd_wide_sm90 import configs as of_makers
 from mfu_kernels.seed_pooling.kernel_sm90 import fits
 from tests.kernels.gluon import contract
 from tests.kernels.gluon.compiled import GOOD, compiled
@@ -197,6 +198,14 @@ def test_what_else_the_plain_kernels_do() -> None:
     assert not fits(**tensors(), num_chunks=2)
     dkv = torch.empty(5, 2, 3, 64, dtype=torch.bfloat16)
     assert not fits_backward(**tensors(), dkv=dkv, needs=[True, True, False])
+
+
+def test_makers_are_for_more_than_64_seeds_and_behind_the_default() -> None:
+    key = {"seeds": 128, "d": 64, "bytes": 2, "rotated": True}
+    space = BACKWARD.space({**key, "warpgroups": True})
+    assert BACKWARD.form_of(space[0]) == "" and space[-1:] == of_makers(key)
+    assert not of_makers({**key, "seeds": 64})
+    assert not any(BACKWARD.form_of(one) for one in BACKWARD.space(key))
 
 
 def test_the_code_of_makers() -> None:
