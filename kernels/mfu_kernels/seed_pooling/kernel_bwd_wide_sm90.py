@@ -159,7 +159,7 @@ def _sum(
 def _clear(shared, offsets, num_rows, NUM_HEADS: gl.constexpr):
     """The warp that clears keys beyond the end of a row."""
     _queries, _grads, keys, _values, _turns, _weights, _changes, _staged, barriers, _of_turns = shared
-    _seeded, _given, _used, came, clear, _free, _made, _taken = barriers
+    _seeded, _given, _used, came, clear, free, _made, _taken = barriers
     STAGES: gl.constexpr = keys.shape[0]
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
     rows = gl.arange(0, _EIGHT, gl.SliceLayout(1, layout))
@@ -177,6 +177,7 @@ def _clear(shared, offsets, num_rows, NUM_HEADS: gl.constexpr):
                         tile.store(gl.where((rows < left - part)[:, None], tile.load(layout), 0.0).to(tile.dtype))
                 fence_async_shared()
             mbarrier.arrive(clear.index(slot), count=1)
+            mbarrier.arrive(free.index(slot), count=1)  # or a tile might come and go while this warp is not looking
             n += 1
         row += step
 
@@ -257,7 +258,7 @@ def seed_pooling_bwd_wide_sm90_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.init(came.index(slot), count=2)  # keys and values
         mbarrier.init(clear.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+        mbarrier.init(free.index(slot), count=3)  # of makers and of the warp that clears
         mbarrier.init(turned.index(slot), count=1)
         mbarrier.init(unturned.index(slot), count=1)
     fence_async_shared()
