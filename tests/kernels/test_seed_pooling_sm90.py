@@ -14,20 +14,12 @@ from mfu_kernels.seed_pooling.examples import EXAMPLES
 from mfu_kernels.seed_pooling.kernel import FORWARD, forward
 from mfu_kernels.seed_pooling.kernel_bwd import BACKWARD, DIVIDE, backward
 from mfu_kernels.seed_pooling.kernel_bwd_sm90 import fits as fits_backward
+from mfu_kernels.seed_pooling.kernel_bwd_wide_sm90 import configs as of_makers
 from mfu_kernels.seed_pooling.kernel_sm90 import fits
 from tests.kernels.gluon import contract
 from tests.kernels.gluon.compiled import GOOD, compiled
 from tests.kernels.gluon.running import emulated
 
-LAUNCH = """
-def launch(offsets, d, num_seeds, rotated, max_length=700):
-    from mfu_kernels import seed_pooling_kvpacked
-    kv = torch.empty(300_000, 2, 400, d, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    seeds = torch.empty(num_seeds, 400, d, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    angles = torch.empty(300_000, d // 2, device="meta") if rotated else None
-    out = seed_pooling_kvpacked(seeds, kv, offsets, angles=angles, max_length=max_length, impl="triton")
-    out.backward(torch.empty_like(out))
-"""
 LAUNCH = """
 def launch(offsets, d, num_seeds, rotated):
     from mfu_kernels import seed_pooling_kvpacked
@@ -105,10 +97,17 @@ def gradients(inputs: Inputs, weights: Tensor) -> dict[str, Tensor]:
     return dict(zip(("seeds", "k", "v"), (dseeds, *dkv.unbind(1)), strict=True))
 
 
-@pytest.mark.parametrize("case", contract.cases(EXAMPLES, 2, **FACTORS), ids=str)
-def test_the_numbers_of_its_backward(case: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def backward_cases() -> list[tuple[str, dict[str, Any]]]:
+    """Each with its form; that of makers has a config for more than 64 seeds."""
+    more = {**FACTORS, "seeds": (128, 65, 100)}
+    cases = {"PROGRAMS": contract.cases(EXAMPLES, 2, **FACTORS), "MAKERS": contract.cases(EXAMPLES, 1, **more)}
+    return [(form, case) for form in cases for case in cases[form]]
+
+
+@pytest.mark.parametrize(("form", "case"), backward_cases(), ids=str)
+def test_the_numbers_of_its_backward(form: str, case: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DIVIDE, "launch", divide)
-    contract.check(EXAMPLES, case, BACKWARD, "PROGRAMS", gradients)
+    contract.check(EXAMPLES, case, BACKWARD, form, gradients)
 
 
 def rows(angles: bool, lengths: tuple[int, ...], num_seeds: int) -> Inputs:
@@ -132,7 +131,8 @@ def test_forward_leaves_what_backward_needs(angles: bool, num_seeds: int) -> Non
     torch.testing.assert_close(softmax, expected_softmax, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_that_is_no_number_is_nothing_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", BACKWARD.forms)
+def test_a_row_that_is_no_number_is_nothing_to_others(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DIVIDE, "launch", divide)
     found = {}
     for value in (0.0, float("nan")):
@@ -140,7 +140,7 @@ def test_a_row_that_is_no_number_is_nothing_to_others(monkeypatch: pytest.Monkey
         for name in ("k", "v"):
             inputs.tensors[name][70:130] = value
         inputs.others["angles"][70:130] = value
-        with emulated(FORWARD, "PROGRAMS"), emulated(BACKWARD, "PROGRAMS"):
+        with emulated(FORWARD, "PROGRAMS"), emulated(BACKWARD, form):
             out = pool(inputs, saves=True)[0]
             weights = torch.ones_like(out)
             weights[1] = 0
@@ -198,6 +198,21 @@ def test_what_else_the_plain_kernels_do() -> None:
     assert not fits(**tensors(), num_chunks=2)
     dkv = torch.empty(5, 2, 3, 64, dtype=torch.bfloat16)
     assert not fits_backward(**tensors(), dkv=dkv, needs=[True, True, False])
+
+
+def test_makers_are_for_more_than_64_seeds_and_behind_the_default() -> None:
+    key = {"seeds": 128, "d": 64, "bytes": 2, "rotated": True}
+    space = BACKWARD.space({**key, "warpgroups": True})
+    assert BACKWARD.form_of(space[0]) == "" and space[-1:] == of_makers(key)
+    assert not of_makers({**key, "seeds": 64})
+    assert not any(BACKWARD.form_of(one) for one in BACKWARD.space(key))
+
+
+def test_the_code_of_makers() -> None:
+    found = compiled("sm_90", LAUNCH, [(64, 128, True), (64, 128, False)], form="MAKERS")
+    codes = [launch["code"] for launch in found if "MAKERS" in launch["config"]]
+    assert all(code["spills"] < 100 for code in codes)  # some versions spill addresses that are read once a row
+    assert [{**code, "spills": 0} for code in codes] == [GOOD] * 2
 
 
 def test_its_code() -> None:

@@ -6,7 +6,8 @@ the left operands of dV and dK, which are complete when they are written; what i
 each tile, for columns would hold it in a register each. The gradient of the seeds, which all rows share, stays in
 registers from row to row, transposed: a program writes one fp32 share of it, and the shares are summed after, in order,
 without atomics. Seeds beyond one block are further launches, which add to what the earlier ones left in fp32.
-On Hopper, `kernel_bwd_sm90` has a form of its own for many seeds in 16 bits.
+On Hopper, `kernel_bwd_sm90` has a form of its own for many seeds in 16 bits, `kernel_bwd_wide_sm90` one for more than
+64.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, turned_back
 from mfu_kernels.rows import with_unit_stride
 
-from . import kernel_bwd_sm90
+from . import kernel_bwd_sm90, kernel_bwd_wide_sm90
 from .boundary import _bwd_outputs
 from .kernel import LOG2_E, constants_of, few_rows_configs, pieces, program_of, programs_wanted, seed_block, shape_key
 from .kernel_sm90 import programs_of_head
@@ -176,8 +177,10 @@ def _plain_configs(key: MetaParameters) -> Sequence[triton.Config]:
 
 def _backward_configs(key: MetaParameters) -> Sequence[triton.Config]:
     """The warpgroups' form for Hopper is first where it won: on an H200, 64 seeds took 0.50 in place of 0.65 ms with
-    heads of 64, rotated; 128, which spill, did not."""
-    plain, own = _plain_configs(key), kernel_bwd_sm90.configs(key) if key.get("warpgroups") else []
+    heads of 64, rotated; 128, which spill, did not. That of makers, for more than 64, was not timed."""
+    plain, own = _plain_configs(key), [*kernel_bwd_sm90.configs(key), *kernel_bwd_wide_sm90.configs(key)]
+    if not key.get("warpgroups"):
+        return plain
     return [*own, *plain] if int(key["seeds"]) <= 64 else [*plain, *own]
 
 
@@ -185,7 +188,10 @@ DIVIDE = Kernel(seed_pooling_divide_kernel, few_rows_configs)
 BACKWARD = Kernel(
     seed_pooling_bwd_kernel,
     _backward_configs,
-    forms={"PROGRAMS": (kernel_bwd_sm90.seed_pooling_bwd_sm90_kernel, kernel_bwd_sm90.arguments)},
+    forms={
+        "PROGRAMS": (kernel_bwd_sm90.seed_pooling_bwd_sm90_kernel, kernel_bwd_sm90.arguments),
+        "MAKERS": (kernel_bwd_wide_sm90.seed_pooling_bwd_wide_sm90_kernel, kernel_bwd_wide_sm90.arguments),
+    },
 )
 
 
@@ -217,9 +223,9 @@ def backward(
     if for_hopper(k.device) and kernel_bwd_sm90.fits(seeds, k, v, angles, dkv, needs):
         key = {**key, "warpgroups": True}
         with current(k.device):
-            chosen = BACKWARD.choose(key, k.device).kwargs
-        if "PROGRAMS" in chosen:
-            num_walkers = programs_of_head(chosen, len(out), num_heads, k.device)
+            chosen = BACKWARD.choose(key, k.device)
+        if BACKWARD.form_of(chosen):
+            num_walkers = programs_of_head(chosen.kwargs, len(out), num_heads, k.device)
     shares = softmax.new_empty(num_walkers, num_heads, num_padded, width) if needs[0] else dseeds
     for first_seed in range(0, len(seeds), block):
         ends = first_seed + block >= len(seeds)

@@ -53,16 +53,15 @@ BRINGS = gl.constexpr(32)  # registers of the warp that asks TMA
 
 
 @gluon.jit
-def _turned_back(change, turn):
-    """A gradient of keys as they were before ``turn``."""
+def turned_back(change, sin, cos):
+    """A gradient of keys as they were before a turn."""
     first, second = halves_of(change)
-    sin, cos = sin_cos(turn, True)
     pairs = gl.join(first * cos + second * sin, second * cos - first * sin)
     return gl.convert_layout(pairs.permute([0, 2, 1]).reshape(change.shape), of_product(change.shape[1]))
 
 
 @gluon.jit
-def _write(tiles, out, change, staged, token, head, left, none, DX_T: gl.constexpr, COLUMN: gl.constexpr):
+def write(tiles, out, change, staged, token, head, left, none, DX_T: gl.constexpr, COLUMN: gl.constexpr):
     """The first ``left`` rows of a gradient, from ``token`` on; by TMA, if these are all."""
     staged.store(change.to(staged.dtype))
     fence_async_shared()
@@ -140,11 +139,11 @@ def _work(
             mbarrier.arrive(free.index(slot), count=1)
             tma.store_wait(0)  # the gradients before are read
             k_change, v_change = warpgroup_mma_wait(0, [k_change, v_change])
-            _write(dv_tiles, dv, v_change, staged.index(2 * WORKER + none), token, head, left, none, DX_T, DIM)
+            write(dv_tiles, dv, v_change, staged.index(2 * WORKER + none), token, head, left, none, DX_T, DIM)
             k_change = k_change * scale
             if ROTATED:
-                k_change = _turned_back(k_change, turn)
-            _write(dk_tiles, dk, k_change, staged.index(2 * WORKER + 1 + none), token, head, left, none, DX_T, DIM)
+                k_change = turned_back(k_change, *sin_cos(turn, True))
+            write(dk_tiles, dk, k_change, staged.index(2 * WORKER + 1 + none), token, head, left, none, DX_T, DIM)
         if tiles > 0:
             mbarrier.arrive(used.index(r & 1), count=1)
         n += tiles

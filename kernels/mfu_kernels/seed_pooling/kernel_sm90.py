@@ -305,7 +305,7 @@ def fits(seeds: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, num_chunks:
 
 def programs_of_head(constants: MetaParameters, num_rows: int, num_heads: int, device: torch.device) -> int:
     """Among how many programs the rows of each head are shared out; all heads', PROGRAMS for each multiprocessor."""
-    return max(1, min(num_rows, num_walkers(device, int(constants["PROGRAMS"])) // num_heads))
+    return max(1, min(num_rows, num_walkers(device, int(constants.get("PROGRAMS", 1))) // num_heads))
 
 
 def configs(key: MetaParameters) -> Sequence[triton.Config]:
