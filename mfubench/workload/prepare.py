@@ -227,8 +227,8 @@ def _check_room_for_batches(schema: Schema, batch_size: int, num_candidates: int
     wanted, free = 4 * numbers * batch_size * num_candidates * num_sets, free_host_memory()
     if free is not None and wanted > free:
         raise OutOfMemory(
-            f"--batch-size {batch_size}: {num_sets} batches with a request's candidates {num_candidates} need more than "
-            f"{wanted / 1e9:.1f} GB; {free / 1e9:.1f} GB are free; use a smaller one, or fewer --candidates"
+            f"--batch-size {batch_size}: {num_sets} batches with a request's candidates {num_candidates} need more "
+            f"than {wanted / 1e9:.1f} GB; {free / 1e9:.1f} GB are free; use a smaller one, or fewer --candidates"
         )
 
 
