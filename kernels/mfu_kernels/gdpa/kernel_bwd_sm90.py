@@ -21,6 +21,14 @@ weights, as act(0) = 0, and their changes, as the weights' gradients are.
 A config takes 240 registers of 504 that three warpgroups' threads share, one of each: what is made of 64 x 64 scores
 needs 192 and some 40 for addresses, weights and changes. ``none`` is zero, but no compiler knows: addresses made with
 it are made where they are used, and those that are not, are held for the whole loop, and spill.
+
+A third warpgroup in the bringing warp's place, which makes dq of all tiles, has no registers, by ptxas 12.8. One that
+holds two blocks of keys of 64 columns needs 224: at 216 its products are serialised, and 768 bytes spill. That leaves
+56, and 32 sums of dq beside their addresses take 64; 16 at a time compile, and read the changes twice.
+
+What a warp with two such blocks does for a tile is some 4200 clocks beside its products, by the stalls in the compiled
+code and 22 clocks for a tanh. Two activations are 2600 of them, with 350 instructions each: few tanh are on their way
+at a time, in whatever order the assembly has them. Stores of dq are 60, and TMA in their place is no less.
 """
 
 from collections.abc import Mapping, Sequence
