@@ -264,3 +264,15 @@ def test_on_a_gpu_the_peak_of_memory_is_the_steps_own(
     run = profile(spec)
     assert 0 < run.memory["device_peak_bytes"] < 4 << 30
     assert run.trace["attributed_share"] > 0.9
+
+
+def test_a_loss_that_is_no_number_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And there is no closed form of a model that is not the zoo's, for its count to agree with."""
+    text = "import torch\ndef build():\n    loss = lambda output, batch: output.mean() * float('nan')\n"
+    (tmp_path / "of_nan.py").write_text(
+        f"{text}    return torch.nn.Linear(2, 1), lambda b, d: (torch.ones(b, 2),), loss\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = profile(WorkloadSpec("of_nan:build", batch_size=4, steps=2, device="cpu"))
+    assert any("the first step's loss is nan" in warning for warning in run.warnings)
+    assert run.flops["counts_agree"] is None and run.flops["model"]
