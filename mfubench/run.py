@@ -149,11 +149,13 @@ class Run:
 
     def of_modules(self, key: str) -> list[Any]:
         """One number of each module, in their order; None, not the 0 that is kept, where its pass was left out."""
-        passes = {"time": self.trace.get("steps"), "share": self.trace.get("steps")}
-        passes |= {"flops": self.flops.get("model"), "memory": self.memory.get("peak_bytes")}
-        passes |= {"activation": self.memory.get("peak_bytes")}
-        left_out = any(part in key and not measured for part, measured in passes.items())
-        return [None if left_out else getattr(row, key) for row in self.modules]
+        if key.endswith("_flops"):
+            measured = self.flops.get("model")
+        elif key in ("memory_bytes", "activation_bytes"):
+            measured = self.memory.get("peak_bytes")
+        else:
+            measured = self.trace.get("steps")
+        return [getattr(row, key) if measured else None for row in self.modules]
 
     @property
     def title(self) -> str:

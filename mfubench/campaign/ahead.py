@@ -28,9 +28,10 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.targets import TARGETS
-from mfubench.kernels.tune import in_short
+from mfubench.kernels.tune import spelled
 from mfubench.progress import Progress
 from mfubench.side_by_side import one_a_core, one_thread
+from mfubench.user_code import short
 from mfubench.worker import DONE, Watch
 from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, prepare
 from mfubench.workload.spec import WorkloadSpec
@@ -113,10 +114,9 @@ def compile_task(watch: Watch, *, stage: str, arguments: Mapping[str, Any], **_:
     found: dict[str, dict[str, str]] = {"kernels": {}, "failed": {}}
 
     def keep(made: Compiled) -> None:
-        chosen = {**made.config.kwargs, "num_warps": made.config.num_warps, "num_stages": made.config.num_stages}
-        name = f"{made.kernel} ({key_text(made.key)}; {key_text(chosen)})"
+        name = f"{made.kernel} ({key_text(made.key)}; {spelled(made.config)})"
         wrong = isinstance(made.result, Exception)
-        found["failed" if wrong else "kernels"][name] = in_short(made.result) if wrong else ""
+        found["failed" if wrong else "kernels"][name] = short(made.result) if wrong else ""
 
     with one_thread(), compile_ahead(keep, _wanted(stage, target)):
         _LAUNCHES[stage](arguments)

@@ -18,8 +18,11 @@ from .plan import Task
 SCHEMA_VERSION = 1
 INDEX = "campaign.json"
 _PARTS = {  # of a stage's documents, which a page reads
-    **{"calibration": ("environment", "by_dtype"), "contract": ("ops", "environment"), "tune": ("entries",)},
-    **{"bench": ("rows", "nvml"), "profile": ("workload", "step", "mfu_of_measured_peak", "flops", "warnings")},
+    "calibration": ("environment", "by_dtype"),
+    "contract": ("ops", "environment"),
+    "tune": ("entries",),
+    "bench": ("rows", "nvml"),
+    "profile": ("workload", "step", "mfu_of_measured_peak", "flops", "warnings"),
     "road": ("steps", "changes", "identity"),
 }
 CACHE = "triton"  # Triton's, where kernels were compiled ahead

@@ -69,8 +69,8 @@ def campaign(
     A kill at any moment leaves what is done; the same command goes on from there, and tries again what failed. DIR gets
     a file for each task, report.md with its charts and report.html.
 
-    Where a GPU is rented, most of its first minutes go to compiling. --ahead does that before, on any machine with the
-    same Triton and Python; then copy DIR there.
+    Where a GPU is rented, minutes of it go to compiling. --ahead does that before, on any machine with the same Triton
+    and Python; then copy DIR there.
 
     Examples:
 

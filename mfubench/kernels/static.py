@@ -10,6 +10,7 @@ from typing import Any
 from mfu_kernels.modes import Extent
 from mfubench.errors import BadInput
 from mfubench.progress import Progress, silent
+from mfubench.user_code import short
 
 from .catalog import examples_of
 from .targets import TARGETS, Target
@@ -113,9 +114,7 @@ def _with_code(found: Sequence[tuple[StaticRow, Any]], target: Target) -> list[S
 
     codes = iter(read_machine_code([result for _, result in found if not isinstance(result, Exception)], target))
     return [
-        replace(row, error=" ".join(f"{type(result).__name__}: {result}".split())[:200])
-        if isinstance(result, Exception)
-        else replace(row, **asdict(next(codes)))
+        replace(row, error=short(result)) if isinstance(result, Exception) else replace(row, **asdict(next(codes)))
         for row, result in found
     ]
 

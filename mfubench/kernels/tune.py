@@ -22,6 +22,7 @@ from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.environment import now
 from mfubench.measure.timing import wait_for
 from mfubench.run import write_text
+from mfubench.user_code import short
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
 from .budget import DISAGREES, difference
@@ -50,7 +51,7 @@ class Launched:
 
     def part(self, config: Any) -> str:
         """What this kernel with ``config`` is called."""
-        return f"{self.kernel} {_spelled(config)}"
+        return f"{self.kernel} {spelled(config)}"
 
     @property
     def instead_of(self) -> str:
@@ -98,7 +99,7 @@ def launched_kernels(
         if why is None:
             place.configs.append(compiled.config)
         else:
-            place.left_out[_spelled(compiled.config)] = why
+            place.left_out[spelled(compiled.config)] = why
 
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
@@ -112,19 +113,14 @@ def launched_kernels(
 def _unfit(compiled: Any, target: Target) -> str | None:
     """Why a compiled kernel is not run."""
     if isinstance(compiled, Exception):
-        return in_short(compiled)
+        return short(compiled)
     if compiled.metadata.shared > target.block_shared:
         return f"needs {compiled.metadata.shared} bytes of shared memory"
     try:
         assert compiled.run  # which loads the code
     except Exception as error:  # such as more registers than there are
-        return in_short(error)
+        return short(error)
     return None
-
-
-def in_short(error: Exception) -> str:
-    """An error in a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def not_locked(device_name: str) -> Wanted:
@@ -187,7 +183,7 @@ def _leave_out_other_forms(launched: Launched) -> None:
     for config in list(launched.configs):
         if form_of(config) != form_of(launched.default):
             launched.configs.remove(config)
-            launched.left_out[_spelled(config)] = "the op's contract fails with some of its configs"
+            launched.left_out[spelled(config)] = "the op's contract fails with some of its configs"
 
 
 def _tune_kernel(
@@ -225,7 +221,7 @@ def _tune_kernel(
     calls = {launched.part(config): with_config(config) for config in launched.configs}
     by_part = {launched.part(config): config for config in launched.configs}
     wrong = _wrong(run, calls, without, device, watch)
-    launched.left_out |= {_spelled(by_part[part]): why for part, why in wrong.items()}
+    launched.left_out |= {spelled(by_part[part]): why for part, why in wrong.items()}
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
         return None
@@ -245,7 +241,7 @@ def _tune_kernel(
         "ms": ms[best],
         "ms_of_default": ms_of_default,
         "configs_timed": len(ms),
-        "ms_by_config": {_spelled(by_part[part]): ms[part] for part in ms},
+        "ms_by_config": {spelled(by_part[part]): ms[part] for part in ms},
         "left_out": launched.left_out,
         "date": now(),
         "toolchain": toolchain(),
@@ -288,8 +284,8 @@ def _disagreement(
         try:
             wait_for(device)
         except RuntimeError:
-            raise PartBroke(part, in_short(error)) from error
-        return in_short(error)
+            raise PartBroke(part, short(error)) from error
+        return short(error)
     far = max(difference(tensor.detach(), right) for tensor, right in zip(once, expected, strict=True))
     if far > DISAGREES:
         return f"its results differ from what was proved by more than {DISAGREES:.0%}"
@@ -298,7 +294,8 @@ def _disagreement(
     return None
 
 
-def _spelled(config: Any) -> str:
+def spelled(config: Any) -> str:
+    """A config in a line, its warps and stages among its constants."""
     return key_text({**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages})
 
 

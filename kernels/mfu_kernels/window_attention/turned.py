@@ -10,7 +10,8 @@ from mfu_kernels.hopper import halves_of, places_of, store_rows, whole_of
 def in_pairs(width):
     """A layout of [64, width] whose threads have both columns of a pair, and 8 columns of a row at a time.
 
-    A table of turns is read in 16 bytes then, and of a tile in shared memory 8 neighbours read different banks.
+    A table of turns is read in 16 bytes then, and of a tile in shared memory 8 neighbours read different banks, which
+    with seed pooling's layout of that name they do not.
     """
     halves = [[0, 8 << bit] for bit in range(width.bit_length() - 5)]
     spread = [*halves, [4, 0], [1, 0], [2, 0], [8, 0]]

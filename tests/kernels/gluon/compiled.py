@@ -1,11 +1,10 @@
 """What launches take by default on a GPU that is not here, and its code: compiled in another process."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
+
+from tests.compiling import process
 
 CODE = """
 import json, sys, torch
@@ -45,8 +44,6 @@ def compiled(target: str, launch: str, cases: Sequence[Any], form: str | None = 
 
 def output_of(*arguments: str) -> str:
     """What Python prints with these arguments, in a process where nothing is interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+    done = process(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,7 +10,7 @@ import pytest
 from mfubench.campaign.ahead import NOT_BEGUN, launching
 from mfubench.campaign.plan import Task, plan
 from mfubench.cli import main
-from tests.mfubench.compiling import mfubench, python
+from tests.compiling import mfubench, python
 
 CODE = """
 import json, sys

@@ -9,7 +9,7 @@ import pytest
 from mfu_kernels.lock import committed
 from mfubench.errors import BadInput
 from mfubench.kernels.static import StaticRow, compile_statically, faults
-from tests.mfubench.compiling import mfubench, python
+from tests.compiling import mfubench, python
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 
-def python(code: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """``code`` in a process where Triton compiles, whatever the tests' own does."""
+def process(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+
+
+def python(code: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``code`` there."""
+    return process("-c", code, *arguments, **settings)
 
 
 def mfubench(*arguments: str) -> subprocess.CompletedProcess[str]:
