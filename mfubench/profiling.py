@@ -64,7 +64,7 @@ def profile_workload(
     """The same for a workload that is already there."""
     device = workload.device
     sheet, sheet_tflops = _datasheet(workload)
-    _first_step(workload)
+    first_step(workload)
     progress("calibrating the device's peaks", 0.1)
     calibration = load_or_calibrate(device, workload.dtype)
     with compiled(workload) as compilation:
@@ -82,7 +82,7 @@ def profile_workload(
         later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
             ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
             ("attribution", "tracing", 0.75, lambda: _attribution(workload, compilation, trace_path)),
-            ("memory", "measuring memory", 0.9, lambda: _memory(workload)),
+            ("memory", "measuring memory", 0.9, lambda: memory_of(workload)),
         )
         for name, stage, done, measure in later:
             progress(stage, done)
@@ -123,7 +123,8 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
     return attribute(trace, workload.device.type)
 
 
-def _memory(workload: Workload) -> MemoryPeak:
+def memory_of(workload: Workload) -> MemoryPeak:
+    """What is alive at the peak of a step, run eagerly."""
     with run_eagerly():
         return peak_of_step(
             workload.module, workload.optimizers, lambda tracker: run_step(workload, 0, phase=tracker.phase)
@@ -146,8 +147,12 @@ def _datasheet(workload: Workload) -> tuple[Datasheet | None, float | None]:
     return sheet, tflops
 
 
-def _first_step(workload: Workload) -> None:
-    """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run."""
+def first_step(workload: Workload) -> None:
+    """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run.
+
+    Raises:
+        BadInput: it does not run, or not in the memory that there is.
+    """
     with run_eagerly(), _told_as_input(workload, "the model's step failed"):
         _, loss = run_passes(workload, workload.inputs[0])
         if loss is not None:
@@ -200,13 +205,17 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
 
 
 def _counts(workload: Workload, passes: Passes) -> list[Count]:
-    counts = [_count(workload, index) for index in range(len(workload.inputs))]
+    counts = [count_of(workload, index) for index in range(len(workload.inputs))]
     passes.ceilings = _ceilings(workload, counts, passes.calibration, passes.sheet_tflops)
     return counts
 
 
-def _count(workload: Workload, index: int) -> Count:
-    """Count one input set, and hold the count against the closed form where the model has one."""
+def count_of(workload: Workload, index: int) -> Count:
+    """Count one input set, and hold the count against the closed form where the model has one.
+
+    Raises:
+        ToolBroke: they disagree.
+    """
     with run_eagerly():
         count = count_step(workload.module, lambda tracker: run_step(workload, index, phase=tracker.phase))
     if workload.needed is not None:

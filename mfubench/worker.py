@@ -7,11 +7,14 @@ and the work is done again without it.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -72,11 +75,23 @@ class _Broke:
     reason: str
 
 
-class Worker:
-    """A process that works; started when it is first needed and after it broke, ended with ``close``."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs: in ``folder``, which imports look into before all others, or rather into ``paths``."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    folder: Path
+    paths: Sequence[Path]
+
+
+class Worker:
+    """A process that works; started when it is first needed and after it broke, ended with ``close``.
+
+    It runs in the working directory, or in another ``place``. One that is ``resident`` keeps on the device, from one
+    work to the next, what its functions keep.
+    """
+
+    def __init__(self, device: str, *, place: Place | None = None, resident: bool = False) -> None:
+        self.device, self.place, self.resident = device, place, resident
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -180,7 +195,7 @@ class Worker:
             self.close()
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs, self.device))
+            process = self._context.Process(target=_serve, args=(theirs, self.device, self.place, self.resident))
             with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
                 process.start()
             self._process = process  # not before, for another thread to kill
@@ -203,9 +218,11 @@ def _until(ends: float) -> float | None:
     return None if ends == inf else max(0.0, ends - monotonic())
 
 
-def _serve(pipe: Connection, device: str) -> None:
+def _serve(pipe: Connection, device: str, place: Place | None, resident: bool) -> None:
     """The worker: work in, its answer out, until the pipe closes."""
     lead_group()
+    if place is not None:  # before anything is imported that it may have another version of
+        _move(place)
     import torch
 
     pipe.send((_READY,))
@@ -226,7 +243,14 @@ def _serve(pipe: Connection, device: str) -> None:
             answer = (FAILED, f"out of memory: {error}", None)
         except Exception as error:
             answer = (FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500], None)
-        pipe.send((_ANSWER, answer, _usable(torch.device(device))))
+        pipe.send((_ANSWER, answer, _usable(torch.device(device), resident)))
+
+
+def _move(place: Place) -> None:
+    """Into the place, and out of the folder that the parent works in, which its imports would find."""
+    left = Path.cwd()
+    os.chdir(place.folder)
+    sys.path[:] = [*map(str, place.paths), *(path for path in sys.path if (left / path).resolve() != left.resolve())]
 
 
 @contextmanager
@@ -238,19 +262,23 @@ def _told(pipe: Connection, part: str) -> Iterator[None]:
         pipe.send((_BEGINS, None))
 
 
-def _usable(device: "torch.device") -> bool:
-    """Whether the next work finds a sound and empty device; what a kernel broke shows when it is waited for."""
+def _usable(device: "torch.device", resident: bool) -> bool:
+    """Whether the next work finds a sound device, and an empty one unless it is to find what this one has kept.
+
+    What a kernel broke shows when it is waited for.
+    """
     import torch
 
     from mfubench.exhausted import release
     from mfubench.measure.compiled import compiler_loaded
     from mfubench.measure.timing import wait_for
 
-    if compiler_loaded():
+    if compiler_loaded() and not resident:
         torch.compiler.reset()  # compiled code may hold tensors
     try:
         wait_for(device)
-        release((), device)
+        if not resident:
+            release((), device)
     except RuntimeError:
         return False
     return True

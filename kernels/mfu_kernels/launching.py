@@ -134,8 +134,9 @@ class Kernel:
             taken = [*default, *locked]
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
-                compiled = self._compile(candidate, *args, **constants)
-                sink(Compiled(self.name, dict(key), candidate, candidate in default, candidate in locked, compiled))
+                compiled, size = self._compile(candidate, *args, **constants), grid(candidate.kwargs)
+                is_default, is_locked = candidate in default, candidate in locked
+                sink(Compiled(self.name, dict(key), candidate, is_default, is_locked, size, compiled))
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)

@@ -18,6 +18,7 @@ class Compiled:
     """One kernel compiled ahead: for which key, with which config, and triton's CompiledKernel or what it raised.
 
     ``default``: a launch takes the config where nothing else is locked; ``locked``: it won on a GPU of that generation.
+    ``grid`` is the launch's with that config, in programs.
     """
 
     kernel: str
@@ -25,6 +26,7 @@ class Compiled:
     config: Any
     default: bool
     locked: bool
+    grid: tuple[int, ...]
     result: Any
 
     @property
@@ -51,7 +53,7 @@ def compiling_ahead() -> bool:
 
 @contextmanager
 def compile_ahead(sink: Callable[[Compiled], None], wanted: Wanted) -> Iterator[None]:
-    """Inside, a launch compiles what is ``wanted`` for triton's active target and reports it to ``sink``."""
+    """Inside, each launch compiles what is ``wanted`` for triton's active target and reports it to ``sink``."""
     global _sink, _wanted
     if _sink is not None:
         raise RuntimeError("kernels are compiled ahead already")

@@ -47,7 +47,8 @@ class Op:
         if impl not in IMPLS:
             raise UnsupportedImpl(f"impl={impl!r} is unknown; allowed: {', '.join(IMPLS)}")
         if impl == "auto":
-            capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+            on_cuda = device.type == "cuda"
+            capable = torch.cuda.get_device_capability(device) >= MIN_CAPABILITY if on_cuda else compiling_ahead()
             proved = self.proved_natively and "triton" in self.implementations
             return "triton" if capable and proved and self._takes(args) else "reference"
         if impl not in self.implementations:

@@ -6,7 +6,6 @@ GPU, and compiles the rest itself.
 """
 
 import platform
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from triton import knobs
 
 from mfu_kernels.examples import Draw
 from mfu_kernels.lock import key_text, locked_configs
 from mfu_kernels.modes import Compiled, Extent, MetaParameters, Wanted, compile_ahead, forced_config, nth_config
-from mfu_kernels.registry import interpreting
 from mfubench.ablate.plan import make_plan
 from mfubench.errors import BadInput
-from mfubench.kernels.ahead import activate, call_both_ways
+from mfubench.kernels.ahead import activate, call_both_ways, refuse_interpreter
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
 from mfubench.kernels.machine_code import toolchain
@@ -33,9 +30,8 @@ from mfubench.progress import Progress
 from mfubench.side_by_side import one_a_core, one_thread
 from mfubench.user_code import short
 from mfubench.worker import DONE, Watch
-from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, prepare
+from mfubench.workload.ahead import step_without_numbers
 from mfubench.workload.spec import WorkloadSpec
-from mfubench.workload.step import run_passes
 
 from .plan import KERNELS, STAGES, Task
 from .runner import Limits, run_campaign
@@ -59,8 +55,7 @@ def compile_for(
     """
     if target not in TARGETS:
         raise BadInput(f"--ahead {target} is unknown; allowed: {', '.join(TARGETS)}")
-    if interpreting():
-        raise BadInput("--ahead: Triton's interpreter compiles nothing; unset TRITON_INTERPRET")
+    refuse_interpreter("--ahead: ")
     cache = (folder / CACHE).resolve()
     where = {"target": target, "cache": str(cache)}
     jobs = [replace(task, arguments={**task.arguments, **where}) for task in launching(tasks)]
@@ -179,31 +174,18 @@ def _at_shape(arguments: Mapping[str, Any]) -> None:
 
 
 def _profile(arguments: Mapping[str, Any]) -> None:
-    _step(_spec({key: arguments[key] for key in SPECIFIED if key in arguments}))
+    step_without_numbers(_spec({key: arguments[key] for key in SPECIFIED if key in arguments}))
 
 
 def _road(arguments: Mapping[str, Any]) -> None:
     plan = make_plan(_spec({"model": "kunlun", "size": arguments["size"]}))
     for setting in plan.settings:
-        _step(plan.workload(setting.name))
+        step_without_numbers(plan.workload(setting.name))
 
 
 def _spec(chosen: Mapping[str, Any]) -> WorkloadSpec:
-    """The workload of a GPU for a host: of its dtype and batch size, with kernels wherever there are any."""
-    kernels = {"impl": with_kernels(ops_with_kernels()), "compile": "none"}
-    return WorkloadSpec(
-        **{"batch_size": DEFAULT_BATCH_SIZE["cuda"], **chosen, **kernels, "dtype": TIMED, "device": "cpu"}
-    )
-
-
-def _step(spec: WorkloadSpec) -> None:
-    """The passes of a step on each of its input sets, whose lengths are those on a GPU."""
-    without_numbers = FakeTensorMode(allow_non_fake_inputs=True)
-    workload = prepare(spec, building=without_numbers)
-    with without_numbers, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        for batch in workload.inputs:
-            run_passes(workload, batch)
+    """The workload of a GPU, with kernels wherever there are any."""
+    return WorkloadSpec(**{**chosen, "impl": with_kernels(ops_with_kernels()), "dtype": TIMED})
 
 
 _LAUNCHES: Mapping[str, Callable[[Mapping[str, Any]], None]] = {

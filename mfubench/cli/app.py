@@ -18,6 +18,7 @@ from .ablate import ablate
 from .campaign import campaign
 from .compare import compare
 from .doctor import doctor
+from .gate import gate
 from .kernels import kernels
 from .models import models
 from .optimize import optimize
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(gate)
 app.add_typer(kernels)
 for command in (profile, optimize, compare, report, ablate, campaign, models, doctor):
     app.command()(command)

@@ -87,7 +87,7 @@ def seconds(option: str, given: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def writable_folder(folder: Path | None) -> None:
+def writable_folder(folder: Path | None, option: str = "--out") -> None:
     """Make sure before a long run that ``folder`` can be made and written, without leaving anything there.
 
     Raises:
@@ -103,7 +103,22 @@ def writable_folder(folder: Path | None) -> None:
             raise NotADirectoryError(20, "it is a file")
         os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=".mfubench-"))
     except OSError as error:
-        raise BadInput(f"--out {folder}: cannot write in {nearest}: {error.strerror}; choose another folder") from None
+        raise BadInput(
+            f"{option} {folder}: cannot write in {nearest}: {error.strerror}; choose another folder"
+        ) from None
+
+
+def writable_file(file: Path | None, option: str) -> None:
+    """The same for a file and the folder that it is in.
+
+    Raises:
+        BadInput: it cannot be written, or is a folder.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise BadInput(f"{option} {file} is a folder; give a file")
+    writable_folder(file.parent, option)
 
 
 def put(told: Any, page: "Callable[[], Page]", *, json: bool, verbose: bool) -> None:

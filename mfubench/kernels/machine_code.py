@@ -5,6 +5,7 @@ once more, only where a stack shows, for the bytes that it spills. `nvdisasm` ta
 kernel, so it is given the instructions of many at once. Toolchains differ, so numbers of two of them do not compare.
 """
 
+import hashlib
 import re
 import struct
 import subprocess
@@ -16,6 +17,8 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from mfubench.user_code import short
 
 from .targets import Target
 
@@ -41,6 +44,7 @@ class MachineCode:
     """One kernel's code. Bytes of spill are stored and loaded ones together; ``access_bytes`` is the widest access.
 
     ``mma_rows``: of the tallest product that warps multiply each by itself, not a warpgroup or its like; 0 if none.
+    ``digest``: of the instructions alone; equal ones are the same code, from whatever lines of whatever file it came.
     """
 
     registers: int
@@ -53,17 +57,24 @@ class MachineCode:
     instructions: int
     warps: int
     occupancy: float
+    digest: str
+
+
+def codes_or_errors(results: Sequence[Any], target: Target) -> list[MachineCode | str]:
+    """Of each CompiledKernel its code; of each exception that was raised in place of one, what it says in short."""
+    codes = iter(read_machine_code([result for result in results if not isinstance(result, Exception)], target))
+    return [short(result) if isinstance(result, Exception) else next(codes) for result in results]
 
 
 def read_machine_code(kernels: Sequence[Any], target: Target) -> list[MachineCode]:
     """Take apart CompiledKernels of Triton's that were all compiled for ``target``."""
-    return [_read(kernel, code, target) for kernel, code in zip(kernels, _disassembled(kernels), strict=True)]
+    codes = [_instructions(kernel.asm["cubin"]) for kernel in kernels]
+    return [_read(*one, target) for one in zip(kernels, codes, _disassembled(kernels, codes), strict=True)]
 
 
-def _read(kernel: Any, operations: list[Operation], target: Target) -> MachineCode:
-    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
-        registers, stack = _usage(kernel, Path(folder))
-        spills = _spills(kernel.asm["ptx"], target, Path(folder)) if stack else 0
+def _read(kernel: Any, code: bytes, operations: list[Operation], target: Target) -> MachineCode:
+    registers, stack = usage(kernel.asm["cubin"])
+    spills = _spills(kernel.asm["ptx"], target) if stack else 0
     names = {name for name, _ in operations}
     warps = int(_first(THREADS.pattern, kernel.asm["ptx"])) // 32
     shared = int(kernel.metadata.shared)
@@ -78,23 +89,24 @@ def _read(kernel: Any, operations: list[Operation], target: Target) -> MachineCo
         instructions=sum(name != "NOP" for name, _ in operations),
         warps=warps,
         occupancy=target.occupancy(registers, shared, warps),
+        digest=hashlib.sha256(code).hexdigest()[:16],
     )
 
 
-def _usage(kernel: Any, folder: Path) -> tuple[int, int]:
+def usage(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    usage = _tool("cuobjdump", "-res-usage", str(cubin))
-    registers, stack = (int(_first(rf"{name}:(\d+)", usage)) for name in ("REG", "STACK"))
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        told = _tool("cuobjdump", "-res-usage", str(file))
+    registers, stack = (int(_first(rf"{name}:(\d+)", told)) for name in ("REG", "STACK"))
     return registers, stack
 
 
-def _disassembled(kernels: Sequence[Any]) -> list[list[Operation]]:
+def _disassembled(kernels: Sequence[Any], codes: Sequence[bytes]) -> list[list[Operation]]:
     """The operations of each kernel; all are for one architecture."""
     if not kernels:
         return []
-    codes = [_instructions(kernel.asm["cubin"]) for kernel in kernels]
     (architecture,) = {_first(r"\.target\s+sm_(\w+)", kernel.asm["ptx"]) for kernel in kernels}
     with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
         raw = Path(folder) / "instructions"
@@ -140,12 +152,13 @@ def _widest(operations: list[Operation]) -> int:
     return max(widths)
 
 
-def _spills(ptx: str, target: Target, folder: Path) -> int:
-    source = folder / "kernel.ptx"
-    source.write_text(ptx, encoding="utf-8")
+def _spills(ptx: str, target: Target) -> int:
     arch = _first(r"\.target\s+(\w+)", ptx)
-    command = [_ptxas(target.capability), "-v", f"--gpu-name={arch}", str(source), "-o", str(folder / "again.cubin")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as folder:
+        source, made = Path(folder) / "kernel.ptx", Path(folder) / "again.cubin"
+        source.write_text(ptx, encoding="utf-8")
+        command = [_ptxas(target.capability), "-v", f"--gpu-name={arch}", str(source), "-o", str(made)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(sum(map(int, pair)) for pair in SPILLS.findall(told))
 
 

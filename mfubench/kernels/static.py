@@ -10,7 +10,6 @@ from typing import Any
 from mfu_kernels.modes import Extent
 from mfubench.errors import BadInput
 from mfubench.progress import Progress, silent
-from mfubench.user_code import short
 
 from .catalog import examples_of
 from .targets import TARGETS, Target
@@ -43,6 +42,7 @@ class StaticRow:
     instructions: int | None = None
     warps: int | None = None
     occupancy: float | None = None
+    digest: str | None = None
     error: str | None = None
 
 
@@ -63,10 +63,9 @@ def compile_statically(
     for target in targets:
         if target not in TARGETS:
             raise BadInput(f"--target {target} is unknown; allowed: {', '.join(TARGETS)}")
-    from mfu_kernels.registry import interpreting
+    from .ahead import refuse_interpreter
 
-    if interpreting():
-        raise BadInput("Triton's interpreter compiles nothing; unset TRITON_INTERPRET")
+    refuse_interpreter()
     jobs = [(op, target, all_configs) for op in ops for target in targets]
     rows: list[StaticRow] = []
     context = multiprocessing.get_context("spawn")
@@ -99,7 +98,7 @@ def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow
 
         def keep(compiled: Any, shape: str = shape) -> None:
             row = StaticRow(
-                op, shape, compiled.kernel, target_name, _text(compiled.key), _config_text(compiled.config),
+                op, shape, compiled.kernel, target_name, _text(compiled.key), config_text(compiled.config),
                 compiled.taken, compiled.locked,
             )  # fmt: skip
             found.append((row, compiled.result))
@@ -110,12 +109,12 @@ def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow
 
 def _with_code(found: Sequence[tuple[StaticRow, Any]], target: Target) -> list[StaticRow]:
     """The rows with what their code says, or why there is none."""
-    from .machine_code import read_machine_code
+    from .machine_code import codes_or_errors
 
-    codes = iter(read_machine_code([result for _, result in found if not isinstance(result, Exception)], target))
+    codes = codes_or_errors([result for _, result in found], target)
     return [
-        replace(row, error=short(result)) if isinstance(result, Exception) else replace(row, **asdict(next(codes)))
-        for row, result in found
+        replace(row, error=code) if isinstance(code, str) else replace(row, **asdict(code))
+        for (row, _), code in zip(found, codes, strict=True)
     ]
 
 
@@ -125,7 +124,8 @@ def _text(key: Mapping[str, Any]) -> str:
     return key_text(key)
 
 
-def _config_text(config: Any) -> str:
+def config_text(config: Any) -> str:
+    """One spelling for a config, such as ``BLOCK_M=64 warps=4 stages=2``."""
     tiles = " ".join(f"{name}={value}" for name, value in config.kwargs.items())
     return f"{tiles} warps={config.num_warps} stages={config.num_stages}".strip()
 

@@ -60,11 +60,15 @@ _SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
 
 @dataclass(slots=True)
 class Count:
-    """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran."""
+    """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran.
+
+    ``operators``: how many were dispatched.
+    """
 
     work: dict[WorkKey, Work] = field(default_factory=lambda: defaultdict(Work))
     unknown_ops: set[str] = field(default_factory=set)
     impls: dict[str, str] = field(default_factory=dict)
+    operators: int = 0
 
     def total(self, direction: str | None = None) -> Work:
         """All work, or that of one direction."""
@@ -102,6 +106,7 @@ class CountTracker(ScopeTracker):
 
     def book(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
+        self.count.operators += 1
         scope, direction = self._responsible()
         recompute = direction == RECOMPUTE
         flops = dispatched_flops(func, args, kwargs, out)

@@ -76,11 +76,21 @@ def git_state(file: Path) -> dict[str, Any]:
 
     An installed copy inside somebody else's checkout is not tracked there, so it does not take that checkout's commit.
     """
-    sha = _git(file.parent, "rev-parse", "HEAD")
-    if sha is None or _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+    sha = git(file.parent, "rev-parse", "HEAD")
+    if sha is None or git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return {"git_sha": None, "git_dirty": None}
-    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
+    changes = git(file.parent, "status", "--porcelain", "--untracked-files=no")
     return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+
+
+def git(folder: Path, *arguments: str, limit_s: float = 10) -> str | None:
+    """What git prints in ``folder``; None where it fails, takes longer or is not there."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def cache_directory() -> Path:
@@ -105,15 +115,6 @@ def _device(device: "torch.device") -> dict[str, Any]:
         "device_sm_count": gpu.multi_processor_count if gpu else None,
         "device_memory_bytes": gpu.total_memory if gpu else None,
     }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _version(distribution: str) -> str | None:

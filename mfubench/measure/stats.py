@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -68,6 +69,23 @@ def _at_least(count: int, n: int, share: float) -> float:
     return math.fsum(math.comb(n, i) * share**i * (1 - share) ** (n - i) for i in range(count, n + 1))
 
 
+def student_interval(samples: Sequence[float], alpha: float = 0.05) -> tuple[float, float, float]:
+    """The mean and Student's two-sided interval at 1 - ``alpha``, of samples that are each a summary of many.
+
+    Raises:
+        ValueError: fewer than 2 samples, one that is not finite, or an alpha outside (0, 1).
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs a flat list of two or more finite samples, got {samples!r}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha} must lie between 0 and 1")
+    middle, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
+    reach = student_quantile(1 - alpha / 2, values.size - 1) * spread
+    return middle, middle - reach, middle + reach
+
+
+@cache
 def student_quantile(probability: float, freedom: int) -> float:
     """Student's t for ``probability`` of at least 1/2 and whole degrees of freedom, by bisection.
 

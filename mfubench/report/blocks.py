@@ -28,7 +28,7 @@ class Table:
     """Rows of text, the worst first. The first cell of a row names it.
 
     ``rest`` is what the rows are called where only the first of them are shown ("modules"); a table without it is
-    always shown whole. ``total`` closes the table.
+    always shown whole, and ``listed_in`` is the file that has all of them. ``total`` closes the table.
     """
 
     caption: str
@@ -36,6 +36,7 @@ class Table:
     rows: list[list[str]]
     rest: str = ""
     total: list[str] | None = None
+    listed_in: str = "run.json"
 
     @classmethod
     def of(cls, caption: str, columns: list[tuple[Column, list[str]]], rest: str = "") -> "Table":

@@ -64,7 +64,7 @@ def render_table(table: Table) -> str:
     if table.total:
         lines.append(_row([f"**{escape(cell)}**" if cell else "" for cell in table.total]))
     more = len(table.rows) - len(rows)
-    after = f"\n\n{more} more {table.rest}; run.json lists them all." if more else ""
+    after = f"\n\n{more} more {table.rest}; {table.listed_in} lists them all." if more else ""
     return f"{escape(table.caption)}\n\n" + "\n".join(lines) + after
 
 

@@ -63,6 +63,7 @@ FAMILIES = {
 }
 OTHER_FAMILY = "grey"
 RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 4, 6, 10]
+RATIOS_NEAR = (0.8, 1.25)  # too few of them lie between
 SERIES = (("blue", "circle"), ("orange", "diamond"), ("teal", "square"))
 
 
@@ -294,7 +295,7 @@ def _dots(figure: Dots) -> "alt.LayerChart":
         "yOffset": alt.YOffset("series:N", sort=domain),
     }
     scale = alt.Scale(type="log", nice=False, padding=BAND) if figure.ratios else alt.Scale(zero=True)
-    axis = alt.Axis(format="~g", values=RATIOS) if figure.ratios else alt.Axis(format="~%", tickCount=8)
+    axis = _ratio_axis(figure) if figure.ratios else alt.Axis(format="~%", tickCount=8)
     x = alt.X("low:Q", title=figure.title, scale=scale, axis=axis)
     whiskers = _chart(rows).mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", **places, color=hue)
     points = (
@@ -305,3 +306,11 @@ def _dots(figure: Dots) -> "alt.LayerChart":
     one = [_chart([{"low": 1.0}]).mark_rule(color=QUIET, strokeDash=[4, 4]).encode(x="low:Q")] if figure.ratios else []
     height = {"step": 2 * BAND if several else BAND, "for": "position"}
     return alt.layer(*one, whiskers, points).properties(width=WIDTH, height=height)
+
+
+def _ratio_axis(figure: Dots) -> "alt.Axis":
+    """Ratios that a reader expects, or where all are near 1, those between."""
+    import altair as alt
+
+    near = all(RATIOS_NEAR[0] < dot.low and dot.high < RATIOS_NEAR[1] for dot in figure.dots)
+    return alt.Axis(format="~g", tickCount=8) if near else alt.Axis(format="~g", values=RATIOS)

@@ -12,6 +12,11 @@ WORKLOAD = {
     *("model", "--size", "--set", "--impl", "--compile", "--mode", "--dtype", "--device", "--peak", "--batch-size"),
     *("--candidates", "--steps", "--seed", "--data"),
 }
+COMPARED = (WORKLOAD - {"model", "--peak", "--steps"}) | {"models"}
+GATED = {
+    *("--base", "--path", "--target", "--config", "--out", "--summary", "--junit", "--annotations"),
+    "--require-baseline",
+}
 FROZEN = {
     "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe"},
     "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
@@ -34,6 +39,9 @@ FROZEN = {
         "--peer",
         "--table",
     },
+    "gate check": EVERYWHERE | GATED | (COMPARED - {"--compile", "--device"}),
+    "gate run": EVERYWHERE | GATED | COMPARED | {"--budget", "--strict"},
+    "gate self-check": EVERYWHERE | (COMPARED - {"models"}) | {"model", "--path", "--config", "--budget", "--out"},
     "kernels list": EVERYWHERE,
     "kernels check": EVERYWHERE | {"ops", "--full", "--device"},
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},

@@ -15,6 +15,9 @@ LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more 
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
     "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
+    "mfubench/cli/gate.py:check": "a command's options are its parameters",
+    "mfubench/cli/gate.py:run": "a command's options are its parameters",
+    "mfubench/cli/gate.py:self_check": "a command's options are its parameters",
     "kernels/mfu_kernels/hstu_attention/op.py:hstu_attention": "an attention and the three parts of its mask",
     "kernels/mfu_kernels/hstu_attention/cost.py:hstu_attention_cost": "it takes what its op takes",
 }

@@ -1,5 +1,6 @@
 """Taking compiled kernels apart: where the code lies in a file, and whose each instruction of a listing is."""
 
+import hashlib
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,7 @@ def test_each_instruction_is_its_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (second.instructions, second.tensor_core, second.async_copy, second.access_bytes) == (2, None, "cp.async", 8)
     assert (first.mma_rows, second.mma_rows) == (0, 64), "the tallest product that no warpgroup multiplies"
     assert first.registers == second.registers == 40 and first.warps == 4 and first.spill_bytes == 0
+    assert first.digest == hashlib.sha256(b"a" * 3 * STEP).hexdigest()[:16] != second.digest, "of instructions alone"
 
 
 def test_no_kernels_no_code() -> None:

@@ -23,7 +23,7 @@ def told() -> dict[str, Any]:
 def test_rows_have_what_the_contract_names(told: dict[str, Any]) -> None:
     names = {"op", "kernel", "target", "config", "default", "registers", "spill_bytes", "shared_bytes", "tensor_core"}
     for row in told["rows"]:
-        assert names | {"async_copy", "access_bytes", "occupancy"} <= row.keys()
+        assert names | {"async_copy", "access_bytes", "occupancy", "digest"} <= row.keys()
         assert row["default"] and row["spill_bytes"] == 0 and 16 <= row["registers"] <= 255
         assert row["access_bytes"] == 16 and row["tensor_core"] is None and 0 < row["occupancy"] <= 1
     assert {row["kernel"] for row in told["rows"]} == {"rms_norm_fwd_kernel", "rms_norm_bwd_kernel"}

@@ -1,0 +1,358 @@
+"""``mfubench gate check | run | self-check``."""
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mfubench.errors import BadInput
+
+from .options import (
+    BatchSize,
+    Candidates,
+    Compile,
+    Debug,
+    Device,
+    Dtype,
+    Impl,
+    Json,
+    Mode,
+    Quiet,
+    Seed,
+    Set,
+    Size,
+    Verbose,
+    out_option,
+    overrides,
+    put,
+    seconds,
+    writable_file,
+    writable_folder,
+)
+from .progress import stages
+
+if TYPE_CHECKING:
+    from mfubench.workload.spec import WorkloadSpec
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="package.module:build of your own, or models of this zoo.")
+]
+Base = Annotated[
+    str,
+    typer.Option(metavar="REV", help="A revision, held against where HEAD left it (its merge base); or a folder."),
+]
+Path_ = Annotated[
+    list[str] | None,
+    typer.Option("--path", metavar="FOLDER", help="Where imports begin; may be given again. \\[default: .]"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Limits and waivers. \\[default: mfubench.toml, else pyproject.toml]"),
+]
+Data = Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")]
+Target = Annotated[
+    list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. \\[default: all]")
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Append a summary in Markdown, as to $GITHUB_STEP_SUMMARY.", show_default=False),
+]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", show_default=False)]
+Annotations = Annotated[
+    bool, typer.Option("--annotations", help="Print GitHub's ::error and ::warning lines on stderr.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where a time is undecided, or the machine's.")]
+Require = Annotated[
+    bool, typer.Option("--require-baseline", help="Exit with 4 where base has no such model, in place of 0.")
+]
+
+gate = typer.Typer(
+    name="gate",
+    no_args_is_help=True,
+    help="Hold a change against the code that it starts from: counts, compiled kernels, time. For CI.",
+)
+
+
+@gate.command()
+def check(
+    models: Models,
+    base: Base,
+    target: Target = None,
+    path: Path_ = None,
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    seed: Seed = 0,
+    data: Data = "synthetic",
+    config: Config = None,
+    summary: Summary = None,
+    junit: Junit = None,
+    annotations: Annotations = False,
+    require_baseline: Require = False,
+    out: Annotated[Path | None, out_option("gate.json, ")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """What can be told of a change without a GPU and without a clock: the same verdict each time, on any machine.
+
+    Of each model, in both sides' code: parameters, FLOPs, bytes, memory, operators; and every Triton kernel that its
+    step launches, compiled for each target: spills, registers, tensor cores, copies, instructions. What needs more in
+    the same model, or spills, fails (exit code 1). Limits and waivers are gate in mfubench.toml, or tool.mfubench.gate
+    in pyproject.toml: limits = {peak_memory = 0.02}, and a list of
+    waivers, each {row = "* peak_memory", until = 2026-12-31, reason = "issue 12"}.
+
+    Examples:
+
+    mfubench gate check my_package.my_module:build --base origin/main
+
+    mfubench gate check kunlun hstu --size tiny --base main --path kernels --path model_zoo --target sm_90
+    """
+    files = _Files(out, summary, junit, annotations)
+    asked = _asked(
+        models, size=size, overrides=overrides(set_), impl=impl, mode=mode, dtype=dtype, device="cpu",
+        batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
+    )  # fmt: skip
+    told = _told(
+        asked, base, path or [], _targets(target), config, None, require_baseline=require_baseline, quiet=quiet
+    )
+    _end(told, files, json=json, verbose=verbose)
+
+
+@gate.command()
+def run(
+    models: Models,
+    base: Base,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 10m or 1h.")] = "10m",
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="As for check. \\[default: the GPU's own generation, none on a CPU]"),
+    ] = None,
+    path: Path_ = None,
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    compile_: Compile = "none",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    seed: Seed = 0,
+    data: Data = "synthetic",
+    config: Config = None,
+    summary: Summary = None,
+    junit: Junit = None,
+    annotations: Annotations = False,
+    strict: Strict = False,
+    require_baseline: Require = False,
+    out: Annotated[Path | None, out_option("gate.json, ")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """What `check` tells, and the time of a step: both sides' in turns, in fresh processes, until it is decided.
+
+    It fails (exit code 1) where the interval of head's time over base's lies above the limit, step_time = 0.03 unless
+    the configuration says otherwise, and passes where it lies below. What the budget does not decide is inconclusive,
+    and what is slower in the very same code is the environment's: neither fails, unless --strict asks for a 3.
+
+    Examples:
+
+    mfubench gate run my_package.my_module:build --base origin/main --batch-size 512 --out out/gate
+
+    mfubench gate run my_package.my_module:build --base origin/main --summary "$GITHUB_STEP_SUMMARY" --annotations
+    """
+    budget_s = seconds("--budget", budget)
+    files = _Files(out, summary, junit, annotations)
+    asked = _asked(
+        models, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        device=device, batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
+    )  # fmt: skip
+    timed_on = _device(asked)
+    targets = _targets(target) if target else _own_target(timed_on)
+    told = _told(
+        asked, base, path or [], targets, config, timed_on,
+        budget_s=budget_s, strict=strict, require_baseline=require_baseline, quiet=quiet,
+    )  # fmt: skip
+    _end(told, files, json=json, verbose=verbose)
+
+
+@gate.command("self-check")
+def self_check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for run, one.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 10m or 1h.")] = "10m",
+    path: Path_ = None,
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    compile_: Compile = "none",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    seed: Seed = 0,
+    data: Data = "synthetic",
+    config: Config = None,
+    out: Annotated[Path | None, out_option("self-check.json, ")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """How far this machine's gate can be trusted: how often it would blame the same code, and miss one that is slower.
+
+    The model is held against itself, and against itself with a tenth more to do; gates are replayed on what was timed.
+
+    Examples:
+
+    mfubench gate self-check my_package.my_module:build --budget 10m
+
+    mfubench gate self-check kunlun --size tiny --path kernels --path model_zoo --json
+    """
+    budget_s = seconds("--budget", budget)
+    asked = _asked(
+        [model], size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        device=device, batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
+    )  # fmt: skip
+    timed_on = _device(asked)
+    writable_folder(out)
+    import torch
+
+    from mfubench.gate.policy import read_policy
+    from mfubench.gate.selfcheck import self_check as check_itself
+    from mfubench.gate.source import working_directory
+    from mfubench.measure.environment import environment
+    from mfubench.report.gate import self_check_page
+
+    margin = read_policy(config).limits["step_time"]
+    ((name, spec),) = asked.items()
+    side = working_directory(path or [])
+    with stages(quiet=quiet, verbose=verbose) as progress:
+        rates = check_itself(side, asdict(spec), timed_on, margin=margin, budget_s=budget_s, progress=progress)
+    told = {**rates, "benchmark": name, "environment": environment(torch.device(timed_on))}
+    if out is not None:
+        _write(told, self_check_page(told), out, "self-check.json")
+    put(told, lambda: self_check_page(told), json=json, verbose=verbose)
+
+
+# Parts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where besides stdout the result goes, which is made sure of before anything runs."""
+
+    out: Path | None
+    summary: Path | None
+    junit: Path | None
+    annotations: bool
+
+    def __post_init__(self) -> None:
+        writable_folder(self.out)
+        writable_file(self.summary, "--summary")
+        writable_file(self.junit, "--junit")
+
+
+def _asked(models: Sequence[str], **chosen: Any) -> "dict[str, WorkloadSpec]":
+    """The workloads by the names that rows give them."""
+    from mfubench.workload.prepare import DEFAULT_SIZE
+    from mfubench.workload.spec import NUM_ROTATED, WorkloadSpec
+
+    if len(set(models)) < len(models):
+        raise BadInput(f"{', '.join(models)}: a model is given twice")
+    specs = [WorkloadSpec(model=model, steps=NUM_ROTATED, **chosen) for model in models]
+    return {spec.model if ":" in spec.model else f"{spec.model} {spec.size or DEFAULT_SIZE}": spec for spec in specs}
+
+
+def _absolute(data: str) -> str:
+    """Base runs in another folder."""
+    source, colon, place = data.partition(":")
+    return f"{source}:{Path(place).resolve()}" if colon else data
+
+
+def _device(asked: "dict[str, WorkloadSpec]") -> str:
+    from mfubench.workload.prepare import device_and_dtype
+
+    return device_and_dtype(next(iter(asked.values())))[0].type
+
+
+def _targets(given: list[str] | None) -> list[str]:
+    from mfubench.kernels.targets import TARGETS
+
+    for name in given or []:
+        if name not in TARGETS:
+            raise BadInput(f"--target {name} is unknown; allowed: {', '.join(TARGETS)}")
+    return list(dict.fromkeys(given or TARGETS))
+
+
+def _own_target(device: str) -> list[str]:
+    """The generation of the GPU at hand, if kernels are compiled for it."""
+    import torch
+
+    from mfubench.kernels.targets import TARGETS
+
+    if device != "cuda":
+        return []
+    major, minor = torch.cuda.get_device_capability()
+    return [name for name in (f"sm_{major}{minor}",) if name in TARGETS]
+
+
+def _told(
+    asked: "dict[str, WorkloadSpec]", base: str, paths: Sequence[str], targets: list[str], config: Path | None,
+    timed_on: str | None, *, budget_s: float = 0.0, quiet: bool, **exits: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The document of a gate."""
+    from mfubench.gate.document import document
+    from mfubench.gate.judge import Question, judge
+    from mfubench.gate.policy import read_policy
+    from mfubench.gate.source import both_sides
+
+    policy = read_policy(config)
+    question = Question(asked, targets, policy.limits)
+    with both_sides(base, paths) as (before, after), stages(quiet=quiet) as progress:
+        judged = judge(question, before, after, timed_on=timed_on, budget_s=budget_s, progress=progress)
+        return document(judged, before, after, policy, device=timed_on or "cpu", targets=targets, exits=exits)
+
+
+def _end(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> None:
+    """Write and print it, and leave with the gate's own exit code."""
+    from mfubench.report import ci
+    from mfubench.report.gate import gate_page
+    from mfubench.run import write_text
+
+    page = gate_page(told)
+    if files.out is not None:
+        _write(told, page, files.out, "gate.json")
+    if files.junit is not None:
+        files.junit.parent.mkdir(parents=True, exist_ok=True)
+        write_text(files.junit, ci.junit(told))
+    if files.summary is not None:
+        files.summary.parent.mkdir(parents=True, exist_ok=True)
+        with files.summary.open("a", encoding="utf-8") as summary:
+            summary.write(ci.summary(told))
+    if files.annotations:
+        for line in ci.annotations(told):
+            print(line, file=sys.stderr)
+    put(told, lambda: page, json=json, verbose=verbose)
+    if told["exit_code"]:
+        raise typer.Exit(told["exit_code"])
+
+
+def _write(told: dict[str, Any], page: Any, folder: Path, name: str) -> None:
+    from mfubench.report import write_page
+    from mfubench.run import write_text
+
+    write_page(page, folder)
+    write_text(folder / name, json_module.dumps(told, indent=1) + "\n")

@@ -1,0 +1,112 @@
+"""Where the two sides of a gate come from: the working directory, and the commit that it branched off, in a folder."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mfubench.errors import BadInput, ToolBroke
+from mfubench.measure.environment import git
+
+CHECKOUT_LIMIT_S = 300.0  # of a large repository
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One side's code: the folder that it runs in, and the folders that it is imported from, before all others.
+
+    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git.
+    """
+
+    name: str
+    given: str
+    folder: Path
+    paths: tuple[Path, ...]
+    commit: str | None = None
+    dirty: bool | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"folder": str(self.folder), "paths": [str(path) for path in self.paths]}
+
+
+@contextmanager
+def both_sides(base: str, paths: Sequence[str] = ()) -> Iterator[tuple[Source, Source]]:
+    """Base and head: head is the working directory as it stands, its changes included.
+
+    ``base`` is a revision, of which the merge base with HEAD is checked out for as long as the context lasts, or a
+    folder with another copy of the working directory. ``paths`` are folders in both, from which Python imports;
+    without any, it is the working directory itself.
+
+    Raises:
+        BadInput: ``base`` is neither, or has no commit in common with HEAD; a path is not in the working directory.
+        ToolBroke: git cannot check it out.
+    """
+    head = working_directory(paths)
+    revision = git(head.folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}")
+    if revision is None:
+        yield _copy(base, head, paths), head
+        return
+    with _checked_out(head.folder, _merge_base(head.folder, base, revision)) as (folder, commit):
+        yield Source("base", base, folder, _within(folder, paths), commit, False), head
+
+
+def working_directory(paths: Sequence[str] = ()) -> Source:
+    """The working directory as a side of its own.
+
+    Raises:
+        BadInput: a path is not in it.
+    """
+    here = Path.cwd().resolve()
+    for path in paths:
+        if not (here / path).is_dir():
+            raise BadInput(f"--path {path}: no such folder in {here}")
+    changes = git(here, "status", "--porcelain", "--untracked-files=no", limit_s=CHECKOUT_LIMIT_S)
+    dirty = None if changes is None else bool(changes)
+    return Source("head", "working directory", here, _within(here, paths), git(here, "rev-parse", "HEAD"), dirty)
+
+
+def _within(folder: Path, paths: Sequence[str]) -> tuple[Path, ...]:
+    return tuple((folder / path).resolve() for path in paths or (".",))
+
+
+def _copy(base: str, head: Source, paths: Sequence[str]) -> Source:
+    folder = Path(base).resolve()
+    if not folder.is_dir():
+        why = "" if head.commit else f"; {head.folder} has no commit of git's, so only a folder will do"
+        raise BadInput(f"--base {base} is neither a revision nor a folder{why}")
+    if folder == head.folder:
+        raise BadInput(f"--base {base} is the working directory; `mfubench gate self-check` holds it against itself")
+    return Source("base", base, folder, _within(folder, paths), git(folder, "rev-parse", "HEAD"))
+
+
+def _merge_base(here: Path, base: str, revision: str) -> str:
+    """Head is held against where it began: what others have added to ``base`` since is not head's doing."""
+    found = git(here, "merge-base", revision, "HEAD")
+    if found is None:
+        raise BadInput(
+            f"--base {base} has no commit in common with HEAD; in a shallow clone, fetch all of both "
+            "(actions/checkout: fetch-depth: 0)"
+        )
+    return found
+
+
+@contextmanager
+def _checked_out(here: Path, commit: str) -> Iterator[tuple[Path, str]]:
+    """The working directory as it was in ``commit``, for as long as the context lasts."""
+    top = git(here, "rev-parse", "--show-toplevel")
+    assert top is not None  # it has a commit
+    with tempfile.TemporaryDirectory(prefix="mfubench-base-") as temporary:
+        tree = Path(temporary).resolve() / Path(top).name
+        made = git(here, "worktree", "add", "--detach", str(tree), commit, limit_s=CHECKOUT_LIMIT_S)
+        if made is None:
+            raise ToolBroke(f"`git worktree add --detach {tree} {commit}` failed in {here}")
+        try:
+            folder = tree / here.relative_to(Path(top).resolve())
+            if not folder.is_dir():
+                raise BadInput(f"{here} is not in {commit[:12]}, which --base leads to; nothing to hold it against")
+            yield folder, commit
+        finally:
+            git(here, "worktree", "remove", "--force", str(tree), limit_s=CHECKOUT_LIMIT_S)

@@ -1,0 +1,100 @@
+"""Steps of base and head in turns: fresh processes of both, side by side, one of which runs at a time."""
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from math import inf
+from statistics import median
+from typing import Any
+
+from mfubench.errors import MfubenchError
+from mfubench.side_by_side import share_out
+from mfubench.worker import DONE, Place, Worker
+
+from .side import get_ready, take_turn
+from .source import Source
+
+BLOCKS = 10  # of a pair: each runs both sides twice, as ABBA and BAAB by turns
+TURN_LIMIT_S = 600.0
+READY_LIMIT_S = 1800.0  # compiling a deep model takes its minutes
+
+
+class SideBroke(MfubenchError):
+    """One side could not be timed; the message names it, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a pair of processes found.
+
+    ``log``: the median over blocks of the log of head's step over base's; ``itself``: of base's second turn over its
+    first. ``base_ms`` and ``head_ms``: a step, turn by turn.
+    """
+
+    log: float
+    itself: float
+    base_ms: list[float]
+    head_ms: list[float]
+
+
+def pairs(
+    base: Source, head: Source, workload: Mapping[str, Any], device: str, *, slower: float = 0.0
+) -> Generator[Pair]:
+    """Pairs without end, each of two fresh processes; ``slower``: by so much more is done in head's turns.
+
+    Raises:
+        SideBroke: a process ended, or its model cannot be had or run.
+    """
+    steps = 0
+    while True:
+        with closing(_worker(base, device)) as old, closing(_worker(head, device)) as new:
+            ready = _both_ready({"base": (base, old), "head": (head, new)}, workload)
+            # As many in all pairs. What is slower by a tenth runs a step more for ten.
+            steps = steps or max(*ready.values(), math.ceil(1 / slower) if slower else 1)
+            found = _pair(old, new, steps, slower)
+        yield found
+
+
+def _worker(side: Source, device: str) -> Worker:
+    return Worker(device, place=Place(side.folder, side.paths), resident=True)
+
+
+def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[str, Any]) -> dict[str, int]:
+    """Steps of a turn as each side wants them; both get ready at once, as nothing is timed yet."""
+    found: dict[str, int] = {}
+
+    def get(_free: Worker, name: str) -> None:
+        side, worker = sides[name]
+        arguments = {"workload": workload, "paths": [str(path) for path in side.paths]}
+        told = _done(name, worker, get_ready, arguments, READY_LIMIT_S)
+        if "refused" in told:
+            raise SideBroke(f"{name}: {told['refused']}")
+        found[name] = told["steps"]
+
+    share_out(list(sides), [worker for _, worker in sides.values()], get)
+    return found
+
+
+def _pair(base: Worker, head: Worker, steps: int, slower: float) -> Pair:
+    times: dict[str, list[float]] = {"base": [], "head": []}
+
+    def turn(name: str, first: int) -> None:
+        worker, more = (base, 0.0) if name == "base" else (head, slower)
+        told = {"first": first, "steps": steps, "slower": more}
+        times[name].append(_done(name, worker, take_turn, told, TURN_LIMIT_S))
+
+    for block in range(BLOCKS):
+        order = ("base", "head") if block % 2 == 0 else ("head", "base")
+        for name in (*order, *reversed(order)):
+            turn(name, block * steps)
+    old, new = (list(zip(side[::2], side[1::2], strict=True)) for side in times.values())
+    logs = [math.log(c * d / (a * b)) / 2 for (a, b), (c, d) in zip(old, new, strict=True)]
+    return Pair(median(logs), median(math.log(b / a) for a, b in old), times["base"], times["head"])
+
+
+def _done(name: str, worker: Worker, work: Any, arguments: Mapping[str, Any], limit_s: float = inf) -> Any:
+    answer = worker.run(work, arguments, limit_s=limit_s)
+    if answer.status != DONE:
+        raise SideBroke(f"{name}: {answer.reason}")
+    return answer.document

@@ -1,0 +1,140 @@
+"""`mfubench gate` as a user's CI runs it: a repository, a change, a verdict, an exit code, and the files."""
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.compiling import mfubench
+from tests.mfubench.gate.repository import AS_USED, a_repository, edit, git
+
+SMALL = ("--batch-size", "4", "--quiet")
+FOR_SM90 = ("--target", "sm_90", *SMALL)
+ON_CPU = ("--device", "cpu", *SMALL)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = a_repository(tmp_path / "repository")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def gate(*arguments: str, code: int = 0) -> CompletedProcess[str]:
+    """The command where Triton compiles, which is to end with ``code``."""
+    ended = mfubench("gate", *arguments)
+    assert ended.returncode == code and "Traceback" not in ended.stderr, ended.stderr
+    return ended
+
+
+def told(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Its document."""
+    document: dict[str, Any] = json.loads(gate(*arguments, "--json", code=code).stdout)
+    assert document["exit_code"] == code
+    return document
+
+
+def test_a_change_that_needs_more_fails_and_leaves_all_its_files(repository: Path, tmp_path: Path) -> None:
+    edit(repository / "net.py", AS_USED, "self.first(x).clone().relu()")
+    out, summary = tmp_path / "out", tmp_path / "summary.md"
+    summary.write_text("# before\n", encoding="utf-8")
+    files = ("--out", str(out), "--summary", str(summary), "--junit", str(tmp_path / "junit.xml"), "--annotations")
+    ended = gate("check", "net:build", "--base", "main", *FOR_SM90, *files, code=1)
+    assert "FAIL" in ended.stdout and "::error" in ended.stderr
+    document = json.loads((out / "gate.json").read_text(encoding="utf-8"))
+    failed = {row["metric"] for row in document["rows"] if row["verdict"] == "FAIL"}
+    assert "bytes" in failed and document["base"]["commit"] == git(repository, "rev-parse", "main")
+    assert (out / "report.html").is_file() and "FAIL" in (out / "report.md").read_text(encoding="utf-8")
+    appended = summary.read_text(encoding="utf-8")
+    assert appended.startswith("# before\n") and "FAIL" in appended
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert int(suite.get("failures", "0")) == len(failed)
+
+
+def test_a_change_of_words_passes(repository: Path) -> None:
+    edit(repository / "net.py", "import torch\n", "import torch  # as before\n")
+    document = told("check", "net:build", "--base", "main", *FOR_SM90)
+    assert document["verdict"] == "PASS" and set(document["counted"]) == {"PASS"}
+    assert any("differs in net.py" in note for note in document["notes"])
+
+
+def test_a_waiver_lets_it_through(repository: Path) -> None:
+    edit(repository / "net.py", AS_USED, f"{AS_USED}.clone()")
+    (repository / "mfubench.toml").write_text(
+        '[gate]\nwaivers = [{row = "net:build *", until = 2999-12-31, reason = "till it is fused"}]\n',
+        encoding="utf-8",
+    )
+    document = told("check", "net:build", "--base", "main", *FOR_SM90)
+    assert document["verdict"] == "CHANGED"
+    assert {row["waived"] for row in document["rows"] if row["verdict"] == "FAIL"} == {
+        "until 2999-12-31: till it is fused"
+    }
+
+
+def test_a_new_model_has_no_baseline(repository: Path) -> None:
+    (repository / "other.py").write_text((repository / "net.py").read_text(encoding="utf-8"), encoding="utf-8")
+    assert told("check", "other:build", "--base", "main", *FOR_SM90)["verdict"] == "NO_BASELINE"
+    gate("check", "other:build", "--base", "main", *FOR_SM90, "--require-baseline", code=4)
+
+
+def test_a_base_that_does_not_run_is_named(repository: Path) -> None:
+    edit(repository / "net.py", AS_USED, "x.nonsense()")
+    git(repository, "commit", "--quiet", "--all", "--message", "broken")
+    edit(repository / "net.py", "x.nonsense()", AS_USED)
+    (row,) = told("check", "net:build", "--base", "HEAD", *FOR_SM90, code=5)["rows"]
+    assert row["verdict"] == "ERROR" and row["why"].startswith("base: ") and "nonsense" in row["why"]
+
+
+def test_code_that_lies_elsewhere_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides would be the same installed package, and nothing would ever fail."""
+    elsewhere = a_repository(tmp_path / "elsewhere", name="installed")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    for model in (("installed:build",), ("kunlun", "--size", "tiny")):
+        ended = gate("check", *model, "--base", "main", *FOR_SM90, code=2)
+        assert "both sides would run the same code" in ended.stderr and "--path" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("net:build", "--base", "nowhere"), "neither a revision nor a folder"),
+        (("net:nothing", "--base", "main"), "no function 'nothing'"),
+        (("nothing:build", "--base", "main"), "cannot import nothing"),
+        (("net:build", "net:build", "--base", "main"), "given twice"),
+        (("net:build", "--base", "main", "--target", "sm_70"), "allowed: sm_80, sm_90, sm_100"),
+        (("net:build", "--base", "main", "--config", "none.toml"), "cannot be read"),
+        (("net:build", "--base", "main", "--size", "tiny"), "belongs to the zoo's models"),
+        (("net:build", "--base", "main", "--path", "src"), "no such folder"),
+        (("net:build", "--base", "main", "--out", "net.py"), "--out net.py"),
+        (("net:build", "--base", "main", "--junit", "net.py/junit.xml"), "--junit"),
+        (("net:build", "--base", "main", "--summary", "."), "is a folder; give a file"),
+    ],
+)
+def test_bad_input_is_said(repository: Path, arguments: tuple[str, ...], says: str) -> None:
+    ended = gate("check", *arguments, "--quiet", code=2)
+    assert says in ended.stderr and ended.stdout == ""
+
+
+def test_a_timed_gate_holds_pairs_of_processes_against_each_other(repository: Path) -> None:
+    edit(repository / "net.py", "import torch\n", "import torch  # as before\n")
+    document = told("run", "net:build", "--base", "main", "--budget", "1s", *ON_CPU)
+    (row,) = [row for row in document["rows"] if row["tier"] == "time"]
+    assert row["verdict"] in ("INCONCLUSIVE", "PASS", "IMPROVED") and row["unit"] == "ms"
+
+
+def test_a_side_that_dies_while_it_is_timed_is_an_error(repository: Path) -> None:
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "nothing")
+    counted = "self.calls = getattr(self, 'calls', 0) + 1"
+    dies = f"{counted}\n        if self.calls > 8: __import__('os')._exit(3)\n        return"
+    edit(repository / "net.py", "return self.last", f"{dies} self.last")
+    document = told("run", "net:build", "--base", "main", *ON_CPU, code=5)
+    (row,) = [row for row in document["rows"] if row["tier"] == "time"]
+    assert row["verdict"] == "ERROR" and "head: its process ended with code 3" in row["why"]
+
+
+def test_too_short_a_self_check_says_what_it_needs(repository: Path) -> None:
+    ended = gate("self-check", "net:build", "--budget", "1s", *ON_CPU, code=5)
+    assert "give a longer --budget" in ended.stderr

@@ -1,0 +1,109 @@
+"""The sequential decision errs as rarely as it says, and a run of it keeps to its budget."""
+
+import math
+import random
+from collections.abc import Generator, Sequence
+
+import pytest
+
+from mfubench.gate.decide import LOOKS, Estimate, decided
+from mfubench.gate.judge import Judged, time_until_decided
+from mfubench.gate.selfcheck import rates, replay
+from mfubench.gate.timing import Pair, SideBroke
+from mfubench.measure.stats import student_interval
+
+MARGIN = 0.03
+
+
+def gate(change: float, spread: float, draw: random.Random) -> Estimate:
+    logs = [draw.gauss(math.log1p(change), spread) for _ in range(LOOKS[-1])]
+    return next(found for n in LOOKS if (found := decided(logs[:n], MARGIN)) is not None)
+
+
+@pytest.mark.parametrize(("change", "spread"), [(0.0, 0.01), (0.03, 0.01), (0.03, 0.05)])
+def test_what_is_not_slower_than_allowed_hardly_ever_fails(change: float, spread: float) -> None:
+    draw = random.Random(0)
+    failed = sum(gate(change, spread, draw).verdict(MARGIN) == "FAIL" for _ in range(1000))
+    assert failed <= 40  # at the limit itself 2.5 % may
+
+
+def test_what_is_slower_is_found_and_never_passes() -> None:
+    draw = random.Random(1)
+    found = [gate(0.10, 0.02, draw).verdict(MARGIN) for _ in range(300)]
+    assert found.count("FAIL") >= 297 and "PASS" not in found
+
+
+def test_noise_makes_it_undecided_not_wrong() -> None:
+    draw = random.Random(2)
+    found = [gate(0.0, 0.5, draw).verdict(MARGIN) for _ in range(300)]
+    assert found.count("INCONCLUSIVE") > 250 and found.count("FAIL") <= 10
+
+
+def test_it_looks_at_its_times_only() -> None:
+    assert decided([0.5] * 3, MARGIN) is None and decided([0.1, 0.5, 0.1, 0.5], MARGIN) is None
+    assert decided([0.1, 0.5] * 8, MARGIN) is not None
+
+
+def test_what_is_faster_is_said() -> None:
+    assert Estimate.of([-0.1, -0.11, -0.1, -0.09], 0.05).verdict(MARGIN) == "IMPROVED"
+
+
+def test_students_interval_is_the_textbooks() -> None:
+    """Of 1, 2, 3, 4, 5 at 95 %: 3 plus and minus 2.776 sqrt(2.5 / 5)."""
+    assert student_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - 1.9633, 3 + 1.9633), abs=1e-3)
+    for wrong in ([1.0], [1.0, math.nan], []):
+        with pytest.raises(ValueError):
+            student_interval(wrong)
+
+
+def offered(logs: Sequence[float], closed: list[bool] | None = None) -> Generator[Pair]:
+    try:
+        for log in logs:
+            yield Pair(log, 0.001 * (log or 1), [1.0, 1.0], [math.exp(log)] * 2)
+        raise SideBroke("head: its process ended with SIGSEGV")
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+def timed(logs: Sequence[float], budget_s: float = 60.0) -> Judged:
+    judged, closed = Judged(), list[bool]()
+    time_until_decided(judged, "net", offered(logs, closed), MARGIN, 0.05, budget_s, lambda _: None)
+    assert closed
+    return judged
+
+
+def test_a_slower_step_fails_with_its_interval() -> None:
+    judged = timed([0.1, 0.101, 0.099, 0.1, 5.0])
+    (row,), (timing,) = judged.rows, judged.timings
+    assert row.verdict == "FAIL" and row.ratio and row.ratio[1] > 1.03 and timing["pairs"] == 4
+    assert row.base == 1.0 and row.head == pytest.approx(math.exp(0.1), rel=0.01)
+
+
+def test_a_side_that_breaks_is_an_error_that_names_it() -> None:
+    (row,) = timed([0.1]).rows
+    assert row.verdict == "ERROR" and "head: its process ended with SIGSEGV" in row.why
+
+
+def test_when_the_budget_ends_it_says_so() -> None:
+    (row,) = timed([0.1, 0.5, 0.1], budget_s=-1.0).rows
+    assert row.verdict == "INCONCLUSIVE" and "one pair" in row.why
+
+
+def test_rates_of_a_quiet_machine_and_of_a_loud_one() -> None:
+    draw = random.Random(3)
+    quiet = [draw.gauss(0, 0.004) for _ in range(12)]
+    found = rates({"equal": quiet, "slower": [log + math.log(1.1) for log in quiet]}, MARGIN)
+    assert found["false_alarms"] == 0 and found["detected"] == 1.0 and found["missed"] == 0
+    assert 0.03 < found["smallest_change"] < 0.05 and found["noise"][0] == pytest.approx(1.0, abs=0.01)
+    loud = [0.2 * math.cos(n) for n in range(12)]
+    found = rates({"equal": loud, "slower": [log + math.log(1.1) for log in loud]}, MARGIN)
+    assert found["undecided_equal"] > 0.5 and found["smallest_change"] > 0.1
+    hopeless = [3.0 * math.cos(n) for n in range(12)]
+    assert rates({"equal": hopeless, "slower": hopeless}, MARGIN)["smallest_change"] is None
+
+
+def test_shares_add_up() -> None:
+    found = replay([0.0, 0.1, -0.1, 0.02, 0.0], MARGIN)
+    assert sum(share for name, share in found.items() if name != "pairs") == pytest.approx(1.0)
+    assert LOOKS[0] <= found["pairs"] <= LOOKS[-1]
