@@ -1,31 +1,24 @@
 """The gate itself: take stock of every model on both sides, time them if asked to, and judge each by its limits."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import exp
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from mfubench.errors import BadInput, ToolBroke
 from mfubench.kernels.ahead import refuse_interpreter
 from mfubench.measure.stats import median_ci
 from mfubench.progress import Progress
-from mfubench.side_by_side import SharedProgress, share_out
-from mfubench.worker import DONE, Place, Worker
 from mfubench.workload.spec import WorkloadSpec
 
 from .code import kernel_rows
 from .compare import is_same_code, missing_row, model_rows
 from .decide import ALPHA, LOOKS, Estimate, decided
 from .rows import Row
-from .side import take_stock
 from .source import Source
+from .stocks import both_stocks
 from .timing import BLOCKS, Pair, SideBroke, pairs
 
-STOCK_LIMIT_S = 1800.0
-COMPILE_LIMIT_S = 900.0  # a step's kernels for one target
 STOCK_SHARE = 0.3  # of a run's progress
 TOLD = ("FAIL", "CHANGED")
 NAMED = 5  # files, and causes, in a sentence
@@ -54,10 +47,6 @@ class Judged:
     notes: list[str] = field(default_factory=list)
 
 
-Stocks = Mapping[tuple[str, str], Mapping[str, Any]]
-"""By benchmark and side."""
-
-
 def judge(
     question: Question, base: Source, head: Source, *, timed_on: str | None, budget_s: float, progress: Progress
 ) -> Judged:
@@ -72,9 +61,10 @@ def judge(
         refuse_interpreter()
     ends = monotonic() + budget_s
     share = STOCK_SHARE if timed_on else 1.0
-    stocks = _stocks(
-        question, {"base": base, "head": head}, timed_on, lambda stage, done: progress(stage, share * done)
-    )
+    stocks = both_stocks(
+        question.workloads, question.targets, {"base": base, "head": head}, timed_on,
+        lambda stage, done: progress(stage, share * done),
+    )  # fmt: skip
     judged = Judged()
     for index, (name, spec) in enumerate(question.workloads.items()):
         before, after = stocks[name, "base"], stocks[name, "head"]
@@ -100,63 +90,6 @@ def judge(
         if is_same_code(before, after):
             _blame_environment(judged, name)
     return judged
-
-
-def _stocks(question: Question, sides: Mapping[str, Source], timed_on: str | None, progress: Progress) -> Stocks:
-    """What each side says of each workload; both sides at once, each model in a process of its own."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    told = SharedProgress(progress, len(sides) * len(question.workloads))
-    # A CPU's worker would interpret the kernels that it is to compile.
-    hands = {
-        name: Worker(timed_on if timed_on == "cuda" else "meta", place=Place(side.folder, side.paths))
-        for name, side in sides.items()
-    }
-
-    def take(_free: Worker, side: str) -> None:
-        for name, spec in question.workloads.items():
-            told.begins(f"{name}: counting and compiling {side}")
-            with closing(hands[side]) as worker:
-                paths = [str(path) for path in sides[side].paths]
-                arguments = {"workload": asdict(spec), "paths": paths, "targets": list(question.targets)}
-                answer = worker.run(take_stock, arguments, limit_s=STOCK_LIMIT_S, part_limit_s=COMPILE_LIMIT_S)
-            if answer.status != DONE:
-                raise ToolBroke(f"{name}: taking stock of {side} broke: {answer.reason}")
-            found[name, side] = answer.document
-
-    share_out(list(sides), list(hands.values()), take)
-    for name in question.workloads:
-        _require_ours(name, found[name, "base"], found[name, "head"], sides)
-    return {place: _missing_if_new(stock, found[place[0], "head"], sides) for place, stock in found.items()}
-
-
-def _require_ours(name: str, base: Mapping[str, Any], head: Mapping[str, Any], sides: Mapping[str, Source]) -> None:
-    """Else both sides would be the same code, or neither a model."""
-    outside = head.get("outside") or (base.get("outside") if not _is_new(base, head, sides) else None)
-    if outside:
-        looked = ", ".join(str(path) for path in sides["head"].paths)
-        raise BadInput(
-            f"{name} is imported from {outside}, which is not in {looked}: both sides would run the same code; "
-            "run the gate in the repository that holds the model, and give --path FOLDER where its imports begin"
-        )
-    if "refused" in head and (head.get("missing") or head["refused"] == base.get("refused")):
-        raise BadInput(str(head["refused"]))
-
-
-def _is_new(base: Mapping[str, Any], head: Mapping[str, Any], sides: Mapping[str, Source]) -> bool:
-    """Whether base found some other copy of what only head has."""
-    if "outside" not in base or "file" not in head:
-        return False
-    with suppress(ValueError):
-        return not (sides["base"].folder / Path(head["file"]).relative_to(sides["head"].folder)).exists()
-    return False
-
-
-def _missing_if_new(
-    stock: Mapping[str, Any], head: Mapping[str, Any], sides: Mapping[str, Source]
-) -> Mapping[str, Any]:
-    if not _is_new(stock, head, sides):
-        return stock
-    return {"missing": True, "refused": f"it has no {Path(head['file']).name}"}
 
 
 def _notes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

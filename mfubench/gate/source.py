@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ CHECKOUT_LIMIT_S = 300.0  # of a large repository
 class Source:
     """One side's code: the folder that it runs in, and the folders that it is imported from, before all others.
 
-    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git.
+    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git. One
+    that is ``lasting`` is there afterwards.
     """
 
     name: str
@@ -26,10 +27,12 @@ class Source:
     paths: tuple[Path, ...]
     commit: str | None = None
     dirty: bool | None = None
+    lasting: bool = True
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"folder": str(self.folder), "paths": [str(path) for path in self.paths]}
+        """As JSON, with where it is if it is still there."""
+        told = {key: getattr(self, key) for key in ("name", "given", "commit", "dirty")}
+        return told | {"folder": str(self.folder) if self.lasting else None}
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def both_sides(base: str, paths: Sequence[str] = ()) -> Iterator[tuple[Source, S
         yield _copy(base, head, paths), head
         return
     with _checked_out(head.folder, _merge_base(head.folder, base, revision)) as (folder, commit):
-        yield Source("base", base, folder, _within(folder, paths), commit, False), head
+        yield Source("base", base, folder, _within(folder, paths), commit, False, lasting=False), head
 
 
 def working_directory(paths: Sequence[str] = ()) -> Source:
