@@ -78,7 +78,7 @@ def _within(folder: Path, paths: Sequence[str]) -> tuple[Path, ...]:
 def _copy(base: str, head: Source, paths: Sequence[str]) -> Source:
     folder = Path(base).resolve()
     if not folder.is_dir():
-        why = "" if head.commit else f"; {head.folder} has no commit of git's, so only a folder will do"
+        why = "" if head.commit else f", and `git rev-parse HEAD` knows no commit in {head.folder}"
         raise BadInput(f"--base {base} is neither a revision nor a folder{why}")
     if folder == head.folder:
         raise BadInput(f"--base {base} is the working directory; `mfubench gate self-check` holds it against itself")
@@ -103,7 +103,9 @@ def _checked_out(here: Path, commit: str) -> Iterator[tuple[Path, str]]:
     assert top is not None  # it has a commit
     with tempfile.TemporaryDirectory(prefix="mfubench-base-") as temporary:
         tree = Path(temporary).resolve() / Path(top).name
-        made = git(here, "worktree", "add", "--detach", str(tree), commit, limit_s=CHECKOUT_LIMIT_S)
+        # Whoever has hooks wants them for a working directory, not for this.
+        add = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", str(tree), commit)
+        made = git(here, *add, limit_s=CHECKOUT_LIMIT_S)
         if made is None:
             raise ToolBroke(f"`git worktree add --detach {tree} {commit}` failed in {here}")
         try:

@@ -34,6 +34,15 @@ def test_base_is_the_merge_base_and_head_what_lies_there(repository: Path) -> No
     assert not base.folder.exists() and len(git(repository, "worktree", "list").splitlines()) == 1
 
 
+def test_hooks_of_a_checkout_do_not_run(repository: Path) -> None:
+    hook = repository / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {repository}/hooked\n")
+    hook.chmod(0o755)
+    with both_sides("main"):
+        assert not (repository / "hooked").exists()
+
+
 def test_it_is_taken_away_after_an_error_too(repository: Path) -> None:
     with pytest.raises(KeyboardInterrupt), both_sides("main") as (base, _):
         raise KeyboardInterrupt
@@ -82,7 +91,7 @@ def test_histories_without_a_common_commit(repository: Path) -> None:
 def test_without_git_only_a_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(BadInput, match="no commit of git's"), both_sides("main"):
+    with pytest.raises(BadInput, match="knows no commit"), both_sides("main"):
         pass
 
 
