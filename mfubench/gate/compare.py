@@ -1,6 +1,6 @@
 """What both sides' stocks come to, row by row: counts of the model. Its kernels are next door, in `code`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .rows import Row, Verdict
@@ -43,15 +43,16 @@ def _codes(stock: Stock) -> list[Any]:
 def model_rows(benchmark: str, base: Stock, head: Stock, limits: Limits) -> Iterator[Row]:
     """Counts of the model, exact on both sides. A model that is another one may need more of everything."""
     before, after = base["counts"], head["counts"]
-    another = [name for name in OF_THE_MODEL if before[name] != after[name]]
+    other = "as the model is another one" if any(before[name] != after[name] for name in OF_THE_MODEL) else ""
     if base["data_hash"] != head["data_hash"]:
+        other = "as its batches are others"
         why = "its batches are not base's: what is counted and timed is other work"
         yield Row("CHANGED", benchmark, "model", "batches", base["data_hash"], head["data_hash"], why)
     for name in after:
         old, new = before[name], after[name]
         margin = limits.get(name)
         ratio = new / old if old else None
-        verdict, why = _counted(name, old, new, margin, another)
+        verdict, why = _counted(name, old, new, margin, other)
         exact = None if ratio is None else (ratio, ratio, ratio)
         yield Row(
             verdict, benchmark, "model", name, old, new, why, unit=UNITS.get(name, ""), ratio=exact, margin=margin
@@ -62,7 +63,8 @@ def model_rows(benchmark: str, base: Stock, head: Stock, limits: Limits) -> Iter
         yield Row("CHANGED", benchmark, "model", "unknown_ops", len(base["unknown_ops"]), len(head["unknown_ops"]), why)
 
 
-def _counted(name: str, old: float, new: float, margin: float | None, another: Sequence[str]) -> tuple[Verdict, str]:
+def _counted(name: str, old: float, new: float, margin: float | None, other: str) -> tuple[Verdict, str]:
+    """``other``: why more of it may be meant, if so."""
     if new == old:
         return "PASS", ""
     change = f"{(new / old - 1):+.2%}" if old else "from nothing"
@@ -73,8 +75,8 @@ def _counted(name: str, old: float, new: float, margin: float | None, another: S
         return "CHANGED", change
     if new < old:
         return "IMPROVED", change
-    if another:
-        return "CHANGED", f"{change}, as the model is another one"
+    if other:
+        return "CHANGED", f"{change}, {other}"
     if new <= old * (1 + margin):
         return "PASS", f"{change}, allowed {margin:.2%}"
     return "FAIL", f"{change} in the same model, allowed {margin:.2%}"

@@ -36,7 +36,10 @@ def take_stock(
         found, prepared = _had(workload, paths)
         if prepared is None:
             return found
-        found |= _counted(prepared)
+        try:
+            found |= _counted(prepared)
+        except Exception as error:
+            return {**found, "refused": f"its step fails where it is counted: {short(error)}"}
     found |= {"kernels": {}, "not_compiled": dict(without)}
     for target in targets:
         if target in without:

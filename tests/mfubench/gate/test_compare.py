@@ -84,7 +84,8 @@ def test_an_operator_whose_flops_are_not_known_is_named() -> None:
 
 
 def test_other_batches_are_told() -> None:
-    assert of_model(stock(), stock(data_hash="other"))["batches"].verdict == "CHANGED"
+    rows = of_model(stock(), stock({"bytes": 120}, data_hash="other"))
+    assert (rows["batches"].verdict, rows["bytes"].verdict) == ("CHANGED", "CHANGED")
 
 
 @pytest.mark.parametrize(
