@@ -44,7 +44,7 @@ def document(
         "rows": outcome.to_rows(),
         "timings": judged.timings,
         "notes": judged.notes,
-        "warnings": warnings,
+        "warnings": [*judged.warnings, *warnings],
         "method": METHOD,
     }
 

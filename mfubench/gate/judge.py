@@ -6,7 +6,11 @@ from math import exp
 from time import monotonic
 from typing import Any
 
+import torch
+
 from mfubench.kernels.ahead import refuse_interpreter
+from mfubench.measure.environment import device_uuid
+from mfubench.measure.nvml import other_processes
 from mfubench.measure.stats import median_ci
 from mfubench.progress import Progress
 from mfubench.workload.spec import WorkloadSpec
@@ -45,6 +49,7 @@ class Judged:
     rows: list[Row] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def judge(
@@ -65,7 +70,7 @@ def judge(
         question.workloads, question.targets, {"base": base, "head": head}, timed_on,
         lambda stage, done: progress(stage, share * done),
     )  # fmt: skip
-    judged = Judged()
+    judged = Judged(warnings=_company() if timed_on == "cuda" else [])
     for index, (name, spec) in enumerate(question.workloads.items()):
         before, after = stocks[name, "base"], stocks[name, "head"]
         row = missing_row(name, before, after)
@@ -90,6 +95,12 @@ def judge(
         if is_same_code(before, after):
             _blame_environment(judged, name)
     return judged
+
+
+def _company() -> list[str]:
+    """That others are on the GPU before anything of ours is timed there."""
+    others = other_processes(device_uuid(torch.device("cuda")))
+    return [f"{others} other processes are on the GPU: intervals are wider than they need to be"] if others else []
 
 
 def _notes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
