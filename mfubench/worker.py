@@ -77,10 +77,11 @@ class _Broke:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker runs: in ``folder``, which imports look into before all others, or rather into ``paths``."""
+    """Where a worker runs: in ``folder``; imports look into ``paths`` before all others, and not into ``hidden``."""
 
     folder: Path
     paths: Sequence[Path]
+    hidden: Sequence[Path] = ()
 
 
 class Worker:
@@ -247,10 +248,11 @@ def _serve(pipe: Connection, device: str, place: Place | None, resident: bool) -
 
 
 def _move(place: Place) -> None:
-    """Into the place, and out of the folder that the parent works in, which its imports would find."""
+    """Into the place, and out of the folder that the parent works in, which is hidden too."""
     left = Path.cwd()
+    hidden = {path.resolve() for path in (left, *place.hidden)}
     os.chdir(place.folder)
-    sys.path[:] = [*map(str, place.paths), *(path for path in sys.path if (left / path).resolve() != left.resolve())]
+    sys.path[:] = [*map(str, place.paths), *(path for path in sys.path if (left / path).resolve() not in hidden)]
 
 
 @contextmanager

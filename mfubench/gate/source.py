@@ -9,6 +9,7 @@ from typing import Any
 
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.environment import git
+from mfubench.worker import Place
 
 CHECKOUT_LIMIT_S = 300.0  # of a large repository
 
@@ -17,8 +18,8 @@ CHECKOUT_LIMIT_S = 300.0  # of a large repository
 class Source:
     """One side's code: the folder that it runs in, and the folders that it is imported from, before all others.
 
-    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git. One
-    that is ``lasting`` is there afterwards.
+    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git. It
+    imports nothing from ``hidden``, the other side's. One that is ``lasting`` is there afterwards.
     """
 
     name: str
@@ -27,7 +28,13 @@ class Source:
     paths: tuple[Path, ...]
     commit: str | None = None
     dirty: bool | None = None
+    hidden: tuple[Path, ...] = ()
     lasting: bool = True
+
+    @property
+    def place(self) -> Place:
+        """Where its processes run."""
+        return Place(self.folder, self.paths, self.hidden)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON, with where it is if it is still there."""
@@ -53,7 +60,7 @@ def both_sides(base: str, paths: Sequence[str] = ()) -> Iterator[tuple[Source, S
         yield _copy(base, head, paths), head
         return
     with _checked_out(head.folder, _merge_base(head.folder, base, revision)) as (folder, commit):
-        yield Source("base", base, folder, _within(folder, paths), commit, False, lasting=False), head
+        yield Source("base", base, folder, _within(folder, paths), commit, False, head.paths, lasting=False), head
 
 
 def working_directory(paths: Sequence[str] = ()) -> Source:
@@ -82,7 +89,8 @@ def _copy(base: str, head: Source, paths: Sequence[str]) -> Source:
         raise BadInput(f"--base {base} is neither a revision nor a folder{why}")
     if folder == head.folder:
         raise BadInput(f"--base {base} is the working directory; `mfubench gate self-check` holds it against itself")
-    return Source("base", base, folder, _within(folder, paths), git(folder, "rev-parse", "HEAD"))
+    commit = git(folder, "rev-parse", "HEAD")
+    return Source("base", base, folder, _within(folder, paths), commit, hidden=head.paths)
 
 
 def _merge_base(here: Path, base: str, revision: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.progress import Progress
 from mfubench.side_by_side import SharedProgress, share_out
-from mfubench.worker import DONE, Place, Worker
+from mfubench.worker import DONE, Worker
 from mfubench.workload.spec import WorkloadSpec
 
 from .compare import Stock
@@ -39,10 +39,7 @@ def both_stocks(
     found: dict[tuple[str, str], Stock] = {}
     told = SharedProgress(progress, len(sides) * len(workloads))
     # A CPU's worker would interpret the kernels that it is to compile.
-    hands = {
-        name: Worker(timed_on if timed_on == "cuda" else "meta", place=Place(side.folder, side.paths))
-        for name, side in sides.items()
-    }
+    hands = {name: Worker(timed_on if timed_on == "cuda" else "meta", place=side.place) for name, side in sides.items()}
 
     def take(_free: Worker, side: str) -> None:
         for name, spec in workloads.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from mfubench.errors import MfubenchError
 from mfubench.side_by_side import share_out
-from mfubench.worker import DONE, Place, Worker
+from mfubench.worker import DONE, Worker
 
 from .side import get_ready, take_turn
 from .source import Source
@@ -57,7 +57,7 @@ def pairs(
 
 
 def _worker(side: Source, device: str) -> Worker:
-    return Worker(device, place=Place(side.folder, side.paths), resident=True)
+    return Worker(device, place=side.place, resident=True)
 
 
 def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[str, Any]) -> dict[str, int]:

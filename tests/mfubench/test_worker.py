@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from mfubench import exhausted, worker
 from mfubench.errors import ToolBroke
-from mfubench.worker import ABSENT, DONE, FAILED, PART, Answer, Worker
+from mfubench.worker import ABSENT, DONE, FAILED, PART, Answer, Place, Worker
 from tests.mfubench.campaign.loops import act
 
 
@@ -143,3 +144,20 @@ def test_a_worker_may_be_killed_while_it_starts(made: Worker, monkeypatch: pytes
     monkeypatch.setattr("mfubench.worker.interpreting_children", killing)
     with pytest.raises(ToolBroke, match="did not start"):
         run(made, "succeed")
+
+
+def test_a_worker_in_another_place_imports_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a module that both have, its own; what only the folder that it leaves has, or a hidden one, it does not find."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, here / "src", there / "src"):
+        folder.mkdir(parents=True)
+        (folder / "twofold.py").write_text("")
+        (folder / f"only_{folder.parent.name}_{folder.name}.py").write_text("")
+    monkeypatch.chdir(here)
+    for folder in (here, here / "src"):
+        monkeypatch.syspath_prepend(str(folder))
+    with closing(Worker("cpu", place=Place(there, [there / "src"], hidden=[here / "src"]))) as made:
+        found = run(made, "import", module="twofold").document
+        assert found == {"file": str(there / "src" / "twofold.py"), "folder": str(there)}
+        for module in (f"only_{tmp_path.name}_here", "only_here_src"):
+            assert f"No module named '{module}'" in str(run(made, "import", module=module).reason)

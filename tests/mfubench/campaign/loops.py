@@ -1,5 +1,6 @@
 """Work for tests of workers: a word says what befalls it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def act(watch: Watch, *, arguments: Mapping[str, Any], without: Mapping[str, str
             raise ValueError("no")
         case "parts":
             return _parts(watch, arguments["parts"], without)
+        case "import":
+            module = importlib.import_module(arguments["module"])
+            return {"file": module.__file__, "folder": os.getcwd()}
         case "absent":
             raise NotHere("needs a GPU")
     return {"pid": os.getpid()}
