@@ -1,12 +1,10 @@
 """``mfubench doctor``."""
 
-import json as json_module
-import sys
 from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Quiet, Verbose
+from .options import Debug, Json, Quiet, Verbose, put
 
 
 def doctor(
@@ -32,17 +30,6 @@ def doctor(
 
     with stages(quiet=quiet, verbose=verbose) as progress:
         found = examine(refresh=calibrate, progress=progress)
-    if json:
-        sys.stdout.write(json_module.dumps(found, indent=1) + "\n")
-        return
-    from rich.table import Table
+    from mfubench.report.device import doctor_page
 
-    from mfubench.report.format import label, value
-    from mfubench.report.terminal import stdout_console
-
-    console = stdout_console()
-    for title, facts in found.items():
-        table = Table(title=label(title), title_justify="left", title_style="bold", show_header=False)
-        for key, given in facts.items():
-            table.add_row(label(key), value(key, given))
-        console.print(table)
+    put(found, lambda: doctor_page(found), json=json, verbose=verbose)

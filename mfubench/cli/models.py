@@ -1,6 +1,5 @@
 """``mfubench models``."""
 
-import json as json_module
 import sys
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Quiet, Verbose
+from .options import Debug, Json, Quiet, Verbose, put
 
 
 def models(
@@ -33,17 +32,11 @@ def models(
     from mfubench.workload.zoo import list_models
 
     listed = list_models()
-    if json:
-        sys.stdout.write(json_module.dumps(listed, indent=1) + "\n")
-        return
     from mfubench.report.models import models_page
 
-    page = models_page(listed)
     if markdown:
         from mfubench.report.markdown import render_page
 
-        sys.stdout.write(render_page(page, level=2))
+        sys.stdout.write(render_page(models_page(listed), level=2))
     else:
-        from mfubench.report.terminal import print_page, stdout_console
-
-        print_page(page, stdout_console(), full=True)
+        put(listed, lambda: models_page(listed), json=json, verbose=True)

@@ -1,12 +1,20 @@
-"""What a report says about the device: its peaks, measured and by the datasheet, and what its driver saw."""
+"""What is said about a device: its peaks, measured and by the datasheet, and what its driver saw."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mfubench.run import Run
 
 from . import format as fmt
-from .blocks import Block, Column, Facts, Items, Table
+from .blocks import Block, Column, Facts, Items, Page, Section, Table
 from .verdict import why_no_mfu
+
+
+def doctor_page(found: Mapping[str, Mapping[str, Any]]) -> Page:
+    """What ``mfubench doctor`` says of this machine."""
+    about = found["environment"]
+    sections = [Section(fmt.label(title).capitalize(), [Facts.of(facts)], brief=True) for title, facts in found.items()]
+    return Page("What this machine can measure", f"{about['device_name']}, torch {about['torch']}", [], sections)
 
 
 def peaks(run: Run) -> list[Block]:

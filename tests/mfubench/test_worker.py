@@ -147,7 +147,7 @@ def test_a_worker_may_be_killed_while_it_starts(made: Worker, monkeypatch: pytes
 
 
 def test_a_worker_in_another_place_imports_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a module that both have, its own; what only the folder that it leaves or a hidden one has, it does not find."""
+    """Of a module that both have, its own; not what only the folder that it leaves or a hidden one has."""
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, here / "src", there / "src"):
         folder.mkdir(parents=True)
