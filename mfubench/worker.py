@@ -264,7 +264,7 @@ def _told(pipe: Connection, part: str) -> Iterator[None]:
         pipe.send((_BEGINS, None))
 
 
-def _usable(device: "torch.device", resident: bool) -> bool:
+def _usable(device: "torch.device", resident: bool = False) -> bool:
     """Whether the next work finds a sound device, and an empty one unless it is to find what this one has kept.
 
     What a kernel broke shows when it is waited for.

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mfubench.cli import main
 from tests.compiling import mfubench
 from tests.mfubench.gate.repository import AS_USED, a_repository, edit, git
 
@@ -101,20 +102,34 @@ def test_code_that_lies_elsewhere_is_refused(repository: Path, tmp_path: Path, m
     ("arguments", "says"),
     [
         (("net:build", "--base", "nowhere"), "neither a revision nor a folder"),
-        (("net:nothing", "--base", "main"), "no function 'nothing'"),
-        (("nothing:build", "--base", "main"), "cannot import nothing"),
         (("net:build", "net:build", "--base", "main"), "given twice"),
         (("net:build", "--base", "main", "--target", "sm_70"), "allowed: sm_80, sm_90, sm_100"),
         (("net:build", "--base", "main", "--config", "none.toml"), "cannot be read"),
-        (("net:build", "--base", "main", "--size", "tiny"), "belongs to the zoo's models"),
         (("net:build", "--base", "main", "--path", "src"), "no such folder"),
         (("net:build", "--base", "main", "--out", "net.py"), "--out net.py"),
         (("net:build", "--base", "main", "--junit", "net.py/junit.xml"), "--junit"),
         (("net:build", "--base", "main", "--summary", "."), "is a folder; give a file"),
     ],
 )
-def test_bad_input_is_said(repository: Path, arguments: tuple[str, ...], says: str) -> None:
-    ended = gate("check", *arguments, "--quiet", code=2)
+def test_bad_input_is_said_before_anything_runs(
+    repository: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", "check", *arguments])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and says in shown.err and shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("net:nothing",), "no function 'nothing'"),
+        (("nothing:build",), "cannot import nothing"),
+        (("net:build", "--size", "tiny"), "belongs to the zoo's models"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_bad_input(repository: Path, arguments: tuple[str, ...], says: str) -> None:
+    ended = gate("check", *arguments, "--base", "main", *FOR_SM90, code=2)
     assert says in ended.stderr and ended.stdout == ""
 
 
