@@ -47,17 +47,19 @@ def self_check(
                 break
             progress(f"timing round {done + 1} of {ENOUGH}: a pair that is equal, one that is slower", done / ENOUGH)
             logs["equal"].append(next(equal).log)
+            if monotonic() - began > budget_s:
+                break
             logs["slower"].append(next(slower).log)
     except SideBroke as broke:
         raise ToolBroke(str(broke)) from broke
     finally:
         equal.close()
         slower.close()
-    if len(logs["equal"]) < FEWEST:
-        raise ToolBroke(f"{len(logs['equal'])} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
+    if len(logs["slower"]) < FEWEST:
+        raise ToolBroke(f"{len(logs['slower'])} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
     return {
         "schema_version": 1,
-        "pairs": len(logs["equal"]),
+        "pairs": len(logs["slower"]),
         "injected": INJECTED,
         **rates(logs, margin),
         "method": METHOD,

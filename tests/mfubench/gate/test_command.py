@@ -77,8 +77,8 @@ def test_a_waiver_lets_it_through(repository: Path) -> None:
 
 def test_a_new_model_has_no_baseline(repository: Path) -> None:
     (repository / "other.py").write_text((repository / "net.py").read_text(encoding="utf-8"), encoding="utf-8")
-    assert told("check", "other:build", "--base", "main", *FOR_SM90)["verdict"] == "NO_BASELINE"
-    gate("check", "other:build", "--base", "main", *FOR_SM90, "--require-baseline", code=4)
+    document = told("check", "other:build", "--base", "main", *FOR_SM90, "--require-baseline", code=4)
+    assert document["verdict"] == "NO_BASELINE"
 
 
 def test_a_base_that_does_not_run_is_named(repository: Path) -> None:
@@ -133,23 +133,39 @@ def test_a_model_that_cannot_be_had_is_bad_input(repository: Path, arguments: tu
     assert says in ended.stderr and ended.stdout == ""
 
 
-def test_a_timed_gate_holds_pairs_of_processes_against_each_other(repository: Path) -> None:
-    edit(repository / "net.py", "import torch\n", "import torch  # as before\n")
-    document = told("run", "net:build", "--base", "main", "--budget", "1s", *ON_CPU)
-    (row,) = [row for row in document["rows"] if row["tier"] == "time"]
-    assert row["verdict"] in ("INCONCLUSIVE", "PASS", "IMPROVED") and row["unit"] == "ms"
+@pytest.fixture
+def short(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pairs of processes that are done with each other soon."""
+    monkeypatch.setattr("mfubench.gate.timing.BLOCKS", 2)
+    return repository
 
 
-def test_a_side_that_dies_while_it_is_timed_is_an_error(repository: Path) -> None:
-    git(repository, "commit", "--quiet", "--allow-empty", "--message", "nothing")
+def timed(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    """The row of the step's time."""
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", "run", "net:build", "--base", "main", "--budget", "1s", *ON_CPU, "--json"])
+    assert ended.value.code == code
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["tier"] == "time"]
+    return dict(row)
+
+
+def test_a_timed_gate_holds_pairs_of_processes_against_each_other(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(short / "net.py", "import torch\n", "import torch  # as before\n")
+    row = timed(capsys)
+    assert row["verdict"] == "INCONCLUSIVE" and "one pair" in row["why"] and row["unit"] == "ms"
+
+
+def test_a_side_that_dies_while_it_is_timed_is_an_error(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counted = "self.calls = getattr(self, 'calls', 0) + 1"
     dies = f"{counted}\n        if self.calls > 8: __import__('os')._exit(3)\n        return"
-    edit(repository / "net.py", "return self.last", f"{dies} self.last")
-    document = told("run", "net:build", "--base", "main", *ON_CPU, code=5)
-    (row,) = [row for row in document["rows"] if row["tier"] == "time"]
+    edit(short / "net.py", "return self.last", f"{dies} self.last")
+    row = timed(capsys, code=5)
     assert row["verdict"] == "ERROR" and "head: its process ended with code 3" in row["why"]
 
 
-def test_too_short_a_self_check_says_what_it_needs(repository: Path) -> None:
-    ended = gate("self-check", "net:build", "--budget", "1s", *ON_CPU, code=5)
-    assert "give a longer --budget" in ended.stderr
+def test_too_short_a_self_check_says_what_it_needs(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", "self-check", "net:build", "--budget", "1s", *ON_CPU])
+    assert ended.value.code == 5 and "give a longer --budget" in capsys.readouterr().err
