@@ -56,7 +56,8 @@ def self_check(
         equal.close()
         slower.close()
     if len(logs["slower"]) < FEWEST:
-        raise ToolBroke(f"{len(logs['slower'])} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
+        done = len(logs["slower"])
+        raise ToolBroke(f"{done} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
     return {
         "schema_version": 1,
         "pairs": len(logs["slower"]),
