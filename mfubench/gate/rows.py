@@ -64,9 +64,9 @@ class Outcome:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Outcome":
-        """Rows in the order in which a reader wants them: by verdict, then as they came."""
+        """Rows in the order in which a reader wants them: by verdict, time before what may explain it."""
         order = list(VERDICTS)
-        return cls(sorted(rows, key=lambda row: order.index(row.counts)))
+        return cls(sorted(rows, key=lambda row: (order.index(row.counts), row.tier != "time")))
 
     @property
     def counted(self) -> dict[Verdict, int]:
