@@ -87,8 +87,8 @@ def test_junit_has_all_rows(rows):
 
 def test_junit_holds_any_text():
     root = ElementTree.fromstring(junit(a_hostile_gate()))
-    message = next(root.iter("failure")).get("message")
-    assert message == "".join(sign for sign in HOSTILE if sign not in "\x00\x1b\ud800")
+    messages = [failure.get("message") for failure in root.iter("failure")]
+    assert "".join(sign for sign in HOSTILE if sign not in "\x00\x1b\ud800") in messages
     assert junit(a_hostile_gate()).startswith("<?xml version='1.0' encoding='utf-8'?>")
 
 
@@ -115,7 +115,7 @@ def test_what_github_would_drop_is_counted(number, more):
 def test_an_annotation_is_one_command_whatever_it_holds():
     told = commands(a_hostile_gate())
     text = "".join(sign for sign in HOSTILE if sign not in "\x00\x1b\ud800")
-    assert told[0][2] == f"FAIL: {text}" and told[0][1]["file"] == text
+    assert (f"FAIL: {text}", text) in [(message, place.get("file")) for _, place, message in told]
     assert len(told) == 3 and commands(a_gate()) == []
     ((_, _, long),) = commands(a_gate(slower(why="%" * 10**6)))
     assert len(long) == 4000 and long.endswith("…")
