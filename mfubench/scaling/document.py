@@ -24,6 +24,7 @@ FILE = "scaling.json"
 FLOPS, DEVICE_TIME = "flops", "device_time"
 LEAST_DECADES = 1.5  # of compute that a law should span, research's advice for such fits
 LEAST_USERS = 100
+LEAST_STEPS = 50  # the settings were chosen where a training has 59
 METHOD = (
     f"Each model learns once, in random order, from the first {TRAIN_SHARE:.0%} of the log's impressions in time (or "
     "from as many of them as were asked for) and predicts later ones, the same for all. NE is their log loss over the "
@@ -67,7 +68,13 @@ def scaling_document(ladder: Ladder) -> dict[str, Any]:
     intervals = dict(zip([(each.model, each.size) for each in done], drawn.intervals() if drawn else [], strict=True))
     lacking = {training.name: reason for point in points for training, (_, reason) in point.lacking.items()}
     rows = [_row(point, peak, intervals.get((point.model, point.size))) for point in points]
-    fits = [_fit(model, axis, law, laws.get((plan.baseline, axis))) for (model, axis), law in laws.items()]
+    fits = [
+        {
+            **{"model": model, "axis": axis, "points": sum(point.model == model for point in done)},
+            **_fit(law, laws[plan.baseline, axis]),
+        }
+        for (model, axis), law in laws.items()
+    ]
     spec = plan.spec
     return {
         "schema_version": SCHEMA_VERSION,
@@ -167,7 +174,7 @@ def _row(point: _Point, peak: float | None, ne: Any) -> dict[str, Any]:
     }
 
 
-def _fit(model: str, axis: str, law: Law | None, baseline: Law | None) -> dict[str, Any]:
+def _fit(law: Law | None, baseline: Law | None) -> dict[str, Any]:
     ratio, why_not = None, ""
     if law is None:
         why_not = f"a slope needs {LEAST_SIZES} sizes that are trained"
@@ -175,11 +182,7 @@ def _fit(model: str, axis: str, law: Law | None, baseline: Law | None) -> dict[s
         why_not = "the baseline has no slope"
     else:
         ratio, why_not = efficiency(law, baseline)
-    points = law.points if law else 0
-    return {
-        **{"model": model, "axis": axis, "points": points, **document_of(law)},
-        **{"efficiency": ratio, "why_not": why_not},
-    }
+    return {**document_of(law), "efficiency": ratio, "why_not": why_not}
 
 
 def _peak_facts(ladder: Ladder) -> dict[str, Any]:
@@ -194,6 +197,9 @@ def _warnings(ladder: Ladder, rows: Sequence[dict[str, Any]], fits: Sequence[dic
         said.append(f"the peak was measured on a busy machine ({found.peak['busy']}): device time is not to be trusted")
     if ladder.plan.seeds == 1:
         said.append("one seed: no interval knows what another seed would give")
+    steps = min((each.steps for each in found.trained.values()), default=LEAST_STEPS)
+    if steps < LEAST_STEPS:
+        said.append(f"{steps} steps a training are few: give more --samples, or a smaller --batch-size")
     _, second = ladder.windows
     users = len(np.unique(second.log.users(second.targets)))
     if users < LEAST_USERS:
