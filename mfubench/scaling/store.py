@@ -16,6 +16,7 @@ from .train import Trained
 
 PLAN, PEAK = "plan.json", "peak.json"
 TRAININGS = "trainings"
+HASHED = ("data", "code")  # what would tell a reader nothing
 PEAK_FACTS = {"tflops", "dtype", "date", "how", "busy"}
 SCHEMA_VERSION = 1
 ELSEWHERE = "choose another --out, or remove what is there"
@@ -42,11 +43,13 @@ class Store:
             or not isinstance(there.get("identity"), dict)
         ):
             raise BadInput(f"{file} is no plan of this release; {ELSEWHERE}")
-        before = there["identity"]
-        names = [name for name in {**before, **self.identity} if before.get(name) != self.identity.get(name)]
-        if names:
-            told = "; ".join(f"{name} {before.get(name)} there, {self.identity.get(name)} here" for name in names)
-            raise BadInput(f"{file} belongs to another ladder ({told}); {ELSEWHERE}")
+        before, told = there["identity"], []
+        for name in {**before, **self.identity}:
+            value, mine = before.get(name), self.identity.get(name)
+            if value != mine:
+                told.append(f"other {name}" if name in HASHED else f"{name} {value} there, {mine} here")
+        if told:
+            raise BadInput(f"{file} belongs to another ladder ({'; '.join(told)}); {ELSEWHERE}")
 
     def begin(self) -> None:
         """Make the folder and say whose it is."""
