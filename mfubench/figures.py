@@ -6,7 +6,7 @@ Shares are of the median step. All lists keep the order in which they are drawn.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, log, log10
 
 from .run import LedgerLine, ModuleRow, Run, family_of, family_place
 
@@ -15,6 +15,11 @@ NUM_MARKS = 100  # of a roofline: the longest modules; more would hide each othe
 NUM_LABELLED = 9  # of its marks
 NEAR = 0.04  # of a roofline's width or height: marks whose labels would cover each other
 WIDE = 0.12  # of the longest stack: what holds a family's name
+LETTER = 0.012  # of a chart's width: a letter of a label
+ROOM = 0.12  # beside the curves, of what they span
+LEAST_DECADES = 0.5  # that curves span at least, so that one size alone has an axis
+MANY_DECADES = 3  # that need no ticks between them
+REACH = 1.0  # of what the curves span: how far beyond them a level is still drawn to scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,4 +243,138 @@ class Dots:
         return list(dict.fromkeys(dot.series for dot in self.dots))
 
 
-Figure = Waterfall | Roofline | Stacks | Dots
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One size of a series: what it computes, and a value with its interval, which may have no width."""
+
+    name: str
+    compute: float
+    value: float
+    low: float
+    high: float
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A value that falls by ``slope`` with each e-fold of compute, from ``value`` at ``compute``."""
+
+    value: float
+    slope: float
+    compute: float
+
+    def at(self, compute: float) -> float:
+        """What it gives there."""
+        return self.value - self.slope * log(compute / self.compute)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The sizes of one series, and the law that was fitted to them, if one was; ``about`` is in words what it says."""
+
+    series: str
+    sizes: list[Size]
+    law: Law | None
+    about: str
+
+    @property
+    def ends(self) -> list[tuple[float, float]]:
+        """The law between the smallest and the largest size, (compute, value): beyond them nothing was seen."""
+        computes = [size.compute for size in self.sizes]
+        return [(end, self.law.at(end)) for end in (min(computes), max(computes))] if self.law and computes else []
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A value that something reaches without computing more: a horizontal line."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Values against compute on a log axis, each curve over its own range.
+
+    All of them lie within ``computes`` and ``values``. Levels too far away to be drawn to scale are ``above`` or
+    ``below``. ``labels`` are the sizes that have room for their name.
+    """
+
+    title: str
+    of_compute: str
+    curves: list[Curve]
+    levels: list[Level]
+    above: list[Level]
+    below: list[Level]
+    labels: list[Size]
+    computes: tuple[float, float]
+    values: tuple[float, float]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Places on the axis of compute: decades, and between them where they are few."""
+        low, high = map(log10, self.computes)
+        first, last = floor(low), floor(high)
+        between = (1, 2, 5) if high - low < MANY_DECADES else (1,)
+        ticks = [times * 10.0**power for power in range(first, last + 1) for times in between]
+        return [tick for tick in ticks if self.computes[0] <= tick <= self.computes[1]]
+
+
+def curves(title: str, of_compute: str, given: Sequence[Curve], levels: Sequence[Level]) -> Curves | None:
+    """The curves that have sizes, with the levels around them; None without any."""
+    drawn = [curve for curve in given if curve.sizes]
+    if not drawn:
+        return None
+    sizes = [size for curve in drawn for size in curve.sizes]
+    seen = [*(end for size in sizes for end in (size.low, size.high)), *(y for curve in drawn for _, y in curve.ends)]
+    low, high = min(seen), max(seen)
+    reach = REACH * (high - low)
+    near = sorted((lv for lv in levels if low - reach <= lv.value <= high + reach), key=lambda level: -level.value)
+    computes = _around([log10(size.compute) for size in sizes], LEAST_DECADES)
+    values = _around([low, high, *(level.value for level in near)], abs(high) / 100)
+    return Curves(
+        title=title,
+        of_compute=of_compute,
+        curves=drawn,
+        levels=near,
+        above=[level for level in levels if level.value > high + reach],
+        below=[level for level in levels if level.value < low - reach],
+        labels=_named_sizes(sizes, computes, values),
+        computes=(10.0 ** computes[0], 10.0 ** computes[1]),
+        values=values,
+    )
+
+
+def _around(values: Sequence[float], least: float) -> tuple[float, float]:
+    """A range around ``values`` with room on either side, also where they do not differ."""
+    low, high = min(values), max(values)
+    lacking = max(0.0, least - (high - low)) / 2
+    room = lacking + ROOM * (high - low)
+    return (low - room, high + room) if room else (low - 1, high + 1)
+
+
+def _named_sizes(sizes: Sequence[Size], computes: tuple[float, float], values: tuple[float, float]) -> list[Size]:
+    """Sizes whose name, above their mark to the right, meets no mark, no other name and not the end."""
+
+    def place(size: Size) -> tuple[float, float]:
+        across = (log10(size.compute) - computes[0]) / (computes[1] - computes[0])
+        return across, (size.value - values[0]) / (values[1] - values[0])
+
+    def end(size: Size) -> float:
+        return place(size)[0] + NEAR / 2 + LETTER * len(size.name)
+
+    def beside(size: Size, other: Size, ends: float, higher: float) -> bool:
+        """Whether ``size``'s name meets what reaches from ``other``'s mark to ``ends``, ``higher`` than the mark."""
+        (x, y), (there, up) = place(size), place(other)
+        return abs(y + NEAR / 2 - up - higher) < NEAR and there <= end(size) and x <= ends
+
+    found: list[Size] = []
+    for size in sizes:
+        others = [other for other in sizes if other is not size]
+        is_free = not any(beside(size, other, place(other)[0], 0.0) for other in others)
+        if end(size) <= 1 and is_free and not any(beside(size, other, end(other), NEAR / 2) for other in found):
+            found.append(size)
+    return found
+
+
+Figure = Waterfall | Roofline | Stacks | Dots | Curves

@@ -5,7 +5,7 @@ A folder belongs to one device, toolchain and state of the code, so that a later
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ _PARTS = {  # of a stage's documents, which a page reads
 CACHE = "triton"  # Triton's, where kernels were compiled ahead
 
 
-def code_hash() -> str:
-    """A hash of every source file of the three packages: results of other code are other results."""
+def code_hash(without: Collection[str] = ()) -> str:
+    """A hash of every source file of the three packages: results of other code are other results.
+
+    ``without`` names folders of a package that cannot change a result, such as what only shows it.
+    """
     import mfu_kernels
     import mfu_models
     import mfubench
@@ -38,7 +41,9 @@ def code_hash() -> str:
     for package in (mfu_kernels, mfu_models, mfubench):
         folder = Path(package.__path__[0])
         for file in sorted(folder.rglob("*.py")):
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+            name = file.relative_to(folder)
+            if name.parts[0] not in without:
+                digest.update(name.as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from .optimize import optimize
 from .options import DEBUG_FLAG
 from .profile import profile
 from .report import report
+from .scale import scale
 
 app = typer.Typer(
     name="mfubench",
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(gate)
 app.add_typer(kernels)
-for command in (profile, optimize, compare, report, ablate, campaign, models, doctor):
+for command in (profile, optimize, compare, report, ablate, scale, campaign, models, doctor):
     app.command()(command)
 
 

@@ -1,14 +1,12 @@
 """What `mfubench gate` found, as one document, from which every report of it is made."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
-from mfubench.measure.environment import environment
+from mfubench.measure.environment import command_line, environment
 
 from .judge import METHOD, Judged
 from .policy import Policy
@@ -31,7 +29,7 @@ def document(
     outcome = Outcome.of(rows)
     return {
         "schema_version": 1,
-        "command_line": shlex.join(["mfubench", *sys.argv[1:]]),
+        "command_line": command_line(),
         "verdict": outcome.verdict,
         "exit_code": outcome.exit_code(**exits),
         "counted": outcome.counted,

@@ -5,7 +5,9 @@ It records and never steers. It is also the one place that reads environment var
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +47,11 @@ def environment(device: "torch.device") -> dict[str, Any]:
         },
         **_device(device),
     }
+
+
+def command_line() -> str:
+    """What the user typed, for whoever wants to do it again."""
+    return shlex.join(["mfubench", *sys.argv[1:]])
 
 
 def device_name(device: "torch.device") -> str:

@@ -55,9 +55,9 @@ def part_of(part: float | None, whole: float | None) -> str:
     return percent(part / whole if part is not None and whole else None)
 
 
-def interval(middle: float, low: float, high: float, unit: str = "") -> str:
+def interval(middle: float, low: float, high: float, unit: str = "", digits: int = 4) -> str:
     """A value with its confidence interval: ``12.34 ms [12.31, 12.40]``."""
-    at, start, end = column([middle, low, high], digits=4)
+    at, start, end = column([middle, low, high], digits=digits)
     return f"{at}{unit and f' {unit}'} [{start}, {end}]"
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mfubench.figures import Ceiling, Dots, Drop, Figure, Mark, Roofline, Stacks, Waterfall
+from mfubench.figures import Ceiling, Curves, Dots, Drop, Figure, Level, Mark, Roofline, Stacks, Waterfall
 from mfubench.run import family_place
 
 from . import format as fmt
@@ -65,6 +65,12 @@ OTHER_FAMILY = "grey"
 RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 4, 6, 10]
 RATIOS_NEAR = (0.8, 1.25)  # too few of them lie between
 SERIES = (("blue", "circle"), ("orange", "diamond"), ("teal", "square"))
+MORE_SERIES = (
+    *(("purple", "triangle-up"), ("pink", "cross"), ("brown", "triangle-down")),
+    *(("cyan", "triangle-right"), ("olive", "triangle-left")),
+)
+IN_A_ROW = 5  # entries of a legend
+NAME = 130  # pixels of an entry's name
 
 
 def spec(figure: Figure) -> dict[str, Any]:
@@ -78,6 +84,8 @@ def spec(figure: Figure) -> dict[str, Any]:
             drawn = _stacks(figure)
         case Dots():
             drawn = _dots(figure)
+        case Curves():
+            drawn = _curves(figure)
     plain: dict[str, Any] = {"titleFontWeight": "normal", "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 12}
     styled = (
         drawn.configure(
@@ -314,3 +322,71 @@ def _ratio_axis(figure: Dots) -> "alt.Axis":
 
     near = all(RATIOS_NEAR[0] < dot.low and dot.high < RATIOS_NEAR[1] for dot in figure.dots)
     return alt.Axis(format="~g", tickCount=8) if near else alt.Axis(format="~g", values=RATIOS)
+
+
+def _curves(figure: Curves) -> "alt.LayerChart":
+    import altair as alt
+
+    sizes = [asdict(size) | {"series": curve.series} for curve in figure.curves for size in curve.sizes]
+    laws = [
+        {"compute": compute, "value": value, "series": curve.series, "about": curve.about}
+        for curve in figure.curves
+        for compute, value in curve.ends
+    ]
+    across = alt.Scale(type="log", domain=list(figure.computes), nice=False)
+    up = alt.Scale(domain=list(figure.values), zero=False, nice=False)
+    axis = alt.Axis(values=figure.ticks, format="~s", titlePadding=8)
+    places = {
+        "x": alt.X("compute:Q", title=figure.of_compute, scale=across, axis=axis),
+        "y": alt.Y("value:Q", title=figure.title, scale=up, axis=alt.Axis(tickCount=7, minExtent=6 * CHARACTER)),
+    }
+    hue, shape = _series([curve.series for curve in figure.curves])
+    lines = _chart(laws).mark_line(strokeWidth=2).encode(**places, color=hue, description="about:N")
+    whiskers = _chart(sizes).mark_rule(strokeWidth=1.5).encode(x=places["x"], y="low:Q", y2="high:Q", color=hue)
+    points = (
+        _chart(sizes)
+        .mark_point(filled=True, size=130, opacity=1, stroke=PAGE, strokeWidth=1)
+        .encode(**places, color=hue, shape=shape, description="about:N")
+    )
+    beside: dict[str, Any] = {"fontSize": 12, "align": "left", "dx": 8, "dy": -9, "color": TEXT}
+    named = _chart(map(asdict, figure.labels)).encode(**places, text="name:N")
+    names = [named.mark_text(**beside, stroke=PAGE, strokeWidth=3), named.mark_text(**beside)]
+    return alt.layer(*_levels(figure, places["y"]), lines, whiskers, points, *names).properties(
+        width=WIDTH, height=HEIGHT
+    )
+
+
+def _series(names: list[str]) -> "tuple[alt.Color, alt.Shape]":
+    """Colours and shapes; of very many series they repeat, not both at once."""
+    import altair as alt
+
+    looks = (*SERIES, *MORE_SERIES)
+    hues = [color((*(hue for hue, _ in looks), "grey")[at % (len(looks) + 1)]) for at in range(len(names))]
+    shapes = [looks[at % len(looks)][1] for at in range(len(names))]
+    legend = alt.Legend(
+        title=None, orient="top", symbolSize=120, columns=IN_A_ROW, columnPadding=LEGEND / 2, labelLimit=NAME
+    )
+    return (
+        alt.Color("series:N", legend=legend, scale=alt.Scale(domain=names, range=hues)),
+        alt.Shape("series:N", legend=legend, scale=alt.Scale(domain=names, range=shapes)),
+    )
+
+
+def _levels(figure: Curves, y: "alt.Y") -> "list[alt.Chart]":
+    """A line for each level, its name at the right end; those that are off the chart are named at its edge."""
+    rows = [{"value": level.value, "name": _level_name(level)} for level in figure.levels]
+    upper = rows[:-1] or rows
+    words: dict[str, Any] = {"align": "right", "dx": -4, "color": TEXT, "fontSize": 12}
+    layers = [_chart(rows).mark_rule(color=QUIET, strokeDash=[4, 4]).encode(y=y, description="name:N")] if rows else []
+    for part, dy in ((upper, -7), (rows[len(upper) :], 9)):  # apart, so that two that are close can be read
+        if part:
+            layers.append(_chart(part).mark_text(**words, x="width", dy=dy).encode(y=y, text="name:N"))
+    for place, dy, side, levels in (("↑", 10, 0, figure.above), ("↓", -10, "height", figure.below)):
+        if levels:
+            off = [{"name": f"{place} {', '.join(map(_level_name, levels))}"}]
+            layers.append(_chart(off).mark_text(**words, x="width", y=side, dy=dy).encode(text="name:N"))
+    return layers
+
+
+def _level_name(level: Level) -> str:
+    return f"{level.name} {fmt.number(level.value, 4)}"

@@ -28,10 +28,18 @@ def normalised_entropy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, base
     rate = float(y.mean()) if base_rate is None else base_rate
     if not 0 < rate < 1:
         raise BadInput(f"the base rate is {rate:g}; its entropy divides, so it must lie between 0 and 1")
-    return float(_cross_entropy(p, y).mean() / _cross_entropy(np.array(rate), np.array(rate)))
+    return float(log_losses(p, y).mean() / entropy(rate))
 
 
-def _cross_entropy(p: Floats, y: Floats) -> Floats:
+def entropy(rate: npt.ArrayLike) -> Floats:
+    """The log loss of predicting ``rate`` where it is the rate: what an NE divides by, in nats."""
+    rates = np.asarray(rate, dtype=np.float64)
+    return log_losses(rates, rates)
+
+
+def log_losses(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
+    """The log loss of each prediction, in nats: float64 of the arguments' shape; a label may be a share."""
+    p, y = (np.asarray(values, dtype=np.float64) for values in (probabilities, labels))
     p = np.clip(p, CLAMP, 1 - CLAMP)
-    entropy: Floats = -(y * np.log(p) + (1 - y) * np.log1p(-p))
-    return entropy
+    losses: Floats = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    return losses

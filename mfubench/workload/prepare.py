@@ -43,8 +43,6 @@ def prepare(
     device, dtype = device_and_dtype(spec)
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
-    if dtype == "tf32" and device.type != "cuda":
-        raise BadInput("--dtype tf32 needs a CUDA device; here is none; use --dtype fp32 or bf16")
     if ":" in spec.model:
         from .user import prepare_user
 
@@ -56,12 +54,15 @@ def device_and_dtype(spec: WorkloadSpec) -> tuple[torch.device, str]:
     """The device that ``spec`` runs on, and the dtype that it asks for or the device's default.
 
     Raises:
-        BadInput: a CUDA device where none is.
+        BadInput: a CUDA device, or a dtype that needs one, where none is.
     """
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: no CUDA device is visible; use --device cpu, or see `mfubench doctor`")
     device = torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
-    return device, spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    dtype = spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    if dtype == "tf32" and device.type != "cuda":
+        raise BadInput("--dtype tf32 needs a CUDA device; here is none; use --dtype fp32 or bf16")
+    return device, dtype
 
 
 def _prepare_zoo(

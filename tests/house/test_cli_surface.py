@@ -22,6 +22,9 @@ FROZEN = {
     "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
     "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
+    "scale": EVERYWHERE
+    | {"--models", "--sizes", "--baseline", "--data", "--samples", "--evaluate", "--seeds", "--batch-size", "--budget"}
+    | {"--impl", "--dtype", "--device", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "mfubench/data": ("mfubench.measure", "mfubench.attribute", "mfubench.report", "mfubench.cli", "mfubench.workload"),
     "mfubench/ablate": ("mfubench.report", "mfubench.cli"),
     "mfubench/optimize": ("mfubench.report", "mfubench.cli"),
+    "mfubench/scaling": ("mfubench.report", "mfubench.cli"),
     "mfubench/report": ("torch", "mfu_models", "mfu_kernels", "mfubench.measure", "mfubench.attribute", "mfubench.cli"),
 }
 

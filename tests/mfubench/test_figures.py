@@ -1,10 +1,11 @@
 """The numbers of the charts: they are the Run's own, and they add up as its ledger does."""
 
 from itertools import pairwise
+from math import log10
 
 import pytest
 
-from mfubench.figures import NUM_LABELLED, NUM_MARKS, roofline, stacks, waterfall
+from mfubench.figures import NUM_LABELLED, NUM_MARKS, Curve, Law, Level, Size, curves, roofline, stacks, waterfall
 from mfubench.run import CAUSE_FAMILIES, LedgerLine, family_of, family_place
 from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run
 
@@ -126,3 +127,55 @@ def test_a_name_fits_into_what_is_wide_beside_the_longest_stack():
 def test_a_cause_of_another_release_comes_last():
     assert family_of("memory_bound.norm") == "memory_bound"
     assert family_place("a_new_cause") > family_place("not_attributed")
+
+
+def sizes(*places: tuple[float, float], by: float = 0.01) -> list[Size]:
+    return [Size(f"s{at}", c, y, y - by, y + by, "") for at, (c, y) in enumerate(places)]
+
+
+def test_a_law_is_drawn_between_its_smallest_and_its_largest_size():
+    """It falls by eta ln 10 for ten times the compute, and says nothing of what lies beyond."""
+    law = Law(0.9, 0.01 / 2.302585093, 1e7)
+    given = Curve("kunlun", sizes((1e7, 0.91), (1e6, 0.92), (1e8, 0.88)), law, "")
+    assert given.ends == [(1e6, pytest.approx(0.91)), (1e8, pytest.approx(0.89))]
+    assert Curve("kunlun", given.sizes, None, "").ends == Curve("kunlun", [], law, "").ends == []
+
+
+def test_curves_lie_within_their_axes_and_levels_too_far_away_beside_them():
+    levels = [Level("near", 0.97), Level("far", 2.0), Level("low", 0.1), Level("top", 0.99)]
+    figure = curves("NE", "FLOPs", [Curve("a", sizes((1e6, 0.95), (1e8, 0.9)), Law(0.98, 0, 1e6), "")], levels)
+    assert [[level.name for level in part] for part in (figure.levels, figure.above, figure.below)] == [
+        ["top", "near"],
+        ["far"],
+        ["low"],
+    ]
+    assert figure.computes[0] < 1e6 and figure.computes[1] > 1e8
+    assert figure.values[0] < 0.89 and figure.values[1] > 0.99
+    assert figure.ticks == pytest.approx([1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8])
+
+
+@pytest.mark.parametrize("place", [(1e6, 0.9), (3.0, 0.0)])
+def test_one_size_has_axes_too(place):
+    figure = curves("NE", "FLOPs", [Curve("a", sizes(place, by=0.0), None, ""), Curve("none", [], None, "")], [])
+    assert figure.values[0] < place[1] < figure.values[1] and figure.computes[0] < place[0] < figure.computes[1]
+    assert log10(figure.computes[1] / figure.computes[0]) >= 0.49 and figure.ticks
+    assert [curve.series for curve in figure.curves] == ["a"] and len(figure.labels) == 1
+
+
+def test_no_size_is_no_chart():
+    assert curves("NE", "FLOPs", [Curve("a", [], None, "")], [Level("a", 1.0)]) is None
+
+
+def test_many_decades_have_no_ticks_between():
+    figure = curves("NE", "FLOPs", [Curve("a", sizes((1e3, 1.0), (1e9, 0.9)), None, "")], [])
+    assert figure.ticks == pytest.approx([10.0**power for power in range(3, 10)])
+
+
+def test_names_that_would_cover_a_mark_or_each_other_are_left_out():
+    apart = curves("NE", "FLOPs", [Curve("a", sizes((1e6, 0.95), (1e7, 0.9)), None, "")], [])
+    assert [size.name for size in apart.labels] == ["s0", "s1"]
+    same = curves("NE", "FLOPs", [Curve(name, sizes((1e6, 0.95), (1e7, 0.9)), None, "") for name in "ab"], [])
+    assert same.labels == []
+    long = Size("a name of a length that ends beyond the chart" * 3, 1e7, 0.9, 0.9, 0.9, "")
+    beyond = curves("NE", "FLOPs", [Curve("a", [*sizes((1e6, 0.95)), long], None, "")], [])
+    assert [size.name for size in beyond.labels] == ["s0"]

@@ -13,16 +13,19 @@ from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
 from mfubench.report.blocks import Chart, Items, Page, Section
 from mfubench.report.charts import INK, PAPER, svg, why_not
+from mfubench.report.scaling import scaling_page
 from mfubench.report.specs import FAMILIES, OTHER_FAMILY, OTHER_VERDICT, PALETTE, VERDICTS
 from mfubench.run import CAUSE_FAMILIES
 from tests.mfubench.report.factory import a_gpu_run, a_module, a_run
 from tests.mfubench.report.page import Document, contrast, palettes
+from tests.mfubench.report.scaling_factory import a_ladder
 
 drawn = pytest.mark.skipif(bool(why_not()), reason=f"draws charts: {why_not()}")
 FIGURES: dict[str, Figure] = {
     "waterfall": waterfall(a_run()),
     "roofline": roofline(a_gpu_run()),
     "stacks": stacks([a_run(), a_gpu_run()]),
+    "curves": scaling_page(a_ladder()).sections[0].blocks[0].figure,
 }
 TAG = "{http://www.w3.org/2000/svg}"
 
@@ -43,7 +46,7 @@ def test_a_chart_has_a_title_and_a_description_that_are_read_out(chart):
 @drawn
 def test_every_mark_says_what_it_is_when_pointed_at(chart):
     titles = [element.text for element in chart.iter(f"{TAG}title") if not element.get("id")]
-    assert len(titles) > 5 and all(re.search(" ms|%|GB/s", title) for title in titles)
+    assert len(titles) > 5 and all(re.search(" ms|%|GB/s|NE | mean", title) for title in titles)
 
 
 @drawn

@@ -1,0 +1,105 @@
+"""A ladder's folder: plan.json says whose it is, and each training has a file of its facts and one of its losses."""
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfubench.errors import BadInput
+from mfubench.run import write_bytes, write_text
+
+from .plan import Training
+from .train import Trained
+
+PLAN, PEAK = "plan.json", "peak.json"
+TRAININGS = "trainings"
+HASHED = ("data", "code")  # what would tell a reader nothing
+PEAK_FACTS = {"tflops", "dtype", "date", "how", "busy"}
+SCHEMA_VERSION = 1
+ELSEWHERE = "choose another --out, or remove what is there"
+
+
+class Store:
+    """What a ladder keeps in ``folder``; with None it keeps nothing.
+
+    Raises:
+        BadInput: the folder holds another ladder, or what is none of this release.
+    """
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        if folder is not None and (folder / PLAN).exists():
+            self._check(folder / PLAN)
+
+    def _check(self, file: Path) -> None:
+        there = _read(file)
+        if (
+            there is None
+            or there.get("schema_version") != SCHEMA_VERSION
+            or not isinstance(there.get("identity"), dict)
+        ):
+            raise BadInput(f"{file} is no plan of this release; {ELSEWHERE}")
+        before, told = there["identity"], []
+        for name in {**before, **self.identity}:
+            value, mine = before.get(name), self.identity.get(name)
+            if value != mine:
+                told.append(f"other {name}" if name in HASHED else f"{name} {value} there, {mine} here")
+        if told:
+            raise BadInput(f"{file} belongs to another ladder ({'; '.join(told)}); {ELSEWHERE}")
+
+    def begin(self) -> None:
+        """Make the folder and say whose it is."""
+        if self.folder is not None:
+            (self.folder / TRAININGS).mkdir(parents=True, exist_ok=True)
+            self._put(self.folder / PLAN, {"identity": self.identity})
+
+    def write(self, training: Training, found: Trained, wall_s: float) -> None:
+        """Keep a training: its losses first, so that whoever finds the facts finds them too."""
+        if self.folder is not None:
+            place, data = self.folder / TRAININGS / training.file, BytesIO()
+            np.save(data, found.losses)
+            write_bytes(place.with_suffix(".npy"), data.getvalue())
+            self._put(place.with_suffix(".json"), {"training": training.name, **found.facts(), "wall_s": wall_s})
+
+    def read(self, training: Training, evaluated: int) -> tuple[Trained, float] | None:
+        """A training that is kept, with as many losses as impressions are evaluated, and how long it took in all.
+
+        None where there is none, or its files are damaged: it is done anew.
+        """
+        if self.folder is None:
+            return None
+        place = self.folder / TRAININGS / training.file
+        facts = _read(place.with_suffix(".json"))
+        try:
+            losses = np.load(place.with_suffix(".npy"), allow_pickle=False)
+            given = {name: facts[name] for name in Trained.__dataclass_fields__ if name != "losses"}  # type: ignore[index]
+            found = Trained(**given, losses=losses)
+            whole = losses.shape == (evaluated,) and losses.dtype == np.float32 and bool(np.isfinite(losses).all())
+            return (found, float(facts["wall_s"])) if whole else None  # type: ignore[index]
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return None
+
+    def write_peak(self, calibration: Mapping[str, Any]) -> None:
+        """Keep what the device reached, for all sittings alike."""
+        if self.folder is not None:
+            self._put(self.folder / PEAK, dict(calibration))
+
+    def read_peak(self) -> dict[str, Any] | None:
+        """The same, None where it is not kept or damaged."""
+        found = None if self.folder is None else _read(self.folder / PEAK)
+        return found if found is not None and found.keys() >= PEAK_FACTS and found["tflops"] > 0 else None
+
+    def _put(self, file: Path, told: dict[str, Any]) -> None:
+        write_text(file, json.dumps({"schema_version": SCHEMA_VERSION, **told}, indent=1) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

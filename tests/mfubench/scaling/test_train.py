@@ -1,0 +1,74 @@
+"""Training: the numbers of the benchmark, the order of its losses, what it counts, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mfu_models import model_spec
+from mfubench.errors import BadInput
+from mfubench.scaling.entropy import entropy
+from mfubench.scaling.train import Settings, train
+from mfubench.scaling.windows import open_windows, sampled
+from mfubench.workload.spec import WorkloadSpec
+
+SPEC = WorkloadSpec("dlrm", size="tiny", device="cpu", dtype="fp32", impl="reference")
+BY_THE_BENCHMARK = 0.8515  # before training moved here: dlrm at size tiny, seed 0, the KuaiRand slice, all of it
+
+
+def test_it_gives_what_the_benchmark_gave(test_data: Path) -> None:
+    windows = open_windows(f"kuairand:{test_data / 'kuairand-slice'}")
+    found = train(SPEC, windows)
+    assert found.ne == pytest.approx(BY_THE_BENCHMARK, abs=1e-3)
+    assert found.samples == 33_462 and found.steps == 66 and found.losses.shape == (8_366,)
+
+
+def test_losses_are_in_the_windows_order_and_make_the_ne(log: str) -> None:
+    first, second = open_windows(log)
+    found = train(SPEC, (first, second), Settings(batch_size=32))
+    labels = second.labels(second.targets)
+    assert found.losses.dtype == np.float32
+    assert found.losses.mean(dtype=np.float64) / entropy(labels.mean()) == pytest.approx(found.ne, rel=1e-6)
+    every_other = replace(second, targets=second.targets[::2])  # in other batches
+    other = train(SPEC, (first, every_other), Settings(batch_size=32))
+    assert other.losses == pytest.approx(found.losses[::2], rel=1e-4)
+
+
+def test_flops_are_the_closed_form_of_what_it_saw(log: str) -> None:
+    first, second = open_windows(log)
+    found = train(SPEC, (first, second), Settings(batch_size=64, samples=150))
+    assert (found.samples, found.steps) == (150, 3)
+    seen = sampled(first, SPEC.seed, 150)
+    spec = model_spec("dlrm")
+    config = spec.config("tiny", first.schema)
+    lengths = {sequence.name: 1 for sequence in first.schema.sequences} | spec.max_lengths(config)
+    assert found.flops == spec.model_flops(config, seen.batch(seen.targets, lengths).lengths()).total
+    assert found.seconds > 0 and found.loading_seconds > 0
+
+
+def test_the_same_seed_gives_the_same_and_another_one_does_not(log: str) -> None:
+    windows = open_windows(log)
+    first, again, other = (train(replace(SPEC, seed=seed), windows, Settings(batch_size=64)) for seed in (0, 0, 1))
+    assert first.facts()["ne"] == again.facts()["ne"] != other.facts()["ne"]
+    assert "losses" not in first.facts()
+
+
+@pytest.mark.parametrize("model", ["ligr", "kunlun"])
+def test_models_of_requests_and_with_histories_train_too(model: str, log: str) -> None:
+    found = train(replace(SPEC, model=model), open_windows(log, 64), Settings(batch_size=32, samples=64))
+    assert found.losses.shape == (64,) and np.isfinite(found.ne)
+
+
+def test_a_loss_that_is_no_number_ends_it(log: str) -> None:
+    with pytest.raises(BadInput, match="the training loss is no number after"):
+        train(SPEC, open_windows(log), Settings(batch_size=64, dense_rate=1e30))
+
+
+def test_impressions_to_predict_are_the_same_for_all_and_drawn_once(log: str) -> None:
+    _, whole = open_windows(log)
+    _, part = open_windows(log, 50)
+    assert len(part.targets) == 50 and np.isin(part.targets, whole.targets).all()
+    assert (part.targets == open_windows(log, 50)[1].targets).all() and (np.diff(part.targets) > 0).all()
+    assert part.fingerprint != whole.fingerprint
+    assert len(open_windows(log, 10**6)[1].targets) == len(whole.targets)
