@@ -224,13 +224,15 @@ def _fits(fits: Sequence[Document], baseline: str) -> Block:
         (Column("sizes", numeric=True), [fmt.value("", fit["points"]) for fit in fits]),
         (Column("NE gained by ten times the compute", numeric=True), slopes),
         (Column(f"efficiency, times {baseline}'s", numeric=True), ratios),
+        (Column("at equal compute", numeric=True), [fmt.flops(fit["equal_compute"]) for fit in fits]),
+        (Column(f"NE lower than {baseline}'s there", numeric=True), [_estimate(fit["lead"], 3) for fit in fits]),
         (Column("r2", numeric=True), fmt.column([fit["r2"] for fit in fits])),
         (Column("why not"), [fit["why_not"] or "" for fit in fits]),
     ]
     filled = [(column, cells) for column, cells in known(columns) if any(cells)]
     return Table.of(
-        "What each model gains from compute, and how many times the baseline's gain that is. In brackets 95 % "
-        "intervals.",
+        "What each model gains from compute, how many times the baseline's gain that is, and how far ahead it is where "
+        "both have had as much. In brackets 95 % intervals.",
         filled,
     )
 

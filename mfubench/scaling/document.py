@@ -13,7 +13,7 @@ import numpy as np
 from mfubench.measure.environment import command_line
 from mfubench.run import write_text
 
-from .fit import LEAST_POINTS, RESAMPLES, Law, Points, document_of, efficiency, fit_law, resample
+from .fit import LEAST_POINTS, RESAMPLES, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
 from .plan import LEAST_SIZES, Plan, Training
 from .train import Trained
@@ -32,7 +32,8 @@ METHOD = (
     "fitted by ordinary least squares to each size's mean over seeds, C0 being the geometric mean of the model's "
     "points. C is the training of one sample: in model FLOPs at true lengths, or in device seconds times the measured "
     "GEMM peak, which also counts what the device wastes. Seconds are those of the steps alone, data made before. "
-    "Scaling efficiency is a model's eta over the baseline's. Intervals are the middle 95 % of "
+    "Scaling efficiency is a model's eta over the baseline's. At equal compute, in the middle of what the sizes of "
+    "both cover, the lead is how much lower its NE is than the baseline's. Intervals are the middle 95 % of "
     f"{RESAMPLES} resamples of users, shared by all points, and of seeds, whose spread is taken from all points "
     "together. No interval knows the noise of the seconds, the choice of the log, or whether the law holds: the "
     "residual and r2 speak of that. The predictors know what seed 0 of the models learnt from."
@@ -175,14 +176,16 @@ def _row(point: _Point, peak: float | None, ne: Any) -> dict[str, Any]:
 
 
 def _fit(law: Law | None, baseline: Law | None) -> dict[str, Any]:
-    ratio, why_not = None, ""
+    ratio, why_not, equal = None, "", (None, None)
     if law is None:
         why_not = f"a slope needs {LEAST_SIZES} sizes that are trained"
     elif baseline is None:
         why_not = "the baseline has no slope"
     else:
         ratio, why_not = efficiency(law, baseline)
-    return {**document_of(law), "efficiency": ratio, "why_not": why_not}
+        equal = lead(law, baseline) if law is not baseline else (None, None)
+    told = {"efficiency": ratio, "why_not": why_not, "equal_compute": equal[0], "lead": equal[1]}
+    return {**document_of(law), **told}
 
 
 def _peak_facts(ladder: Ladder) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class Law:
     """A fitted law over ``points`` points. ``per_decade`` is the NE that ten times the compute takes off.
 
     ``residual`` is the root of the squared residuals' sum over the points less two; it and ``r2`` are None with two
-    points, which every line passes through. ``slopes`` [B] are the etas of the resamples.
+    points, which every line passes through. It holds ``between`` the least and the most compute. ``slopes`` [B] are
+    the etas of the resamples, ``levels`` [B] their a.
     """
 
     points: int
@@ -129,7 +130,9 @@ class Law:
     per_decade: Interval
     r2: float | None
     residual: float | None
+    between: tuple[float, float]
     slopes: Floats = field(repr=False)
+    levels: Floats = field(repr=False)
 
     @property
     def falls(self) -> bool:
@@ -148,17 +151,20 @@ def fit_law(compute: npt.ArrayLike, points: Points) -> Law | None:
     slopes: Floats = -points.drawn @ x / (x @ x)
     level = float(points.ne.mean())
     rest = points.ne - (level - slope * x)
+    levels: Floats = points.drawn.mean(axis=1)
     checked = len(c) >= LEAST_POINTS
     spread = float(((points.ne - level) ** 2).sum())
     return Law(
         points=len(c),
-        a=interval(level, points.drawn.mean(axis=1)),
+        a=interval(level, levels),
         eta=interval(slope, slopes),
         c0=float(np.exp(middle)),
         per_decade=interval(slope * log(10), slopes * log(10)),
         r2=1 - float(rest @ rest) / spread if checked and spread > 0 else None,
         residual=sqrt(float(rest @ rest) / (len(c) - 2)) if checked else None,
+        between=(float(c.min()), float(c.max())),
         slopes=slopes,
+        levels=levels,
     )
 
 
@@ -170,6 +176,25 @@ def efficiency(law: Law, baseline: Law) -> tuple[Interval | None, str]:
     if not baseline.falls:
         return None, "the baseline's eta has an interval that is not above 0: nothing to divide by"
     return interval(law.eta[0] / baseline.eta[0], law.slopes / baseline.slopes), ""
+
+
+def lead(law: Law, baseline: Law) -> tuple[float | None, Interval | None]:
+    """A compute that both laws hold at, and how much lower the NE of ``law`` is there than the baseline's.
+
+    The middle of what both cover, on a log axis. Neither is known where they cover nothing in common: a law is not
+    drawn out beyond its points. A ratio of slopes does not tell this: a model may gain faster and still be behind.
+    """
+    low, high = (end(law.between[at], baseline.between[at]) for at, end in enumerate((max, min)))
+    if low > high:
+        return None, None
+    middle = sqrt(low * high)
+
+    def at_middle(one: Law, level: Any, slope: Any) -> Any:
+        return level - slope * log(middle / one.c0)
+
+    value = at_middle(baseline, baseline.a[0], baseline.eta[0]) - at_middle(law, law.a[0], law.eta[0])
+    drawn = at_middle(baseline, baseline.levels, baseline.slopes) - at_middle(law, law.levels, law.slopes)
+    return middle, interval(value, drawn)
 
 
 def document_of(law: Law | None) -> dict[str, Any]:

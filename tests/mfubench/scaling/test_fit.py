@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mfubench.scaling.entropy import entropy, normalised_entropy
-from mfubench.scaling.fit import Points, efficiency, fit_law, resample
+from mfubench.scaling.fit import Points, efficiency, fit_law, lead, resample
 
 USERS, EACH = 200, 10
 COMPUTE = np.array([1e6, 1e7, 1e8])
@@ -145,3 +145,26 @@ def test_the_same_seed_draws_the_same() -> None:
     world = World(0)
     losses = world.losses(0.01, 2, 0.01)
     assert (world.points(losses).drawn == world.points(losses).drawn).all()
+
+
+def test_a_model_may_gain_faster_and_still_be_behind() -> None:
+    """At equal compute, in the middle of what both laws cover."""
+    slow = fit_law(COMPUTE, Points(0.9 - 0.01 * np.log(COMPUTE / 1e7), np.empty((0, 3))))
+    later = 10 * COMPUTE
+    fast = fit_law(later, Points(0.95 - 0.02 * np.log(later / 1e7), np.empty((0, 3))))
+    beyond = fit_law(1e3 * later, Points(0.8 - 0.01 * np.log(COMPUTE), np.empty((0, 3))))
+    assert slow is not None and fast is not None and beyond is not None
+    middle, ahead = lead(fast, slow)
+    assert middle == pytest.approx(10**7.5) and ahead is not None
+    assert ahead[0] == pytest.approx(-0.05 + 0.01 * log(10**0.5)) and fast.eta[0] > slow.eta[0]
+    assert lead(beyond, slow) == (None, None), "no law is drawn out beyond its points"
+
+
+def test_the_lead_of_a_model_over_itself_is_nothing() -> None:
+    world = World(1)
+    losses = world.losses(0.01, 2, 0.01)
+    points = world.points(losses + losses)
+    one, other = (fit_law(COMPUTE, points.of(places)) for places in ((0, 1, 2), (3, 4, 5)))
+    assert one is not None and other is not None
+    _, ahead = lead(one, other)
+    assert ahead is not None and ahead[0] == pytest.approx(0) and ahead[1] < 0 < ahead[2]
