@@ -13,7 +13,7 @@ import numpy as np
 from mfubench.measure.environment import command_line
 from mfubench.run import write_text
 
-from .fit import LEAST_POINTS, RESAMPLES, Law, Points, document_of, efficiency, fit_law, lead, resample
+from .fit import LEAST_POINTS, RESAMPLES, Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
 from .plan import LEAST_SIZES, Plan, Training
 from .train import Trained
@@ -176,14 +176,17 @@ def _row(point: _Point, peak: float | None, ne: Any) -> dict[str, Any]:
 
 
 def _fit(law: Law | None, baseline: Law | None) -> dict[str, Any]:
-    ratio, why_not, equal = None, "", (None, None)
+    ratio: Interval | None = None
+    equal: tuple[float | None, Interval | None] = (None, None)
+    why_not = ""
     if law is None:
         why_not = f"a slope needs {LEAST_SIZES} sizes that are trained"
     elif baseline is None:
         why_not = "the baseline has no slope"
     else:
         ratio, why_not = efficiency(law, baseline)
-        equal = lead(law, baseline) if law is not baseline else (None, None)
+        if law is not baseline:
+            equal = lead(law, baseline)
     told = {"efficiency": ratio, "why_not": why_not, "equal_compute": equal[0], "lead": equal[1]}
     return {**document_of(law), **told}
 
