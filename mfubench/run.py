@@ -292,7 +292,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """The same for bytes."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "wb") as stream:
+        with os.fdopen(handle, "wb", encoding=None) as stream:
             stream.write(data)
         os.chmod(temporary, _usual_mode())
         os.replace(temporary, path)

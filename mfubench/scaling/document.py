@@ -231,9 +231,12 @@ def _warnings(ladder: Ladder, rows: Sequence[dict[str, Any]], fits: Sequence[dic
             if (row["mfu_of_measured_peak"] or 0) > 1
         ]
     for fit in fits:
-        if fit["eta"] is not None and fit["eta"][1] <= 0 <= fit["eta"][2]:
-            by = "model FLOPs" if fit["axis"] == FLOPS else "device time"
+        by = "model FLOPs" if fit["axis"] == FLOPS else "device time"
+        _, low, high = fit["eta"] or (None, 1, 1)
+        if low <= 0 <= high:
             said.append(f"{fit['model']}: the interval of eta by {by} holds 0: nothing says that compute lowers its NE")
+        elif high < 0:
+            said.append(f"{fit['model']}: its NE rises with {by}: its larger sizes learn less from so few samples")
         if fit["axis"] == FLOPS and 0 < fit["points"] < LEAST_POINTS:
             said.append(f"{fit['model']}: a line through {fit['points']} points; nothing checks the law")
     return said

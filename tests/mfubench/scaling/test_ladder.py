@@ -225,4 +225,6 @@ def test_warnings_say_what_is_weak(stand_in: StandIn, log: str, monkeypatch: pyt
     assert "one seed" in said and "2 steps a training are few" in said and "--samples 10000: the log has 1440" in said
     assert "interformer: the interval of eta by model FLOPs holds 0" in said
     assert "is not below the" in said
+    monkeypatch.setitem(ETAS, "kunlun", -0.02)
+    assert any("kunlun: its NE rises with model FLOPs" in each for each in climbed(a_plan(log))["warnings"])
     assert "baseline's eta" in fit_of(told, "kunlun", "flops")["why_not"]
