@@ -39,7 +39,7 @@ def told(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def test_a_change_that_needs_more_fails_and_leaves_all_its_files(repository: Path, tmp_path: Path) -> None:
-    edit(repository / "net.py", AS_USED, "self.first(x).clone().relu()")
+    edit(repository / "net.py", AS_USED, "self.first(x).sigmoid().relu()")
     out, summary = tmp_path / "out", tmp_path / "summary.md"
     summary.write_text("# before\n", encoding="utf-8")
     waiver = '{row = "* kept_activations", until = 2999-12-31, reason = "till it is fused"}'
