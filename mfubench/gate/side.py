@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HARNESS = "mfubench"  # is head's on both sides
 ZOO = "mfu_models"
 COUNTS = ("parameters", "model_flops", "hardware_flops", "bytes", "kept_activations", "peak_memory", "operators")
-TURN_S = 0.1  # a turn has as many steps as take longer than handing over to it does, by far
+TURN_S = 0.25  # of steps in a turn: far longer than handing over to it takes, and than a neighbour's short burst
 Asked = Mapping[str, Any]
 """A WorkloadSpec's fields."""
 
