@@ -24,7 +24,7 @@ from mfubench.kernels.ahead import activate, call_both_ways, refuse_interpreter
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
 from mfubench.kernels.machine_code import toolchain
-from mfubench.kernels.targets import TARGETS
+from mfubench.kernels.targets import TARGETS, require_targets
 from mfubench.kernels.tune import spelled
 from mfubench.progress import Progress
 from mfubench.side_by_side import one_a_core, one_thread
@@ -53,8 +53,7 @@ def compile_for(
     Raises:
         BadInput: an unknown target, no task that launches kernels, or Triton's interpreter is on.
     """
-    if target not in TARGETS:
-        raise BadInput(f"--ahead {target} is unknown; allowed: {', '.join(TARGETS)}")
+    require_targets([target], "--ahead")
     refuse_interpreter("--ahead: ")
     cache = (folder / CACHE).resolve()
     where = {"target": target, "cache": str(cache)}

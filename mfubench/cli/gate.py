@@ -15,6 +15,7 @@ from .options import (
     BatchSize,
     Candidates,
     Compile,
+    Data,
     Debug,
     Device,
     Dtype,
@@ -53,7 +54,6 @@ Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Limits and waivers. \\[default: mfubench.toml, else pyproject.toml]"),
 ]
-Data = Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")]
 Target = Annotated[
     list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. \\[default: all]")
 ]
@@ -103,7 +103,7 @@ def check(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """What can be told of a change without a GPU and without a clock: the same verdict each time, on any machine.
+    """What can be told of a change without a GPU and without a clock: with the same torch and Triton, always the same.
 
     Of each model, in both sides' code: parameters, FLOPs, bytes, memory, operators; and every Triton kernel that its
     step launches, compiled for each target: spills, registers, tensor cores, copies, instructions. What needs more in
@@ -289,11 +289,9 @@ def _device(asked: "dict[str, WorkloadSpec]") -> str:
 
 
 def _targets(given: list[str] | None) -> list[str]:
-    from mfubench.kernels.targets import TARGETS
+    from mfubench.kernels.targets import TARGETS, require_targets
 
-    for name in given or []:
-        if name not in TARGETS:
-            raise BadInput(f"--target {name} is unknown; allowed: {', '.join(TARGETS)}")
+    require_targets(given or [])
     return list(dict.fromkeys(given or TARGETS))
 
 

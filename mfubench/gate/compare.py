@@ -26,8 +26,8 @@ def missing_row(benchmark: str, base: Stock, head: Stock) -> Row | None:
 
 def is_same_code(base: Stock, head: Stock) -> bool:
     """Whether nothing that could change a time was found: neither code, nor counts, nor compiled kernels."""
-    same = ("code", "counts", "data_hash", "kernels", "not_compiled")
-    return all(base[part] == head[part] for part in same if part != "kernels") and _codes(base) == _codes(head)
+    same = ("code", "counts", "data_hash", "not_compiled")
+    return all(base[part] == head[part] for part in same) and _codes(base) == _codes(head)
 
 
 def _codes(stock: Stock) -> list[Any]:

@@ -93,7 +93,7 @@ def judge(
             judged, name, pairs(base, head, asdict(spec), timed_on), question.limits["step_time"], risk, left, tell
         )
         if is_same_code(before, after):
-            _blame_environment(judged, name)
+            blame_environment(judged, name)
     return judged
 
 
@@ -183,7 +183,7 @@ def _causes(judged: Judged, name: str) -> str:
     return f"; beside it, {'; '.join(told[:NAMED])}" if told else ""
 
 
-def _blame_environment(judged: Judged, name: str) -> None:
+def blame_environment(judged: Judged, name: str) -> None:
     """What is slower without any difference in code is no regression of it."""
     why = "base and head import the same code, need the same and compile to the same: the machine did it, or data"
     judged.rows = [

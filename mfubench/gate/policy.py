@@ -131,6 +131,6 @@ def _known(table: Any, allowed: Any, where: str) -> dict[str, Any]:
     for key in table:
         if key not in allowed:
             near = get_close_matches(key, allowed, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadInput(f"{where}: {key} is unknown{hint} allowed: {', '.join(allowed)}")
+            hint = f" did you mean {near[0]}?" if near else ""
+            raise BadInput(f"{where}: {key} is unknown;{hint} allowed: {', '.join(allowed)}")
     return dict(table)

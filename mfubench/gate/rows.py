@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["FAIL", "ERROR", "INCONCLUSIVE", "ENVIRONMENT", "NO_BASELINE", "CHANGED", "IMPROVED", "PASS"]
@@ -60,7 +60,7 @@ class Row:
 class Outcome:
     """All rows, the worst first, and what the gate says of them."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Outcome":

@@ -19,7 +19,7 @@ from .timing import BLOCKS, SideBroke, pairs
 INJECTED = 0.10
 TRIALS, SEED = 2000, 0
 ENOUGH = 12  # pairs of either kind; more would tell little more
-FEWEST = 4
+FEWEST = LOOKS[0]
 CAUGHT = 0.9
 MOST = 1.0  # twice the time
 METHOD = (
@@ -55,12 +55,12 @@ def self_check(
     finally:
         equal.close()
         slower.close()
-    if len(logs["slower"]) < FEWEST:
-        done = len(logs["slower"])
+    done = len(logs["slower"])
+    if done < FEWEST:
         raise ToolBroke(f"{done} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
     return {
         "schema_version": 1,
-        "pairs": len(logs["slower"]),
+        "pairs": done,
         "injected": INJECTED,
         **rates(logs, margin),
         "method": METHOD,

@@ -4,11 +4,11 @@ import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from math import inf
 from statistics import median
 from typing import Any
 
 from mfubench.errors import MfubenchError
+from mfubench.optimize.gain import log_ratios
 from mfubench.side_by_side import share_out
 from mfubench.worker import DONE, Worker
 
@@ -89,11 +89,11 @@ def _pair(base: Worker, head: Worker, steps: int, slower: float) -> Pair:
         for name in (*order, *reversed(order)):
             turn(name, block * steps)
     old, new = (list(zip(side[::2], side[1::2], strict=True)) for side in times.values())
-    logs = [math.log(c * d / (a * b)) / 2 for (a, b), (c, d) in zip(old, new, strict=True)]
+    logs = log_ratios(new, old, lambda _block: 1.0)
     return Pair(median(logs), median(math.log(b / a) for a, b in old), times["base"], times["head"])
 
 
-def _done(name: str, worker: Worker, work: Any, arguments: Mapping[str, Any], limit_s: float = inf) -> Any:
+def _done(name: str, worker: Worker, work: Any, arguments: Mapping[str, Any], limit_s: float) -> Any:
     answer = worker.run(work, arguments, limit_s=limit_s)
     if answer.status != DONE:
         raise SideBroke(f"{name}: {answer.reason}")

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mfu_kernels.modes import Extent
-from mfubench.errors import BadInput
 from mfubench.progress import Progress, silent
 
 from .catalog import examples_of
-from .targets import TARGETS, Target
+from .targets import TARGETS, Target, require_targets
 
 MATRIX_ROWS = 64  # of a tile, that a warpgroup's instruction takes
 
@@ -60,9 +59,7 @@ def compile_statically(
     Raises:
         BadInput: an unknown target, or Triton's interpreter is on, which compiles nothing.
     """
-    for target in targets:
-        if target not in TARGETS:
-            raise BadInput(f"--target {target} is unknown; allowed: {', '.join(TARGETS)}")
+    require_targets(targets)
     from .ahead import refuse_interpreter
 
     refuse_interpreter()

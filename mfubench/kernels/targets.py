@@ -4,7 +4,10 @@ Source: CUDA C++ Programming Guide, technical specifications per compute capabil
 handed out is that of the toolkit's occupancy header.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mfubench.errors import BadInput
 
 REGISTER_UNIT, SHARED_UNIT, SHARED_RESERVED = 256, 128, 1024  # handed out a warp; a block; kept by the system a block
 PARTITIONS = 4  # of a multiprocessor; each holds a quarter of the registers
@@ -50,3 +53,14 @@ TARGETS = {
         Target("sm_100", 100, "B200", 148, 233_472, 232_448),
     )
 }
+
+
+def require_targets(names: Sequence[str], option: str = "--target") -> None:
+    """See to it that these are targets, of the ``option`` that gave them.
+
+    Raises:
+        BadInput: one is not.
+    """
+    for name in names:
+        if name not in TARGETS:
+            raise BadInput(f"{option} {name} is unknown; allowed: {', '.join(TARGETS)}")

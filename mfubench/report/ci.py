@@ -13,7 +13,6 @@ from .blocks import Facts, Items, Page, Section
 from .gate import (
     DOCUMENT,
     Document,
-    cleaned,
     compared,
     counted,
     forest,
@@ -47,7 +46,7 @@ def junit(told: Document) -> str:
     """JUnit XML: a suite a benchmark, a case a row, called as a waiver calls it."""
     root = ElementTree.Element("testsuites", name="mfubench gate")
     by_benchmark: dict[str, list[Row]] = {}
-    for row in rows_of(cleaned(told)):
+    for row in rows_of(fmt.cleaned(told)):
         by_benchmark.setdefault(row.benchmark, []).append(row)
     for benchmark, rows in by_benchmark.items():
         suite = ElementTree.SubElement(root, "testsuite", name=benchmark)
@@ -94,7 +93,7 @@ def _count(element: ElementTree.Element) -> None:
 
 def annotations(told: Document) -> list[str]:
     """GitHub workflow commands, one a line, the worst first: what fails, then what to look at."""
-    rows = rows_of(cleaned(told))
+    rows = rows_of(fmt.cleaned(told))
     return [
         line
         for kind, verdicts in ANNOTATED.items()
@@ -128,7 +127,7 @@ def _property(text: str) -> str:
 
 def summary(told: Document) -> str:
     """GitHub Markdown for a step's summary or a comment, which has as many of the worst rows as fit."""
-    told = cleaned(told)
+    told = fmt.cleaned(told)
     shown = [row for row in rows_of(told) if row.counts != "PASS"]
     most, details = min(MOST_ROWS, len(shown)), _details(told)
     # A row says more than all that is folded.

@@ -4,7 +4,8 @@ A single number carries its unit; the numbers of a table column share their deci
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 GROUP = "\u00a0"  # between thousands: a no-break space, so that a wrapped line never splits a number
@@ -13,6 +14,8 @@ MEBI = 1024**2
 MEGA, GIGA, TERA = 10**6, 10**9, 10**12
 # How a document's key ends, and what its label shows of that: a unit that stands beside the value is left out.
 UNITS = {"_bytes": "", "_w": "", "_mhz": "", "_c": "", "_percent": "", "_tflops": " TFLOP/s", "_gb_s": " GB/s"}
+
+NOT_TEXT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 forbids
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -115,6 +118,18 @@ def value(key: str, given: Any) -> str:
         case list():
             return ", ".join(value(key, item) for item in given) or "none"
     return str(given)
+
+
+def cleaned(told: Any) -> Any:
+    """JSON without what no XML, and so neither a chart nor JUnit, can hold: control characters and lone surrogates."""
+    match told:
+        case str():
+            return NOT_TEXT.sub("", told)
+        case Mapping():
+            return {cleaned(key): cleaned(value) for key, value in told.items()}
+        case list() | tuple():
+            return [cleaned(value) for value in told]
+    return told
 
 
 def _signed(*shares: float) -> list[tuple[float, str]]:

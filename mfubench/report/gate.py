@@ -4,7 +4,6 @@
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,6 @@ Document = Mapping[str, Any]
 DOCUMENT = "gate.json"  # what the document is called where it is written
 MOST_ROWS = 400  # of one table, wherever it is shown
 NUM_NAMED = 3  # of the benchmarks, in a sentence
-NOT_TEXT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 forbids
 # After a number: of one row, of several.
 SAID = {
     "FAIL": ("fails", "fail"),
@@ -42,7 +40,7 @@ TIERS = {
 
 def gate_page(told: Document) -> Page:
     """Everything that a report says about a gate, whether it measured time or not."""
-    told = cleaned(told)
+    told = fmt.cleaned(told)
     rows = rows_of(told)
     timings = timings_of(told)
     passed = [row for row in rows if _is_passed_over(row)]
@@ -63,18 +61,6 @@ def gate_page(told: Document) -> Page:
             Section("Method and notes", [Items(method(told)), Facts(meanings)]),
         ],
     )
-
-
-def cleaned(told: Any) -> Any:
-    """JSON without what no XML, and so neither a chart nor JUnit, can hold: control characters and lone surrogates."""
-    match told:
-        case str():
-            return NOT_TEXT.sub("", told)
-        case Mapping():
-            return {cleaned(key): cleaned(value) for key, value in told.items()}
-        case list() | tuple():
-            return [cleaned(value) for value in told]
-    return told
 
 
 def rows_of(told: Document) -> list[Row]:
@@ -303,7 +289,7 @@ def method(told: Document) -> list[str]:
 
 def self_check_page(told: Document) -> Page:
     """How often the gate of this machine errs, and how small a change it can tell."""
-    told = cleaned(told)
+    told = fmt.cleaned(told)
     slower, trials = f"{fmt.percent(told['injected'])} slower", fmt.count(told["trials"])
     smallest = told["smallest_change"]
     least = fmt.not_known("no change that was tried") if smallest is None else fmt.percent(smallest)

@@ -12,7 +12,6 @@ from mfubench.figures import Curve, Curves, Law, Level, Size, curves
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
-from .gate import cleaned
 
 Document = Mapping[str, Any]
 Estimate = Sequence[Any] | None  # a value and the ends of its interval, each None where it is not known
@@ -76,7 +75,7 @@ PUBLISHED = [
 
 def scaling_page(told: Document) -> Page:
     """Everything that a report says about a ladder of sizes, also where nothing of it was trained."""
-    told = cleaned(told)
+    told = fmt.cleaned(told)
     done = [point for point in told["points"] if point["status"] == DONE]
     fits = sorted(told["fits"], key=lambda fit: list(AXES).index(fit["axis"]))
     absent = _not_done(told)

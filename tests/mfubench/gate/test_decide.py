@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 import pytest
 
 from mfubench.gate.decide import LOOKS, Estimate, decided
-from mfubench.gate.judge import Judged, time_until_decided
+from mfubench.gate.judge import Judged, blame_environment, time_until_decided
 from mfubench.gate.selfcheck import rates, replay
 from mfubench.gate.timing import Pair, SideBroke
 from mfubench.measure.stats import student_interval
@@ -78,6 +78,14 @@ def test_a_slower_step_fails_with_its_interval() -> None:
     (row,), (timing,) = judged.rows, judged.timings
     assert row.verdict == "FAIL" and row.ratio and row.ratio[1] > 1.03 and timing["pairs"] == 4
     assert row.base == 1.0 and row.head == pytest.approx(math.exp(0.1), rel=0.01)
+
+
+def test_what_is_slower_in_the_same_code_is_the_environments() -> None:
+    judged = timed([0.1, 0.101, 0.099, 0.1])
+    blame_environment(judged, "another")
+    assert judged.rows[0].verdict == "FAIL"
+    blame_environment(judged, "net")
+    assert judged.rows[0].verdict == "ENVIRONMENT" and "the same code" in judged.rows[0].why
 
 
 def test_a_side_that_breaks_is_an_error_that_names_it() -> None:

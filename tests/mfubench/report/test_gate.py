@@ -19,7 +19,8 @@ from mfubench.report import html, markdown, terminal, write_page
 from mfubench.report.blocks import Chart, Page, Table
 from mfubench.report.charts import svg, why_not
 from mfubench.report.ci import summary
-from mfubench.report.gate import MOST_ROWS, cleaned, gate_page, self_check_page
+from mfubench.report.format import cleaned
+from mfubench.report.gate import MOST_ROWS, gate_page, self_check_page
 from tests.mfubench.report.gate_factory import (
     HOSTILE,
     RATIO,
