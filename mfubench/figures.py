@@ -33,11 +33,15 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """From the whole step down to ``useful``, the share that is left when every other line has had its part."""
+    """From the whole step down to ``useful``, the share that is left when every other line has had its part.
+
+    ``step`` says which step it is.
+    """
 
     drops: list[Drop]
     useful: float
     step_ms: float
+    step: str = "median step"
 
     def largest(self, number: int) -> list[Drop]:
         """The drops that take most."""
@@ -46,12 +50,23 @@ class Waterfall:
 
 def waterfall(run: Run) -> Waterfall:
     """The ledger's own lines, in its order, taken from 100 % one after the other: what is useful remains."""
+    drops, useful = _fall(run.ledger)
+    return Waterfall(drops, useful, run.step["time_ms"]["median"])
+
+
+def least_waterfall(ledger: Sequence[LedgerLine], step_ms: float) -> Waterfall:
+    """The same of a step on the roofline, where the share that is left is the most that the MFU can be."""
+    drops, useful = _fall(ledger)
+    return Waterfall(drops, useful, step_ms, "least step")
+
+
+def _fall(ledger: Sequence[LedgerLine]) -> tuple[list[Drop], float]:
     left, drops = 1.0, []
-    for line in run.ledger:
+    for line in ledger:
         if line.cause != USEFUL:
             drops.append(Drop(line, left, left - line.share))
             left -= line.share
-    return Waterfall(drops, left, run.step["time_ms"]["median"])
+    return drops, left
 
 
 @dataclass(frozen=True, slots=True)

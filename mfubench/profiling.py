@@ -36,6 +36,8 @@ from .workload.step import run_passes, run_step, update
 
 Keep = Callable[[Callable[[], Run]], None]
 """Given, once the step has been timed, what makes a Run of all that is known when it is called."""
+Step = Callable[..., None]
+"""Runs a step of a workload on the input set of an index, and marks its parts with ``phase``."""
 
 
 def _drop(_known: Callable[[], Run]) -> None:
@@ -123,11 +125,11 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
     return attribute(trace, workload.device.type)
 
 
-def memory_of(workload: Workload) -> MemoryPeak:
-    """What is alive at the peak of a step, run eagerly."""
+def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
+    """What is alive at the peak of a ``step``, run eagerly."""
     with run_eagerly():
         return peak_of_step(
-            workload.module, workload.optimizers, lambda tracker: run_step(workload, 0, phase=tracker.phase)
+            workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase)
         )
 
 
@@ -210,14 +212,14 @@ def _counts(workload: Workload, passes: Passes) -> list[Count]:
     return counts
 
 
-def count_of(workload: Workload, index: int) -> Count:
-    """Count one input set, and hold the count against the closed form where the model has one.
+def count_of(workload: Workload, index: int, step: Step = run_step) -> Count:
+    """Count a ``step`` on one input set, and hold the count against the closed form where the model has one.
 
     Raises:
         ToolBroke: they disagree.
     """
     with run_eagerly():
-        count = count_step(workload.module, lambda tracker: run_step(workload, index, phase=tracker.phase))
+        count = count_step(workload.module, lambda tracker: step(workload, index, phase=tracker.phase))
     if workload.needed is not None:
         exact, _ = workload.needed(workload.inputs[index])
         counted = (count.total("fwd").model, count.total("bwd").model)

@@ -62,13 +62,13 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     scale, gap_scale = _scales(attribution, step_ms)
     slices = Slices()
     for key, busy in attribution.busy.items():
-        _add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
+        add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
     for key in count.work.keys() - attribution.busy.keys():
         model = count.work[key].model
         if model and (attribution.unknown or not scale):  # its time is among what nobody is known to own
             slices.causes[UNOWNED]["useful"] += ceilings.flop_ms(model, ceilings.in_use_tflops)
         elif model:  # work that left no time of its own, for instance fused into another kernel
-            _add_busy(slices, key, 0.0, count.work[key], ceilings)
+            add_busy(slices, key, 0.0, count.work[key], ceilings)
     for (module, direction), gap in attribution.host.items():
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
         slices.causes[module][cause] += gap * gap_scale
@@ -81,7 +81,8 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     return slices
 
 
-def _add_busy(slices: Slices, key: WorkKey, time_ms: float, work: Work, ceilings: Ceilings) -> None:
+def add_busy(slices: Slices, key: WorkKey, time_ms: float, work: Work, ceilings: Ceilings) -> None:
+    """Add the time that the device was busy with the ``work`` of ``key``."""
     slices.times[key.module][key.direction] += time_ms
     whole = WHOLE_PHASES.get(key.module, "not_attributed" if key.module == UNOWNED else None)
     if whole is not None:

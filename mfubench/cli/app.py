@@ -4,6 +4,7 @@
 130 interrupted. A traceback shows with ``--debug`` only.
 """
 
+import inspect
 import sys
 import traceback
 import warnings
@@ -23,6 +24,7 @@ from .kernels import kernels
 from .models import models
 from .optimize import optimize
 from .options import DEBUG_FLAG
+from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
@@ -35,8 +37,19 @@ app = typer.Typer(
 )
 app.add_typer(gate)
 app.add_typer(kernels)
-for command in (profile, optimize, compare, report, ablate, scale, campaign, models, doctor):
+for command in (profile, plan, optimize, compare, report, ablate, scale, campaign, models, doctor):
     app.command()(command)
+
+
+def _with_whole_paragraphs(of: typer.Typer) -> None:
+    """Help whose paragraphs fill the terminal: Typer breaks all but the first where the source does."""
+    for command in of.registered_commands:
+        paragraphs = inspect.getdoc(command.callback).split("\n\n")  # type: ignore[union-attr]
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for each in (app, gate, kernels):
+    _with_whole_paragraphs(each)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -121,6 +121,15 @@ def writable_file(file: Path | None, option: str) -> None:
     writable_folder(file.parent, option)
 
 
+def keep(told: Any, page: "Page", folder: Path, name: str) -> None:
+    """The result in ``folder``: its document, which is called ``name``, and its reports."""
+    from mfubench.report import write_page
+    from mfubench.run import write_text
+
+    write_page(page, folder)
+    write_text(folder / name, json_module.dumps(told, indent=1) + "\n")
+
+
 def put(told: Any, page: "Callable[[], Page]", *, json: bool, verbose: bool) -> None:
     """The result on stdout: one document, or its page."""
     if json:

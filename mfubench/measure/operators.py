@@ -3,6 +3,7 @@
 Two things hide operators from a plain dispatch mode. A tensor subclass, such as a jagged nested tensor, arrives as one
 call on the wrapper; handing it back lets the operators on its parts come by in turn. Under ``torch.inference_mode``,
 composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped.
+A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked for is no operator.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+ATTRIBUTES = "prim"  # of a tensor, such as its device, which one without numbers is asked for as if by an operator
 
 
 class OperatorMode(TorchDispatchMode):
@@ -24,14 +28,21 @@ class OperatorMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):
+        if any(map(_wraps, types)):
             return NotImplemented
+        if getattr(func, "namespace", "") == ATTRIBUTES:
+            return func(*args, **kwargs)
         if _composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
         self.seen(func, args, kwargs, out)
         return out
+
+
+def _wraps(kind: Any) -> bool:
+    """Whether such tensors hand a call on to others that they hold."""
+    return kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not issubclass(kind, FakeTensor)
 
 
 @cache

@@ -19,7 +19,11 @@ DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
-    """One product's dense peaks, TFLOP/s per dtype (None: the hardware has no such rate), and bandwidth, GB/s."""
+    """One product's dense peaks, TFLOP/s per dtype (None: the hardware has no such rate), and bandwidth, GB/s.
+
+    ``capability`` is its CUDA generation, 0 where it is no CUDA device. ``memory_mib`` is what its driver says that it
+    has, None where no source was found.
+    """
 
     product: str
     device_names: tuple[str, ...]
@@ -29,6 +33,8 @@ class Datasheet:
     fp16: float
     fp8: float | None
     bandwidth_gb_s: float
+    capability: int
+    memory_mib: int | None
     source: str
 
     def tflops(self, dtype: str) -> float | None:
@@ -71,26 +77,30 @@ _A10 = "NVIDIA A10 datasheet, as PyTorch Lightning's throughput.py quotes it"
 _T4 = "NVIDIA T4 datasheet, as PyTorch Lightning's throughput.py quotes it; Turing has no bf16 and no tf32"
 _MI300X = "AMD Instinct MI300X data sheet (amd-instinct-mi300x-data-sheet.pdf), as PyTorch device_info.py cites it"
 
-# Product, names as the driver reports them (normalised), fp32, tf32, bf16, fp16, fp8 in TFLOP/s, GB/s, source.
+# Product, names as the driver reports them (normalised), fp32, tf32, bf16, fp16, fp8 in TFLOP/s, GB/s, capability, MiB,
+# source of the peaks. MiB are from pull request 2797 of modal-labs/modal-client; the H200's are what torch told us, the
+# B200's from issue 10278 of NVIDIA/TensorRT-LLM, the RTX 5090's from issue 1261 of noonghunna/club-3090.
 DATASHEETS = (
-    Datasheet("A100 SXM 40 GB", ("a100-sxm4-40gb",), 19.5, 156, 312, 312, None, 1555, _A100),
-    Datasheet("A100 PCIe 40 GB", ("a100-pcie-40gb",), 19.5, 156, 312, 312, None, 1555, _A100),
-    Datasheet("A100 SXM 80 GB", ("a100-sxm4-80gb", "a100-sxm-80gb"), 19.5, 156, 312, 312, None, 2039, _A100),
-    Datasheet("A100 PCIe 80 GB", ("a100 80gb pcie",), 19.5, 156, 312, 312, None, 1935, _A100),
-    Datasheet("H100 SXM", ("h100 80gb hbm3",), 67, 494.7, 989.5, 989.5, 1979, 3350, _H100_SXM),
-    Datasheet("H100 PCIe", ("h100 pcie",), 51, 378, 756.5, 756.5, 1513, 2000, _H100_PCIE),
-    Datasheet("H100 NVL", ("h100 nvl",), 60, 417.5, 835.5, 835.5, 1670.5, 3900, _H100_NVL),
-    Datasheet("H200 SXM", ("h200",), 67, 494.5, 989.5, 989.5, 1979, 4800, _H200),
-    Datasheet("B200", ("b200",), 80, 1125, 2250, 2250, 4500, 8000, _B200),
-    Datasheet("GB200", ("gb200",), 90, 1250, 2500, 2500, 5000, 8000, _GB200),
-    Datasheet("GeForce RTX 4090", ("geforce rtx 4090",), 82.6, 82.6, 165.2, 165.2, 330.3, 1008, _RTX_4090),
-    Datasheet("GeForce RTX 5090", ("geforce rtx 5090",), 104.8, 104.8, 209.5, 209.5, 419, 1792, _RTX_5090),
-    Datasheet("L4", ("l4",), 30.3, 60, 121, 121, 242.5, 300, _L4),
-    Datasheet("L40S", ("l40s",), 91.6, 183, 362, 362, 733, 864, _L40S),
-    Datasheet("L40", ("l40",), 90.5, 90.5, 181, 181, 362, 864, _L40),
-    Datasheet("A10", ("a10",), 31.2, 62.5, 125, 125, None, 600, _A10),
-    Datasheet("T4", ("t4",), 8.1, None, None, 65, None, 320, _T4),
-    Datasheet("Instinct MI300X", ("instinct mi300x",), 163.4, 653.7, 1307.4, 1307.4, 2614.9, 5300, _MI300X),
+    Datasheet("A100 SXM 40 GB", ("a100-sxm4-40gb",), 19.5, 156, 312, 312, None, 1555, 80, 40_960, _A100),
+    Datasheet("A100 PCIe 40 GB", ("a100-pcie-40gb",), 19.5, 156, 312, 312, None, 1555, 80, 40_960, _A100),
+    Datasheet(
+        "A100 SXM 80 GB", ("a100-sxm4-80gb", "a100-sxm-80gb"), 19.5, 156, 312, 312, None, 2039, 80, 81_920, _A100
+    ),
+    Datasheet("A100 PCIe 80 GB", ("a100 80gb pcie",), 19.5, 156, 312, 312, None, 1935, 80, 81_920, _A100),
+    Datasheet("H100 SXM", ("h100 80gb hbm3",), 67, 494.7, 989.5, 989.5, 1979, 3350, 90, 81_559, _H100_SXM),
+    Datasheet("H100 PCIe", ("h100 pcie",), 51, 378, 756.5, 756.5, 1513, 2000, 90, 81_559, _H100_PCIE),
+    Datasheet("H100 NVL", ("h100 nvl",), 60, 417.5, 835.5, 835.5, 1670.5, 3900, 90, None, _H100_NVL),
+    Datasheet("H200 SXM", ("h200",), 67, 494.5, 989.5, 989.5, 1979, 4800, 90, 143_156, _H200),
+    Datasheet("B200", ("b200",), 80, 1125, 2250, 2250, 4500, 8000, 100, 183_359, _B200),
+    Datasheet("GB200", ("gb200",), 90, 1250, 2500, 2500, 5000, 8000, 100, None, _GB200),
+    Datasheet("GeForce RTX 4090", ("geforce rtx 4090",), 82.6, 82.6, 165.2, 165.2, 330.3, 1008, 89, None, _RTX_4090),
+    Datasheet("GeForce RTX 5090", ("geforce rtx 5090",), 104.8, 104.8, 209.5, 209.5, 419, 1792, 120, 32_607, _RTX_5090),
+    Datasheet("L4", ("l4",), 30.3, 60, 121, 121, 242.5, 300, 89, 23_034, _L4),
+    Datasheet("L40S", ("l40s",), 91.6, 183, 362, 362, 733, 864, 89, 46_068, _L40S),
+    Datasheet("L40", ("l40",), 90.5, 90.5, 181, 181, 362, 864, 89, None, _L40),
+    Datasheet("A10", ("a10",), 31.2, 62.5, 125, 125, None, 600, 86, 23_028, _A10),
+    Datasheet("T4", ("t4",), 8.1, None, None, 65, None, 320, 75, 15_360, _T4),
+    Datasheet("Instinct MI300X", ("instinct mi300x",), 163.4, 653.7, 1307.4, 1307.4, 2614.9, 5300, 0, None, _MI300X),
 )
 
 _BY_NAME = {name: row for row in DATASHEETS for name in row.device_names}

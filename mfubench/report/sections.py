@@ -1,10 +1,11 @@
 """One run as a page: its verdict, what bounds it, and the sections in reading order."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mfubench.figures import Roofline, Waterfall, roofline, waterfall
-from mfubench.run import ModuleRow, Run
+from mfubench.run import LedgerLine, ModuleRow, Run
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
@@ -33,7 +34,9 @@ def run_page(run: Run) -> Page:
     impls = Facts(sorted(run.impls.items())) if run.impls else Items(["No op of ours."])
     sections = [
         Section("MFU and HFU", [_utilization(run), _flops(run), *peaks(run)]),
-        Section("MFU loss ledger", [*waterfall_chart("MFU waterfall", fall), _ledger(run, fall)], brief=True),
+        Section(
+            "MFU loss ledger", [*waterfall_chart("MFU waterfall", fall), ledger_table(run.ledger, fall)], brief=True
+        ),
         Section("Hotspots", [_hotspots(run.hotspots)]),
         Section("Modules", [_modules(run)], brief=True),
         Section("Module rooflines", _rooflines(run)),
@@ -89,14 +92,14 @@ def waterfall_chart(title: str, fall: Waterfall) -> list[Chart]:
         return []
     largest = ", ".join(f"{drop.line.cause} {fmt.percent(drop.line.share)}" for drop in fall.largest(NUM_NAMED))
     summary = (
-        f"From 100 % of the median step down to {fmt.percent(fall.useful)} that is useful, the MFU of that step "
+        f"From 100 % of the {fall.step} down to {fmt.percent(fall.useful)} that is useful, the MFU of that step "
         f"against the peak in use. The largest losses: {largest}."
     )
     return [Chart(title, summary, fall)]
 
 
-def _ledger(run: Run, fall: Waterfall) -> Table:
-    lines = run.ledger
+def ledger_table(lines: Sequence[LedgerLine], fall: Waterfall) -> Table:
+    """The lines of a ledger, and what each leaves of the step."""
     *ms, all_ms = fmt.column([*(line.ms for line in lines), sum(line.ms for line in lines)], digits=4)
     *left, useful = fmt.percents([*(drop.left for drop in fall.drops), fall.useful])
     left_by_cause = dict(zip((drop.line.cause for drop in fall.drops), left, strict=True))
@@ -207,13 +210,16 @@ def _why(row: ModuleRow) -> str:
 
 def _memory(memory: dict[str, Any]) -> Facts:
     seen = memory["device_peak_bytes"]
-    return Facts(
-        [
-            ("Peak", f"{fmt.size(memory['peak_bytes'])}, reached in {memory['phase']}"),
-            *((fmt.label(kind).capitalize(), fmt.size(amount)) for kind, amount in memory["by_kind"].items()),
-            ("Peak that the device reports", fmt.not_known("a CPU reports none") if seen is None else fmt.size(seen)),
-        ]
-    )
+    told = fmt.not_known("a CPU reports none") if seen is None else fmt.size(seen)
+    return Facts([*memory_facts(memory), ("Peak that the device reports", told)])
+
+
+def memory_facts(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The peak of a step's memory, and what it was made of."""
+    return [
+        ("Peak", f"{fmt.size(memory['peak_bytes'])}, reached in {memory['phase']}"),
+        *((fmt.label(kind).capitalize(), fmt.size(amount)) for kind, amount in memory["by_kind"].items()),
+    ]
 
 
 def _trace(trace: dict[str, Any]) -> Facts:

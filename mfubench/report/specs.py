@@ -113,7 +113,7 @@ def _chart(rows: Iterable[Mapping[str, Any]]) -> "alt.Chart":
 def _waterfall(figure: Waterfall) -> "alt.LayerChart":
     import altair as alt
 
-    whole = f"the median step, {fmt.number(figure.step_ms, 4)} ms"
+    whole = f"the {figure.step}, {fmt.number(figure.step_ms, 4)} ms"
     useful = f"what is left: {fmt.percent(figure.useful)} of the step is useful, and that is the MFU"
     rows = [
         _bar("the step", "whole", 0.0, 1.0, "100 %", whole),
@@ -123,7 +123,7 @@ def _waterfall(figure: Waterfall) -> "alt.LayerChart":
     links = [{"row": row["row"], "next": after["row"], "left": row["left"]} for row, after in pairwise(rows)]
     kinds = alt.Scale(domain=["whole", "loss", "gain"], range=[color("blue"), color("red"), color("teal")])
     y = alt.Y("row:N", sort=[row["row"] for row in rows], title=None, axis=_names(row["row"] for row in rows))
-    x = alt.X("low:Q", title="share of the median step", scale=alt.Scale(nice=False), axis=alt.Axis(format=".0%"))
+    x = alt.X("low:Q", title=f"share of the {figure.step}", scale=alt.Scale(nice=False), axis=alt.Axis(format=".0%"))
     kind = alt.Color("kind:N", scale=kinds, legend=None)
     bars = _chart(rows).mark_bar(height={"band": 0.7}).encode(x=x, x2="high:Q", y=y, color=kind, description="about:N")
     labels = _chart(rows).mark_text(align="left", dx=5, color=TEXT, fontSize=12).encode(x="high:Q", y=y, text="label:N")

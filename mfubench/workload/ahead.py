@@ -1,9 +1,15 @@
 """A step where its GPU is not: the launches of a workload on a GPU, without the numbers that they would compute."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensorMode
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .prepare import DEFAULT_BATCH_SIZE, prepare
 from .spec import WorkloadSpec
@@ -34,3 +40,32 @@ def step_without_numbers(spec: WorkloadSpec) -> None:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         for batch in workload.inputs:
             run_passes(workload, batch)
+
+
+class _WholeNumbers(TorchDispatchMode):
+    """Computes what is made of whole numbers alone, such as offsets and lookups: what is counted depends on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if all(_is_whole(tensor) for tensor in given) and (given or _makes_whole_numbers(func, kwargs)):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (isinstance(tensor, FakeTensor) or tensor.is_floating_point())
+
+
+def _makes_whole_numbers(func: Any, kwargs: dict[str, Any]) -> bool:
+    dtype = kwargs.get("dtype")
+    return func._overloadpacket is torch.ops.aten.arange if dtype is None else not dtype.is_floating_point
+
+
+@contextmanager
+def without_numbers(building: FakeTensorMode) -> Iterator[None]:
+    """Inside, tensors of whole numbers have them and others none, like those of a module built in ``building``."""
+    with building, _WholeNumbers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield

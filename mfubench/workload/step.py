@@ -15,11 +15,12 @@ from .spec import Workload
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
-def _unmarked(_name: str) -> AbstractContextManager[None]:
+def unmarked(_name: str) -> AbstractContextManager[None]:
+    """The phase of a pass that looks at none."""
     return nullcontext()
 
 
-def run_step(workload: Workload, index: int, *, phase: Phase = _unmarked) -> None:
+def run_step(workload: Workload, index: int, *, phase: Phase = unmarked) -> None:
     """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look."""
     run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase)
     if workload.spec.mode == "train":
@@ -34,7 +35,7 @@ def update(workload: Workload) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def run_passes(workload: Workload, batch: Any, *, phase: Phase = _unmarked) -> tuple[Any, torch.Tensor | None]:
+def run_passes(workload: Workload, batch: Any, *, phase: Phase = unmarked) -> tuple[Any, torch.Tensor | None]:
     """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
     train = workload.spec.mode == "train"
     with torch.set_grad_enabled(train), _tf32(workload):

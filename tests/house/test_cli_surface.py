@@ -20,6 +20,8 @@ GATED = {
 FROZEN = {
     "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe"},
     "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
+    "plan": EVERYWHERE
+    | ((COMPARED - {"--compile", "--device"}) | {"--gpu", "--like", "--memory", "--samples-per-day", "--out"}),
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
     "ablate": EVERYWHERE | WORKLOAD | {"--budget", "--out"},
     "scale": EVERYWHERE

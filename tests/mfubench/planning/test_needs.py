@@ -1,0 +1,105 @@
+"""What is counted without numbers is what a step really needs: on this CPU exactly, on a GPU as one was measured."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfu_models import MODELS
+from mfubench.errors import BadInput
+from mfubench.measure.count import Count
+from mfubench.measure.memory import MemoryPeak
+from mfubench.planning.gpu import known_gpu
+from mfubench.planning.needs import Needs, needs_of, step_on
+from mfubench.workload.spec import WorkloadSpec
+from tests.compiling import mfubench, process
+
+HERE = Path(__file__).parent
+RUN = HERE.parents[2] / "reports/nvidia-h200/campaign/profile/interformer-large-train-kernels.json"
+TOY = """
+import torch, triton
+import triton.language as tl
+
+@triton.jit
+def double_kernel(x, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(out + at, tl.load(x + at) * 2)
+
+class Double(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+    def forward(self, x):
+        y = self.layer(x)
+        out = torch.empty_like(y)
+        double_kernel[(1,)](y, out, SIZE=64)
+        return y + out
+
+def build():
+    return Double(), lambda batch_size, device: (torch.ones(batch_size, 64, device=device),)
+"""
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    done = process(str(HERE / "counted.py"), str(RUN))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("model", [*MODELS, "kunlun, inference"])
+def test_without_numbers_a_step_needs_the_same_flops_bytes_and_memory(counted: dict[str, Any], model: str) -> None:
+    without, real = counted["models"][model]
+    assert without == real
+
+
+def test_memory_flops_and_time_are_those_of_the_run_on_an_h200(counted: dict[str, Any]) -> None:
+    run = counted["run"]["run"]
+    document = counted["run"]["document"]
+    measured, by_datasheet = document["plans"]
+    assert measured["memory"]["peak_bytes"] == pytest.approx(run["memory"]["peak_bytes"], rel=0.005)
+    assert measured["flops"]["model"] == pytest.approx(run["flops"]["model"], rel=0.005)
+    assert measured["at_rates"]["step_ms"] == pytest.approx(run["kernels_ms"], rel=0.02)  # its own rates: four batches
+    assert by_datasheet["at_rates"] is None
+    assert by_datasheet["least"]["step_ms"] < measured["least"]["step_ms"] < run["kernels_ms"]
+    assert measured["impls"]["window_attention"] == "triton" and measured["fits"] and not measured["notes"]
+    assert sum(line["ms"] for line in measured["least"]["ledger"]) == pytest.approx(measured["least"]["step_ms"])
+    assert measured["least"]["gpus"] == -(-1e9 // (86_400 * measured["least"]["samples_per_s"]))
+    assert document["like"]["rates"]["attention"] == pytest.approx(0.42, abs=0.03)
+
+
+def test_the_largest_batch_lies_on_the_line_through_two() -> None:
+    def needs(peak: int, other: tuple[int, int]) -> Needs:
+        return Needs({}, 100, Count(), MemoryPeak(peak, "(forward)", {}), other)
+
+    assert needs(1500, (50, 1000)).largest_batch(2000) == 150
+    assert needs(1500, (50, 1000)).largest_batch(505) == 0
+    assert needs(1500, (50, 1000)).largest_batch(100) == 0
+    assert needs(1500, (50, 1500)).largest_batch(2000) is None  # it does not grow
+
+
+def test_a_users_model_is_counted_with_its_own_kernel(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(TOY, encoding="utf-8")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        done = mfubench("plan", "toy:build", "--gpu", "L40S", "--batch-size", "1", "--json", "--quiet")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(done.stdout)["plans"]
+    assert plan["flops"]["model"] == 2 * 2 * 64 * 64  # forward, and the weight's gradient
+    assert plan["requests"] == 1 and plan["fits"] and "those of this CPU" in plan["notes"][0]
+
+
+def test_kernels_are_refused_where_none_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.planning.needs.refuse_interpreter", lambda: None)
+    with pytest.raises(BadInput, match="kernels need an sm_80 or later, and T4 is none"):
+        step_on(known_gpu("T4", "fp32"), WorkloadSpec("dlrm", impl="triton"))
+
+
+def test_where_triton_interprets_nothing_is_counted() -> None:
+    with pytest.raises(BadInput, match="unset TRITON_INTERPRET"):
+        needs_of(WorkloadSpec("dlrm", size="tiny"), known_gpu("H200", "bf16"))
