@@ -12,9 +12,10 @@ from torch import nn
 from mfu_kernels.cost import OpClass, PassCost
 
 from .classify import may_hide_flops, op_class
-from .flops import dispatched_bytes, dispatched_flops
+from .flops import dispatched_flops
 from .operators import OperatorMode, operator_name
 from .scopes import ROOT, Scope, ScopeTracker
+from .traffic import dispatched_bytes
 
 RECOMPUTE = "recompute"
 

@@ -1,4 +1,4 @@
-"""FLOPs and bytes of one dispatched torch operator.
+"""FLOPs of one dispatched torch operator.
 
 torch's own registry counts what a kernel executes and never discounts a causal mask; attention is therefore counted
 here, once for the mathematics and once for the hardware. Fused attention's backward repeats the scores: 5 matrix
@@ -6,12 +6,12 @@ products, of which the mathematics needs 4.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from .operators import arguments_by_name
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -69,7 +69,7 @@ def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 
 def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
-    named = _named(func, args, kwargs)
+    named = arguments_by_name(func, args, kwargs)
     q, k, v = named["query"], named["key"], named["value"]
     queries, keys = q.shape[-2], k.shape[-2]
     pairs = queries * keys
@@ -83,57 +83,3 @@ def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[st
         return _same(scores + values)
     model = 2 * (scores + values)
     return Flops(model, model + scores, recomputed=scores)
-
-
-@cache
-def _moves_nothing(func: Any) -> bool:
-    """Whether a call only looks at its input's memory, or makes memory without writing it."""
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    if func._overloadpacket.__name__.startswith(("empty", "new_empty")):
-        return True
-    returns = func._schema.returns
-    aliases = [value.alias_info for value in returns]
-    return bool(returns) and all(alias is not None and not alias.is_write for alias in aliases)
-
-
-def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """Least bytes that one call moves: each input read once and each output written once; a view moves none.
-
-    Of a table that rows are looked up in, no more is read than one row for each index.
-    """
-    if _moves_nothing(func):
-        return 0
-    moved = sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
-    if not isinstance(func, torch._ops.OpOverload):
-        return moved
-    named = _named(func, args, kwargs)
-    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
-    tables = [_nbytes(named[name]) for name in TABLES if isinstance(named.get(name), torch.Tensor)]
-    return moved if rows is None else moved - sum(max(0, table - rows) for table in tables)
-
-
-TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
-LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
-
-
-def _bytes_of_rows(name: str, named: dict[str, Any], out: Any) -> int | None:
-    """Bytes of the rows that a call looks up in a table, None where it reads its inputs whole."""
-    if name in LOOK_UPS:
-        return _nbytes(out)
-    if name.startswith("_embedding_bag") and "weight" in named:
-        return int(named["indices"].numel() * named["weight"][:1].nbytes)
-    if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
-        return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
-    return None
-
-
-def _named(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    if tensor.layout != torch.strided:
-        return int(tensor._values().nbytes + tensor._indices().nbytes) if tensor.layout == torch.sparse_coo else 0
-    # An expanded tensor has more elements than memory.
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -5,7 +5,7 @@ call on the wrapper; handing it back lets the operators on its parts come by in 
 composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -46,3 +46,8 @@ def operator_name(func: Any) -> str:
     if isinstance(func, torch._ops.OpOverload):
         return f"{func.namespace}::{func._overloadpacket.__name__}"
     return f"higher_order::{func.name()}"
+
+
+def arguments_by_name(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call was given, by the names in its operator's schema."""
+    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs

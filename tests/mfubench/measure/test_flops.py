@@ -1,4 +1,4 @@
-"""FLOPs and bytes of single operators against numbers by hand, and which operators may hide FLOPs."""
+"""FLOPs of single operators against numbers by hand, and which operators may hide FLOPs."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mfubench.measure.classify import may_hide_flops, op_class
-from mfubench.measure.flops import Flops, dispatched_bytes, dispatched_flops
+from mfubench.measure.flops import Flops, dispatched_flops
 from mfubench.measure.operators import OperatorMode, operator_name
 
 Run = Callable[[], object]
@@ -18,22 +18,17 @@ B, H, S, D = 2, 3, 8, 4  # of attention
 UNIT = 2 * B * H * S * S * D  # one of its matrix products
 
 
-def calls(run: Run) -> list[tuple[str, Flops | None, int]]:
-    """Name, FLOPs and bytes of every operator that ``run`` dispatches."""
-    seen: list[tuple[str, Flops | None, int]] = []
-
-    def see(func: object, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
-        name = operator_name(func)
-        seen.append((name, dispatched_flops(func, args, kwargs, out), dispatched_bytes(func, args, kwargs, out)))
-
-    with OperatorMode(see):
+def calls(run: Run) -> list[tuple[str, Flops | None]]:
+    """Name and FLOPs of every operator that ``run`` dispatches."""
+    seen: list[tuple[str, Flops | None]] = []
+    with OperatorMode(lambda func, *call: seen.append((operator_name(func), dispatched_flops(func, *call)))):
         run()
     return seen
 
 
 def flops(run: Run) -> Flops:
     """All FLOPs of ``run``."""
-    found = [counted for _, counted, _ in calls(run) if counted is not None]
+    found = [counted for _, counted in calls(run) if counted is not None]
     return Flops(*(sum(parts) for parts in zip(*found, strict=True))) if found else Flops(0, 0)
 
 
@@ -176,44 +171,8 @@ def unknown(x: Tensor) -> Tensor:
 
 
 def test_no_formula_is_none_and_not_zero() -> None:
-    found = {name: counted for name, counted, _ in calls(lambda: unknown(rand(3, 3)).relu())}
+    found = {name: counted for name, counted in calls(lambda: unknown(rand(3, 3)).relu())}
     assert found["mfubench_test::unknown"] is None and found["aten::relu"] is None
-
-
-# What runs, on which tensors, and the bytes of each operator.
-BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]]] = {
-    "each operand once": (torch.add, (torch.ones(3, 4), torch.ones(4)), {"add": 4 * (12 + 4 + 12)}),
-    "half the width": (torch.exp, (torch.ones(3, 4, dtype=torch.bfloat16),), {"exp": 2 * 24}),
-    "views": (lambda x: x.t()[1:].unsqueeze(0), (torch.ones(3, 4),), {"t": 0, "slice": 0, "unsqueeze": 0}),
-    "an expanded input": (torch.exp, (torch.ones(4).expand(3, 4),), {"exp": 4 * (4 + 12)}),
-    "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
-    "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
-    "a list": (lambda x, y: torch.cat([x, y]), (torch.ones(3), torch.ones(2)), {"cat": 4 * 10}),
-    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 8 + 4 * 8}),
-    "rows of a small table": (F.embedding, (torch.ones(99).long(), torch.ones(9, 4)), {"embedding": 792 + 144 + 1584}),
-    "rows picked": (lambda x, i: x[i], (torch.ones(9, 4), torch.tensor([2, 0])), {"index": 16 + 4 * 8 + 4 * 8}),
-}
-
-
-@pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
-def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
-    assert {name.removeprefix("aten::"): moved for name, _, moved in calls(lambda: function(*inputs))} == expected
-
-
-def test_a_bag_reads_the_rows_that_it_sums() -> None:
-    """Two bags of three of a table's rows; beside their sums it gives what its backward wants."""
-    table, ids = torch.ones(900, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    (moved,) = (moved for name, _, moved in calls(lambda: F.embedding_bag(ids, table)) if "_embedding_bag" in name)
-    assert 6 * 16 + 6 * 8 + 2 * 16 <= moved < 900 * 16
-
-
-def test_a_sparse_gradient_counts_what_it_holds() -> None:
-    table = nn.Embedding(1000, 4, sparse=True)
-    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 7]]), rand(2, 4), (1000, 4), check_invariants=False)
-    held = 2 * 8 + 2 * 4 * 4
-    with torch.no_grad():
-        (moved,) = (size for name, _, size in calls(lambda: table.weight.add_(gradient)) if name == "aten::add_")
-    assert moved == 2 * 4000 * 4 + held  # the dense table stands twice: as input and as output
 
 
 @pytest.mark.parametrize(
