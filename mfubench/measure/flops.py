@@ -5,11 +5,14 @@ here, once for the mathematics and once for the hardware. Fused attention's back
 products, of which the mathematics needs 4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import flop_registry
+
+from mfubench.errors import BadInput
 
 from .operators import arguments_by_name
 
@@ -24,6 +27,17 @@ SDPA_BACKWARD = (
     *(f"{name}_backward" for name in SDPA_FORWARD[:3]),
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 )
+# On rows between offsets: what jagged nested tensors run on a GPU, and torch.nn.attention.varlen.
+VARLEN = (
+    *("_flash_attention_forward", "_flash_attention_backward"),
+    *("_efficient_attention_forward", "_efficient_attention_backward"),
+    *("_varlen_attn", "_varlen_attn_out", "_varlen_attn_backward"),
+)
+# Whose masks are aligned at the lower right corner, the last query with the last key (torch/nn/attention/bias.py).
+LOWER_RIGHT = (
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"),
+    *(name for name in VARLEN if not name.startswith("_efficient")),
+)
 
 
 class Flops(NamedTuple):
@@ -35,11 +49,15 @@ class Flops(NamedTuple):
 
 
 def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
-    """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices)."""
+    """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices).
+
+    Raises:
+        BadInput: attention on jagged rows whose offsets are a tensor without numbers.
+    """
     packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
     name = packet.__name__
-    if name in SDPA_FORWARD or name in SDPA_BACKWARD:
-        return _attention(func, args, kwargs)
+    if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
+        return _attention(name, arguments_by_name(func, args, kwargs))
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
     if packet in flop_registry:
@@ -68,18 +86,61 @@ def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return batch * width * ((2 * queries + keys + value.shape[1]) * width + 2 * queries * keys)
 
 
-def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
-    named = arguments_by_name(func, args, kwargs)
-    q, k, v = named["query"], named["key"], named["value"]
-    queries, keys = q.shape[-2], k.shape[-2]
-    pairs = queries * keys
-    if named.get("is_causal"):
-        # The mask keeps key <= query, counted from the upper left corner.
-        kept = min(queries, keys)
-        pairs = kept * (kept + 1) // 2 + max(0, queries - keys) * keys
-    rows = int(q.shape[:-2].numel())
-    scores, values = 2 * rows * pairs * q.shape[-1], 2 * rows * pairs * v.shape[-1]
-    if func._overloadpacket.__name__ in SDPA_FORWARD:
+def _attention(name: str, named: Mapping[str, Any]) -> Flops:
+    query, key, value = named["query"], named["key"], named["value"]
+    if name in VARLEN:  # heads next to last
+        heads, rows = query.shape[-2], _rows(name, named)
+    else:
+        heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
+    pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
+    scores, values = 2 * pairs * query.shape[-1], 2 * pairs * value.shape[-1]
+    if not name.endswith("_backward"):
         return _same(scores + values)
     model = 2 * (scores + values)
     return Flops(model, model + scores, recomputed=scores)
+
+
+def _rows(name: str, named: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Queries and keys of each row; without offsets the tensors are [B, S, H, D]."""
+    stem = next(stem for stem in ("cum_seq", "cu_seqlens", "cu_seq") if f"{stem}_q" in named)
+    of_queries, of_keys = named[f"{stem}_q"], named.get(f"{stem}_k")
+    if of_queries is None:
+        query, key = named["query"], named["key"]
+        return [(query.shape[1], key.shape[1])] * query.shape[0]
+    queries = _numbers(name, of_queries).diff().tolist()
+    used = named.get("seqused_k")  # of a cache that is not full
+    keys = _numbers(name, of_queries if of_keys is None else of_keys).diff() if used is None else _numbers(name, used)
+    return list(zip(queries, keys.tolist(), strict=True))
+
+
+def _numbers(name: str, lengths: torch.Tensor) -> torch.Tensor:
+    if lengths.is_meta or is_fake(lengths):
+        raise BadInput(
+            f"{name}: its FLOPs depend on its rows' lengths, and these are in a {lengths.device.type} tensor without "
+            "numbers (meta or fake); count it on tensors that have them"
+        )
+    return lengths
+
+
+def _kept(name: str, named: Mapping[str, Any], queries: int, keys: int) -> int:
+    """Pairs of a row's queries and keys that the mask keeps."""
+    variant = named.get("custom_mask_type")  # 1: causal, aligned at the upper left corner; 2: at the lower right
+    shift = keys - queries if name in LOWER_RIGHT or variant == 2 else 0
+    left, right = named.get("window_size_left"), named.get("window_size_right")
+    if name.startswith("_varlen") and named.get("window_size"):
+        left, right = named["window_size"]
+    if named.get("is_causal") or variant:
+        right = 0
+    pairs = queries * keys if right is None or right < 0 else _pairs_up_to(queries, keys, shift + right)
+    return pairs - (0 if left is None or left < 0 else _pairs_up_to(queries, keys, shift - left - 1))
+
+
+def _pairs_up_to(queries: int, keys: int, diagonal: int) -> int:
+    """Pairs whose key's place in the row is at most ``diagonal`` beyond their query's."""
+
+    def before(query: int) -> int:
+        """Pairs up to ``query`` if the first query saw one key, the next two, and so on to all of them."""
+        growing = min(max(query, 0), keys)
+        return growing * (growing + 1) // 2 + max(query - keys, 0) * keys
+
+    return before(queries + diagonal) - before(diagonal)

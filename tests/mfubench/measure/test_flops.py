@@ -1,14 +1,17 @@
 """FLOPs of single operators against numbers by hand, and which operators may hide FLOPs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mfubench.errors import BadInput
 from mfubench.measure.classify import may_hide_flops, op_class
 from mfubench.measure.flops import Flops, dispatched_flops
 from mfubench.measure.operators import OperatorMode, operator_name
@@ -114,6 +117,97 @@ def test_model_flops_do_not_depend_on_the_attention_backend() -> None:
             counted[backend] = flops(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
     assert {found.model for found in counted.values()} == {6 * UNIT}
     assert [found.hardware for found in counted.values()] == [6 * UNIT, 7 * UNIT]
+
+
+# Attention on jagged rows, which a CPU does not run; its operators are there.
+QUERIES, KEYS = (3, 0, 5), (3, 2, 4)  # of three rows
+PAIRS = {
+    "full": 3 * 3 + 5 * 4,
+    "causal": 6 + (0 + 1 + 2 + 3 + 4),  # at the lower right corner: the last query sees all, the first may see none
+    "causal at the upper left": 6 + (1 + 2 + 3 + 4 + 4),
+    "one back": (1 + 2 + 2) + (0 + 1 + 2 + 2 + 2),
+}
+
+
+def offsets(lengths: tuple[int, ...], device: str = "cpu") -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def flash(direction: str, mask: str, cum_q: Tensor | None, cum_k: Tensor | None, q: Tensor, k: Tensor) -> Flops:
+    """FLOPs of a call of flash attention's operator for rows between offsets."""
+    window = {"window_size_left": 1, "window_size_right": 0} if mask == "one back" else {}
+    middle = (q, torch.empty(H, 8)) if direction == "backward" else ()  # output and logsumexp
+    grad = (q,) if direction == "backward" else ()
+    last = (torch.empty(2), torch.empty(0)) if direction == "backward" else (False,)
+    args = (*grad, q, k, k, *middle, cum_q, cum_k, 5, 4, 0.0, mask == "causal", *last)
+    func = getattr(torch.ops.aten, f"_flash_attention_{direction}").default
+    return dispatched_flops(func, args, window, (q,))
+
+
+def efficient(direction: str, mask: str, cum_q: Tensor | None, cum_k: Tensor | None, q: Tensor, k: Tensor) -> Flops:
+    """The same of memory-efficient attention's, whose tensors have a batch of one in front."""
+    variant = {"full": 0, "causal at the upper left": 1, "causal": 2}[mask]
+    if direction == "forward":
+        args: tuple[object, ...] = (q, k, k, None, cum_q, cum_k, 5, 4, 0.0, variant, True)
+    else:
+        seed = torch.empty((), dtype=torch.long)
+        args = (q, q, k, k, None, q, cum_q, cum_k, 5, 4, torch.empty(1, H, 8), 0.0, seed, seed, variant, False)
+    return dispatched_flops(getattr(torch.ops.aten, f"_efficient_attention_{direction}").default, args, {}, (q,))
+
+
+@pytest.mark.parametrize(
+    ("attention", "lead", "mask"),
+    [
+        *((flash, (), mask) for mask in ("full", "causal", "one back")),
+        *((efficient, (1,), mask) for mask in ("full", "causal", "causal at the upper left")),
+    ],
+)
+def test_attention_on_jagged_rows_counts_the_pairs_of_each_row(
+    attention: Callable[..., Flops], lead: tuple[int, ...], mask: str
+) -> None:
+    """As `_attention` of rows that are all as long; torch's own formula has neither masks nor what is repeated."""
+    q, k = rand(*lead, sum(QUERIES), H, D), rand(*lead, sum(KEYS), H, D)
+    rows = offsets(QUERIES), offsets(KEYS)
+    product = 2 * H * D * PAIRS[mask]
+    assert attention("forward", mask, *rows, q, k) == Flops(2 * product, 2 * product, 0)
+    assert attention("backward", mask, *rows, q, k) == Flops(4 * product, 5 * product, product)
+
+
+@pytest.mark.parametrize("attention", [flash, efficient])
+def test_attention_without_offsets_is_on_rows_that_are_all_as_long(attention: Callable[..., Flops]) -> None:
+    q, k = rand(B, 5, H, D), rand(B, 4, H, D)
+    product = 2 * B * H * D * (0 + 1 + 2 + 3 + 4)
+    assert attention("forward", "causal", None, None, q, k) == Flops(2 * product, 2 * product, 0)
+
+
+@pytest.mark.parametrize("device", ["meta", "fake"])
+@pytest.mark.parametrize("attention", [flash, efficient])
+def test_offsets_without_numbers_are_refused(attention: Callable[..., Flops], device: str) -> None:
+    """As rows that are all the longest they would pass for a count."""
+    with FakeTensorMode() if device == "fake" else nullcontext():
+        rows = offsets(QUERIES, "cpu" if device == "fake" else device)
+    with pytest.raises(BadInput, match=r"^_\w+_attention_forward: its FLOPs depend on its rows' lengths.*without num"):
+        attention("forward", "full", rows, rows, rand(8, H, D), rand(8, H, D))
+
+
+def test_attention_of_varlen_attn_counts_like_the_operator_below_it() -> None:
+    from torch.nn.attention import varlen  # registers torch's own formulas, which these stand before
+
+    q, k = rand(sum(QUERIES), H, D), rand(sum(KEYS), H, D)
+    func = torch.ops.torch_attn._varlen_attn.default
+    for mask, window in {"full": [-1, -1], "causal": [-1, 0], "one back": [1, 0]}.items():
+        args = (q, k, k, offsets(QUERIES), offsets(KEYS), 5, 4, mask == "causal", None, window)
+        product = 2 * H * D * PAIRS[mask]
+        assert varlen and dispatched_flops(func, args, {}, (q,)) == Flops(2 * product, 2 * product, 0)
+    used = {"seqused_k": torch.tensor([1, 0, 2], dtype=torch.int32)}
+    assert dispatched_flops(func, (q, k, k, offsets(QUERIES), None, 5, 4), used, (q,)).model == 2 * 2 * H * D * 13
+
+
+def test_flash_attention_on_a_gpu_aligns_its_mask_at_the_lower_right_corner() -> None:
+    """Where there are more keys than queries, as for the last of a request's candidates, the two corners differ."""
+    q, k = rand(B, H, 5, D), rand(B, H, 8, D)
+    func = torch.ops.aten._scaled_dot_product_flash_attention.default
+    assert dispatched_flops(func, (q, k, k, 0.0, True), {}, (q,)).model == 2 * 2 * B * H * D * (4 + 5 + 6 + 7 + 8)
 
 
 def a_stack() -> tuple[nn.Module, Tensor]:
