@@ -49,9 +49,10 @@ def warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str
             f"the peaks were measured on a busy machine ({calibration.busy}): they are too low, and not kept; run it "
             "again when nothing else runs"
         )
-    if (run.flops["coverage"] or 1.0) < MIN_COVERAGE:
+    coverage = run.flops["coverage"]
+    if coverage is not None and coverage < MIN_COVERAGE:
         names = ", ".join(run.flops["unknown_ops"])
-        found.append(f"FLOP coverage {run.flops['coverage']:.0%}: nothing is known of the FLOPs of {names}")
+        found.append(f"FLOP coverage {coverage:.0%}: nothing is known of the FLOPs of {names}")
     if (run.trace["distortion"] or 0.0) > MAX_DISTORTION:
         found.append(
             f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput, ToolBroke
-from mfubench.measure.environment import git
+from mfubench.measure.environment import git, uncommitted
 from mfubench.worker import Place
 
 CHECKOUT_LIMIT_S = 300.0  # of a large repository
@@ -18,8 +18,9 @@ CHECKOUT_LIMIT_S = 300.0  # of a large repository
 class Source:
     """One side's code: the folder that it runs in, and the folders that it is imported from, before all others.
 
-    ``given`` is what the user called it; ``commit`` and ``dirty`` are those of its checkout, None outside of git. It
-    imports nothing from ``hidden``, the other side's. One that is ``lasting`` is there afterwards.
+    ``given`` is what the user called it; ``commit`` is that of its checkout, which is ``dirty`` with files that are
+    changed or new, and not ignored by git; both None outside of git. It imports nothing from ``hidden``, the other
+    side's. One that is ``lasting`` is there afterwards.
     """
 
     name: str
@@ -73,9 +74,11 @@ def working_directory(paths: Sequence[str] = ()) -> Source:
     for path in paths:
         if not (here / path).is_dir():
             raise BadInput(f"--path {path}: no such folder in {here}")
-    changes = git(here, "status", "--porcelain", "--untracked-files=no", limit_s=CHECKOUT_LIMIT_S)
-    dirty = None if changes is None else bool(changes)
-    return Source("head", "working directory", here, _within(here, paths), git(here, "rev-parse", "HEAD"), dirty)
+    return Source("head", "working directory", here, _within(here, paths), *_state(here))
+
+
+def _state(folder: Path) -> tuple[str | None, bool | None]:
+    return git(folder, "rev-parse", "HEAD"), uncommitted(folder, limit_s=CHECKOUT_LIMIT_S)
 
 
 def _within(folder: Path, paths: Sequence[str]) -> tuple[Path, ...]:
@@ -89,8 +92,7 @@ def _copy(base: str, head: Source, paths: Sequence[str]) -> Source:
         raise BadInput(f"--base {base} is neither a revision nor a folder{why}")
     if folder == head.folder:
         raise BadInput(f"--base {base} is the working directory; `mfubench gate self-check` holds it against itself")
-    commit = git(folder, "rev-parse", "HEAD")
-    return Source("base", base, folder, _within(folder, paths), commit, hidden=head.paths)
+    return Source("base", base, folder, _within(folder, paths), *_state(folder), hidden=head.paths)
 
 
 def _merge_base(here: Path, base: str, revision: str) -> str:

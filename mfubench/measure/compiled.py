@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from mfu_kernels.cost import OpClass
 
 from .classify import op_class
-from .flops import LOOK_UPS
 from .operators import operator_name
+from .traffic import LOOK_UPS
 
 PASSES = ("post_grad_custom_pre_pass", "post_grad_custom_post_pass")
 SETTINGS = {

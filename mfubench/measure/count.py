@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mfu_kernels.cost import OpClass, PassCost
 
 from .classify import may_hide_flops, op_class
-from .flops import dispatched_bytes, dispatched_flops
+from .flops import dispatched_flops
 from .operators import OperatorMode, operator_name
 from .scopes import ROOT, Scope, ScopeTracker
+from .traffic import dispatched_bytes
 
 RECOMPUTE = "recompute"
 
@@ -53,6 +55,8 @@ class Work:
         """Turn sums over ``by`` steps into their mean, rounded to whole FLOPs and bytes."""
         for name in _SUMMED:
             setattr(self, name, round(getattr(self, name) / by))
+        for dtype, flops in self.dtypes.items():
+            self.dtypes[dtype] = round(flops / by)
 
 
 _SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
@@ -119,7 +123,7 @@ class CountTracker(ScopeTracker):
         if flops is not None and not in_kernel:
             work.hardware = flops.hardware
             work.recomputed = flops.hardware if recompute else flops.recomputed
-            work.dtypes[_operand_dtype(args)] = flops.hardware
+            work.dtypes[_operand_dtype(name, args, kwargs)] = flops.hardware
             if not in_op and not recompute:
                 work.model = work.padded = flops.model * (scope.shared if scope else 1)
         if not in_op:
@@ -148,9 +152,16 @@ class CountTracker(ScopeTracker):
         self.count.work[WorkKey(scope.module, direction, scope.kind or "other")].add(work)
 
 
-def _operand_dtype(args: Any) -> str:
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim() >= 1]
-    return str(tensors[-1].dtype).removeprefix("torch.") if tensors else "unknown"
+# Whose first tensor is only added to the product; the factors after it may be narrower than it is.
+_ADDEND_FIRST = ("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
+
+
+def _operand_dtype(name: str, args: Any, kwargs: dict[str, Any]) -> str:
+    """The type of a product's factors: behind them come scales and statistics in fp32, offsets and seeds."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    factors = tensors[1:] if name in _ADDEND_FIRST else tensors
+    factors = [tensor for tensor in factors if tensor.is_floating_point()] or factors  # integers have products too
+    return str(factors[0].dtype).removeprefix("torch.") if factors else "unknown"
 
 
 def count_step(model: nn.Module, step: Callable[[ScopeTracker], None]) -> Count:

@@ -79,15 +79,23 @@ def cpu_model() -> str:
 
 
 def git_state(file: Path) -> dict[str, Any]:
-    """``git_sha`` and ``git_dirty`` of the checkout that tracks ``file``; both None where none does.
+    """``git_sha`` and ``git_dirty`` of the checkout that tracks ``file``, as `uncommitted`; both None where none does.
 
     An installed copy inside somebody else's checkout is not tracked there, so it does not take that checkout's commit.
     """
     sha = git(file.parent, "rev-parse", "HEAD")
     if sha is None or git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return {"git_sha": None, "git_dirty": None}
-    changes = git(file.parent, "status", "--porcelain", "--untracked-files=no")
-    return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+    return {"git_sha": sha, "git_dirty": uncommitted(file.parent)}
+
+
+def uncommitted(folder: Path, *, limit_s: float = 10) -> bool | None:
+    """Whether the checkout around ``folder`` has what its commit has not; None where git does not tell.
+
+    A new file counts too, unless git ignores it: code runs whether it was added or not.
+    """
+    changes = git(folder, "status", "--porcelain", "--untracked-files=normal", limit_s=limit_s)
+    return None if changes is None else bool(changes)
 
 
 def git(folder: Path, *arguments: str, limit_s: float = 10) -> str | None:

@@ -1,17 +1,20 @@
-"""FLOPs and bytes of one dispatched torch operator.
+"""FLOPs of one dispatched torch operator.
 
 torch's own registry counts what a kernel executes and never discounts a causal mask; attention is therefore counted
 here, once for the mathematics and once for the hardware. Fused attention's backward repeats the scores: 5 matrix
 products, of which the mathematics needs 4.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import flop_registry
+
+from mfubench.errors import BadInput
+
+from .operators import arguments_by_name
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -24,6 +27,17 @@ SDPA_BACKWARD = (
     *(f"{name}_backward" for name in SDPA_FORWARD[:3]),
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 )
+# On rows between offsets: what jagged nested tensors run on a GPU, and torch.nn.attention.varlen.
+VARLEN = (
+    *("_flash_attention_forward", "_flash_attention_backward"),
+    *("_efficient_attention_forward", "_efficient_attention_backward"),
+    *("_varlen_attn", "_varlen_attn_out", "_varlen_attn_backward"),
+)
+# Whose masks are aligned at the lower right corner, the last query with the last key (torch/nn/attention/bias.py).
+LOWER_RIGHT = (
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"),
+    *(name for name in VARLEN if not name.startswith("_efficient")),
+)
 
 
 class Flops(NamedTuple):
@@ -35,11 +49,15 @@ class Flops(NamedTuple):
 
 
 def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
-    """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices)."""
+    """FLOPs of one call, None where no formula is known (which is right for everything that multiplies no matrices).
+
+    Raises:
+        BadInput: attention on jagged rows whose offsets are a tensor without numbers.
+    """
     packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
     name = packet.__name__
-    if name in SDPA_FORWARD or name in SDPA_BACKWARD:
-        return _attention(func, args, kwargs)
+    if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
+        return _attention(name, arguments_by_name(func, args, kwargs))
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
     if packet in flop_registry:
@@ -68,72 +86,61 @@ def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return batch * width * ((2 * queries + keys + value.shape[1]) * width + 2 * queries * keys)
 
 
-def _attention(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Flops:
-    named = _named(func, args, kwargs)
-    q, k, v = named["query"], named["key"], named["value"]
-    queries, keys = q.shape[-2], k.shape[-2]
-    pairs = queries * keys
-    if named.get("is_causal"):
-        # The mask keeps key <= query, counted from the upper left corner.
-        kept = min(queries, keys)
-        pairs = kept * (kept + 1) // 2 + max(0, queries - keys) * keys
-    rows = int(q.shape[:-2].numel())
-    scores, values = 2 * rows * pairs * q.shape[-1], 2 * rows * pairs * v.shape[-1]
-    if func._overloadpacket.__name__ in SDPA_FORWARD:
+def _attention(name: str, named: Mapping[str, Any]) -> Flops:
+    query, key, value = named["query"], named["key"], named["value"]
+    if name in VARLEN:  # heads next to last
+        heads, rows = query.shape[-2], _rows(name, named)
+    else:
+        heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
+    pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
+    scores, values = 2 * pairs * query.shape[-1], 2 * pairs * value.shape[-1]
+    if not name.endswith("_backward"):
         return _same(scores + values)
     model = 2 * (scores + values)
     return Flops(model, model + scores, recomputed=scores)
 
 
-@cache
-def _moves_nothing(func: Any) -> bool:
-    """Whether a call only looks at its input's memory, or makes memory without writing it."""
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    if func._overloadpacket.__name__.startswith(("empty", "new_empty")):
-        return True
-    returns = func._schema.returns
-    aliases = [value.alias_info for value in returns]
-    return bool(returns) and all(alias is not None and not alias.is_write for alias in aliases)
+def _rows(name: str, named: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Queries and keys of each row; without offsets the tensors are [B, S, H, D]."""
+    stem = next(stem for stem in ("cum_seq", "cu_seqlens", "cu_seq") if f"{stem}_q" in named)
+    of_queries, of_keys = named[f"{stem}_q"], named.get(f"{stem}_k")
+    if of_queries is None:
+        query, key = named["query"], named["key"]
+        return [(query.shape[1], key.shape[1])] * query.shape[0]
+    queries = _numbers(name, of_queries).diff().tolist()
+    used = named.get("seqused_k")  # of a cache that is not full
+    keys = _numbers(name, of_queries if of_keys is None else of_keys).diff() if used is None else _numbers(name, used)
+    return list(zip(queries, keys.tolist(), strict=True))
 
 
-def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """Least bytes that one call moves: each input read once and each output written once; a view moves none.
-
-    Of a table that rows are looked up in, no more is read than one row for each index.
-    """
-    if _moves_nothing(func):
-        return 0
-    moved = sum(_nbytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
-    if not isinstance(func, torch._ops.OpOverload):
-        return moved
-    named = _named(func, args, kwargs)
-    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
-    tables = [_nbytes(named[name]) for name in TABLES if isinstance(named.get(name), torch.Tensor)]
-    return moved if rows is None else moved - sum(max(0, table - rows) for table in tables)
+def _numbers(name: str, lengths: torch.Tensor) -> torch.Tensor:
+    if lengths.is_meta or is_fake(lengths):
+        raise BadInput(
+            f"{name}: its FLOPs depend on its rows' lengths, and these are in a {lengths.device.type} tensor without "
+            "numbers (meta or fake); count it on tensors that have them"
+        )
+    return lengths
 
 
-TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
-LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
+def _kept(name: str, named: Mapping[str, Any], queries: int, keys: int) -> int:
+    """Pairs of a row's queries and keys that the mask keeps."""
+    variant = named.get("custom_mask_type")  # 1: causal, aligned at the upper left corner; 2: at the lower right
+    shift = keys - queries if name in LOWER_RIGHT or variant == 2 else 0
+    left, right = named.get("window_size_left"), named.get("window_size_right")
+    if name.startswith("_varlen") and named.get("window_size"):
+        left, right = named["window_size"]
+    if named.get("is_causal") or variant:
+        right = 0
+    pairs = queries * keys if right is None or right < 0 else _pairs_up_to(queries, keys, shift + right)
+    return pairs - (0 if left is None or left < 0 else _pairs_up_to(queries, keys, shift - left - 1))
 
 
-def _bytes_of_rows(name: str, named: dict[str, Any], out: Any) -> int | None:
-    """Bytes of the rows that a call looks up in a table, None where it reads its inputs whole."""
-    if name in LOOK_UPS:
-        return _nbytes(out)
-    if name.startswith("_embedding_bag") and "weight" in named:
-        return int(named["indices"].numel() * named["weight"][:1].nbytes)
-    if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
-        return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
-    return None
+def _pairs_up_to(queries: int, keys: int, diagonal: int) -> int:
+    """Pairs whose key's place in the row is at most ``diagonal`` beyond their query's."""
 
+    def before(query: int) -> int:
+        """Pairs up to ``query`` if the first query saw one key, the next two, and so on to all of them."""
+        growing = min(max(query, 0), keys)
+        return growing * (growing + 1) // 2 + max(query - keys, 0) * keys
 
-def _named(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    if tensor.layout != torch.strided:
-        return int(tensor._values().nbytes + tensor._indices().nbytes) if tensor.layout == torch.sparse_coo else 0
-    # An expanded tensor has more elements than memory.
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+    return before(queries + diagonal) - before(diagonal)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .operators import OperatorMode
-from .scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
+from .scopes import BACKWARD, DATA, OPTIMIZER, ROOT, ScopeTracker
 
 BEFORE = "(before)"  # the step, when only parameters and optimizer state are there
 KINDS = ("parameters", "gradients", "optimizer_state", "activations", "other")
@@ -125,7 +125,7 @@ class MemoryTracker(ScopeTracker):
         if torch._C._current_autograd_node() is not None:
             return "other"
         phase = self.stack[0].module if self.stack else ""
-        return "other" if phase in (OPTIMIZER, BACKWARD, "") else "activations"
+        return "other" if phase in (DATA, OPTIMIZER, BACKWARD, "") else "activations"
 
     def _mark_gradients(self) -> None:
         for module, name in self.names.items():

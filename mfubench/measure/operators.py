@@ -6,7 +6,7 @@ composite operators, such as ``linear``, arrive whole, because the autograd keys
 A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked for is no operator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -57,3 +57,8 @@ def operator_name(func: Any) -> str:
     if isinstance(func, torch._ops.OpOverload):
         return f"{func.namespace}::{func._overloadpacket.__name__}"
     return f"higher_order::{func.name()}"
+
+
+def arguments_by_name(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call was given, by the names in its operator's schema."""
+    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs

@@ -16,7 +16,7 @@ from mfubench.measure.calibrate import DTYPES, load_or_calibrate
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
-from mfubench.workload.regions import class_name, is_table, regions
+from mfubench.workload.regions import class_name, is_table, regions, row_sparse
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 
@@ -103,9 +103,8 @@ def look(workload: Workload, run: Run) -> Survey:
     found.attention = [names[module] or ROOT for module in attention_modules(model)]
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]
-    sparse = {name: m for name, m in model.named_modules() if is_table(m) and m.sparse}
-    found.sparse_tables = list(sparse)
-    rows = {id(m.weight) for m in sparse.values()}
+    found.sparse_tables = [name for name, m in model.named_modules() if is_table(m) and m.sparse]
+    rows = row_sparse(model)
     found.update_bytes = sum(_update_bytes(optimizer, rows) for optimizer in workload.optimizers)
     found.dense_tables = {
         name: m.weight.numel() * m.weight.element_size()

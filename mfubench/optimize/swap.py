@@ -17,7 +17,7 @@ import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
 from mfubench.errors import BadInput
 from mfubench.workload.patching import Undo, own_forward, patch, together
-from mfubench.workload.regions import Table, is_table
+from mfubench.workload.regions import Table, is_table, row_sparse
 
 
 def _all(undos: list[Undo], missing: str) -> Undo:
@@ -211,7 +211,7 @@ def looping_optimizers(
 
     Row-sparse gradients go one by one in any case, and what torch decides by itself on a GPU is left alone.
     """
-    sparse = {id(m.weight) for m in model.modules() if is_table(m) and m.sparse}
+    sparse = row_sparse(model)
     return [optimizer for optimizer in optimizers if _loops(optimizer, how, sparse)]
 
 

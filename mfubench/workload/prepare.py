@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +22,7 @@ from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import free_host_memory
 
 from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
-from .step import make_optimizers
+from .step import make_optimizers, trained
 from .zoo import num_params
 
 DEFAULT_SIZE = "base"
@@ -234,18 +234,28 @@ def _check_room_for_batches(schema: Schema, batch_size: int, num_candidates: int
 
 
 def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str) -> None:
-    """Refuse what cannot fit before anything is allocated: parameters, and in training gradients and two moments."""
+    """Refuse what cannot fit before anything is allocated, activations and row-sparse gradients left out.
+
+    Beside a parameter training keeps what `make_optimizers` makes of it: with a dense gradient that and two moments,
+    of a table with a row-sparse one Adagrad's sum alone.
+    """
     try:
         with torch.device("meta"):
             module = model.build(config)
     except (RuntimeError, ArithmeticError) as error:
         raise BadInput(f"{model.name} cannot be built with such a config: {error}; choose smaller values") from error
-    parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    wanted = parameters * (4 if mode == "train" else 1)
+    wanted = _nbytes(module.parameters())
+    if mode == "train":
+        dense, sparse = trained(module)
+        wanted += 3 * _nbytes(dense) + _nbytes(sparse)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
     if free is not None and wanted > free:
         raise OutOfMemory(
-            f"{model.name} needs {wanted / 1e9:.1f} GB for its parameters"
+            f"{model.name} needs at least {wanted / 1e9:.1f} GB for its parameters"
             f"{', gradients and optimizer state' if mode == 'train' else ''}; {free / 1e9:.1f} GB are free on "
             f"{device.type}; choose a smaller --size, or see its FLOPs with `mfubench models`"
         )
+
+
+def _nbytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -33,6 +33,11 @@ def is_table(module: nn.Module) -> TypeGuard[Table]:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
+def row_sparse(model: nn.Module) -> set[int]:
+    """Ids of the tables' weights whose gradients hold the rows of a batch only."""
+    return {id(module.weight) for module in model.modules() if _is_sparse(module)}
+
+
 def regions(model: nn.Module) -> list[nn.Module]:
     """The modules that are compiled each by itself; ``model`` itself where it has no parts."""
     return list(_parts(model)) or [model]
@@ -134,7 +139,7 @@ def _tables_stay_eager(model: nn.Module) -> Undo:
     )
 
 
-def _is_sparse(module: nn.Module) -> bool:
+def _is_sparse(module: nn.Module) -> TypeGuard[Table]:
     return is_table(module) and module.sparse
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
 
 from .casting import with_cast_weights
+from .regions import row_sparse
 from .spec import Workload
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -77,12 +78,16 @@ def _tf32(workload: Workload) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+def trained(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that a step changes: those with dense gradients, and tables with row-sparse ones."""
+    tables = row_sparse(module)
+    changed = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [p for p in changed if id(p) not in tables], [p for p in changed if id(p) in tables]
+
+
 def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
     """Fused AdamW for dense parameters, Adagrad for tables with row-sparse gradients, as ranking models train."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    sparse = [parameter for parameter in trained if id(parameter) in tables]
-    dense = [parameter for parameter in trained if id(parameter) not in tables]
+    dense, sparse = trained(module)
     optimizers: list[torch.optim.Optimizer] = []
     if dense:
         optimizers.append(torch.optim.AdamW(dense, lr=1e-3, fused=True))

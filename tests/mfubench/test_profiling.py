@@ -10,6 +10,7 @@ from torch import nn
 
 from mfu_models.common.flops import FlopCount
 from mfubench.attribute.join import NOBODYS
+from mfubench.caveats import warnings
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.figures import waterfall
 from mfubench.measure.calibrate import Calibration
@@ -19,6 +20,7 @@ from mfubench.report import markdown
 from mfubench.run import Run
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.measure.stand_in_driver import Driver
+from tests.mfubench.report.factory import a_run
 
 pytestmark = pytest.mark.usefixtures("fixed_calibration")
 ZooWorkload = Callable[..., Workload]
@@ -132,6 +134,15 @@ def test_every_operator_is_known(run: Run) -> None:
     assert run.flops["unknown_ops"] == []
     assert run.flops["counts_agree"]
     assert set(run.impls.values()) == {"reference"}
+
+
+def test_a_step_of_which_nothing_is_known_is_warned_of(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
+    """No coverage at all is the worst there can be; a count that was left out is none."""
+    workload, run = zoo(), a_run()
+    for coverage, told in ((0.0, ["0%"]), (0.94, ["94%"]), (0.96, []), (None, [])):
+        run.flops |= {"coverage": coverage, "unknown_ops": ["mylib::product"]}
+        lines = [line for line in warnings(run, workload, fixed_calibration) if "FLOP coverage" in line]
+        assert lines == [f"FLOP coverage {share}: nothing is known of the FLOPs of mylib::product" for share in told]
 
 
 def test_two_counts_that_disagree_are_no_result(zoo: ZooWorkload) -> None:

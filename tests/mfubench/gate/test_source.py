@@ -34,6 +34,23 @@ def test_base_is_the_merge_base_and_head_what_lies_there(repository: Path) -> No
     assert not base.folder.exists() and len(git(repository, "worktree", "list").splitlines()) == 1
 
 
+def test_a_new_file_is_a_change_of_head(repository: Path) -> None:
+    with both_sides("main") as (_, head):
+        assert head.dirty is False
+    (repository / "new.py").write_text("")
+    with both_sides("main") as (base, head):
+        assert head.dirty and not base.dirty and not (base.folder / "new.py").exists()
+
+
+def test_a_folder_as_base_is_as_dirty_as_its_checkout(repository: Path, tmp_path: Path) -> None:
+    other = a_repository(tmp_path / "other")
+    with both_sides(str(other)) as (base, _):
+        assert base.commit == git(other, "rev-parse", "HEAD") and base.dirty is False
+    (other / "new.py").write_text("")
+    with both_sides(str(other)) as (base, _):
+        assert base.dirty
+
+
 def test_hooks_of_a_checkout_do_not_run(repository: Path) -> None:
     hook = repository / ".git" / "hooks" / "post-checkout"
     hook.parent.mkdir(exist_ok=True)

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, library, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from mfu_kernels import gdpa
 from mfu_kernels.cost import OpCost, PassCost, once_for_batch
 from mfu_kernels.registry import Op
-from mfubench.measure.count import Count, CountTracker, Work, WorkKey, by_module, count_step
+from mfubench.measure.count import Count, CountTracker, Work, WorkKey, _operand_dtype, by_module, count_step
 from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
 
 N = 5  # samples
@@ -263,7 +264,7 @@ def test_lookups_and_the_optimizer_move_bytes_and_need_no_flops() -> None:
     rows = by_module(counted.work)
     assert counted.total().hardware == counted.total().model == 0 and not counted.unknown_ops
     assert rows[ROOT]["fwd"].bytes > 0 and rows[ROOT]["bwd"].bytes > 0
-    assert rows[OPTIMIZER]["fwd"].bytes >= 4 * 4 * 200  # at least gradient, parameter and two moments
+    assert rows[OPTIMIZER]["fwd"].bytes >= 7 * 4 * 200  # parameter and two moments, read and written, and the gradient
     assert any(key == WorkKey(ROOT, "fwd", "embedding") for key in counted.work)
 
 
@@ -297,6 +298,78 @@ def test_flops_are_kept_by_operand_type(x: Tensor) -> None:
     assert counted.work[WorkKey("0", "fwd", "gemm")].dtypes == {"bfloat16": PRODUCT}
     assert counted.work[WorkKey("1", "fwd", "gemm")].dtypes == {"float32": PRODUCT}
     assert counted.total().dtypes == {"bfloat16": PRODUCT, "float32": PRODUCT}
+
+
+BF16 = torch.bfloat16
+
+
+def dtypes(run: Callable[[], object]) -> dict[str, int]:
+    """Hardware FLOPs by operand type of what ``run`` dispatches."""
+    model = nn.Identity()
+    return count_step(model, lambda tracker: run()).total().dtypes
+
+
+def half(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=BF16, requires_grad=True)
+
+
+def fp8(*shape: int) -> Tensor:
+    return torch.randn(*shape).to(torch.float8_e4m3fn)
+
+
+PRODUCTS_OF_HALF: dict[str, Callable[[], object]] = {
+    "mm": lambda: half(3, 4) @ half(4, 5),
+    "addmm": lambda: torch.addmm(half(5), half(3, 4), half(4, 5)),
+    "baddbmm": lambda: torch.baddbmm(half(2, 3, 5), half(2, 3, 4), half(2, 4, 5)).sum().backward(),
+    "addbmm": lambda: torch.addbmm(half(3, 5), half(2, 3, 4), half(2, 4, 5)),
+    "addmv": lambda: torch.addmv(half(3), half(3, 4), half(4)),
+    "linear": lambda: nn.functional.linear(half(3, 4), half(5, 4), half(5)).sum().backward(),
+    "convolution": lambda: nn.functional.conv1d(half(2, 3, 10), half(5, 3, 4), half(5)).sum().backward(),
+}
+
+
+@pytest.mark.parametrize("run", PRODUCTS_OF_HALF.values(), ids=PRODUCTS_OF_HALF.keys())
+def test_products_of_half_count_as_half(run: Callable[[], object]) -> None:
+    assert dtypes(run).keys() == {"bfloat16"}
+
+
+def test_attention_of_half_counts_as_half_forward_and_backward() -> None:
+    """Its backward also takes the scores' logarithmic sums, in fp32."""
+    q = half(2, 3, 8, 4)
+    product = 2 * 2 * 3 * 8 * 8 * 4
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found = dtypes(lambda: nn.functional.scaled_dot_product_attention(q, q, q).sum().backward())
+    assert found == {"bfloat16": 7 * product}
+
+
+@pytest.mark.parametrize("scales", [((), ()), ((16, 1), (1, 16))], ids=["tensorwise", "rowwise"])
+def test_a_scaled_product_counts_as_what_it_multiplies(scales: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    """Its scales are fp32, its result is bf16."""
+    a, b = (torch.ones(shape) for shape in scales)
+    assert dtypes(lambda: torch._scaled_mm(fp8(16, 16), fp8(16, 16).t(), a, b, out_dtype=BF16)).keys() == {
+        "float8_e4m3fn"
+    }
+
+
+# What does not run on a CPU, or has no formula: what comes after the factors, or before, is of another type.
+OTHER_TYPES: dict[str, tuple[str, tuple[object, ...], str]] = {
+    "a wider addend": ("aten::addmm", (torch.ones(5), half(3, 4), half(4, 5), torch.float32), "bfloat16"),
+    "a wider batch of addends": ("aten::baddbmm", (torch.ones(2, 3, 5), half(2, 3, 4), half(2, 4, 5)), "bfloat16"),
+    "groups": ("aten::_grouped_mm", (half(8, 16), half(2, 16, 16), torch.tensor([4, 8])), "bfloat16"),
+    "flash": (
+        "aten::_scaled_dot_product_flash_attention_backward",
+        (*[half(1, 1, 2, 8)] * 5, torch.ones(1, 1, 2), None, None, 2, 2, 0.0, False, torch.ones(2), torch.ones(2)),
+        "bfloat16",
+    ),
+    "integers": ("aten::_int_mm", (torch.ones(3, 4, dtype=torch.int8), torch.ones(4, 5, dtype=torch.int8)), "int8"),
+    "a list": ("aten::_foreach_mm", ([half(3, 4)], [half(4, 5)]), "bfloat16"),
+    "nothing": ("mylib::product", (), "unknown"),
+}
+
+
+@pytest.mark.parametrize(("name", "args", "dtype"), OTHER_TYPES.values(), ids=OTHER_TYPES.keys())
+def test_the_type_of_a_call_is_its_factors(name: str, args: tuple[object, ...], dtype: str) -> None:
+    assert _operand_dtype(name, args, {}) == dtype
 
 
 @library.custom_op("mfubench_test::product", mutates_args=())
@@ -379,6 +452,7 @@ def test_sums_and_means_of_work() -> None:
     assert total.dtypes == {"float32": 15}
     total.divide(4)
     assert (total.model, total.padded, total.hardware, total.recomputed, total.bytes) == (2, 3, 4, 1, 5)
+    assert total.dtypes == {"float32": 4}  # still what its hardware FLOPs are made of
 
 
 def test_the_tracker_leaves_the_step_as_it_was(x: Tensor) -> None:

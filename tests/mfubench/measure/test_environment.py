@@ -86,6 +86,17 @@ def test_a_checkout_gives_its_commit_and_whether_it_was_changed(checkout):
     assert git_state(checkout / "tracked.py") == {"git_sha": sha, "git_dirty": True}
 
 
+def test_a_new_file_is_a_change_unless_git_ignores_it(checkout):
+    """It is imported like any other. What the user has git show by default does not matter."""
+    git(checkout, "config", "status.showUntrackedFiles", "no")
+    (checkout / ".git" / "info" / "exclude").write_text("out/\n")
+    (checkout / "out").mkdir()
+    (checkout / "out" / "run.json").write_text("{}")
+    assert git_state(checkout / "tracked.py")["git_dirty"] is False
+    (checkout / "new.py").write_text("")
+    assert git_state(checkout / "tracked.py")["git_dirty"] is True
+
+
 def test_a_copy_installed_in_another_checkout_does_not_take_its_commit(checkout):
     (checkout / "installed.py").write_text("")
     assert git_state(checkout / "installed.py") == {"git_sha": None, "git_dirty": None}

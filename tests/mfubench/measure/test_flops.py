@@ -1,16 +1,19 @@
-"""FLOPs and bytes of single operators against numbers by hand, and which operators may hide FLOPs."""
+"""FLOPs of single operators against numbers by hand, and which operators may hide FLOPs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mfubench.errors import BadInput
 from mfubench.measure.classify import may_hide_flops, op_class
-from mfubench.measure.flops import Flops, dispatched_bytes, dispatched_flops
+from mfubench.measure.flops import Flops, dispatched_flops
 from mfubench.measure.operators import OperatorMode, operator_name
 
 Run = Callable[[], object]
@@ -18,22 +21,17 @@ B, H, S, D = 2, 3, 8, 4  # of attention
 UNIT = 2 * B * H * S * S * D  # one of its matrix products
 
 
-def calls(run: Run) -> list[tuple[str, Flops | None, int]]:
-    """Name, FLOPs and bytes of every operator that ``run`` dispatches."""
-    seen: list[tuple[str, Flops | None, int]] = []
-
-    def see(func: object, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
-        name = operator_name(func)
-        seen.append((name, dispatched_flops(func, args, kwargs, out), dispatched_bytes(func, args, kwargs, out)))
-
-    with OperatorMode(see):
+def calls(run: Run) -> list[tuple[str, Flops | None]]:
+    """Name and FLOPs of every operator that ``run`` dispatches."""
+    seen: list[tuple[str, Flops | None]] = []
+    with OperatorMode(lambda func, *call: seen.append((operator_name(func), dispatched_flops(func, *call)))):
         run()
     return seen
 
 
 def flops(run: Run) -> Flops:
     """All FLOPs of ``run``."""
-    found = [counted for _, counted, _ in calls(run) if counted is not None]
+    found = [counted for _, counted in calls(run) if counted is not None]
     return Flops(*(sum(parts) for parts in zip(*found, strict=True))) if found else Flops(0, 0)
 
 
@@ -121,6 +119,97 @@ def test_model_flops_do_not_depend_on_the_attention_backend() -> None:
     assert [found.hardware for found in counted.values()] == [6 * UNIT, 7 * UNIT]
 
 
+# Attention on jagged rows, which a CPU does not run; its operators are there.
+QUERIES, KEYS = (3, 0, 5), (3, 2, 4)  # of three rows
+PAIRS = {
+    "full": 3 * 3 + 5 * 4,
+    "causal": 6 + (0 + 1 + 2 + 3 + 4),  # at the lower right corner: the last query sees all, the first may see none
+    "causal at the upper left": 6 + (1 + 2 + 3 + 4 + 4),
+    "one back": (1 + 2 + 2) + (0 + 1 + 2 + 2 + 2),
+}
+
+
+def offsets(lengths: tuple[int, ...], device: str = "cpu") -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def flash(direction: str, mask: str, cum_q: Tensor | None, cum_k: Tensor | None, q: Tensor, k: Tensor) -> Flops:
+    """FLOPs of a call of flash attention's operator for rows between offsets."""
+    window = {"window_size_left": 1, "window_size_right": 0} if mask == "one back" else {}
+    middle = (q, torch.empty(H, 8)) if direction == "backward" else ()  # output and logsumexp
+    grad = (q,) if direction == "backward" else ()
+    last = (torch.empty(2), torch.empty(0)) if direction == "backward" else (False,)
+    args = (*grad, q, k, k, *middle, cum_q, cum_k, 5, 4, 0.0, mask == "causal", *last)
+    func = getattr(torch.ops.aten, f"_flash_attention_{direction}").default
+    return dispatched_flops(func, args, window, (q,))
+
+
+def efficient(direction: str, mask: str, cum_q: Tensor | None, cum_k: Tensor | None, q: Tensor, k: Tensor) -> Flops:
+    """The same of memory-efficient attention's, whose tensors have a batch of one in front."""
+    variant = {"full": 0, "causal at the upper left": 1, "causal": 2}[mask]
+    if direction == "forward":
+        args: tuple[object, ...] = (q, k, k, None, cum_q, cum_k, 5, 4, 0.0, variant, True)
+    else:
+        seed = torch.empty((), dtype=torch.long)
+        args = (q, q, k, k, None, q, cum_q, cum_k, 5, 4, torch.empty(1, H, 8), 0.0, seed, seed, variant, False)
+    return dispatched_flops(getattr(torch.ops.aten, f"_efficient_attention_{direction}").default, args, {}, (q,))
+
+
+@pytest.mark.parametrize(
+    ("attention", "lead", "mask"),
+    [
+        *((flash, (), mask) for mask in ("full", "causal", "one back")),
+        *((efficient, (1,), mask) for mask in ("full", "causal", "causal at the upper left")),
+    ],
+)
+def test_attention_on_jagged_rows_counts_the_pairs_of_each_row(
+    attention: Callable[..., Flops], lead: tuple[int, ...], mask: str
+) -> None:
+    """As `_attention` of rows that are all as long; torch's own formula has neither masks nor what is repeated."""
+    q, k = rand(*lead, sum(QUERIES), H, D), rand(*lead, sum(KEYS), H, D)
+    rows = offsets(QUERIES), offsets(KEYS)
+    product = 2 * H * D * PAIRS[mask]
+    assert attention("forward", mask, *rows, q, k) == Flops(2 * product, 2 * product, 0)
+    assert attention("backward", mask, *rows, q, k) == Flops(4 * product, 5 * product, product)
+
+
+@pytest.mark.parametrize("attention", [flash, efficient])
+def test_attention_without_offsets_is_on_rows_that_are_all_as_long(attention: Callable[..., Flops]) -> None:
+    q, k = rand(B, 5, H, D), rand(B, 4, H, D)
+    product = 2 * B * H * D * (0 + 1 + 2 + 3 + 4)
+    assert attention("forward", "causal", None, None, q, k) == Flops(2 * product, 2 * product, 0)
+
+
+@pytest.mark.parametrize("device", ["meta", "fake"])
+@pytest.mark.parametrize("attention", [flash, efficient])
+def test_offsets_without_numbers_are_refused(attention: Callable[..., Flops], device: str) -> None:
+    """As rows that are all the longest they would pass for a count."""
+    with FakeTensorMode() if device == "fake" else nullcontext():
+        rows = offsets(QUERIES, "cpu" if device == "fake" else device)
+    with pytest.raises(BadInput, match=r"^_\w+_attention_forward: its FLOPs depend on its rows' lengths.*without num"):
+        attention("forward", "full", rows, rows, rand(8, H, D), rand(8, H, D))
+
+
+def test_attention_of_varlen_attn_counts_like_the_operator_below_it() -> None:
+    from torch.nn.attention import varlen  # registers torch's own formulas, which these stand before
+
+    q, k = rand(sum(QUERIES), H, D), rand(sum(KEYS), H, D)
+    func = torch.ops.torch_attn._varlen_attn.default
+    for mask, window in {"full": [-1, -1], "causal": [-1, 0], "one back": [1, 0]}.items():
+        args = (q, k, k, offsets(QUERIES), offsets(KEYS), 5, 4, mask == "causal", None, window)
+        product = 2 * H * D * PAIRS[mask]
+        assert varlen and dispatched_flops(func, args, {}, (q,)) == Flops(2 * product, 2 * product, 0)
+    used = {"seqused_k": torch.tensor([1, 0, 2], dtype=torch.int32)}
+    assert dispatched_flops(func, (q, k, k, offsets(QUERIES), None, 5, 4), used, (q,)).model == 2 * 2 * H * D * 13
+
+
+def test_flash_attention_on_a_gpu_aligns_its_mask_at_the_lower_right_corner() -> None:
+    """Where there are more keys than queries, as for the last of a request's candidates, the two corners differ."""
+    q, k = rand(B, H, 5, D), rand(B, H, 8, D)
+    func = torch.ops.aten._scaled_dot_product_flash_attention.default
+    assert dispatched_flops(func, (q, k, k, 0.0, True), {}, (q,)).model == 2 * 2 * B * H * D * (4 + 5 + 6 + 7 + 8)
+
+
 def a_stack() -> tuple[nn.Module, Tensor]:
     model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6, 16), nn.ReLU(), nn.Linear(16, 2))
     return model, rand(5, 3, 8)
@@ -176,44 +265,8 @@ def unknown(x: Tensor) -> Tensor:
 
 
 def test_no_formula_is_none_and_not_zero() -> None:
-    found = {name: counted for name, counted, _ in calls(lambda: unknown(rand(3, 3)).relu())}
+    found = {name: counted for name, counted in calls(lambda: unknown(rand(3, 3)).relu())}
     assert found["mfubench_test::unknown"] is None and found["aten::relu"] is None
-
-
-# What runs, on which tensors, and the bytes of each operator.
-BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]]] = {
-    "each operand once": (torch.add, (torch.ones(3, 4), torch.ones(4)), {"add": 4 * (12 + 4 + 12)}),
-    "half the width": (torch.exp, (torch.ones(3, 4, dtype=torch.bfloat16),), {"exp": 2 * 24}),
-    "views": (lambda x: x.t()[1:].unsqueeze(0), (torch.ones(3, 4),), {"t": 0, "slice": 0, "unsqueeze": 0}),
-    "an expanded input": (torch.exp, (torch.ones(4).expand(3, 4),), {"exp": 4 * (4 + 12)}),
-    "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
-    "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
-    "a list": (lambda x, y: torch.cat([x, y]), (torch.ones(3), torch.ones(2)), {"cat": 4 * 10}),
-    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 8 + 4 * 8}),
-    "rows of a small table": (F.embedding, (torch.ones(99).long(), torch.ones(9, 4)), {"embedding": 792 + 144 + 1584}),
-    "rows picked": (lambda x, i: x[i], (torch.ones(9, 4), torch.tensor([2, 0])), {"index": 16 + 4 * 8 + 4 * 8}),
-}
-
-
-@pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
-def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
-    assert {name.removeprefix("aten::"): moved for name, _, moved in calls(lambda: function(*inputs))} == expected
-
-
-def test_a_bag_reads_the_rows_that_it_sums() -> None:
-    """Two bags of three of a table's rows; beside their sums it gives what its backward wants."""
-    table, ids = torch.ones(900, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    (moved,) = (moved for name, _, moved in calls(lambda: F.embedding_bag(ids, table)) if "_embedding_bag" in name)
-    assert 6 * 16 + 6 * 8 + 2 * 16 <= moved < 900 * 16
-
-
-def test_a_sparse_gradient_counts_what_it_holds() -> None:
-    table = nn.Embedding(1000, 4, sparse=True)
-    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 7]]), rand(2, 4), (1000, 4), check_invariants=False)
-    held = 2 * 8 + 2 * 4 * 4
-    with torch.no_grad():
-        (moved,) = (size for name, _, size in calls(lambda: table.weight.add_(gradient)) if name == "aten::add_")
-    assert moved == 2 * 4000 * 4 + held  # the dense table stands twice: as input and as output
 
 
 @pytest.mark.parametrize(

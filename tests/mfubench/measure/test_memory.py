@@ -1,5 +1,6 @@
 """The memory pass: what is alive at the peak, to the byte, by kind and by the module that it belongs to."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mfubench.measure.memory import KINDS, MemoryPeak, peak_of_step
-from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
+from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
 from mfubench.workload.step import make_optimizers, run_step
 
 BIG = 1 << 20  # elements; dwarfs everything else
@@ -118,6 +119,24 @@ def test_kept_activations_to_the_byte() -> None:
     # The first layer's own output is dead when the backward begins: the ReLU has kept its result instead.
     assert kept == {"1": hidden, "2": FLOAT * 16 * 8, LOSS: FLOAT}
     assert not +peak(model, x, train=False).kept_activations
+
+
+def test_a_batch_that_the_step_fetches_is_no_activation() -> None:
+    """A GPU's copy of it is made in the step, and is there whatever the model keeps."""
+    model, host = mlp(), torch.randn(16, 8)
+
+    def step(tracker: ScopeTracker) -> None:
+        with tracker.phase(DATA):
+            x = host.clone()
+        with tracker.phase(FORWARD):
+            output = model(x)
+        with tracker.phase(BACKWARD):
+            output.sum().backward()
+
+    found = peak_of_step(model, [], step)
+    assert DATA not in found.kept_activations and found.by_module[DATA] == FLOAT * 16 * 8
+    assert found.kept_activations == +peak(model, host).kept_activations - Counter({LOSS: FLOAT})
+    assert found.by_kind["other"] >= FLOAT * 16 * 8
 
 
 def test_checkpointing_keeps_no_activations_of_its_block() -> None:

@@ -1,0 +1,92 @@
+"""Bytes that one dispatched torch operator moves at least: what it reads, once, and what it writes, once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from .operators import arguments_by_name
+
+# Which write over what they are given, and do not read it.
+OVERWRITES = (
+    *("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "log_normal_", "cauchy_"),
+)
+TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
+LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
+
+
+def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Least bytes that one call moves: each input read once, each output written once; a view moves none.
+
+    An argument that is changed in place is read and written, or only written where the call does not look at it. Of a
+    table that rows are looked up in, no more is moved than one row for each index.
+    """
+    if not isinstance(func, torch._ops.OpOverload):
+        return sum(map(_nbytes, _tensors((args, kwargs, out))))
+    if _moves_nothing(func):
+        return 0
+    named = arguments_by_name(func, args, kwargs)
+    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
+    moved = sum(map(_nbytes, _made(func, out)))
+    for argument in func._schema.arguments:
+        for tensor in _tensors(named.get(argument.name)):
+            size = _nbytes(tensor)
+            if rows is not None and (argument.name in TABLES or argument.name.startswith("momentum")):
+                size = min(size, rows)
+            moved += size * _times(func, argument, named)
+    return moved
+
+
+def _times(func: torch._ops.OpOverload, argument: Any, named: Mapping[str, Any]) -> int:
+    """How often a call goes through an argument: once to read it, once to write it."""
+    name = func._overloadpacket.__name__
+    if name.startswith("new_") or name.endswith("_like"):
+        return 0  # its shape and type are all that is wanted of it
+    if argument.alias_info is None or not argument.alias_info.is_write:
+        return 1
+    if argument.is_out or (name in OVERWRITES and argument.name == "self"):
+        return 1
+    # Fused optimizers write gradients only where they take a loss's scale off them, whatever their schemas say.
+    return 1 if argument.name == "grads" and named.get("grad_scale") is None else 2
+
+
+def _made(func: torch._ops.OpOverload, out: Any) -> Iterator[torch.Tensor]:
+    """Outputs that are new memory: others are arguments, or views of them."""
+    returns = func._schema.returns
+    for value, made in zip(returns, out if len(returns) > 1 else [out], strict=False):
+        if value.alias_info is None:
+            yield from _tensors(made)
+
+
+@cache
+def _moves_nothing(func: torch._ops.OpOverload) -> bool:
+    """Whether a call only looks at its input's memory, or makes memory without writing it."""
+    if func._overloadpacket.__name__.startswith(("empty", "new_empty")) or torch.Tag.inplace_view in func.tags:
+        return True
+    aliases = [value.alias_info for value in func._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
+    """Bytes of the rows that a call looks up in a table, None where it reads its inputs whole."""
+    if name in LOOK_UPS:
+        return _nbytes(out)
+    if name.startswith("_embedding_bag") and "weight" in named:
+        return int(named["indices"].numel() * named["weight"][:1].nbytes)
+    if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
+        return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
+    return None
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return int(tensor._values().nbytes + tensor._indices().nbytes) if tensor.layout == torch.sparse_coo else 0
+    # An expanded tensor has more elements than memory.
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -1,0 +1,120 @@
+"""Least bytes of single operators against numbers by hand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library, nn
+
+from mfubench.measure.operators import OperatorMode, operator_name
+from mfubench.measure.traffic import dispatched_bytes
+
+FLOAT = 4
+
+
+def calls(run: Callable[[], object]) -> list[tuple[str, int]]:
+    """Name and bytes of every operator that ``run`` dispatches."""
+    seen: list[tuple[str, int]] = []
+    with OperatorMode(lambda func, *call: seen.append((operator_name(func), dispatched_bytes(func, *call)))):
+        run()
+    return seen
+
+
+# What runs, on which tensors, and the bytes of each operator.
+BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]]] = {
+    "each operand once": (torch.add, (torch.ones(3, 4), torch.ones(4)), {"add": 4 * (12 + 4 + 12)}),
+    "half the width": (torch.exp, (torch.ones(3, 4, dtype=torch.bfloat16),), {"exp": 2 * 24}),
+    "views": (lambda x: x.t()[1:].unsqueeze(0), (torch.ones(3, 4),), {"t": 0, "slice": 0, "unsqueeze": 0}),
+    "an expanded input": (torch.exp, (torch.ones(4).expand(3, 4),), {"exp": 4 * (4 + 12)}),
+    "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
+    "a shape that is read, not its numbers": (torch.zeros_like, (torch.ones(3),), {"zeros_like": 4 * 3}),
+    "a type that is read": (lambda x: x.new_zeros(5), (torch.ones(3),), {"new_zeros": 4 * 5}),
+    "a list": (lambda x, y: torch.cat([x, y]), (torch.ones(3), torch.ones(2)), {"cat": 4 * 10}),
+    "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 8 + 4 * 8}),
+    "rows of a small table": (F.embedding, (torch.ones(99).long(), torch.ones(9, 4)), {"embedding": 792 + 144 + 1584}),
+    "rows picked": (lambda x, i: x[i], (torch.ones(9, 4), torch.tensor([2, 0])), {"index": 16 + 4 * 8 + 4 * 8}),
+    "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
+    "in place, of two": (torch.Tensor.add_, (torch.ones(3), torch.ones(3)), {"add_": 4 * 9}),
+    "a copy": (torch.Tensor.copy_, (torch.ones(3), torch.ones(3)), {"copy_": 4 * 6}),
+    "a copy of another width": (torch.Tensor.copy_, (torch.ones(3), torch.ones(3).half()), {"copy_": 4 * 3 + 2 * 3}),
+    "filled": (lambda x: x.fill_(2.0), (torch.ones(3),), {"fill_": 4 * 3}),
+    "zeros": (torch.Tensor.zero_, (torch.ones(3),), {"zero_": 4 * 3}),
+    "drawn": (torch.Tensor.normal_, (torch.ones(3),), {"normal_": 4 * 3}),
+    "a view in place": (torch.Tensor.t_, (torch.ones(3, 4),), {"t_": 0}),
+    "into a given output": (lambda x, y: torch.exp(x, out=y), (torch.ones(3), torch.ones(3)), {"exp": 4 * 6}),
+    "lists in place": (
+        lambda x, y: torch._foreach_add_([x], [y]),
+        (torch.ones(3), torch.ones(3)),
+        {"_foreach_add_": 4 * 9},
+    ),
+    "lists of zeros": (lambda x: torch._foreach_zero_([x]), (torch.ones(3),), {"_foreach_zero_": 4 * 3}),
+    "lists copied": (
+        lambda x, y: torch._foreach_copy_([x], [y]),
+        (torch.ones(3), torch.ones(3)),
+        {"_foreach_copy_": 4 * 6},
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
+def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
+    assert {name.removeprefix("aten::"): moved for name, moved in calls(lambda: function(*inputs))} == expected
+
+
+def test_a_bag_reads_the_rows_that_it_sums() -> None:
+    """Two bags of three of a table's rows; beside their sums it gives what its backward wants."""
+    table, ids = torch.ones(900, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    (moved,) = (moved for name, moved in calls(lambda: F.embedding_bag(ids, table)) if "_embedding_bag" in name)
+    assert 6 * 16 + 6 * 8 + 2 * 16 <= moved < 900 * 16
+
+
+def test_a_sparse_gradient_counts_what_it_holds() -> None:
+    table = nn.Embedding(1000, 4, sparse=True)
+    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 7]]), torch.randn(2, 4), (1000, 4), check_invariants=False)
+    held = 2 * 8 + 2 * 4 * 4
+    with torch.no_grad():
+        (moved,) = (size for name, size in calls(lambda: table.weight.add_(gradient)) if name == "aten::add_")
+    assert moved == 2 * 4000 * 4 + held  # the dense table is read and written
+
+
+@pytest.mark.parametrize(
+    ("fused", "copies"),
+    [
+        (lambda p: torch.optim.AdamW(p, fused=True), 7),  # three of four are written: not the gradient
+        (lambda p: torch.optim.AdamW(p, fused=True, amsgrad=True), 9),
+        (lambda p: torch.optim.SGD(p, fused=True, lr=0.1), 3),
+        (lambda p: torch.optim.SGD(p, fused=True, lr=0.1, momentum=0.9), 5),
+        (lambda p: torch.optim.Adagrad(p, fused=True), 5),
+    ],
+    ids=["adamw", "amsgrad", "sgd", "momentum", "adagrad"],
+)
+def test_a_fused_optimizer_writes_what_it_changes(fused: Callable[..., torch.optim.Optimizer], copies: int) -> None:
+    """It returns nothing, so its arguments are all that tells of it; a count of steps is beside them."""
+    parameter = nn.Parameter(torch.ones(1000))
+    optimizer = fused([parameter])
+    parameter.grad = torch.ones(1000)
+    optimizer.step()
+    (moved,) = (size for name, size in calls(optimizer.step) if "_fused_" in name)
+    assert copies * 1000 * FLOAT <= moved <= copies * 1000 * FLOAT + 2 * FLOAT
+
+
+def test_gradients_are_written_where_their_scale_is_taken_off() -> None:
+    x = torch.ones(1000)
+    func = torch.ops.aten._fused_sgd_.default
+    args = [x], [x], []
+    scale = torch.ones(())
+    assert dispatched_bytes(func, args, {}, None) == 3 * 1000 * FLOAT
+    assert dispatched_bytes(func, args, {"grad_scale": scale, "found_inf": None}, None) == 4 * 1000 * FLOAT + FLOAT
+
+
+def test_rows_of_a_table_that_an_update_in_the_backward_touches() -> None:
+    """As FBGEMM's, which also has its optimizer's state there: read and written, by rows."""
+    made = library.Library("mfubench_test", "FRAGMENT")
+    made.define(
+        "table_update(Tensor grad, Tensor(a!) host_weights, Tensor(b!) momentum1_host, Tensor indices, int max_D) -> ()"
+    )
+    table, indices = torch.ones(900, 4), torch.tensor([3, 5])
+    args = (torch.ones(2, 4), table, table.clone(), indices, 4)
+    moved = dispatched_bytes(torch.ops.mfubench_test.table_update.default, args, {}, None)
+    assert moved == 2 * 16 + 2 * 8 + 2 * (2 * 2 * 16)
