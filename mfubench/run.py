@@ -7,13 +7,15 @@ document is migrated or refused, never guessed.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from .errors import BadInput
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA_VERSION = 1
+LONGEST_MS = 1e9  # of a step: eleven days
 FLOP_CONVENTION = (
     "2 per multiply-add, matmul-like work only, true sequence lengths, only the pairs a mask keeps, forward plus "
     "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
@@ -186,15 +189,16 @@ class Run:
         return pandas.DataFrame([asdict(row) for row in self.kernels])
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path | str) -> Run:
     """Read ``path``, a run.json or a folder that holds one.
 
     Raises:
         BadInput: it does not exist, is not a Run document, or has a schema version that this release cannot read.
     """
+    path = Path(path)
     file = path / "run.json" if path.is_dir() else path
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
     except OSError as error:
         raise BadInput(
             f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote"
@@ -208,34 +212,38 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-_NUMBER = (int, float)
-_MAYBE = (int, float, type(None))
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 # What readers take for granted inside a Run, by dotted path.
 _EXPECTED: Mapping[str, Any] = {
-    **dict.fromkeys(("environment", "impls", "memory.by_kind", "workload.overrides"), dict),
-    **dict.fromkeys(
-        ("step.timings_ms", "flops.unknown_ops", "modules", "kernels", "ledger", "hotspots", "warnings"), list
-    ),
-    **dict.fromkeys(("not_measured", "ranks"), list),
+    **dict.fromkeys(("environment", "impls", "workload.overrides"), dict[str, Any]),
+    **dict.fromkeys(("flops.unknown_ops", "warnings", "not_measured"), list[str]),
+    **{"memory.by_kind": dict[str, float], "step.timings_ms": list[float], "ranks": list[Any]},
     **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
     **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data_hash")), str),
     **dict.fromkeys(("peak.dtype", "peak.in_use", "memory.phase", "flop_convention"), str),
-    **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), _NUMBER),
-    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), _MAYBE),
-    **dict.fromkeys((f"trace.{key}" for key in ("distortion", "attributed_share")), _MAYBE),
-    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s", "trace.steps"), _NUMBER),
-    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), _MAYBE),
-    **dict.fromkeys(("mfu", "hfu", "peak.datasheet_tflops", "memory.device_peak_bytes"), _MAYBE),
-    **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), (str, type(None))),
+    **dict.fromkeys((f"step.time_ms.{key}" for key in ("median", "ci95_low", "ci95_high")), float),
+    **dict.fromkeys((f"flops.{key}" for key in ("model", "padded", "hardware", "coverage")), float | None),
+    **dict.fromkeys((f"trace.{key}" for key in ("distortion", "attributed_share")), float | None),
+    **dict.fromkeys(("peak.measured_tflops", "peak.bandwidth_gb_s", "step.samples_per_s", "trace.steps"), float),
+    **dict.fromkeys(("memory.peak_bytes", "mfu_of_measured_peak", "hfu_of_measured_peak"), float | None),
+    **dict.fromkeys(("mfu", "hfu", "peak.datasheet_tflops", "memory.device_peak_bytes"), float | None),
+    **dict.fromkeys(("peak.source", "peak.measured_date", "trace.path"), str | None),
     "nvml.available": bool,
 }
-# The same where a GPU's driver was there, and where a release wrote the peaks of each dtype.
+# The same where a GPU's driver was there.
 _EXPECTED_OF_A_GPU: Mapping[str, Any] = {
-    **dict.fromkeys((f"nvml.{key}" for key in ("counters", "energy", "clock_events", "limits", "gpm")), dict),
-    **dict.fromkeys((f"nvml.{key}" for key in ("window_s", "window_steps", "interval_s")), _NUMBER),
-    "nvml.cross_check": (dict, type(None)),
+    **dict.fromkeys((f"nvml.{key}" for key in ("counters", "energy", "clock_events", "limits", "gpm")), dict[str, Any]),
+    **dict.fromkeys((f"nvml.{key}" for key in ("window_s", "window_steps", "interval_s")), float),
+    "nvml.cross_check": dict[str, Any] | None,
 }
-_PEAK_KEYS = {"dtype", "measured_tflops", "measured_date", "datasheet_tflops", "used"}
+_HOTSPOT = {**dict.fromkeys(("module", "cause", "advice"), str), **dict.fromkeys(("time_ms", "won_ms"), float)}
+_PEAK = {"dtype": str, "measured_tflops": float | None, "measured_date": str | None, "datasheet_tflops": float | None}
 
 
 def _check(document: Any, file: str) -> None:
@@ -243,20 +251,56 @@ def _check(document: Any, file: str) -> None:
     _check_inside(document, _EXPECTED, file)
     if document["nvml"]["available"]:
         _check_inside(document, _EXPECTED_OF_A_GPU, file)
-    rows = document["peak"].get("by_dtype", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _PEAK_KEYS for row in rows):
-        raise BadInput(f"{file}: peak.by_dtype is {repr(rows)[:40]}; it is no whole Run; profile again")
+    _check_rows(document["hotspots"], _HOTSPOT, f"{file}: hotspots")
+    _check_rows(document["peak"].get("by_dtype", []), _PEAK | {"used": bool}, f"{file}: peak.by_dtype")
+    times = [document["step"]["time_ms"][key] for key in ("ci95_low", "median", "ci95_high")]
+    if not 0 < times[0] <= times[1] <= times[2] < LONGEST_MS:
+        raise BadInput(f"{file}: step.time_ms is {times}, no interval of a time; it is no whole Run; profile again")
 
 
 def _check_inside(document: Any, expected: Mapping[str, Any], file: str) -> None:
-    for path, kind in expected.items():
+    for path, hint in expected.items():
         *outer, last = path.split(".")
         inside = document
         for key in outer:
             inside = inside.get(key) if isinstance(inside, dict) else None
-        if not isinstance(inside, dict) or last not in inside or not isinstance(inside[last], kind):
+        if not isinstance(inside, dict) or last not in inside or not _is(inside[last], hint):
             given = repr(inside[last])[:40] if isinstance(inside, dict) and last in inside else "missing"
             raise BadInput(f"{file}: {path} is {given}; it is no whole Run; profile again")
+
+
+def _check_rows(rows: Any, hints: Mapping[str, Any], where: str) -> None:
+    """Refuse rows that lack one of ``hints``, or have another kind of value there."""
+    if not isinstance(rows, list):
+        raise BadInput(f"{where} is {repr(rows)[:40]}; it is no whole Run; profile again")
+    for row in rows:
+        for key, hint in hints.items():
+            if not isinstance(row, dict) or not _is(row.get(key), hint):
+                raise BadInput(f"{where} is {repr(row)[:40]}, a row that does not fit: {key}; profile again")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is what a type hint says: whole numbers are floats, too, and no bool is a number."""
+    inner = get_args(hint)
+    if hint is Any:
+        return True
+    if get_origin(hint) is UnionType:
+        return any(_is(value, each) for each in inner)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_is(each, inner[0]) for each in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is(each, inner[1]) for each in value.values())
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def _rows(kind: Any, rows: Any, where: str) -> list[Any]:
+    """Dataclasses of ``kind``."""
+    hints = get_type_hints(kind)
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    _check_rows(rows, {name: hints[name] for name in needed}, where)
+    for row in rows:
+        _check_rows([row], {name: hints.get(name) for name in row}, where)
+    return [kind(**row) for row in rows]
 
 
 def run_of(document: Any, file: str) -> Run:
@@ -274,12 +318,8 @@ def run_of(document: Any, file: str) -> Run:
         raise BadInput(f"{file} lacks {', '.join(sorted(missing))}; it is no whole Run; profile again")
     _check(document, file)
     values = {key: document[key] for key in known}
-    try:
-        values["modules"] = [ModuleRow(**row) for row in values["modules"]]
-        values["kernels"] = [KernelRow(**row) for row in values["kernels"]]
-        values["ledger"] = [LedgerLine(**line) for line in values["ledger"]]
-    except TypeError as error:
-        raise BadInput(f"{file} has a row that does not fit: {error}; profile again") from None
+    for key, kind in {"modules": ModuleRow, "kernels": KernelRow, "ledger": LedgerLine}.items():
+        values[key] = _rows(kind, values[key], f"{file}: {key}")
     return Run(**values)
 
 

@@ -86,6 +86,37 @@ def test_a_row_that_does_not_fit_is_refused(tmp_path, document, part, row):
         read_run(written(tmp_path, document))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *[("modules", "time_ms", "x"), ("modules", "causes", {"useful": "x"}), ("ledger", "modules", None)],
+        *[("kernels", "calls", True), ("hotspots", "won_ms", None)],
+    ],
+)
+def test_a_row_with_a_value_of_another_kind_is_refused(tmp_path, document, part, key, value):
+    document[part][0][key] = value
+    with pytest.raises(BadInput, match=f"{part} is .*, a row that does not fit: {key}; profile again"):
+        read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.0, 0.0), (-5.0, -6.0, 1.0), (3.0, 1.0, 2.0), (1e300, 1e300, 1e300)])
+def test_a_step_time_that_is_none_is_refused(tmp_path, document, times):
+    document["step"]["time_ms"] = dict(zip(("median", "ci95_low", "ci95_high"), times, strict=True))
+    with pytest.raises(BadInput, match="no interval of a time"):
+        read_run(written(tmp_path, document))
+
+
+def test_a_number_beyond_all_others_is_refused(tmp_path, document):
+    document["step"]["samples_per_s"] = 12345.5
+    with pytest.raises(BadInput, match="is not JSON"):
+        read_run(written(tmp_path, json.dumps(document).replace("12345.5", "1e999")))
+
+
+def test_a_folder_may_be_given_as_text(tmp_path, document):
+    written(tmp_path, document)
+    assert read_run(str(tmp_path)).title == "kunlun small train fp32"
+
+
 @pytest.mark.parametrize("path", [*EXPECTED_INSIDE, *EXPECTED_OF_A_GPU])
 @pytest.mark.parametrize("damage", ["missing", "another kind"])
 def test_a_document_whose_inside_is_not_a_runs_is_refused(tmp_path, path, damage):
