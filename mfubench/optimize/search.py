@@ -107,8 +107,11 @@ class Search:
     def _state(self, identity: Mapping[str, Any], run: Run, survey: Survey) -> State:
         cells = cells_of(run)
         listed = proposals(run, survey, self.plan.judge)
-        count = sum(self._worth(proposal, cells) for proposal in listed if proposal.change)
-        return State(identity, run, survey, cells, listed, ALPHA / max(1, count))
+        state = State(identity, run, survey, cells, listed, ALPHA)
+        # What is worth too little now may be worth a trial once others are kept; plain is, if it is faster at the end.
+        tried = {proposal.change for proposal in listed if proposal.change and proposal.predicted_ms(cells) > 0}
+        state.alpha /= len(tried | {state.plain})
+        return state
 
     def _worth(self, proposal: Proposal, cells: Cells) -> bool:
         """Whether enough is predicted; what is judged by numbers alone is tried whatever it would win."""
