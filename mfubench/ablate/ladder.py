@@ -66,7 +66,7 @@ class Ladder:
             if self._has(unit):
                 continue
             if end is not None and monotonic() >= end:
-                self.found.stopped = f"--budget {budget_s:g} s was spent"
+                self.found.stopped = f"--budget {budget_s:g}s was spent"
                 break
 
             def told(stage: str, done: float, unit: Setting | Contrast = unit, place: int = place) -> None:

@@ -183,7 +183,7 @@ def test_a_budget_stops_before_the_next_measurement(
     ablation = climbed(tmp_path, budget_s=3.5)
     assert not ablation.complete and len(machine.profiled) + len(machine.timed) == 3
     (left,) = [sentence for sentence in ablation.not_measured if "not reached" in sentence]
-    assert "--budget 3.5 s was spent" in left and "+hsp" in left and "interformer against +experts" in left
+    assert "--budget 3.5s was spent" in left and "+hsp" in left and "interformer against +experts" in left
     assert climbed(tmp_path).complete and len(machine.profiled) == NUM_SETTINGS
 
 
