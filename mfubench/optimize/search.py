@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
+from mfubench.identity import require_same
 from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run
 
@@ -14,7 +15,7 @@ from .changes import Change, added, from_plain
 from .document import Optimization, Step
 from .gain import ALPHA
 from .isolated import GaveUp, run_isolated
-from .log import FILE, Log, no_log, read_log, require_same
+from .log import FILE, Log, no_log, read_log
 from .outcome import End, document_of, put_run, write
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .state import Plan, State, step_taken
@@ -93,7 +94,7 @@ class Search:
         if not facts or not logged or not surveys or not (self.plan.out / "start" / "run.json").exists():
             return None
         identity = self._identity(self._must(identify, self.plan.spec, "looking at the model"))
-        require_same(self.log.file, logged, identity)
+        require_same(self.log.file, "search", logged, identity)
         state = self._state(identity, read_run(self.plan.out / "start"), surveys[-1])
         state.resumed = True
         for step in steps:
