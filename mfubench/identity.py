@@ -34,7 +34,7 @@ def code_hash() -> str:
 
 
 def require_same(file: Path, kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse to go on with another's measurements: the identity in ``file``, of a ``kind`` of search, is not ``here``.
+    """Refuse to go on with what another ladder, search or such (``kind``) has measured: ``file`` holds its identity.
 
     Raises:
         BadInput: naming all that differs.
