@@ -12,17 +12,15 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .errors import BadInput
-from .measure.stats import median_ci
+from .measure.stats import median_ci, percentile_interval, resampled
 from .run import Run, family_place
 
 MEASURED_APART = (
     "The runs were measured apart: an interval covers the spread within each run, not what changed on the machine "
     "between them."
 )
-TAIL_PERCENT, RESAMPLES, SEED = 2.5, 2000, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +176,8 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 def ratio_apart(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """The median of ``after`` over that of ``before``, timings of two Runs; each side is resampled on its own."""
     ratio = float(np.median(after) / np.median(before))
-    medians = [np.median(_resampled(side, SEED + at), axis=1) for at, side in enumerate((before, after))]
-    return _with_interval(ratio, medians[1] / medians[0])
+    medians = [np.median(resampled(side, seed), axis=1) for seed, side in enumerate((before, after))]
+    return Estimate(ratio, *percentile_interval(medians[1] / medians[0]))
 
 
 def ratio_in_turn(before: Sequence[float], after: Sequence[float]) -> Estimate:
@@ -189,8 +187,8 @@ def ratio_in_turn(before: Sequence[float], after: Sequence[float]) -> Estimate:
 
 def mean_rate(timings_ms: Sequence[float]) -> Estimate:
     """How far a rate over all of ``timings_ms`` (work over their sum) can be trusted, as a multiple of that rate."""
-    means = _resampled(timings_ms, SEED).mean(axis=1)
-    return _with_interval(1.0, float(np.mean(timings_ms)) / means)
+    means = resampled(timings_ms).mean(axis=1)
+    return Estimate(1.0, *percentile_interval(float(np.mean(timings_ms)) / means))
 
 
 def energy_per_sample(run: Run) -> tuple[float | None, str]:
@@ -200,18 +198,6 @@ def energy_per_sample(run: Run) -> tuple[float | None, str]:
     energy = run.nvml.get("energy", {})
     joules = energy.get("joules_per_sample")
     return joules, "" if joules is not None else str(energy.get("unavailable", "the driver counts no energy"))
-
-
-def _resampled(values: Sequence[float], seed: int) -> npt.NDArray[np.float64]:
-    given = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(given.size, size=(RESAMPLES, given.size))
-    resampled: npt.NDArray[np.float64] = given[draws]
-    return resampled
-
-
-def _with_interval(value: float, resampled: npt.NDArray[np.float64]) -> Estimate:
-    low, high = np.percentile(resampled, [TAIL_PERCENT, 100 - TAIL_PERCENT])
-    return Estimate(value, float(low), float(high))
 
 
 def _check_timings(run: Run) -> None:

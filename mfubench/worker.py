@@ -75,6 +75,10 @@ class _Broke:
     reason: str
 
 
+class _CutOff:
+    """The limit of the whole work was over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a worker runs: in ``folder``; imports look into ``paths`` before all others, and not into ``hidden``."""
@@ -123,15 +127,17 @@ class Worker:
             keep(document)
 
         while True:
-            found = self._try(work, {**arguments, "without": dict(without)}, ends, part_limit_s, stand, begins)
-            if isinstance(found, Answer):
-                break
-            if found.part in without or ends - monotonic() < LEAST_S:
-                found = Answer(FAILED, f"{found.part}: {found.reason}")
-                break
-            without[found.part] = found.reason
-        if found.status == FAILED and found.reason is None:
-            found = Answer(FAILED, f"gave up after {limit_s:.0f} s")
+            match self._try(work, {**arguments, "without": dict(without)}, ends, part_limit_s, stand, begins):
+                case Answer() as found:
+                    break
+                case _CutOff():
+                    found = Answer(FAILED, f"gave up after {limit_s:.0f} s")
+                    break
+                case _Broke(part, reason):
+                    if part in without or ends - monotonic() < LEAST_S:
+                        found = Answer(FAILED, f"{part}: {reason}")
+                        break
+                    without[part] = reason
         return Answer(PART, found.reason, stands[0]) if stands and found.status == FAILED else found
 
     def _try(
@@ -142,8 +148,8 @@ class Worker:
         part_limit_s: float,
         stand: Callable[[Any], None],
         begins: Callable[[str], None],
-    ) -> Answer | _Broke:
-        """One attempt; a failure without a reason is one that ``ends`` has cut off."""
+    ) -> Answer | _CutOff | _Broke:
+        """One attempt."""
         pipe, part, part_ends = self._started(), None, inf
         try:
             pipe.send((work, dict(arguments)))
@@ -169,7 +175,7 @@ class Worker:
             self.close()
             return Answer(FAILED, reason) if part is None or self._killed else _Broke(part, reason)
         self.close()
-        return Answer(FAILED) if part is None or part_ends > ends else _Broke(part, f"took over {part_limit_s:.0f} s")
+        return _CutOff() if part is None or part_ends > ends else _Broke(part, f"took over {part_limit_s:.0f} s")
 
     @property
     def killed(self) -> bool:

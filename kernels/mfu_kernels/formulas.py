@@ -49,6 +49,22 @@ def without_matmul(moved: Moved) -> OpCost:
     return OpCost(PassCost(bytes=moved.fwd), PassCost(bytes=moved.bwd))
 
 
+def product_of_rows(
+    lengths: Sequence[int], flops: int, needs: Sequence[bool], moved: Moved, *, max_length: int
+) -> OpCost:
+    """One product of ``flops`` a value of jagged rows, and in the backward one for each gradient that is needed.
+
+    The reference computes ``max_length`` values a row.
+    """
+    padded, hardware = len(lengths) * max(lengths), len(lengths) * max_length
+
+    def products(count: int, bytes_moved: int) -> PassCost:
+        each = count * flops
+        return PassCost(each * sum(lengths), each * padded, each * hardware, bytes_moved)
+
+    return OpCost(products(1, moved.fwd), products(sum(needs), moved.bwd))
+
+
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Query-key pairs of one head, summed over the batch, in `PassCost`'s three countings."""

@@ -20,6 +20,10 @@ _adopted: list[Entry] = []
 def committed() -> tuple[Entry, ...]:
     """Every committed entry: kernel, device, its target, key, config, and what it won: date, ms, versions.
 
+    ``ms`` and ``ms_of_default`` are of rounds after those in which all configs were timed, and ``ratio_of_fastest`` is
+    what was fastest in those beside what launches took, with its 95 % interval, timed anew. Entries without it are
+    older: their ``ms`` is that of the first rounds, the least of many.
+
     Raises:
         RuntimeError: the file is of another schema.
     """

@@ -15,6 +15,7 @@ from mfu_models import model_spec
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
 from mfubench.exhausted import ran_out_of_memory
+from mfubench.identity import ELSEWHERE, code_hash, require_same
 from mfubench.measure.environment import environment
 from mfubench.profiling import profile_workload
 from mfubench.progress import Progress, silent
@@ -28,9 +29,8 @@ from .pair import forget_compiled, time_pair
 from .plan import Contrast, Plan, Setting, make_plan
 
 FILE = "ablation.json"
-ELSEWHERE = "choose another --out, or remove what is there"
 # What the environment must have in common for two sittings to belong to one ablation.
-SAME_ENVIRONMENT = ("mfubench", "git_sha", "torch", "triton", "device_name", "torch_threads")
+SAME_ENVIRONMENT = ("mfubench", "torch", "triton", "device_name", "torch_threads")
 
 
 class Ladder:
@@ -52,7 +52,9 @@ class Ladder:
         here = environment(device)
         asked = asdict(spec) | {"size": size, "dtype": dtype, "device": device.type}
         self.identity: dict[str, Any] = (
-            asked | {"data_fingerprint": self.source.fingerprint} | {key: here[key] for key in SAME_ENVIRONMENT}
+            asked
+            | {"data_fingerprint": self.source.fingerprint, "code": code_hash()}
+            | {key: here[key] for key in SAME_ENVIRONMENT}
         )
         self.found = Found(environment=here)
         if folder is not None and (folder / FILE).exists():
@@ -66,7 +68,7 @@ class Ladder:
             if self._has(unit):
                 continue
             if end is not None and monotonic() >= end:
-                self.found.stopped = f"--budget {budget_s:g} s was spent"
+                self.found.stopped = f"--budget {budget_s:g}s was spent"
                 break
 
             def told(stage: str, done: float, unit: Setting | Contrast = unit, place: int = place) -> None:
@@ -149,10 +151,7 @@ class Ladder:
     def _take_up(self, folder: Path) -> None:
         """Continue the ablation in ``folder``."""
         document = _read(folder / FILE)
-        other = {key: value for key, value in document["identity"].items() if value != self.identity.get(key)}
-        if other or document["identity"].keys() != self.identity.keys():
-            listed = ", ".join(f"{key} {value} there, {self.identity.get(key)} here" for key, value in other.items())
-            raise BadInput(f"{folder / FILE} belongs to another ablation ({listed}); {ELSEWHERE}")
+        require_same(folder / FILE, "ablation", document["identity"], self.identity)
         try:
             for step in document["steps"]:
                 if step["status"] == "done":

@@ -3,13 +3,13 @@
 A folder belongs to one device, toolchain and state of the code, so that a later call resumes it and never mixes two.
 """
 
-import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.identity import code_hash, require_same
 from mfubench.run import write_text
 from mfubench.worker import DONE, FAILED, PART
 
@@ -26,25 +26,6 @@ _PARTS = {  # of a stage's documents, which a page reads
     "road": ("steps", "changes", "identity"),
 }
 CACHE = "triton"  # Triton's, where kernels were compiled ahead
-
-
-def code_hash(without: Collection[str] = ()) -> str:
-    """A hash of every source file of the three packages: results of other code are other results.
-
-    ``without`` names folders of a package that cannot change a result, such as what only shows it.
-    """
-    import mfu_kernels
-    import mfu_models
-    import mfubench
-
-    digest = hashlib.sha256()
-    for package in (mfu_kernels, mfu_models, mfubench):
-        folder = Path(package.__path__[0])
-        for file in sorted(folder.rglob("*.py")):
-            name = file.relative_to(folder)
-            if name.parts[0] not in without:
-                digest.update(name.as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class Store:
@@ -64,12 +45,7 @@ class Store:
         index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
         if (self.folder / INDEX).exists():
             index = self.index()
-            for name, value in identity.items():
-                if index["identity"].get(name) != value:
-                    raise BadInput(
-                        f"{self.folder} holds a campaign of {name} {index['identity'].get(name)}, this is {value}; "
-                        "choose another --out"
-                    )
+            require_same(self.folder / INDEX, "campaign", index["identity"], identity)
         index["planned"] = list(dict.fromkeys([*index.get("planned", ()), *(task.id for task in tasks)]))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")

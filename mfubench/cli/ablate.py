@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from mfubench.errors import BadInput
-
 from .options import (
     BatchSize,
     Candidates,
@@ -27,6 +25,7 @@ from .options import (
     Verbose,
     out_option,
     overrides,
+    seconds,
     writable_folder,
 )
 from .progress import stages
@@ -48,8 +47,10 @@ def ablate(
     seed: Seed = 0,
     data: Data = "synthetic",
     budget: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Begin nothing new once they are over.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Begin nothing new once it is over: 90s, 9m or 2h. \\[default: until it is done]"
+        ),
     ] = None,
     out: Annotated[Path | None, out_option("ablation.json, each step's run.json, ")] = None,
     json: Json = False,
@@ -67,12 +68,11 @@ def ablate(
 
     mfubench ablate kunlun --size small --out out/ablation
 
-    mfubench ablate kunlun --size tiny --data kuairand:PATH --steps 50 --budget 600 --out out/ablation
+    mfubench ablate kunlun --size tiny --data kuairand:PATH --steps 50 --budget 10m --out out/ablation
     """
+    budget_s = None if budget is None else seconds("--budget", budget)
     from mfubench.workload.spec import WorkloadSpec
 
-    if budget is not None and not budget > 0:
-        raise BadInput(f"--budget {budget:g}; allowed: more than 0 seconds")
     spec = WorkloadSpec(
         model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
@@ -86,7 +86,7 @@ def ablate(
     ladder = Ladder(spec, out)
     try:
         with stages(quiet=quiet, verbose=verbose) as progress:
-            ladder.climb(budget_s=budget, progress=progress)
+            ladder.climb(budget_s=budget_s, progress=progress)
     finally:
         ladder.keep()
         ablation, (done, of) = ladder.ablation(), ladder.progress_made

@@ -48,7 +48,6 @@ def bench_work(
     shape: str,
     device: str,
     peers: Sequence[str],
-    builtin: bool = True,
     skipped: Mapping[str, str],
     rounds: int,
     adopted: Sequence[Mapping[str, Any]],
@@ -59,7 +58,7 @@ def bench_work(
 
     adopt(adopted)
     examples = examples_of(op)
-    offered = left_out(peers_of(op, examples, peers, builtin=builtin), {**skipped, **without})
+    offered = left_out(peers_of(op, examples, peers), {**skipped, **without})
     return bench_op(op, examples, torch.device(device), shapes=[shape], peers=offered, rounds=rounds, watch=watch)
 
 

@@ -2,17 +2,19 @@
 
 Configs that do not compile or fit are left out before anything is run, and those that do not compute what a proved one
 does before anything is timed. Spills are for the clock to judge: on an H200 some of the fastest configs had a few.
-Each kernel is varied alone, inside the op's forward or backward that launches it, in turns with the others.
+Each kernel is varied alone, inside the op's forward or backward that launches it, in turns with the others. The
+fastest of many is the luckiest too, so that it is timed anew beside what launches take now: it has to be faster there.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mfu_kernels.examples import Draw, Examples
@@ -20,6 +22,7 @@ from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_
 from mfu_kernels.modes import Compiled, MetaParameters, compile_ahead, forced_config
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.environment import now
+from mfubench.measure.stats import bootstrap_median
 from mfubench.measure.timing import wait_for
 from mfubench.run import write_text
 from mfubench.user_code import short
@@ -31,9 +34,8 @@ from .machine_code import toolchain
 from .targets import TARGETS, Target
 from .timing import time_in_turns
 
-ROUNDS = 5
-TimeInTurns = Callable[..., dict[str, list[float]]]
-
+ROUNDS = 5  # of all configs
+CONFIRMING = 9  # of the fastest beside what launches take now: 95 % is then all but one round on one side
 
 Wanted = Callable[[str, MetaParameters], bool]
 """Whether a kernel is to be tuned, by its name and key."""
@@ -66,6 +68,17 @@ class Launched:
         from mfu_kernels.launching import KERNELS
 
         return KERNELS[self.kernel].space(self.key)[0]
+
+    def locked(self, device_name: str) -> Any:
+        """The config that is locked for the GPU of this name, or None."""
+        from mfu_kernels.launching import config
+
+        found = locked_config(self.kernel, device_name, self.key)
+        return None if found is None else config(**found)
+
+
+class _NoneFits(Exception):
+    """No config of a kernel can be timed; its `Launched` says why."""
 
 
 def device_target(device: torch.device) -> Target:
@@ -136,10 +149,9 @@ def tune_op(
     again: bool = True,
     other_forms: bool = True,
     without: Mapping[str, str] = MappingProxyType({}),
-    time: TimeInTurns = time_in_turns,
     watch: Watch = UNWATCHED,
 ) -> list[dict[str, Any]]:
-    """Time the space of every kernel at ``shapes`` and adopt the winners; gives the entries to lock.
+    """Time the space of every kernel at ``shapes`` and adopt what won or stands; gives the entries to lock.
 
     ``again``: also of kernels that have a locked config for this GPU, other than one that was just won.
     ``other_forms``: also forms of a kernel other than its default's. ``without``: configs that are not run, by
@@ -161,11 +173,12 @@ def tune_op(
         for launched in launched_kernels(examples, shape, target, wanted):
             if not other_forms:
                 _leave_out_other_forms(launched)
-            entry = _tune_kernel(examples, shape, launched, device, device_name, time, without, watch)
-            if entry is None:
+            try:
+                entry = _tune_kernel(examples, shape, launched, device, device_name, without, watch)
+            except _NoneFits:
                 unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
                 continue
-            if launched.instead_of and entry["ms"] >= entry["ms_of_default"]:
+            if entry is None:
                 continue  # what the kernel would take the place of stays
             entry["target"] = target.name
             won.append(entry)
@@ -192,11 +205,14 @@ def _tune_kernel(
     launched: Launched,
     device: torch.device,
     device_name: str,
-    time: TimeInTurns,
-    without: Mapping[str, str] = MappingProxyType({}),
-    watch: Watch = UNWATCHED,
+    without: Mapping[str, str],
+    watch: Watch,
 ) -> dict[str, Any] | None:
-    """The entry of the config that won; None where none can be timed, and then ``launched`` says why."""
+    """The entry of the config that won or stands; None where what the kernel is instead of stands.
+
+    Raises:
+        _NoneFits: none can be timed.
+    """
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
@@ -224,13 +240,21 @@ def _tune_kernel(
     launched.left_out |= {spelled(by_part[part]): why for part, why in wrong.items()}
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
+        raise _NoneFits
+    locked = launched.locked(device_name)
+    waits = launched.instead_of if locked is None else ""
+    default = waits or launched.part(launched.default)
+    offered = right | ({waits: run} if waits else {})
+    screened = {name: float(np.median(samples)) for name, samples in _timed(offered, ROUNDS, watch).items()}
+    best = min(right, key=lambda part: screened[part])
+    stands = launched.part(locked) if locked is not None and launched.part(locked) in right else default
+    again = {name: offered[name] for name in (best, stands, default) if name in offered}
+    ms = _timed(again, CONFIRMING, watch)
+    ratio = bootstrap_median(ms[best] / ms[stands]) if stands in ms else None
+    won = best if ratio is None or ratio[2] < 1 else stands
+    if won == waits:
         return None
-    default = launched.instead_of or launched.part(launched.default)
-    others = {default: run} if launched.instead_of else {}
-    ms = {name: median(samples) for name, samples in time({**right, **others}, rounds=ROUNDS, part=watch.part).items()}
-    ms_of_default = ms.pop(default) if others else ms.get(default)
-    best = min(ms, key=lambda part: ms[part])
-    config = by_part[best]
+    config = by_part[won]
     return {
         "kernel": launched.kernel,
         "device": device_name,
@@ -238,14 +262,20 @@ def _tune_kernel(
         "config": {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages},
         "shape": shape,
         "measured": f"the op's {launched.direction} with this kernel's config alone varied",
-        "ms": ms[best],
-        "ms_of_default": ms_of_default,
-        "configs_timed": len(ms),
-        "ms_by_config": {spelled(by_part[part]): ms[part] for part in ms},
+        "ms": float(np.median(ms[won])),
+        "ms_of_default": float(np.median(ms[default])) if default in ms else None,
+        "ratio_of_fastest": ratio,
+        "configs_timed": len(right),
+        "ms_by_config": {spelled(by_part[part]): screened[part] for part in right},
         "left_out": launched.left_out,
         "date": now(),
         "toolchain": toolchain(),
     }
+
+
+def _timed(calls: Mapping[str, Callable[[], object]], rounds: int, watch: Watch) -> dict[str, npt.NDArray[np.float64]]:
+    """Milliseconds of one call, by round: the same round of two is a pair."""
+    return {name: np.asarray(samples) for name, samples in time_in_turns(calls, rounds=rounds, part=watch.part).items()}
 
 
 def _wrong(

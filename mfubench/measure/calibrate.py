@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 BUSY = 0.8  # of its threads' time: a calibration that had less of it on a processor measured the others' work
 LONG_S = 5e-3  # a shorter call need not keep every thread at work
 DTYPES = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
-Progress = Callable[[str], None]
 Shape = tuple[int, int, int]
 
 
@@ -100,9 +99,7 @@ class _Log:
     shares: list[float] = field(default_factory=list)
 
 
-def calibrate(
-    device: "torch.device", dtype_names: Sequence[str], progress: Progress | None = None, plan: Plan | None = None
-) -> Calibration:
+def calibrate(device: "torch.device", dtype_names: Sequence[str], plan: Plan | None = None) -> Calibration:
     """Measure ``device`` now: one to two seconds for one dtype on a CPU, a few on a GPU.
 
     fp32 runs with TF32 off, tf32 with it on; the setting and the random state are left as they were.
@@ -116,14 +113,11 @@ def calibrate(
     for name in dtype_names:
         _check(device, name)
     plan = plan or PLANS[device.type]
-    say = progress or (lambda message: None)
     peaks: dict[str, float] = {}
     log = _Log()
     try:
         for name in dtype_names:
-            say(f"calibrating the {name} GEMM peak of {device}")
             peaks[name] = _gemm_peak(device, name, plan, log)
-        say(f"calibrating the copy bandwidth of {device}")
         copy_gb_s = _copy_rate(device, plan, log)
     except torch.OutOfMemoryError:
         raise ToolBroke(f"{device} has too little free memory to calibrate; free it, or use another device") from None
@@ -142,7 +136,6 @@ def load_or_calibrate(
     dtype: str,
     refresh: bool = False,
     cache: Path | None = None,
-    progress: Progress | None = None,
     plan: Plan | None = None,
 ) -> Calibration:
     """The kept calibration of this device for one dtype, measured first if there is none or ``refresh`` is set.
@@ -158,7 +151,7 @@ def load_or_calibrate(
         return found
     plan = plan or PLANS[device.type]
     cache = cache or cache_directory() / "calibration.json"
-    measured = calibrate(device, [dtype], progress, plan)
+    measured = calibrate(device, [dtype], plan)
     if measured.busy:
         return measured
     key = _fingerprint(device, dtype, plan)

@@ -11,29 +11,40 @@ import numpy.typing as npt
 
 DIP_LIMIT = 0.53  # of dip times the root of the number of samples
 MIN_MODE_RATIO = 1.05
+LEVEL, RESAMPLES = 0.95, 2000
 
 
-def median_ci(
-    samples: Sequence[float] | npt.NDArray[np.float64], level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+def resampled(samples: Sequence[float] | npt.NDArray[np.float64], seed: int = 0) -> npt.NDArray[np.float64]:
+    """``RESAMPLES`` resamples of ``samples`` [N], a row each; the same seed draws the same."""
+    values = np.asarray(samples, dtype=np.float64)
+    drawn: npt.NDArray[np.float64] = values[
+        np.random.default_rng(seed).integers(values.size, size=(RESAMPLES, values.size))
+    ]
+    return drawn
+
+
+def percentile_interval(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the middle 95 % of what resamples gave.
+
+    cf. Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics 7 (1979).
+    """
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def median_ci(samples: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """The median and its percentile bootstrap interval ``(median, low, high)``, in the unit of the samples.
 
     The median of a paired ratio is ``median_ci(before / after)``. One sample gives an interval of no width, which says
-    that nothing is known of the spread. The same seed gives the same interval.
-      cf. Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics 7 (1979).
+    that nothing is known of the spread. The same samples give the same interval.
 
     Raises:
-        ValueError: no samples, one that is not finite, or a level outside (0, 1).
+        ValueError: no samples, or one that is not finite.
     """
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"a median needs a flat list of one or more finite samples, got {samples!r}")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1")
-    draws = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(np.median(values[draws], axis=1), [tail, 100 - tail])
-    return float(np.median(values)), float(low), float(high)
+    return float(np.median(values)), *percentile_interval(np.median(resampled(values), axis=1))
 
 
 def bootstrap_median(

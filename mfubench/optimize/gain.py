@@ -56,16 +56,14 @@ def log_ratios(old: Blocks, new: Blocks, samples: Callable[[int], float]) -> lis
     ]
 
 
-def measure_gain(
-    blocks: Callable[[int, int], Sequence[float]], alpha: float, looks: Sequence[int] = LOOKS
-) -> list[float]:
+def measure_gain(blocks: Callable[[int, int], Sequence[float]], alpha: float) -> list[float]:
     """Log ratios of as many blocks as it takes to say whether it is faster, or of all.
 
     ``blocks(first, count)`` runs them; ``alpha`` is split over the looks.
     """
     logs: list[float] = []
-    for enough in looks:
+    for enough in LOOKS:
         logs += blocks(len(logs), enough - len(logs))
-        if Gain.of(logs, alpha / len(looks)).verdict != "open":
+        if Gain.of(logs, alpha / len(LOOKS)).verdict != "open":
             break
     return logs

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.identity import ELSEWHERE
 from mfubench.run import write_text
 
 SCHEMA_VERSION = 1
 FILE = "optimize.jsonl"
-ELSEWHERE = "choose another --out, or remove it"
 
 
 class Log:
@@ -81,15 +81,3 @@ def read_log(file: Path) -> list[dict[str, Any]] | None:
 def no_log(file: Path) -> BadInput:
     """The error of a file whose facts are none of a search."""
     return BadInput(f"{file} is no log of this release; {ELSEWHERE}")
-
-
-def require_same(file: Path, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuse to go on from another search's log.
-
-    Raises:
-        BadInput: naming what differs.
-    """
-    apart = [key for key in {**found, **ours} if found.get(key) != ours.get(key)]
-    if apart:
-        listed = ", ".join(f"{key} {found.get(key)} there, {ours.get(key)} here" for key in apart)
-        raise BadInput(f"{file} belongs to another search ({listed}); {ELSEWHERE}")

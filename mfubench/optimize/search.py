@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
+from mfubench.identity import require_same
 from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run
 
@@ -14,7 +15,7 @@ from .changes import Change, added, from_plain
 from .document import Optimization, Step
 from .gain import ALPHA
 from .isolated import GaveUp, run_isolated
-from .log import FILE, Log, no_log, read_log, require_same
+from .log import FILE, Log, no_log, read_log
 from .outcome import End, document_of, put_run, write
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .state import Plan, State, step_taken
@@ -93,7 +94,7 @@ class Search:
         if not facts or not logged or not surveys or not (self.plan.out / "start" / "run.json").exists():
             return None
         identity = self._identity(self._must(identify, self.plan.spec, "looking at the model"))
-        require_same(self.log.file, logged, identity)
+        require_same(self.log.file, "search", logged, identity)
         state = self._state(identity, read_run(self.plan.out / "start"), surveys[-1])
         state.resumed = True
         for step in steps:
@@ -107,8 +108,11 @@ class Search:
     def _state(self, identity: Mapping[str, Any], run: Run, survey: Survey) -> State:
         cells = cells_of(run)
         listed = proposals(run, survey, self.plan.judge)
-        count = sum(self._worth(proposal, cells) for proposal in listed if proposal.change)
-        return State(identity, run, survey, cells, listed, ALPHA / max(1, count))
+        state = State(identity, run, survey, cells, listed, ALPHA)
+        # What is worth too little now may be worth a trial once others are kept; plain is, if it is faster at the end.
+        tried = {proposal.change for proposal in listed if proposal.change and proposal.predicted_ms(cells) > 0}
+        state.alpha /= len(tried | {state.plain})
+        return state
 
     def _worth(self, proposal: Proposal, cells: Cells) -> bool:
         """Whether enough is predicted; what is judged by numbers alone is tried whatever it would win."""

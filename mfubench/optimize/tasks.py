@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mfubench.identity import code_hash
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
@@ -40,7 +41,8 @@ def _identity(workload: Workload) -> dict[str, Any]:
         **{key: workload.description[key] for key in described},
         **{key: found[key] for key in ("mfubench", "torch", "triton", "device_name", "torch_threads")},
         "architecture": architecture(workload.module),
-        "code": _code(workload.module),
+        "model_code": _code(workload.module),
+        "code": code_hash(),
     }
 
 

@@ -30,8 +30,8 @@ def optimization_page(found: "Optimization") -> Page:
             Section("Numbers", [_numbers(found.steps)]),
             Section("Notes", [Items(found.notes or ["None."])]),
             Section("Method", [Items([found.method])]),
-            Section("Workload", [_facts(found.workload)]),
-            Section("Environment", [_facts(found.environment)]),
+            Section("Workload", [Facts.of(found.workload)]),
+            Section("Environment", [Facts.of(found.environment)]),
         ],
     )
 
@@ -150,7 +150,3 @@ def _not_tried(listed: "list[NotTried]") -> Block:
 
 def _numbers(steps: "list[Step]") -> Block:
     return Items([f"{step.change}: {note}" for step in steps for note in step.numbers] or ["Nothing was checked."])
-
-
-def _facts(values: dict[str, Any]) -> Facts:
-    return Facts([(fmt.label(key), fmt.value(key, given)) for key, given in values.items()])

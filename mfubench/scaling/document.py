@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from mfubench.measure.environment import command_line
+from mfubench.measure.stats import RESAMPLES
 from mfubench.run import write_text
 
-from .fit import LEAST_POINTS, RESAMPLES, Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
+from .fit import LEAST_POINTS, Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
 from .plan import LEAST_SIZES, Plan, Training
 from .train import Trained

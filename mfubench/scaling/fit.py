@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mfubench.data.histories import Array
-from mfubench.measure.stats import student_quantile
+from mfubench.measure.stats import LEVEL, RESAMPLES, percentile_interval, student_quantile
 
 from .entropy import Floats, entropy
 
-RESAMPLES = 2000
 AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
-LEVEL = 0.95
 LEAST_POINTS = 3  # a line through two points has no residual
 Interval = tuple[float, float, float]
 """A value, and the low and high end of its 95 % interval."""
@@ -49,9 +47,6 @@ def resample(
     losses: Sequence[Sequence[npt.NDArray[np.float32]]],
     labels: Array,
     users: Array,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Points:
     """The NE of points from ``losses[point][seed]`` [N], the log losses of the same N impressions.
 
@@ -72,9 +67,9 @@ def resample(
     point_of = np.repeat(np.arange(len(losses)), [len(point) for point in losses])
     averaging = (point_of == np.arange(len(losses))[:, None]) / np.bincount(point_of)[:, None]  # [P, trainings]
     ne = sums.sum(axis=1) / counts.sum() / entropy(positives.sum() / counts.sum())
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     parts = []
-    for size in _pieces(resamples, num_users):
+    for size in _pieces(RESAMPLES, num_users):
         drawn = rng.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users).astype(np.float64)
         shown, clicked = weights @ counts, weights @ positives
@@ -110,8 +105,7 @@ def interval(value: float, drawn: Floats) -> Interval:
     """The value and the middle 95 % of what was drawn; the value alone, thrice, where nothing was."""
     if not len(drawn):
         return float(value), float(value), float(value)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(value), float(low), float(high)
+    return float(value), *percentile_interval(drawn)
 
 
 @dataclass(frozen=True, slots=True)

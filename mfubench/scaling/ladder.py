@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mfubench.campaign.store import code_hash
 from mfubench.exhausted import ran_out_of_memory
+from mfubench.identity import code_hash
 from mfubench.measure.calibrate import load_or_calibrate
 from mfubench.measure.environment import environment
 from mfubench.progress import Progress, silent
@@ -24,7 +24,6 @@ from .store import Store
 from .train import Settings, Trained, train
 from .windows import describe, open_windows, predictors, sampled
 
-SHOWS = ("report", "cli")  # folders of mfubench whose code changes no training
 # What the environment must have in common for two sittings to belong to one ladder.
 SAME_ENVIRONMENT = ("torch", "triton", "device_name", "torch_threads")
 NOT_REACHED, FAILED, OUT_OF_MEMORY = "not_reached", "failed", "out_of_memory"
@@ -90,7 +89,7 @@ class Ladder:
                 **self.plan.identity(),
                 "data": data["fingerprints"],
                 **{name: here[name] for name in SAME_ENVIRONMENT},
-                "code": code_hash(without=SHOWS),
+                "code": code_hash(),
             },
         )
         seen = plan.settings.samples

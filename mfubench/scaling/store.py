@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mfubench.errors import BadInput
+from mfubench.identity import ELSEWHERE, require_same
 from mfubench.run import write_bytes, write_text
 
 from .plan import Training
@@ -16,10 +17,8 @@ from .train import Trained
 
 PLAN, PEAK = "plan.json", "peak.json"
 TRAININGS = "trainings"
-HASHED = ("data", "code")  # what would tell a reader nothing
 PEAK_FACTS = {"tflops", "dtype", "date", "how", "busy"}
 SCHEMA_VERSION = 1
-ELSEWHERE = "choose another --out, or remove what is there"
 
 
 class Store:
@@ -31,7 +30,7 @@ class Store:
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        self.identity = dict(identity)
         if folder is not None and (folder / PLAN).exists():
             self._check(folder / PLAN)
 
@@ -43,13 +42,7 @@ class Store:
             or not isinstance(there.get("identity"), dict)
         ):
             raise BadInput(f"{file} is no plan of this release; {ELSEWHERE}")
-        before, told = there["identity"], []
-        for name in {**before, **self.identity}:
-            value, mine = before.get(name), self.identity.get(name)
-            if value != mine:
-                told.append(f"other {name}" if name in HASHED else f"{name} {value} there, {mine} here")
-        if told:
-            raise BadInput(f"{file} belongs to another ladder ({'; '.join(told)}); {ELSEWHERE}")
+        require_same(file, "ladder", there["identity"], self.identity)
 
     def begin(self) -> None:
         """Make the folder and say whose it is."""

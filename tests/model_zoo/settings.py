@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mfu_kernels import ACTIVATIONS
 from mfu_models import MODELS, ModelSpec
 from mfu_models.batch import Batch, EventSequence, Field, Schema, SequenceField
-from mfu_models.common.random_batch import random_batch
 from mfu_models.kunlun.config import KunlunConfig, Tower
 from mfu_models.output import TrainingOutput
 from mfu_models.transformer.config import TransformerConfig
+from tests.model_zoo.random_batch import random_batch
 
 CLICKS, VIEWS = SequenceField("clicks", "engagement"), SequenceField("views", "exposure")
 

@@ -10,7 +10,7 @@ from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
 from mfu_models.batch import Batch
 from mfu_models.common.check_batch import check_batch
-from mfu_models.common.random_batch import random_batch
+from tests.model_zoo.random_batch import random_batch
 
 SCHEMA = MODELS["kunlun"].config("tiny").schema
 LENGTHS = {"clicks": [3, 0], "impressions": [0, 4]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mfu_models import MODELS
-from mfu_models.common.random_batch import random_batch
+from tests.model_zoo.random_batch import random_batch
 from tests.model_zoo.settings import BASES, bce, lengths_of, settings, spec_of
 
 WITHOUT_EVENTS = ((0, 5), (9, 0), (32, 32), (3, 7), (0, 0))  # in some rows, of either sequence

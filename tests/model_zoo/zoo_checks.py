@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from mfu_models import ModelSpec
 from mfu_models.batch import Batch, Field
 from mfu_models.common.flops import FlopCount
-from mfu_models.common.random_batch import random_batch
 from mfubench.data import kuairand, movielens
 from mfubench.data.logs import log_schema
 from mfubench.measure.count import count_step
 from mfubench.workload.zoo import num_params
 from tests.model_zoo import settings
 from tests.model_zoo.loops import ops_as_loops
+from tests.model_zoo.random_batch import random_batch
 from tests.model_zoo.settings import CLICKS, VIEWS, bce, schema_with, take
 
 Lengths = Mapping[str, Sequence[int]]

@@ -183,7 +183,7 @@ def test_a_budget_stops_before_the_next_measurement(
     ablation = climbed(tmp_path, budget_s=3.5)
     assert not ablation.complete and len(machine.profiled) + len(machine.timed) == 3
     (left,) = [sentence for sentence in ablation.not_measured if "not reached" in sentence]
-    assert "--budget 3.5 s was spent" in left and "+hsp" in left and "interformer against +experts" in left
+    assert "--budget 3.5s was spent" in left and "+hsp" in left and "interformer against +experts" in left
     assert climbed(tmp_path).complete and len(machine.profiled) == NUM_SETTINGS
 
 
@@ -214,7 +214,15 @@ def test_another_release_or_device_makes_another_ablation(
 
     found = ladder.environment(torch.device("cpu")) | {"device_name": "another CPU", "torch": "2.14"}
     monkeypatch.setattr(ladder, "environment", lambda device: found)
-    with pytest.raises(BadInput, match=r"torch .* here, device_name .* another CPU here"):
+    with pytest.raises(BadInput, match=r"torch .* here; device_name .* another CPU here"):
+        Ladder(SPEC, tmp_path)
+
+
+def test_other_code_makes_another_ablation(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that is not committed, too."""
+    climbed(tmp_path)
+    monkeypatch.setattr("mfubench.ablate.ladder.code_hash", lambda: "new")
+    with pytest.raises(BadInput, match=r"belongs to another ablation \(other code\); choose another --out"):
         Ladder(SPEC, tmp_path)
 
 

@@ -159,7 +159,7 @@ def test_ablate_on_recorded_data(
 def test_ablate_ends_with_its_budget_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration, short_road: None
 ) -> None:
-    run(*ABLATE, "--budget", "1e-6", "--out", str(tmp_path))
+    run(*ABLATE, "--budget", "0.000001s", "--out", str(tmp_path))
     assert "0 of 4 settings" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

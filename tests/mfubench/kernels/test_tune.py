@@ -1,10 +1,11 @@
-"""Tuning takes the fastest config and keeps its measurement; a locked config is what a launch then takes."""
+"""Tuning takes the fastest config, if it is so twice, and keeps its measurement; launches then take what is locked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,28 +92,92 @@ def launched(direction: str = "forward") -> tune.Launched:
 
 def tuned(
     found: tune.Launched, *, without: dict[str, str] | None = None, watch: Watch = UNWATCHED
-) -> tuple[dict[str, Any], list[str]]:
-    """The entry, and what was timed: the second config takes the least, the default the most."""
-    timed: list[str] = []
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """The entry, and what was timed, by turn: the second config takes the least, the default the most."""
+    timed: list[list[str]] = []
     ms = dict(zip(map(found.part, found.configs), (3.0, 1.0, 2.0), strict=True))
 
     def time(calls: dict[str, Call], *, rounds: int, part: Any) -> dict[str, list[float]]:
-        timed.extend(calls)
-        return {name: [ms[name], ms[name], 9.0] for name in calls}
+        timed.append(list(calls))
+        return {name: [ms[name]] * (rounds - 1) + [9.0] for name in calls}
 
-    entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "NVIDIA H200", time, without or {}, watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "time_in_turns", time)
+        entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "NVIDIA H200", without or {}, watch)
     assert entry is not None
     return entry, timed
 
 
+def as_locked(found: Any) -> dict[str, Any]:
+    return {**found.kwargs, "num_warps": found.num_warps, "num_stages": found.num_stages}
+
+
 def test_the_fastest_config_wins_and_its_measurement_is_kept() -> None:
     found = launched()
-    entry, timed = tuned(found)
+    entry, (timed, again) = tuned(found)
     best = found.configs[1]
-    assert entry["config"] == {**best.kwargs, "num_warps": best.num_warps, "num_stages": best.num_stages}
+    assert entry["config"] == as_locked(best)
     assert (entry["ms"], entry["ms_of_default"], entry["configs_timed"]) == (1.0, 3.0, 3)
     assert len(timed) == 3 and entry["left_out"] == {}
+    assert again == [found.part(best), found.part(found.default)]
     assert entry["date"] and entry["toolchain"]["triton"]
+
+
+def entry_of(time: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What tuning three configs finds, all of them right, where ``time(config, rounds)`` gives a turn's samples."""
+    found = launched()
+    by_part = {found.part(config): index for index, config in enumerate(found.configs)}
+
+    def in_turns(calls: dict[str, Call], *, rounds: int, part: Any) -> dict[str, Any]:
+        return dict(zip(calls, time([by_part[name] for name in calls], rounds), strict=True))
+
+    monkeypatch.setattr(tune, "_wrong", lambda *_: {})
+    monkeypatch.setattr(tune, "time_in_turns", in_turns)
+    entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "a GPU", {}, UNWATCHED)
+    assert entry is not None
+    return entry
+
+
+@pytest.mark.parametrize(("ratio", "least", "most"), [(1.0, 0, 5), (0.95, 90, 100)])
+def test_the_luckiest_of_equal_configs_does_not_take_over_and_a_faster_one_does(
+    ratio: float, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, default = np.random.default_rng(0), as_locked(launched().default)
+
+    def time(configs: Sequence[int], rounds: int) -> list[Any]:
+        pace = draw.normal(1.0, 0.1, rounds)  # the machine's, which all of a round share
+        truth = (1.0, ratio, 1.0)
+        return [truth[config] * pace * draw.normal(1.0, 0.02, rounds) for config in configs]
+
+    taken_over = sum(entry_of(time, monkeypatch)["config"] != default for _ in range(100))
+    assert least <= taken_over <= most
+
+
+def in_this_order(*turns: dict[int, float]) -> Any:
+    left = iter(turns)
+
+    def time(configs: Sequence[int], rounds: int) -> list[list[float]]:
+        turn = next(left)
+        return [[turn[config]] * rounds for config in configs]
+
+    return time
+
+
+def test_the_luck_of_the_first_rounds_is_not_in_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {0: 2.0, 1: 1.0, 2: 2.0}
+    entry = entry_of(in_this_order(first, {0: 2.0, 1: 1.6}), monkeypatch)
+    assert entry["config"] == as_locked(launched().configs[1])
+    assert (entry["ms"], entry["ms_of_default"]) == (1.6, 2.0) and entry["ratio_of_fastest"] == (0.8, 0.8, 0.8)
+    entry = entry_of(in_this_order(first, {0: 2.1, 1: 2.1}), monkeypatch)
+    assert entry["config"] == as_locked(launched().default) and entry["ms"] == entry["ms_of_default"] == 2.1
+    assert sorted(entry["ms_by_config"].values()) == [1.0, 2.0, 2.0]
+
+
+def test_what_is_locked_stands_against_one_that_is_no_faster(monkeypatch: pytest.MonkeyPatch, no_lock: None) -> None:
+    locked = launched().configs[2]
+    lock.adopt([{**entry(2), "key": lock.key_text(KEY), "config": as_locked(locked)}])
+    found = entry_of(in_this_order({0: 2.0, 1: 1.0, 2: 1.2}, {0: 2.0, 1: 1.4, 2: 1.4}), monkeypatch)
+    assert found["config"] == as_locked(locked) and (found["ms"], found["ms_of_default"]) == (1.4, 2.0)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -156,7 +221,7 @@ def test_a_config_that_is_not_right_is_never_timed(
         monkeypatch.setattr(torch.autograd, "grad", spoilt)
     monkeypatch.setattr(tune, "forced_config", forced)
     entry, timed = tuned(found)
-    assert len(timed) == entry["configs_timed"] == 2 and found.part(wrong) not in timed
+    assert len(timed[0]) == entry["configs_timed"] == 2 and not any(found.part(wrong) in turn for turn in timed)
     (reason,) = entry["left_out"].values()
     assert why in reason and entry["config"] != {**wrong.kwargs, "num_warps": wrong.num_warps, "num_stages": 1}
 
@@ -170,7 +235,7 @@ def test_a_config_that_hung_is_not_run_again_and_each_is_a_part_while_it_runs() 
 
     hung = found.part(found.configs[1])
     entry, timed = tuned(found, without={hung: "took over 30 s"}, watch=Watch(part))
-    assert parts == timed == [found.part(found.configs[0]), found.part(found.configs[2])]
+    assert parts == timed[0] == [found.part(found.configs[0]), found.part(found.configs[2])]
     assert list(entry["left_out"].values()) == ["took over 30 s"] and entry["ms"] == 2.0
 
 
@@ -184,10 +249,11 @@ def test_a_kernel_of_which_nothing_can_be_timed_is_named_and_the_others_stand(
     monkeypatch.setattr(tune, "launched_kernels", lambda *_: [unfit, launched()])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
-        return {name: [1.0] for name in calls}
+        return {name: [1.0, 1.0] for name in calls}
 
+    monkeypatch.setattr(tune, "time_in_turns", time)
     with pytest.raises(ToolBroke, match=r"rms_norm_bwd_kernel at small: \{'ROWS=4': 'does not fit'\}"):
-        tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], time=time, watch=Watch(so_far=told.append))
+        tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], watch=Watch(so_far=told.append))
     assert [[entry["kernel"] for entry in entries] for entries in told] == [["rms_norm_fwd_kernel"]]
 
 
@@ -221,13 +287,14 @@ def test_a_kernel_that_is_slower_than_what_it_is_instead_of_is_not_locked(
     monkeypatch.setattr(tune, "launched_kernels", lambda *_: [found])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
-        return {name: [ms_of_matmuls if name == "matmuls" else 1.0] for name in calls}
+        return {name: [ms_of_matmuls if name == "matmuls" else 1.0] * 2 for name in calls}
 
+    monkeypatch.setattr(tune, "time_in_turns", time)
     gpu = torch.device("cuda")
     assert not kernel.takes_over(KEY, gpu) and kernel.takes_over(KEY, CPU)
     with modes.forced_config(modes.nth_config(0)):
         assert kernel.takes_over(KEY, gpu)
-    entries = tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"], time=time)
+    entries = tune.tune_op(EXAMPLES_HERE, CPU, shapes=["small"])
     assert [(entry["ms"], entry["ms_of_default"], entry["configs_timed"]) for entry in entries] == [
         (1.0, 2.0, 3)
     ] * wins

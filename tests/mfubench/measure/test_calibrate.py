@@ -56,15 +56,6 @@ def test_random_state_and_precision_stay_as_they_were():
     assert torch.backends.cuda.matmul.fp32_precision == precision
 
 
-def test_progress_is_told():
-    messages = []
-    calibrate(CPU, ["fp32"], messages.append, TINY)
-    assert [message.split(" of ")[0] for message in messages] == [
-        "calibrating the fp32 GEMM peak",
-        "calibrating the copy bandwidth",
-    ]
-
-
 @pytest.mark.parametrize("dtype", ["tf32", "fp16", "fp8", "float32"])
 def test_a_dtype_the_cpu_does_not_have_is_refused(dtype, cache):
     with pytest.raises(BadInput, match="allowed: fp32, bf16"):

@@ -1,9 +1,9 @@
-"""The comparison at the end: start, what was kept and plain torch.compile, each timed in turn."""
+"""Whose a search is, and its comparison at the end: start, what was kept and plain torch.compile, timed in turn."""
 
 import pytest
 
 from mfubench.optimize.changes import Change, UseBatchSize, UseDtype
-from mfubench.optimize.tasks import Ends, Finale, finale
+from mfubench.optimize.tasks import Ends, Finale, finale, identify
 from mfubench.workload.spec import WorkloadSpec
 
 SPEC = WorkloadSpec("tests.mfubench.optimize.small_model:build", device="cpu", batch_size=4)
@@ -34,3 +34,10 @@ def test_each_is_timed_in_its_own_samples() -> None:
 def test_nothing_kept_leaves_two_to_compare() -> None:
     assert ends((), LARGER).gains.keys() == {"plain"}
     assert ends((LARGER,), None).gains.keys() == {"end"}
+
+
+def test_other_code_of_ours_makes_another_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identify(SPEC, lambda phase: None)
+    monkeypatch.setattr("mfubench.optimize.tasks.code_hash", lambda: "new")
+    after = identify(SPEC, lambda phase: None)
+    assert {name for name in before if before[name] != after[name]} == {"code"}

@@ -99,7 +99,7 @@ def test_what_was_not_reached_is_marked(machine: Any, render: Render, monkeypatc
     clock = iter(range(100))
     monkeypatch.setattr("mfubench.ablate.ladder.monotonic", lambda: float(next(clock)))
     text = render(climbed(budget_s=4.5))
-    assert "+comp_skip not reached not reached n/a" in text and "--budget 4.5 s was spent" in text
+    assert "+comp_skip not reached not reached n/a" in text and "--budget 4.5s was spent" in text
     assert "+window samples/s +31.1 % n/a not reached n/a not reached" in text
 
 

@@ -13,6 +13,11 @@ COMPUTE = np.array([1e6, 1e7, 1e8])
 Losses = list[list[np.ndarray]]
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.scaling.fit.RESAMPLES", 400)
+
+
 class World:
     """Impressions of users whose hardness is their own, and models whose NE follows a law but for a seed's chance."""
 
@@ -33,18 +38,18 @@ class World:
             found.append([(mean + each).astype(np.float32) for each in chance])
         return found
 
-    def points(self, losses: Losses, resamples: int = 400) -> Points:
-        return resample(losses, self.labels, self.users, resamples=resamples)
+    def points(self, losses: Losses) -> Points:
+        return resample(losses, self.labels, self.users)
 
 
 def test_ne_of_a_point_is_the_mean_over_its_seeds() -> None:
     rng = np.random.default_rng(0)
     labels, p = (rng.random(60) < 0.5).astype(float), rng.random((2, 60))
     losses = [-(labels * np.log(each) + (1 - labels) * np.log1p(-each)) for each in p]
-    points = resample([losses, losses[:1]], labels, np.arange(60) // 3, resamples=50)
+    points = resample([losses, losses[:1]], labels, np.arange(60) // 3)
     each = [normalised_entropy(one, labels) for one in p]
     assert points.ne == pytest.approx([np.mean(each), each[0]])
-    assert points.drawn.shape == (50, 2)
+    assert points.drawn.shape == (400, 2)
 
 
 def test_a_planted_law_is_recovered_to_the_digit() -> None:
@@ -68,7 +73,7 @@ def test_intervals_cover_what_was_planted(spread: float) -> None:
     held, ratios, known = 0, 0, 0
     for seed in range(60):
         world = World(seed)
-        points = world.points(world.losses(0.01, 2, spread) + world.losses(0.02, 2, spread), resamples=300)
+        points = world.points(world.losses(0.01, 2, spread) + world.losses(0.02, 2, spread))
         first, second = (fit_law(COMPUTE, points.of(places)) for places in ((0, 1, 2), (3, 4, 5)))
         assert first is not None and second is not None
         planted = 0.02 * 0.67 / float(entropy(world.labels.mean()))
@@ -137,8 +142,8 @@ def test_a_baseline_that_gains_nothing_divides_nothing(eta: float) -> None:
 
 def test_resamples_with_one_label_only_are_left_out() -> None:
     labels = np.array([1.0, 1.0, 0.0])
-    points = resample([[np.array([0.5, 0.5, 0.9])]], labels, np.arange(3), resamples=200)
-    assert 100 < len(points.drawn) < 200 and np.isfinite(points.drawn).all()
+    points = resample([[np.array([0.5, 0.5, 0.9])]], labels, np.arange(3))
+    assert 200 < len(points.drawn) < 400 and np.isfinite(points.drawn).all()
 
 
 def test_the_same_seed_draws_the_same() -> None:

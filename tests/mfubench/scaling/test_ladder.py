@@ -128,7 +128,7 @@ def test_a_folder_of_other_code_or_data_is_refused(
     climbed(a_plan(log), out)
     with pytest.raises(BadInput, match=r"belongs to another ladder.*data"):
         Ladder(a_plan(write_log(tmp_path / "other", users=110)), out)
-    monkeypatch.setattr(ladder_module, "code_hash", lambda without: "new")
+    monkeypatch.setattr(ladder_module, "code_hash", lambda: "new")
     with pytest.raises(BadInput, match=r"belongs to another ladder.*code"):
         Ladder(a_plan(log), out)
 

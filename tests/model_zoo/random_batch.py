@@ -1,4 +1,4 @@
-"""A batch of random ids with given lengths: what a test or a shape check needs where no data source is at hand."""
+"""A batch of random ids with given lengths, where no data source is at hand."""
 
 from collections.abc import Mapping, Sequence
 
