@@ -16,15 +16,16 @@ from .rows import Verdict
 from .source import Source
 from .timing import BLOCKS, SideBroke, pairs
 
-INJECTED = 0.10
+ONE_MORE_IN = 10  # steps of a turn
+INJECTED = 1 / ONE_MORE_IN
 TRIALS, SEED = 2000, 0
 ENOUGH = 12  # pairs of either kind; more would tell little more
 FEWEST = LOOKS[0]
 CAUGHT = 0.9
 MOST = 1.0  # twice the time
 METHOD = (
-    f"Pairs of processes, {BLOCKS} blocks each, of the same code; and pairs whose second side does {INJECTED:.0%} more "
-    f"steps in a turn. {TRIALS} gates are replayed on samples drawn from them."
+    f"Pairs of processes, {BLOCKS} blocks each, of the same code; and pairs whose second side does one step "
+    f"more for every {ONE_MORE_IN} of a turn. {TRIALS} gates are replayed on samples drawn from them."
 )
 
 
@@ -37,7 +38,7 @@ def self_check(
         ToolBroke: the model cannot be timed, or the budget ends before there are enough pairs.
     """
     began = monotonic()
-    equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, slower=INJECTED)
+    equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, one_more_in=ONE_MORE_IN)
     logs: dict[str, list[float]] = {"equal": [], "slower": []}
     try:
         while len(logs["slower"]) < ENOUGH:

@@ -39,20 +39,20 @@ class Pair:
 
 
 def pairs(
-    base: Source, head: Source, workload: Mapping[str, Any], device: str, *, slower: float = 0.0
+    base: Source, head: Source, workload: Mapping[str, Any], device: str, *, one_more_in: int | None = None
 ) -> Generator[Pair]:
-    """Pairs without end, each of two fresh processes; ``slower``: by so much more is done in head's turns.
+    """Pairs without end, each of two fresh processes; head does one step more for every ``one_more_in`` of a turn.
 
     Raises:
         SideBroke: a process ended, or its model cannot be had or run.
     """
-    steps = 0
+    steps, whole = 0, one_more_in or 1
     while True:
         with closing(_worker(base, device)) as old, closing(_worker(head, device)) as new:
             ready = _both_ready({"base": (base, old), "head": (head, new)}, workload)
-            # As many in all pairs. What is slower by a tenth runs a step more for ten.
-            steps = steps or max(*ready.values(), math.ceil(1 / slower) if slower else 1)
-            found = _pair(old, new, steps, slower)
+            # As many in all pairs, and what is more of them exactly the share that is asked for.
+            steps = steps or whole * math.ceil(max(ready.values()) / whole)
+            found = _pair(old, new, steps, steps // one_more_in if one_more_in else 0)
         yield found
 
 
@@ -76,12 +76,12 @@ def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[st
     return found
 
 
-def _pair(base: Worker, head: Worker, steps: int, slower: float) -> Pair:
+def _pair(base: Worker, head: Worker, steps: int, more: int) -> Pair:
     times: dict[str, list[float]] = {"base": [], "head": []}
 
     def turn(name: str, first: int) -> None:
-        worker, more = (base, 0.0) if name == "base" else (head, slower)
-        told = {"first": first, "steps": steps, "slower": more}
+        worker, added = (base, 0) if name == "base" else (head, more)
+        told = {"first": first, "steps": steps, "more": added}
         times[name].append(_done(name, worker, take_turn, told, TURN_LIMIT_S))
 
     for block in range(BLOCKS):
