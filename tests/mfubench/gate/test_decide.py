@@ -2,10 +2,12 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Generator, Sequence
 
 import pytest
 
+from mfubench.gate import selfcheck
 from mfubench.gate.decide import LOOKS, Estimate, decided
 from mfubench.gate.judge import Judged, blame_environment, time_until_decided
 from mfubench.gate.selfcheck import rates, replay
@@ -13,6 +15,8 @@ from mfubench.gate.timing import Pair, SideBroke
 from mfubench.measure.stats import student_interval
 
 MARGIN = 0.03
+TRUE = (("equal", 0.0), ("slower", 0.1))
+RATES = ("false_alarms", "undecided_equal", "missed", "undecided_slower")
 
 
 def gate(change: float, spread: float, draw: random.Random) -> Estimate:
@@ -111,7 +115,36 @@ def test_rates_of_a_quiet_machine_and_of_a_loud_one() -> None:
     assert rates({"equal": hopeless, "slower": hopeless}, MARGIN)["smallest_change"] is None
 
 
+@pytest.mark.parametrize("spread", [0.03, 0.06])
+@pytest.mark.parametrize("pairs", LOOKS)
+def test_rates_are_near_the_true_ones(pairs: int, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On average over self-checks, each of its own few pairs, of a machine whose law is known."""
+    draw = random.Random(4)
+    true = {kind: Counter(gate(change, spread, draw).verdict(MARGIN) for _ in range(4000)) for kind, change in TRUE}
+    monkeypatch.setattr(selfcheck, "TRIALS", 100)
+    monkeypatch.setattr(selfcheck, "_smallest_change", lambda *_: None)
+    found = Counter[str]()
+    for seed in range(100):
+        monkeypatch.setattr(selfcheck, "SEED", seed)
+        logs = {kind: [draw.gauss(math.log1p(change), spread) for _ in range(pairs)] for kind, change in TRUE}
+        told = rates(logs, MARGIN)
+        found.update({name: told[name] / 100 for name in RATES})
+    assert abs(found["false_alarms"] - true["equal"]["FAIL"] / 4000) < 0.0015
+    assert abs(found["missed"] - true["slower"]["PASS"] / 4000) < 0.0005
+    # The spread, of which few pairs tell little, bends these.
+    assert abs(found["undecided_equal"] - true["equal"]["INCONCLUSIVE"] / 4000) < 0.05 + 0.4 / pairs
+    assert abs(found["undecided_slower"] - true["slower"]["INCONCLUSIVE"] / 4000) < 0.05
+
+
+def test_what_all_pairs_show_is_no_chance() -> None:
+    """A machine that makes the second side slower: its gate blames equal code."""
+    draw = random.Random(5)
+    equal = [draw.gauss(0.08, 0.004) for _ in range(8)]
+    found = rates({"equal": equal, "slower": [log + math.log(1.1) for log in equal]}, MARGIN)
+    assert found["false_alarms"] == 1.0
+
+
 def test_shares_add_up() -> None:
-    found = replay([0.0, 0.1, -0.1, 0.02, 0.0], MARGIN)
+    found = replay(0.0, 0.05, MARGIN)
     assert sum(share for name, share in found.items() if name != "pairs") == pytest.approx(1.0)
     assert LOOKS[0] <= found["pairs"] <= LOOKS[-1]
