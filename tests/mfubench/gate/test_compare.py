@@ -127,6 +127,27 @@ def test_kernels_that_come_and_go_are_told() -> None:
     assert {came.verdict, gone.verdict} == {"CHANGED"}
 
 
+def test_a_config_is_held_against_itself_and_code_against_the_same() -> None:
+    """Base launches a default and a locked config; head makes the locked one its default, or calls it otherwise."""
+    default, locked = kernel(config="warps=4"), kernel({"registers": 99}, config="warps=8", locked=True)
+    for left in (locked, {**locked, "config": "warps=8 stages=2"}):
+        same, gone = of_kernels(stock(None, default, locked), stock(None, left))
+        assert (same.verdict, same.why) == ("PASS", "the same instructions")
+        assert (gone.metric, gone.why) == ("launched", "no longer launched")
+    came, same = sorted(of_kernels(stock(None, locked), stock(None, default, locked)), key=lambda row: row.verdict)
+    assert (came.why, same.why) == ("launched for the first time", "the same instructions")
+
+
+def test_what_has_no_equal_is_held_against_what_is_left() -> None:
+    kept, before = kernel(), kernel({"digest": "d"}, config="warps=8")
+    broken = kernel(config="warps=8", error="no") | {"code": None}
+    after = kernel({"digest": "c", "spill_bytes": 8}, config="warps=2")
+    rows = of_kernels(stock(None, before, kept), stock(None, kept, after))
+    assert [(row.metric, row.verdict) for row in rows] == [("code", "PASS"), ("spill_bytes", "FAIL")]
+    rows = of_kernels(stock(None, broken, kept), stock(None, kept, {**broken, "config": "warps=2"}))
+    assert [(row.metric, row.verdict) for row in rows] == [("code", "PASS"), ("compiles", "CHANGED")]
+
+
 def test_other_grids_are_told() -> None:
     row = of_kernels(stock(None, kernel()), stock(None, kernel(grids=["16x1x1"])))[0]
     assert (row.metric, row.verdict, row.base, row.head) == ("launches", "CHANGED", "2 of 8x1x1", "2 of 16x1x1")
