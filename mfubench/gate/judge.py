@@ -78,7 +78,7 @@ def judge(
             judged.rows.append(row)
             continue
         judged.rows += model_rows(name, before, after, question.limits)
-        judged.rows += kernel_rows(name, before, after, question.limits, head.folder)
+        judged.rows += kernel_rows(name, before, after, question.limits, (base.folder, head.folder))
         judged.notes += _notes(name, before, after)
         if timed_on is None:
             continue
