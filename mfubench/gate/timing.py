@@ -1,10 +1,11 @@
 """Steps of base and head in turns: fresh processes of both, side by side, one of which runs at a time."""
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
+from time import monotonic
 from typing import Any
 
 from mfubench.errors import MfubenchError
@@ -12,6 +13,7 @@ from mfubench.optimize.gain import log_ratios
 from mfubench.side_by_side import share_out
 from mfubench.worker import DONE, Worker
 
+from .decide import decided
 from .side import get_ready, take_turn
 from .source import Source
 
@@ -54,6 +56,27 @@ def pairs(
             steps = steps or whole * math.ceil(max(ready.values()) / whole)
             found = _pair(old, new, steps, steps // one_more_in if one_more_in else 0)
         yield found
+
+
+def until_decided(
+    offered: Generator[Pair], margin: float, risk: float, budget_s: float, tell: Callable[[int], None]
+) -> list[Pair]:
+    """Those of the pairs that are ``offered`` that decide, or as many as the budget has time for, one at least.
+
+    ``tell`` is given how many are done; ``risk`` is the probability with which the interval may be wrong.
+
+    Raises:
+        SideBroke: as `pairs` does.
+    """
+    began, had = monotonic(), list[Pair]()
+    with closing(offered):  # ends its processes
+        while not had or decided([pair.log for pair in had], margin, risk) is None:
+            spent = monotonic() - began
+            if had and spent + spent / len(had) > budget_s:
+                break
+            tell(len(had))
+            had.append(next(offered))
+    return had
 
 
 def _worker(side: Source, device: str) -> Worker:

@@ -1,17 +1,14 @@
-"""The sequential decision errs as rarely as it says, and a run of it keeps to its budget."""
+"""The sequential decision errs as rarely as it says, and self-check knows how rarely that is."""
 
 import math
 import random
 from collections import Counter
-from collections.abc import Generator, Sequence
 
 import pytest
 
 from mfubench.gate import selfcheck
 from mfubench.gate.decide import LOOKS, Estimate, decided
-from mfubench.gate.judge import Judged, blame_environment, time_until_decided
 from mfubench.gate.selfcheck import rates, replay
-from mfubench.gate.timing import Pair, SideBroke
 from mfubench.measure.stats import student_interval
 
 MARGIN = 0.03
@@ -58,48 +55,6 @@ def test_students_interval_is_the_textbooks() -> None:
     for wrong in ([1.0], [1.0, math.nan], []):
         with pytest.raises(ValueError):
             student_interval(wrong)
-
-
-def offered(logs: Sequence[float], closed: list[bool] | None = None) -> Generator[Pair]:
-    try:
-        for log in logs:
-            yield Pair(log, 0.001 * (log or 1), [1.0, 1.0], [math.exp(log)] * 2)
-        raise SideBroke("head: its process ended with SIGSEGV")
-    finally:
-        if closed is not None:
-            closed.append(True)
-
-
-def timed(logs: Sequence[float], budget_s: float = 60.0) -> Judged:
-    judged, closed = Judged(), list[bool]()
-    time_until_decided(judged, "net", offered(logs, closed), MARGIN, 0.05, budget_s, lambda _: None)
-    assert closed
-    return judged
-
-
-def test_a_slower_step_fails_with_its_interval() -> None:
-    judged = timed([0.1, 0.101, 0.099, 0.1, 5.0])
-    (row,), (timing,) = judged.rows, judged.timings
-    assert row.verdict == "FAIL" and row.ratio and row.ratio[1] > 1.03 and timing["pairs"] == 4
-    assert row.base == 1.0 and row.head == pytest.approx(math.exp(0.1), rel=0.01)
-
-
-def test_what_is_slower_in_the_same_code_is_the_environments() -> None:
-    judged = timed([0.1, 0.101, 0.099, 0.1])
-    blame_environment(judged, "another")
-    assert judged.rows[0].verdict == "FAIL"
-    blame_environment(judged, "net")
-    assert judged.rows[0].verdict == "ENVIRONMENT" and "the same code" in judged.rows[0].why
-
-
-def test_a_side_that_breaks_is_an_error_that_names_it() -> None:
-    (row,) = timed([0.1]).rows
-    assert row.verdict == "ERROR" and "head: its process ended with SIGSEGV" in row.why
-
-
-def test_when_the_budget_ends_it_says_so() -> None:
-    (row,) = timed([0.1, 0.5, 0.1], budget_s=-1.0).rows
-    assert row.verdict == "INCONCLUSIVE" and "one pair" in row.why
 
 
 def test_rates_of_a_quiet_machine_and_of_a_loud_one() -> None:

@@ -1,7 +1,7 @@
-"""What a pair of processes does in its turns."""
+"""What a pair of processes does in its turns, and how many pairs a gate takes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 from mfubench.gate import side, timing
 from mfubench.gate.source import Source
-from mfubench.gate.timing import BLOCKS, pairs
+from mfubench.gate.timing import BLOCKS, Pair, SideBroke, pairs, until_decided
 from mfubench.worker import DONE, Answer, Watch
 
 SOURCE = Source("head", "working directory", Path("/src"), ())
@@ -56,3 +56,37 @@ def test_a_tenth_more_is_a_tenth_however_many_steps_make_a_turn(machine: Machine
 @pytest.mark.parametrize("machine", [15], indirect=True)
 def test_both_sides_of_a_gate_do_the_same(machine: Machine) -> None:
     assert next(pairs(SOURCE, SOURCE, {}, "cpu")).log == 0 and set(machine.steps) == {15}
+
+
+def offered(logs: Sequence[float], closed: list[bool]) -> Generator[Pair]:
+    try:
+        for log in logs:
+            yield Pair(log, 0.0, [1.0], [math.exp(log)])
+        raise SideBroke("head: its process ended with SIGSEGV")
+    finally:
+        closed.append(True)
+
+
+def taken(logs: Sequence[float], budget_s: float = 60.0) -> list[float]:
+    closed, told = list[bool](), list[int]()
+    try:
+        had = until_decided(offered(logs, closed), 0.03, 0.05, budget_s, told.append)
+    finally:
+        assert closed
+    assert told == list(range(len(had)))
+    return [pair.log for pair in had]
+
+
+def test_a_gate_takes_the_pairs_that_decide() -> None:
+    clear, unclear = [0.1, 0.101, 0.099, 0.1], [0.1, 0.5, -0.1, 0.1]
+    assert taken([*clear, 5.0]) == clear
+    assert taken([*unclear * 4, 5.0]) == unclear * 4
+
+
+def test_a_gate_keeps_to_its_budget_but_for_one_pair() -> None:
+    assert taken([0.1, 0.5, 0.1], budget_s=-1.0) == [0.1]
+
+
+def test_a_side_that_breaks_is_named() -> None:
+    with pytest.raises(SideBroke, match="head: its process ended with SIGSEGV"):
+        taken([0.1])
