@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mfubench.kernels.ahead import refuse_interpreter
+from mfubench.measure.effect import ALPHA
 from mfubench.measure.environment import device_uuid
 from mfubench.measure.nvml import other_processes
 from mfubench.progress import Progress
@@ -15,7 +16,7 @@ from mfubench.workload.spec import WorkloadSpec
 
 from .code import kernel_rows
 from .compare import is_same_code, missing_row, model_rows
-from .decide import ALPHA, LOOKS
+from .decide import LOOKS
 from .rows import Row
 from .source import Source
 from .step_time import time_row

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mfubench.errors import ToolBroke
+from mfubench.measure.effect import ALPHA
 from mfubench.measure.stats import student_quantile
 from mfubench.progress import Progress
 
-from .decide import ALPHA, LOOKS, Estimate, decided
+from .decide import LOOKS, Estimate, decided
 from .rows import Verdict
 from .source import Source
 from .timing import BLOCKS, SideBroke, pairs

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from math import exp
 from typing import Any
 
+from mfubench.measure.effect import ALPHA
 from mfubench.measure.stats import median_ci
 
-from .decide import ALPHA, LOOKS, Estimate, decided
+from .decide import LOOKS, Estimate, decided
 from .rows import Row
 from .timing import BLOCKS, Pair
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from mfubench.errors import MfubenchError
-from mfubench.optimize.gain import log_ratios
+from mfubench.measure.effect import log_ratios
 from mfubench.side_by_side import share_out
 from mfubench.worker import DONE, Worker
 
@@ -112,7 +112,7 @@ def _pair(base: Worker, head: Worker, steps: int, more: int) -> Pair:
         for name in (*order, *reversed(order)):
             turn(name, block * steps)
     old, new = (list(zip(side[::2], side[1::2], strict=True)) for side in times.values())
-    logs = log_ratios(new, old, lambda _block: 1.0)
+    logs = log_ratios(new, old)
     return Pair(median(logs), median(math.log(b / a) for a, b in old), times["base"], times["head"])
 
 
