@@ -123,8 +123,9 @@ def check(
         batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
     )  # fmt: skip
     told = _told(
-        asked, base, path or [], _targets(target), config, None, require_baseline=require_baseline, quiet=quiet
-    )
+        asked, base, path or [], _targets(target), config, None,
+        require_baseline=require_baseline, quiet=quiet, verbose=verbose,
+    )  # fmt: skip
     _end(told, files, json=json, verbose=verbose)
 
 
@@ -183,7 +184,7 @@ def run(
     targets = _targets(target) if target else _own_target(timed_on)
     told = _told(
         asked, base, path or [], targets, config, timed_on,
-        budget_s=budget_s, strict=strict, require_baseline=require_baseline, quiet=quiet,
+        budget_s=budget_s, strict=strict, require_baseline=require_baseline, quiet=quiet, verbose=verbose,
     )  # fmt: skip
     _end(told, files, json=json, verbose=verbose)
 
@@ -309,7 +310,7 @@ def _own_target(device: str) -> list[str]:
 
 def _told(
     asked: "dict[str, WorkloadSpec]", base: str, paths: Sequence[str], targets: list[str], config: Path | None,
-    timed_on: str | None, *, budget_s: float = 0.0, quiet: bool, **exits: bool,
+    timed_on: str | None, *, budget_s: float = 0.0, quiet: bool, verbose: bool, **exits: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The document of a gate."""
     from mfubench.gate.document import document
@@ -319,7 +320,7 @@ def _told(
 
     policy = read_policy(config)
     question = Question(asked, targets, policy.limits)
-    with both_sides(base, paths) as (before, after), stages(quiet=quiet) as progress:
+    with both_sides(base, paths) as (before, after), stages(quiet=quiet, verbose=verbose) as progress:
         judged = judge(question, before, after, timed_on=timed_on, budget_s=budget_s, progress=progress)
         return document(judged, before, after, policy, device=timed_on or "cpu", targets=targets, exits=exits)
 

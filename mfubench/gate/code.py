@@ -24,13 +24,17 @@ STRONGER = {  # classes of instructions, the strongest first
 SAID = {"tensor_core": "tensor cores", "async_copy": "asynchronous copies"}
 
 
-def kernel_rows(benchmark: str, base: Stock, head: Stock, limits: Limits, folder: Path) -> Iterator[Row]:
-    """The kernels that the step launches, on every target; ``folder``: what files are called relative to."""
+def kernel_rows(benchmark: str, base: Stock, head: Stock, limits: Limits, folders: tuple[Path, Path]) -> Iterator[Row]:
+    """The kernels that the step launches, on every target; ``folders``: base's and head's, which files are called in.
+
+    One that only base has is named by its file, without a line, as head has no such line.
+    """
     for target in [target for target in head["kernels"] if target in base["kernels"]]:
         for before, after in _grouped(base["kernels"][target], head["kernels"][target]):
-            row = partial(_row, benchmark, target, (after or before)[0], folder)
+            one, folder = (after[0], folders[1]) if after else ({**before[0], "line": None}, folders[0])
+            row = partial(_row, benchmark, target, one, folder)
             if all(kernel["taken"] or kernel["locked"] for kernel in (*before, *after)):
-                for old, new in zip_longest(before, after):
+                for old, new in _matched(before, after):
                     yield from _kernel(row, old, new, limits)
             else:
                 yield from _space(row, before, after)
@@ -49,6 +53,21 @@ def _grouped(before: Sequence[Launched], after: Sequence[Launched]) -> list[tupl
         for kernel in kernels:
             places[kernel["kernel"], kernel["variant"]][side].append(kernel)
     return list(places.values())
+
+
+def _matched(
+    before: Sequence[Launched], after: Sequence[Launched]
+) -> Iterator[tuple[Launched | None, Launched | None]]:
+    """Each variant with what it was before: of the same config, else of the same code, else in order of launches."""
+    olds, news = list(before), list(after)
+    for trait in (lambda one: one["config"], lambda one: one["code"] and one["code"]["digest"]):
+        for old in list(olds):
+            new = next((new for new in news if trait(new) is not None and trait(new) == trait(old)), None)
+            if new is not None:
+                olds.remove(old)
+                news.remove(new)
+                yield old, new
+    yield from zip_longest(olds, news)
 
 
 def _row(

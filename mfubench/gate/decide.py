@@ -9,13 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mfubench.measure.effect import ALPHA, LEAST
 from mfubench.measure.stats import student_interval
 
 from .rows import Verdict
 
-ALPHA = 0.05
 LOOKS = (4, 8, 16)  # pairs of processes
-LEAST = math.log(1.01)  # a gain that is worth telling
 FAR = 20.0  # of two pairs an interval may reach beyond what a float holds
 
 

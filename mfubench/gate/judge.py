@@ -1,31 +1,30 @@
 """The gate itself: take stock of every model on both sides, time them if asked to, and judge each by its limits."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import exp
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
 
 import torch
 
 from mfubench.kernels.ahead import refuse_interpreter
+from mfubench.measure.effect import ALPHA
 from mfubench.measure.environment import device_uuid
 from mfubench.measure.nvml import other_processes
-from mfubench.measure.stats import median_ci
 from mfubench.progress import Progress
 from mfubench.workload.spec import WorkloadSpec
 
 from .code import kernel_rows
 from .compare import is_same_code, missing_row, model_rows
-from .decide import ALPHA, LOOKS, Estimate, decided
+from .decide import LOOKS
 from .rows import Row
 from .source import Source
+from .step_time import time_row
 from .stocks import both_stocks
-from .timing import BLOCKS, Pair, SideBroke, pairs
+from .timing import SideBroke, pairs, until_decided
 
 STOCK_SHARE = 0.3  # of a run's progress
-TOLD = ("FAIL", "CHANGED")
-NAMED = 5  # files, and causes, in a sentence
+NAMED = 5  # files, in a sentence
 METHOD = (
     "Counts and compiled code are exact. Times: fresh processes of base and head in pairs, whose steps take turns "
     "(ABBA); a pair's median ratio is one sample, the interval is Student's over pairs, looked at after "
@@ -77,8 +76,11 @@ def judge(
         if row is not None:
             judged.rows.append(row)
             continue
-        judged.rows += model_rows(name, before, after, question.limits)
-        judged.rows += kernel_rows(name, before, after, question.limits, head.folder)
+        exact = [
+            *model_rows(name, before, after, question.limits),
+            *kernel_rows(name, before, after, question.limits, (base.folder, head.folder)),
+        ]
+        judged.rows += exact
         judged.notes += _notes(name, before, after)
         if timed_on is None:
             continue
@@ -88,12 +90,15 @@ def judge(
             progress(f"timing {name}: pair {done + 1} of processes", share + (1 - share) * part)
 
         left = (ends - monotonic()) / (len(question.workloads) - index)
-        risk = ALPHA / len(question.workloads)
-        time_until_decided(
-            judged, name, pairs(base, head, asdict(spec), timed_on), question.limits["step_time"], risk, left, tell
-        )
-        if is_same_code(before, after):
-            blame_environment(judged, name)
+        margin, risk = question.limits["step_time"], ALPHA / len(question.workloads)
+        try:
+            had = until_decided(pairs(base, head, asdict(spec), timed_on), margin, risk, left, tell)
+        except SideBroke as broke:
+            judged.rows.append(Row("ERROR", name, "time", "step_time", None, None, str(broke)))
+            continue
+        row, timing = time_row(name, had, margin, risk, same_code=is_same_code(before, after), beside=exact)
+        judged.rows.append(row)
+        judged.timings += [timing] if timing else []
     return judged
 
 
@@ -109,86 +114,3 @@ def _notes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> It
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
     told = f"differs in {', '.join(changed[:NAMED])}{more}" if changed else "is the same on both sides"
     yield f"{name}: the Python code that its step imports {told}"
-
-
-# Timing -----------------------------------------------------------------------------------------------------------
-
-
-def time_until_decided(
-    judged: Judged,
-    name: str,
-    offered: Generator[Pair],
-    margin: float,
-    risk: float,
-    budget_s: float,
-    tell: Callable[[int], None],
-) -> None:
-    """Time the pairs that are ``offered`` until they decide or the budget ends; ``judged`` gets what they come to.
-
-    ``tell`` is given how many pairs are done; ``risk`` is the probability with which the interval may be wrong.
-    """
-    began, had, found = monotonic(), list[Pair](), None
-    try:
-        while found is None:
-            if had and monotonic() - began + (monotonic() - began) / len(had) > budget_s:
-                break
-            tell(len(had))
-            had.append(next(offered))
-            found = decided([pair.log for pair in had], margin, risk)
-    except SideBroke as broke:
-        judged.rows.append(Row("ERROR", name, "time", "step_time", None, None, str(broke)))
-        return
-    finally:
-        offered.close()  # ends its processes
-    out_of_time = "" if found else f"; the budget ended after {len(had)} of {LOOKS[-1]} pairs"
-    if found is None and len(had) > 1:  # a look that is left to it
-        found = Estimate.of([pair.log for pair in had], risk / len(LOOKS))
-    if found is None:
-        why = f"the budget ended after one pair of processes; a verdict takes {LOOKS[0]} or more"
-        judged.rows.append(Row("INCONCLUSIVE", name, "time", "step_time", None, None, why, unit="ms", margin=margin))
-        return
-    verdict = found.verdict(margin)
-    why = f"{found.ratio - 1:+.1%} [{found.low - 1:+.1%}, {found.high - 1:+.1%}], allowed {margin:.1%}{out_of_time}"
-    steps = {side: median_ci([ms for pair in had for ms in getattr(pair, f"{side}_ms")]) for side in ("base", "head")}
-    old, new = (median for median, _, _ in steps.values())
-    beside = _causes(judged, name) if verdict == "FAIL" else ""
-    row = Row(
-        verdict, name, "time", "step_time", old, new, why + beside, unit="ms", ratio=found.as_tuple, margin=margin
-    )
-    judged.rows.append(row)
-    judged.timings.append(
-        {
-            "benchmark": name,
-            "unit": "ms",
-            "pairs": len(had),
-            "blocks_a_pair": BLOCKS,
-            **{f"{side}_ms": list(step) for side, step in steps.items()},
-            "ratio": list(found.as_tuple),
-            "margin": margin,
-            "against_itself": list(Estimate.of([pair.itself for pair in had], ALPHA).as_tuple),
-            "ratios_of_pairs": [exp(pair.log) for pair in had],
-            "samples": [asdict(pair) for pair in had],
-            "why": why,
-        }
-    )
-
-
-def _causes(judged: Judged, name: str) -> str:
-    """What else is not as it was in it."""
-    told = [
-        f"{row.subject or row.metric}: {row.why}"
-        for row in judged.rows
-        if row.benchmark == name and row.verdict in TOLD
-    ]
-    return f"; beside it, {'; '.join(told[:NAMED])}" if told else ""
-
-
-def blame_environment(judged: Judged, name: str) -> None:
-    """What is slower without any difference in code is no regression of it."""
-    why = "base and head import the same code, need the same and compile to the same: the machine did it, or data"
-    judged.rows = [
-        replace(row, verdict="ENVIRONMENT", why=f"{why}; {row.why}")
-        if row.benchmark == name and row.tier == "time" and row.verdict == "FAIL"
-        else row
-        for row in judged.rows
-    ]

@@ -2,29 +2,35 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from mfubench.errors import ToolBroke
-from mfubench.measure.stats import student_interval
+from mfubench.measure.effect import ALPHA
+from mfubench.measure.stats import student_quantile
 from mfubench.progress import Progress
 
-from .decide import ALPHA, LOOKS, Estimate, decided
+from .decide import LOOKS, Estimate, decided
 from .rows import Verdict
 from .source import Source
 from .timing import BLOCKS, SideBroke, pairs
 
-INJECTED = 0.10
+ONE_MORE_IN = 10  # steps of a turn
+INJECTED = 1 / ONE_MORE_IN
 TRIALS, SEED = 2000, 0
 ENOUGH = 12  # pairs of either kind; more would tell little more
 FEWEST = LOOKS[0]
 CAUGHT = 0.9
+RISK = 1e-4  # of taking chance for a lasting difference, which would then make every replayed gate err
 MOST = 1.0  # twice the time
 METHOD = (
-    f"Pairs of processes, {BLOCKS} blocks each, of the same code; and pairs whose second side does {INJECTED:.0%} more "
-    f"steps in a turn. {TRIALS} gates are replayed on samples drawn from them."
+    f"Pairs of processes, {BLOCKS} blocks each, of the same code; and pairs whose second side does one step more for "
+    f"every {ONE_MORE_IN} of a turn. {TRIALS} gates of each kind are replayed on samples of a normal law. Its mean is "
+    f"the true one, unless the pairs show another ({1 - RISK:.2%} sure); its spread is that of all pairs around their "
+    "kind's mean. From few pairs that spread, and every rate with it, is a rough estimate."
 )
 
 
@@ -37,7 +43,7 @@ def self_check(
         ToolBroke: the model cannot be timed, or the budget ends before there are enough pairs.
     """
     began = monotonic()
-    equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, slower=INJECTED)
+    equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, one_more_in=ONE_MORE_IN)
     logs: dict[str, list[float]] = {"equal": [], "slower": []}
     try:
         while len(logs["slower"]) < ENOUGH:
@@ -69,8 +75,12 @@ def self_check(
 
 def rates(logs: Mapping[str, Sequence[float]], margin: float) -> dict[str, Any]:
     """What gates with this margin would say, of ``equal`` pairs' log ratios and of ``slower`` ones'."""
-    equal, slower = _around(logs["equal"], 0.0), _around(logs["slower"], math.log1p(INJECTED))
-    same, worse = replay(equal, margin), replay(slower, margin)
+    # Drawn from the few pairs themselves, a gate often gets one of them several times, and far too narrow an interval.
+    freedom = sum(map(len, logs.values())) - len(logs)
+    spread = math.sqrt(sum((log - fmean(kind)) ** 2 for kind in logs.values() for log in kind) / freedom)
+    sure = student_quantile(1 - RISK / 2, freedom) * spread
+    equal, slower = _mean(logs["equal"], 0.0, sure), _mean(logs["slower"], math.log1p(INJECTED), sure)
+    same, worse = replay(equal, spread, margin), replay(slower, spread, margin)
     return {
         "margin": margin,
         "noise": list(Estimate.of(logs["equal"], ALPHA).as_tuple),
@@ -83,34 +93,37 @@ def rates(logs: Mapping[str, Sequence[float]], margin: float) -> dict[str, Any]:
         "missed": worse["PASS"] + worse["IMPROVED"],
         "undecided_slower": worse["INCONCLUSIVE"],
         "pairs_used_slower": worse["pairs"],
-        "smallest_change": _smallest_change(equal, margin),
+        "smallest_change": _smallest_change(equal, spread, margin),
     }
 
 
-def _around(logs: Sequence[float], truth: float) -> list[float]:
-    """The samples with their mean at what is true, unless they show that it is not: a dozen have one by chance."""
-    middle, low, high = student_interval(logs, ALPHA)
-    return [log + (truth - middle if low <= truth <= high else 0.0) for log in logs]
+def _mean(logs: Sequence[float], truth: float, sure: float) -> float:
+    """What is true, unless the samples show that it is not: a dozen have another mean by chance.
+
+    ``sure``: how far a single one would have to be off.
+    """
+    middle = fmean(logs)
+    return truth if abs(middle - truth) <= sure / math.sqrt(len(logs)) else middle
 
 
-def replay(logs: Sequence[float], margin: float) -> dict[str, float]:
-    """Shares of verdicts of gates whose pairs are drawn from ``logs``, and how many ``pairs`` they use on average."""
+def replay(mean: float, spread: float, margin: float) -> dict[str, float]:
+    """Shares of verdicts of gates whose pairs' log ratios are normal, and how many ``pairs`` they use on average."""
     draw = np.random.default_rng(SEED)
     verdicts: dict[Verdict, int] = dict.fromkeys(("FAIL", "PASS", "IMPROVED", "INCONCLUSIVE"), 0)
     used = 0
     for _ in range(TRIALS):
-        drawn = draw.choice(np.asarray(logs), LOOKS[-1]).tolist()
+        drawn = draw.normal(mean, spread, LOOKS[-1]).tolist()
         found = next(found for n in LOOKS if (found := decided(drawn[:n], margin)) is not None)
         verdicts[found.verdict(margin)] += 1
         used += found.pairs
     return {**{verdict: count / TRIALS for verdict, count in verdicts.items()}, "pairs": used / TRIALS}
 
 
-def _smallest_change(equal: Sequence[float], margin: float) -> float | None:
-    """The least slowdown that nine gates of ten catch, were it to come upon these pairs; None above MOST."""
+def _smallest_change(equal: float, spread: float, margin: float) -> float | None:
+    """The least slowdown that nine gates of ten catch, were it to come upon equal code; None above MOST."""
 
     def caught(change: float) -> bool:
-        return replay([log + math.log1p(change) for log in equal], margin)["FAIL"] >= CAUGHT
+        return replay(equal + math.log1p(change), spread, margin)["FAIL"] >= CAUGHT
 
     low, high = margin, margin + MOST
     if not caught(high):

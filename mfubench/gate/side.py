@@ -175,11 +175,11 @@ def get_ready(watch: Watch, *, workload: Asked, paths: Sequence[str], without: M
     return {**found, "steps": max(1, ceil(1e3 * TURN_S * len(timings) / sum(timings)))}
 
 
-def take_turn(watch: Watch, *, first: int, steps: int, slower: float = 0.0, without: Mapping[str, str]) -> float:
+def take_turn(watch: Watch, *, first: int, steps: int, more: int = 0, without: Mapping[str, str]) -> float:
     """Milliseconds of a step, the mean of ``steps`` from index ``first`` on.
 
     Where a turn has several, one goes before that is not timed: the other side's turn has left its traces in caches.
-    ``slower``: by so much more is done in the same turn, as if each step took longer.
+    ``more`` steps are done in the same turn that do not count, as if each of the others took longer.
     """
     from mfubench.measure.timing import time_steps
     from mfubench.workload.step import run_step
@@ -188,7 +188,7 @@ def take_turn(watch: Watch, *, first: int, steps: int, slower: float = 0.0, with
     timings = time_steps(
         lambda index: run_step(prepared, first + index),
         device=prepared.device,
-        num_steps=round(steps * (1 + slower)),
+        num_steps=steps + more,
         warmup=1 if steps > 1 else 0,
     )
     return sum(timings) / steps

@@ -1,17 +1,19 @@
 """Steps of base and head in turns: fresh processes of both, side by side, one of which runs at a time."""
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
+from time import monotonic
 from typing import Any
 
 from mfubench.errors import MfubenchError
-from mfubench.optimize.gain import log_ratios
+from mfubench.measure.effect import log_ratios
 from mfubench.side_by_side import share_out
 from mfubench.worker import DONE, Worker
 
+from .decide import decided
 from .side import get_ready, take_turn
 from .source import Source
 
@@ -39,21 +41,42 @@ class Pair:
 
 
 def pairs(
-    base: Source, head: Source, workload: Mapping[str, Any], device: str, *, slower: float = 0.0
+    base: Source, head: Source, workload: Mapping[str, Any], device: str, *, one_more_in: int | None = None
 ) -> Generator[Pair]:
-    """Pairs without end, each of two fresh processes; ``slower``: by so much more is done in head's turns.
+    """Pairs without end, each of two fresh processes; head does one step more for every ``one_more_in`` of a turn.
 
     Raises:
         SideBroke: a process ended, or its model cannot be had or run.
     """
-    steps = 0
+    steps, whole = 0, one_more_in or 1
     while True:
         with closing(_worker(base, device)) as old, closing(_worker(head, device)) as new:
             ready = _both_ready({"base": (base, old), "head": (head, new)}, workload)
-            # As many in all pairs. What is slower by a tenth runs a step more for ten.
-            steps = steps or max(*ready.values(), math.ceil(1 / slower) if slower else 1)
-            found = _pair(old, new, steps, slower)
+            # As many in all pairs, and what is more of them exactly the share that is asked for.
+            steps = steps or whole * math.ceil(max(ready.values()) / whole)
+            found = _pair(old, new, steps, steps // one_more_in if one_more_in else 0)
         yield found
+
+
+def until_decided(
+    offered: Generator[Pair], margin: float, risk: float, budget_s: float, tell: Callable[[int], None]
+) -> list[Pair]:
+    """Those of the pairs that are ``offered`` that decide, or as many as the budget has time for, one at least.
+
+    ``tell`` is given how many are done; ``risk`` is the probability with which the interval may be wrong.
+
+    Raises:
+        SideBroke: as `pairs` does.
+    """
+    began, had = monotonic(), list[Pair]()
+    with closing(offered):  # ends its processes
+        while not had or decided([pair.log for pair in had], margin, risk) is None:
+            spent = monotonic() - began
+            if had and spent + spent / len(had) > budget_s:
+                break
+            tell(len(had))
+            had.append(next(offered))
+    return had
 
 
 def _worker(side: Source, device: str) -> Worker:
@@ -76,12 +99,12 @@ def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[st
     return found
 
 
-def _pair(base: Worker, head: Worker, steps: int, slower: float) -> Pair:
+def _pair(base: Worker, head: Worker, steps: int, more: int) -> Pair:
     times: dict[str, list[float]] = {"base": [], "head": []}
 
     def turn(name: str, first: int) -> None:
-        worker, more = (base, 0.0) if name == "base" else (head, slower)
-        told = {"first": first, "steps": steps, "slower": more}
+        worker, added = (base, 0) if name == "base" else (head, more)
+        told = {"first": first, "steps": steps, "more": added}
         times[name].append(_done(name, worker, take_turn, told, TURN_LIMIT_S))
 
     for block in range(BLOCKS):
@@ -89,7 +112,7 @@ def _pair(base: Worker, head: Worker, steps: int, slower: float) -> Pair:
         for name in (*order, *reversed(order)):
             turn(name, block * steps)
     old, new = (list(zip(side[::2], side[1::2], strict=True)) for side in times.values())
-    logs = log_ratios(new, old, lambda _block: 1.0)
+    logs = log_ratios(new, old)
     return Pair(median(logs), median(math.log(b / a) for a, b in old), times["base"], times["head"])
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .gain import ALPHA, LEAST, LOOKS
+from mfubench.measure.effect import ALPHA, LEAST
+
+from .gain import LOOKS
 from .numbers import FACTOR, ROUNDED, STEPS, TRAININGS
 
 SCHEMA_VERSION = 1

@@ -2,7 +2,7 @@
 
 A block runs the old step and the new one as ABBA (``measure.timing.time_in_blocks``); its gain is the log ratio of
 their times for each sample, geometric means of both runs. The gain of a change is the median over blocks. Its interval
-is looked at after each of ``LOOKS`` blocks, and all that a search ever looks at share ``ALPHA``.
+is looked at after each of ``LOOKS`` blocks, and all that a search ever looks at share ``measure.effect.ALPHA``.
 """
 
 import math
@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mfubench.measure.effect import LEAST
 from mfubench.measure.stats import bootstrap_median
 
-ALPHA = 0.05
-LEAST = math.log(1.01)  # a gain that is worth a change
 LOOKS = (16, 32, 64)
-Blocks = Sequence[tuple[float, float]]
 Verdict = Literal["faster", "not faster", "open"]
 
 
@@ -46,14 +44,6 @@ class Gain:
         """The gain of blocks with these log ratios."""
         middle, low, high = bootstrap_median(logs, alpha)
         return cls(math.exp(middle), math.exp(low), math.exp(high), alpha, len(logs))
-
-
-def log_ratios(old: Blocks, new: Blocks, samples: Callable[[int], float]) -> list[float]:
-    """Each block's log of old over new; ``samples`` of a block are how many times the old one's samples the new has."""
-    return [
-        math.log(samples(block) * math.sqrt(a * b / (c * d)))
-        for block, ((a, b), (c, d)) in enumerate(zip(old, new, strict=True))
-    ]
 
 
 def measure_gain(blocks: Callable[[int, int], Sequence[float]], alpha: float) -> list[float]:

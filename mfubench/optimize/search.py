@@ -8,12 +8,12 @@ from typing import Any, Protocol
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
 from mfubench.identity import require_same
+from mfubench.measure.effect import ALPHA
 from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run
 
 from .changes import Change, added, from_plain
 from .document import Optimization, Step
-from .gain import ALPHA
 from .isolated import GaveUp, run_isolated
 from .log import FILE, Log, no_log, read_log
 from .outcome import End, document_of, put_run, write

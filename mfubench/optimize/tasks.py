@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mfubench.identity import code_hash
+from mfubench.measure.effect import log_ratios
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
@@ -17,7 +18,7 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .build import build
 from .changes import Change
-from .gain import LOOKS, Gain, log_ratios
+from .gain import LOOKS, Gain
 from .isolated import Tell
 from .recipe import architecture
 from .survey import Survey, survey

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mfubench.exhausted import release
+from mfubench.measure.effect import log_ratios
 from mfubench.measure.timing import time_in_blocks
 from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 
 from .build import build
 from .changes import BucketByLength, Change, Compile, UseBatchSize, UseImpl, added
-from .gain import LOOKS, Gain, log_ratios, measure_gain
+from .gain import LOOKS, Gain, measure_gain
 from .isolated import Tell
 from .numbers import check_results, check_training, results
 from .rows import with_empty_histories

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mfubench.cli import main
+from mfubench.errors import BadInput
 from tests.compiling import mfubench
 from tests.mfubench.gate.repository import AS_USED, a_repository, edit, git
 
@@ -136,6 +137,23 @@ def test_a_timed_gate_holds_pairs_of_processes_against_each_other(
     edit(short / "net.py", "import torch\n", "import torch  # as before\n")
     row = timed(capsys)
     assert row["verdict"] == "INCONCLUSIVE" and "one pair" in row["why"] and row["unit"] == "ms"
+
+
+@pytest.mark.parametrize("command", [("check",), ("run", "--device", "cpu")], ids=lambda command: command[0])
+@pytest.mark.parametrize("given", [{}, {"--verbose": "verbose"}, {"--quiet": "quiet"}], ids=str)
+def test_progress_is_as_it_is_asked_for(
+    command: tuple[str, ...], given: dict[str, str], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, bool]] = []
+
+    def stages(**how: bool) -> Any:
+        asked.append(how)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("mfubench.cli.gate.stages", stages)
+    with pytest.raises(SystemExit):
+        main(["gate", *command, "net:build", "--base", "main", *given])
+    assert asked == [{name: name in given.values() for name in ("quiet", "verbose")}]
 
 
 def test_a_side_that_dies_while_it_is_timed_is_an_error(short: Path, capsys: pytest.CaptureFixture[str]) -> None:

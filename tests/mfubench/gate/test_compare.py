@@ -43,7 +43,7 @@ def of_model(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Row]:
 
 
 def of_kernels(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
-    return list(kernel_rows("net", before, after, LIMITS, Path("/repo")))
+    return list(kernel_rows("net", before, after, LIMITS, (Path("/tmp/base/repo"), Path("/repo"))))
 
 
 def test_what_is_the_same_passes() -> None:
@@ -125,6 +125,37 @@ def test_kernels_that_come_and_go_are_told() -> None:
     came, gone = of_kernels(stock(None, kernel()), stock(None, kernel(kernel="others")))[::-1]
     assert {came.why, gone.why} == {"launched for the first time", "no longer launched"}
     assert {came.verdict, gone.verdict} == {"CHANGED"}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_kernel_of_base_alone_is_named_by_its_file_as_head_would_call_it(taken: bool) -> None:
+    """Base's folder is gone when the row is read, and its line is not head's."""
+    gone = kernel(file="/tmp/base/repo/csrc/k.py", taken=taken)
+    (row,) = of_kernels(stock(None, gone), stock(None))
+    assert (row.metric, row.file, row.line) == ("launched", "csrc/k.py", None)
+    installed = kernel(file="/usr/lib/k.py", taken=taken)
+    assert of_kernels(stock(None, installed), stock(None))[0].file == "/usr/lib/k.py"
+
+
+def test_a_config_is_held_against_itself_and_code_against_the_same() -> None:
+    """Base launches a default and a locked config; head makes the locked one its default, or calls it otherwise."""
+    default, locked = kernel(config="warps=4"), kernel({"registers": 99}, config="warps=8", locked=True)
+    for left in (locked, {**locked, "config": "warps=8 stages=2"}):
+        same, gone = of_kernels(stock(None, default, locked), stock(None, left))
+        assert (same.verdict, same.why) == ("PASS", "the same instructions")
+        assert (gone.metric, gone.why) == ("launched", "no longer launched")
+    came, same = sorted(of_kernels(stock(None, locked), stock(None, default, locked)), key=lambda row: row.verdict)
+    assert (came.why, same.why) == ("launched for the first time", "the same instructions")
+
+
+def test_what_has_no_equal_is_held_against_what_is_left() -> None:
+    kept, before = kernel(), kernel({"digest": "d"}, config="warps=8")
+    broken = kernel(config="warps=8", error="no") | {"code": None}
+    after = kernel({"digest": "c", "spill_bytes": 8}, config="warps=2")
+    rows = of_kernels(stock(None, before, kept), stock(None, kept, after))
+    assert [(row.metric, row.verdict) for row in rows] == [("code", "PASS"), ("spill_bytes", "FAIL")]
+    rows = of_kernels(stock(None, broken, kept), stock(None, kept, {**broken, "config": "warps=2"}))
+    assert [(row.metric, row.verdict) for row in rows] == [("code", "PASS"), ("compiles", "CHANGED")]
 
 
 def test_other_grids_are_told() -> None:
