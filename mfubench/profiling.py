@@ -178,7 +178,14 @@ def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
             raise OutOfMemory(message) from error
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
-        raise BadInput(f"{what}: {short(error)}") from error
+        raise BadInput(f"{what}: {short(error)}{_hint(error)}") from error
+
+
+def _hint(error: BaseException) -> str:
+    """What helps against an error that does not say so itself."""
+    if "active drivers" in str(error):  # Triton's words
+        return "; a Triton kernel needs a GPU, and runs on a CPU where TRITON_INTERPRET=1 is set before Python starts"
+    return ""
 
 
 def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:

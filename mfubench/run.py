@@ -336,6 +336,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             stream.write(data)
         os.chmod(temporary, _usual_mode())
         os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         os.unlink(temporary)
         raise

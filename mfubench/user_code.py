@@ -8,6 +8,8 @@ from typing import Any
 
 from mfubench.errors import BadInput
 
+MOST = 200  # characters of an error
+
 
 def named_function(target: str, use: str, usual: str = "function") -> Callable[..., Any]:
     """The function ``target``, imported with the working directory on the path.
@@ -35,6 +37,8 @@ def named_function(target: str, use: str, usual: str = "function") -> Callable[.
 
 
 def short(error: BaseException) -> str:
-    """An error in a few words."""
+    """An error in a few words: how it begins and how it ends, which is where compilers say what is wrong."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    if len(text) > MOST:
+        text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

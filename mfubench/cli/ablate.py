@@ -26,6 +26,7 @@ from .options import (
     out_option,
     overrides,
     seconds,
+    sole_writer,
     writable_folder,
 )
 from .progress import stages
@@ -85,7 +86,7 @@ def ablate(
 
     ladder = Ladder(spec, out)
     try:
-        with stages(quiet=quiet, verbose=verbose) as progress:
+        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
             ladder.climb(budget_s=budget_s, progress=progress)
     finally:
         ladder.keep()

@@ -1,18 +1,22 @@
 """The application, and how its errors end: one line on stderr and the exit code that the contract names.
 
 0 fine, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 4 no comparable baseline, 5 the tool or benchmark broke,
-130 interrupted. A traceback shows with ``--debug`` only.
+130 interrupted, 143 ended by SIGTERM, which cleans up as an interrupt does. A traceback shows with ``--debug`` only.
 """
 
 import inspect
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
+from mfubench import __version__
 from mfubench.errors import MfubenchError
 
 from .ablate import ablate
@@ -29,12 +33,31 @@ from .profile import profile
 from .report import report
 from .scale import scale
 
+INTERRUPTED = 130
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mfubench {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="mfubench",
     help="How much of a GPU does a recommendation model use, where is the rest lost, and what gets it back?",
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None: ...
+
+
 app.add_typer(gate)
 app.add_typer(kernels)
 for command in (profile, plan, optimize, compare, report, ablate, scale, campaign, models, doctor):
@@ -56,17 +79,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _show_own_warnings_only()
-    try:
-        code = app(given or ["--help"], standalone_mode=False)
-    except KeyboardInterrupt:
-        code = 130
-    except (Exception, SystemExit) as error:
-        if DEBUG_FLAG in given:
-            traceback.print_exception(error)
-        code = _end(error)
-    if code == 130:
-        print("mfubench: interrupted; nothing was left half written", file=sys.stderr)
+    with _sigterm_as_interrupt() as ended:
+        try:
+            code = app(given or ["--help"], standalone_mode=False)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except (Exception, SystemExit) as error:
+            if DEBUG_FLAG in given:
+                traceback.print_exception(error)
+            code = _end(error)
+    if code == INTERRUPTED:
+        code = ended[0] if ended else code
+        how = "ended by SIGTERM" if ended else "interrupted"
+        print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[list[int]]:
+    """What a CI or a scheduler ends has its folders and processes to take away, too; the exit code, if it did."""
+    ended: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        ended.append(128 + number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield ended
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(error: Exception | SystemExit) -> int:
@@ -84,6 +129,8 @@ def _end(error: Exception | SystemExit) -> int:
         return _say(str(error), error.exit_code)
     if _is_invalid_argument(error):
         return _say(str(error), 2)
+    if sys.stdout is None or sys.stdout.closed:
+        return _say("stdout is closed, and the result has nowhere to go", 5)
     if isinstance(error, OSError):  # a full disk and the like
         return _say(f"{error}; see `{DEBUG_FLAG}`", 5)
     return _say(f"{type(error).__name__}: {error}; a defect of mfubench, see `{DEBUG_FLAG}`", 5)

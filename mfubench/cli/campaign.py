@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import typer
 
-from .options import Debug, Json, Quiet, Verbose, put, seconds, writable_folder
+from .options import Debug, Json, Quiet, Verbose, put, seconds, sole_writer, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def campaign(
         return
     store.open(environment(torch.device(device)), tasks)
     try:
-        with stages(quiet=quiet, verbose=verbose) as progress:
+        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
             outcome = run_campaign(tasks, store, device, limits=limits, progress=progress, side_by_side=one_a_core())
     finally:
         _write(store)

@@ -1,6 +1,5 @@
 """``mfubench gate check | run | self-check``."""
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from .options import (
     Set,
     Size,
     Verbose,
+    keep,
     out_option,
     overrides,
     put,
@@ -37,6 +37,7 @@ from .options import (
 from .progress import stages
 
 if TYPE_CHECKING:
+    from mfubench.report.blocks import Page
     from mfubench.workload.spec import WorkloadSpec
 
 Models = Annotated[
@@ -244,7 +245,7 @@ def self_check(
         rates = check_itself(side, asdict(spec), timed_on, margin=margin, budget_s=budget_s, progress=progress)
     told = {**rates, "benchmark": name, "environment": environment(torch.device(timed_on))}
     if out is not None:
-        _write(told, self_check_page(told), out, "self-check.json")
+        keep(told, self_check_page(told), out, "self-check.json")
     put(told, lambda: self_check_page(told), json=json, verbose=verbose)
 
 
@@ -326,14 +327,31 @@ def _told(
 
 
 def _end(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> None:
-    """Write and print it, and leave with the gate's own exit code."""
+    """Write and print it, and leave with the gate's own exit code; a verdict is told also where no file can be."""
     from mfubench.report import ci
     from mfubench.report.gate import gate_page
+
+    page, wrong = gate_page(told), None
+    try:
+        _write(told, page, files)
+    except OSError as error:
+        wrong = error
+    if files.annotations:
+        for line in ci.annotations(told):
+            print(line, file=sys.stderr)
+    put(told, lambda: page, json=json, verbose=verbose)
+    if wrong is not None:
+        raise wrong
+    if told["exit_code"]:
+        raise typer.Exit(told["exit_code"])
+
+
+def _write(told: dict[str, Any], page: "Page", files: _Files) -> None:
+    from mfubench.report import ci
     from mfubench.run import write_text
 
-    page = gate_page(told)
     if files.out is not None:
-        _write(told, page, files.out, "gate.json")
+        keep(told, page, files.out, "gate.json")
     if files.junit is not None:
         files.junit.parent.mkdir(parents=True, exist_ok=True)
         write_text(files.junit, ci.junit(told))
@@ -341,17 +359,3 @@ def _end(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> N
         files.summary.parent.mkdir(parents=True, exist_ok=True)
         with files.summary.open("a", encoding="utf-8") as summary:
             summary.write(ci.summary(told))
-    if files.annotations:
-        for line in ci.annotations(told):
-            print(line, file=sys.stderr)
-    put(told, lambda: page, json=json, verbose=verbose)
-    if told["exit_code"]:
-        raise typer.Exit(told["exit_code"])
-
-
-def _write(told: dict[str, Any], page: Any, folder: Path, name: str) -> None:
-    from mfubench.report import write_page
-    from mfubench.run import write_text
-
-    write_page(page, folder)
-    write_text(folder / name, json_module.dumps(told, indent=1) + "\n")

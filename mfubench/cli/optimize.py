@@ -27,6 +27,7 @@ from .options import (
     Verbose,
     overrides,
     seconds,
+    sole_writer,
     writable_folder,
 )
 from .progress import stages
@@ -105,7 +106,7 @@ def optimize(
     from mfubench.report.terminal import print_page, stdout_console
 
     try:
-        with stages(quiet=quiet, verbose=verbose) as progress:
+        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
             found = search(Plan(spec, out, budget_s, compile_s, cast(Judge, judge)), progress=progress)
     except KeyboardInterrupt:
         if out is not None and (out / FILE).exists():

@@ -5,11 +5,17 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from mfubench.errors import BadInput
 
@@ -119,6 +125,34 @@ def writable_file(file: Path | None, option: str) -> None:
     if file.is_dir():
         raise BadInput(f"{option} {file} is a folder; give a file")
     writable_folder(file.parent, option)
+
+
+@contextmanager
+def sole_writer(folder: Path | None) -> Iterator[None]:
+    """Hold ``folder``, so that two that go on from it do not mix what they find. Folders made for it go if empty.
+
+    Raises:
+        BadInput: another process holds it.
+    """
+    if folder is None or fcntl is None:
+        yield
+        return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--out {folder}: another mfubench works there; wait for it, or give another one") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
 def keep(told: Any, page: "Page", folder: Path, name: str) -> None:

@@ -8,7 +8,20 @@ import typer
 
 from mfubench.errors import ToolBroke
 
-from .options import Debug, Device, Dtype, Impl, Json, Quiet, Verbose, out_option, put, seconds, writable_folder
+from .options import (
+    Debug,
+    Device,
+    Dtype,
+    Impl,
+    Json,
+    Quiet,
+    Verbose,
+    out_option,
+    put,
+    seconds,
+    sole_writer,
+    writable_folder,
+)
 from .progress import stages
 
 
@@ -76,7 +89,7 @@ def scale(
 
     ladder = Ladder(plan, out)
     try:
-        with stages(quiet=quiet, verbose=verbose) as progress:
+        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
             ladder.climb(budget_s=budget_s, progress=progress)
     finally:
         told, (done, of) = scaling_document(ladder), ladder.progress_made

@@ -88,9 +88,10 @@ def _row(
 def _kernel(row: MakeRow, old: Launched | None, new: Launched | None, limits: Limits) -> Iterator[Row]:
     if new is None:
         yield row("CHANGED", "launched", "yes", "no", "no longer launched")
+    elif new["error"] is not None and old is not None and old["error"] is not None:
+        yield row("CHANGED", "compiles", "no", "no", f"compiles on neither side: {new['error']}")
     elif new["error"] is not None:
-        broke = old is None or old["error"] is None
-        yield row("FAIL" if broke else "CHANGED", "compiles", None, None, f"does not compile: {new['error']}")
+        yield row("FAIL", "compiles", None if old is None else "yes", "no", f"does not compile: {new['error']}")
     elif old is None:
         spilled = new["code"]["spill_bytes"]
         spills = f", and spills {spilled} bytes a thread" if spilled else ""

@@ -38,6 +38,7 @@ def document(
         "environment": environment(torch.device(device)),
         "toolchain": _toolchain() if targets else {},
         "targets": list(targets),
+        "workloads": judged.workloads,
         "policy": policy.to_document(),
         "rows": outcome.to_rows(),
         "timings": judged.timings,

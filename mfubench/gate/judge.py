@@ -43,10 +43,11 @@ class Question:
 
 @dataclass(slots=True)
 class Judged:
-    """Rows, timings as the document has them, and what else there is to say."""
+    """Rows, timings and workloads as the document has them, and what else there is to say."""
 
     rows: list[Row] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
+    workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -82,6 +83,8 @@ def judge(
         ]
         judged.rows += exact
         judged.notes += _notes(name, before, after)
+        judged.warnings += _unseen(name, after)
+        judged.workloads[name] = _workload(spec, after)
         if timed_on is None:
             continue
 
@@ -106,6 +109,22 @@ def _company() -> list[str]:
     """That others are on the GPU before anything of ours is timed there."""
     others = other_processes(device_uuid(torch.device("cuda")))
     return [f"{others} other processes are on the GPU: intervals are wider than they need to be"] if others else []
+
+
+def _workload(spec: WorkloadSpec, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What was counted, and how many kernels of it were compiled for each target."""
+    kernels = {target: len(found) for target, found in head["kernels"].items()}
+    return {**head["workload"], "kernels": kernels, "kernels_dtype": (spec.dtype or "bf16") if kernels else None}
+
+
+def _unseen(name: str, head: Mapping[str, Any]) -> Iterator[str]:
+    """That kernels are there, and none was launched: what is compiled for nobody passes nothing."""
+    silent = [target for target, found in head["kernels"].items() if not found]
+    if silent and head["has_kernels"]:
+        yield (
+            f"{name}: its code has Triton kernels, but its step launches none for {', '.join(silent)}, so none was "
+            "compiled; a step that asks whether its tensors are on a GPU first launches none without one"
+        )
 
 
 def _notes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

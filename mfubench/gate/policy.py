@@ -1,5 +1,6 @@
 """How much worse head may be: limits, and waivers that end, from `mfubench.toml` or `pyproject.toml`."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,8 @@ LIMITS: Mapping[str, float] = {
     "instructions": 0.15,
 }
 ABSOLUTE = ("spill_bytes", "registers")  # by how many more; the others by which share
-FILES = ("mfubench.toml", "pyproject.toml")
+PYPROJECT = "pyproject.toml"
+FILES = ("mfubench.toml", PYPROJECT)
 ABOUT = "see `mfubench gate check --help`"
 
 
@@ -80,31 +82,37 @@ def read_policy(file: Path | None) -> Policy:
         return _policy(_table(file), str(file))
     for name in FILES:
         path = Path(name)
-        table = _table(path) if path.is_file() else {}
+        table = _table(path, needed=False) if path.is_file() else {}
         if table:
             return _policy(table, name)
     return Policy(LIMITS)
 
 
-def _table(file: Path) -> dict[str, Any]:
-    """What ``file`` says of the gate: under ``tool.mfubench.gate`` in a pyproject.toml, under ``gate`` elsewhere."""
+def _table(file: Path, *, needed: bool = True) -> dict[str, Any]:
+    """What ``file`` says of the gate: under ``tool.mfubench.gate`` in a pyproject.toml, under ``gate`` elsewhere.
+
+    Nothing only where it is not ``needed``, and there is no sign that it was meant to.
+    """
     try:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{file} is not TOML: {error}") from error
-    keys = ("tool", "mfubench", "gate") if file.name == "pyproject.toml" else ("gate",)
+    keys = ("tool", "mfubench", "gate") if file.name == PYPROJECT else ("gate",)
     found: Any = told
     for key in keys:
         found = found.get(key, {}) if isinstance(found, dict) else {}
+    meant = needed or (file.name != PYPROJECT and "mfubench" in str(told.get("tool", "")))
+    if not found and meant:
+        raise BadInput(f"{file} says nothing of the gate; its limits and waivers stand under [{'.'.join(keys)}] there")
     return _known(found, ("limits", "waivers"), f"{file}: {'.'.join(keys)}")
 
 
 def _policy(table: Mapping[str, Any], file: str) -> Policy:
     given = _known(table.get("limits", {}), LIMITS, f"{file}: limits")
     for name, value in given.items():
-        if type(value) not in (int, float) or not value >= 0:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
             unit = "a count" if name in ABSOLUTE else "a share, 0.03 for 3 %,"
             raise BadInput(f"{file}: limits.{name} = {value!r}; allowed: {unit} of 0 or more")
     waivers = table.get("waivers", [])

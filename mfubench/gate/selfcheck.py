@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mfubench.errors import ToolBroke
+from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.effect import ALPHA
 from mfubench.measure.stats import student_quantile
 from mfubench.progress import Progress
@@ -16,7 +16,7 @@ from mfubench.progress import Progress
 from .decide import LOOKS, Estimate, decided
 from .rows import Verdict
 from .source import Source
-from .timing import BLOCKS, SideBroke, pairs
+from .timing import BLOCKS, SideBroke, SideRefused, pairs
 
 ONE_MORE_IN = 10  # steps of a turn
 INJECTED = 1 / ONE_MORE_IN
@@ -40,7 +40,8 @@ def self_check(
     """Rates of this machine's gate for one workload, as JSON.
 
     Raises:
-        ToolBroke: the model cannot be timed, or the budget ends before there are enough pairs.
+        BadInput: there is no such model, it does not run, or the budget ends before there are enough pairs.
+        ToolBroke: timing it broke.
     """
     began = monotonic()
     equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, one_more_in=ONE_MORE_IN)
@@ -56,6 +57,8 @@ def self_check(
             if monotonic() - began > budget_s:
                 break
             logs["slower"].append(next(slower).log)
+    except SideRefused as refused:
+        raise BadInput(str(refused).partition(": ")[2]) from refused
     except SideBroke as broke:
         raise ToolBroke(str(broke)) from broke
     finally:
@@ -63,7 +66,9 @@ def self_check(
         slower.close()
     done = len(logs["slower"])
     if done < FEWEST:
-        raise ToolBroke(f"{done} rounds in {budget_s:.0f} s; {FEWEST} are needed: give a longer --budget")
+        raise BadInput(
+            f"--budget of {budget_s:g} s: time for {done} rounds, of {FEWEST} that are needed; give a longer one"
+        )
     return {
         "schema_version": 1,
         "pairs": done,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mfubench.worker import Watch
@@ -49,7 +50,7 @@ def take_stock(
                 found["kernels"][target] = _kernels(workload, target)
         except Exception as error:  # a step that needs the numbers that its kernels did not write
             found["not_compiled"][target] = short(error)
-    return {**found, "code": code_under(paths)}
+    return {**found, "code": code_under(paths), "has_kernels": _has_kernels(paths)}
 
 
 @contextmanager
@@ -76,6 +77,7 @@ def _counted(prepared: "Workload") -> dict[str, Any]:
         "counts": dict(zip(COUNTS, counts, strict=True)),
         "unknown_ops": sorted(count.unknown_ops),
         "data_hash": prepared.description["data_hash"],
+        "workload": {name: prepared.description[name] for name in ("batch_size", "mode", "dtype", "device")},
     }
 
 
@@ -138,14 +140,35 @@ def _below(file: Path, paths: Sequence[str]) -> Path | None:
 def code_under(paths: Sequence[str]) -> dict[str, str]:
     """A hash of each file in ``paths`` that a module of this process was imported from; the harness is not of it."""
     found = {}
+    for module in _modules_under(paths):
+        file = Path(str(module.__file__))
+        found[str(_below(file.resolve(), paths))] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return dict(sorted(found.items()))
+
+
+def _modules_under(paths: Sequence[str]) -> list[ModuleType]:
+    """What this process imported from ``paths``, the harness aside."""
+    found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if file is None or name.partition(".")[0] in (HARNESS, "__mp_main__"):
             continue
-        below = _below(Path(file).resolve(), paths)
-        if below is not None and Path(file).is_file():
-            found[str(below)] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    return dict(sorted(found.items()))
+        if _below(Path(file).resolve(), paths) is not None and Path(file).is_file():
+            found.append(module)
+    return found
+
+
+def _has_kernels(paths: Sequence[str]) -> bool:
+    """Whether a module in ``paths`` that this process imported has a Triton kernel."""
+    if "triton" not in sys.modules:
+        return False
+    from triton.runtime import Autotuner, JITFunction
+
+    return any(
+        isinstance(value, (JITFunction, Autotuner))
+        for module in _modules_under(paths)
+        for value in list(vars(module).values())
+    )
 
 
 # Timing -----------------------------------------------------------------------------------------------------------

@@ -56,6 +56,9 @@ def both_sides(base: str, paths: Sequence[str] = ()) -> Iterator[tuple[Source, S
         ToolBroke: git cannot check it out.
     """
     head = working_directory(paths)
+    paths = [str(path.relative_to(head.folder)) for path in head.paths]  # base has them in a folder of its own
+    if not base.strip():
+        raise BadInput("--base is empty; give a revision, such as origin/main, or a folder")
     revision = git(head.folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}")
     if revision is None:
         yield _copy(base, head, paths), head
@@ -72,7 +75,7 @@ def working_directory(paths: Sequence[str] = ()) -> Source:
     """
     here = Path.cwd().resolve()
     for path in paths:
-        if not (here / path).is_dir():
+        if not (here / path).is_dir() or not (here / path).resolve().is_relative_to(here):
             raise BadInput(f"--path {path}: no such folder in {here}")
     return Source("head", "working directory", here, _within(here, paths), *_state(here))
 

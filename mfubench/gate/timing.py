@@ -26,6 +26,10 @@ class SideBroke(MfubenchError):
     """One side could not be timed; the message names it, and why."""
 
 
+class SideRefused(SideBroke):
+    """It has no such model, or one that does not run: bad input, where it is not held against another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """What a pair of processes found.
@@ -92,7 +96,7 @@ def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[st
         arguments = {"workload": workload, "paths": [str(path) for path in side.paths]}
         told = _done(name, worker, get_ready, arguments, READY_LIMIT_S)
         if "refused" in told:
-            raise SideBroke(f"{name}: {told['refused']}")
+            raise SideRefused(f"{name}: {told['refused']}")
         found[name] = told["steps"]
 
     share_out(list(sides), [worker for _, worker in sides.values()], get)

@@ -14,7 +14,8 @@ from .numbers import FACTOR, ROUNDED, STEPS, TRAININGS
 SCHEMA_VERSION = 1
 METHOD = (
     "A change is predicted from the profile's ledger and tried on top of what is kept so far, in a process of its own, "
-    "the best prediction first. A prediction is what the ledger says could be won at most. Numbers: outputs and every "
+    "the best prediction first. A prediction is what the ledger says could be won; where the host's time is most "
+    "of a step, which a trace shows but in part, more may be. Numbers: outputs and every "
     f"gradient against the unchanged model in fp64, within {FACTOR:g} times the error that the unchanged model makes, "
     f"the worst of {ROUNDED + 1} runs of which {ROUNDED} have results moved by rounding errors; losses of {STEPS} "
     f"steps within {FACTOR:g} times what {TRAININGS} of its trainings from moved parameters stray, or what a loss is "

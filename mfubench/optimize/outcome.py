@@ -48,7 +48,7 @@ def document_of(plan: Plan, state: State, stopped: str, end: End, seconds: float
         alters=[f"{change.title}: {change.alters}" for change in state.kept if change.alters],
         start=step_of(start),
         end=step_of(json.loads(end.run.to_json())) if end.run else None,
-        notes=[*end.notes, *_notes(plan.judge, state)],
+        notes=[*end.notes, *_notes(plan.judge, state), *_batches(state, end)],
         resumed=state.resumed,
     )
 
@@ -98,6 +98,18 @@ def _not_tried(state: State) -> list[NotTried]:
 
     listed = [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]
     return sorted(listed, key=lambda each: -each.predicted_ms)
+
+
+def _batches(state: State, end: End) -> list[str]:
+    """That a gain over plain torch.compile is in part that of a larger batch."""
+    began = state.run.workload["batch_size"]
+    ended = end.run.workload["batch_size"] if end.run else began
+    if ended == began or "end over plain" not in end.timed.gains:
+        return []
+    return [
+        f"the end has {ended} requests a step, plain torch.compile was timed with the {began} of the start: what the "
+        "end gains over it, for each sample, is the batch's doing, too"
+    ]
 
 
 def _notes(judge: str, state: State) -> Sequence[str]:

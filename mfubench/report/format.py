@@ -85,6 +85,11 @@ def count(value: int) -> str:
     return _fixed(value, 0)
 
 
+def more(number: int, of: str) -> str:
+    """How many more there are of what is called ``of`` in the plural: ``1 more module``."""
+    return f"{number} more {of.removesuffix('s') if number == 1 else of}"
+
+
 def not_known(why: str = "") -> str:
     """n/a, and why."""
     return f"{NOT_KNOWN} ({why})" if why else NOT_KNOWN

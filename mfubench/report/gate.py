@@ -155,7 +155,7 @@ def listed(rows: Sequence[Row], caption: str) -> list[Block]:
     if not rows:
         return []
     more = len(rows[MOST_ROWS:])
-    after: list[Block] = [Items([f"{fmt.count(more)} more rows; {DOCUMENT} lists them all."])] if more else []
+    after: list[Block] = [Items([f"{fmt.more(more, 'rows')}; {DOCUMENT} lists them all."])] if more else []
     return [rows_table(rows[:MOST_ROWS], caption), *after]
 
 
@@ -168,8 +168,8 @@ def rows_table(rows: Sequence[Row], caption: str) -> Table:
         (Column("verdict"), verdicts),
         (Column("benchmark"), [row.benchmark for row in rows]),
         (Column("metric"), [metric(row) for row in rows]),
-        (Column("base", numeric=numeric, brief=False), [_value(row.base, row.unit) for row in rows]),
-        (Column("head", numeric=numeric, brief=False), [_value(row.head, row.unit) for row in rows]),
+        (Column("base", numeric=numeric), [_value(row.base, row.unit) for row in rows]),
+        (Column("head", numeric=numeric), [_value(row.head, row.unit) for row in rows]),
         (Column("ratio [95 % CI]", numeric=True), [_ratio(row.ratio) for row in rows]),
         (Column("allowed", brief=False), [allowed(row.metric, row.margin) for row in rows]),
         (Column("why"), [why(row) for row in rows]),
@@ -266,6 +266,7 @@ def compared(told: Document) -> Facts:
         [
             ("Base", _side(told["base"])),
             ("Head", _side(told["head"])),
+            *((name, _workload(workload)) for name, workload in told["workloads"].items()),
             ("Kernels compiled for", ", ".join(told["targets"]) or "no target"),
             *([("Kernels compiled with", toolchain)] if toolchain else []),
             ("Limits", f"of {policy['file']}, the rest by default" if policy["file"] else "by default"),
@@ -273,6 +274,16 @@ def compared(told: Document) -> Facts:
             *(("Waived", waiver) for waiver in waived),
         ]
     )
+
+
+def _workload(workload: Document) -> str:
+    """What was counted, and what kernels were compiled with, if any were."""
+    said = (
+        f"{fmt.count(workload['batch_size'])} requests a step, {workload['mode']}, counted in {workload['dtype']} on "
+        f"{workload['device']}"
+    )
+    kernels = [f"{count} on {target}" for target, count in workload["kernels"].items()]
+    return f"{said}; kernels, in {workload['kernels_dtype']}: {', '.join(kernels)}" if kernels else said
 
 
 def _side(side: Document) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mfubench.run import Run
 
+from . import format as fmt
 from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
 
@@ -64,7 +65,7 @@ def render_table(table: Table) -> str:
     if table.total:
         lines.append(_row([f"**{escape(cell)}**" if cell else "" for cell in table.total]))
     more = len(table.rows) - len(rows)
-    after = f"\n\n{more} more {table.rest}; {table.listed_in} lists them all." if more else ""
+    after = f"\n\n{fmt.more(more, table.rest)}; {table.listed_in} lists them all." if more else ""
     return f"{escape(table.caption)}\n\n" + "\n".join(lines) + after
 
 

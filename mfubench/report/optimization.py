@@ -107,8 +107,8 @@ def _steps(steps: "list[Step]", kept: list[str]) -> Block:
         return Items(["Nothing was tried."])
     measured = [fmt.NOT_KNOWN if s.measured_ms is None or s.ci95 is None else _ms(s.measured_ms, s.ci95) for s in steps]
     return Table.of(
-        "Milliseconds of a step that a change wins: as the ledger bounds it, and as measured, with its 95 % interval, "
-        "on top of what was kept before it.",
+        "Milliseconds of a step that a change wins: as the ledger predicts it, and as measured, with its 95 % "
+        "interval, on top of what was kept before it and for as many samples.",
         [
             (Column("change"), [step.change for step in steps]),
             (Column("cause"), [step.cause for step in steps]),

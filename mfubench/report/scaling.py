@@ -35,6 +35,7 @@ PREDICTORS = {
 ONLY_IN_FULL = {"dense_params", "samples", "flops"}  # of a point
 NOBODY = (None, None)  # how many users a log that does not tell has
 NUM_NAMED = 3  # of the models, in the headline
+LEAST_POINTS = 3  # of a law that its points can contradict
 NOT_ENOUGH = "no slope was fitted"
 SECOND_HAND = "second-hand, the paper itself was not read"
 # What, as published, of which data and scale, and where it is written.
@@ -119,7 +120,7 @@ def _headline(told: Document, done: Sequence[Document]) -> str:
     elif others:
         said = [f"On {log} no gain from compute can be held against {baseline}'s", *_reasons(others)]
     else:
-        said = [_slope(fit) for fit in fits] or [f"No model has a slope on {log}: {NOT_ENOUGH}"]
+        said = [_slope(fit, told) for fit in fits] or [f"No model has a slope on {log}: {NOT_ENOUGH}"]
     said += [f"{len(done)} of {len(points)} sizes trained"] if 0 < len(done) < len(points) else []
     return " ".join("; ".join(said if told["complete"] else [*said, "not complete"]).split())
 
@@ -144,18 +145,31 @@ def _gain(fit: Document, baseline: str) -> str:
     return f"{fit['model']} gains {times} times as much NE from compute as {baseline}{undecided}"
 
 
-def _slope(fit: Document) -> str:
+def _slope(fit: Document, told: Document) -> str:
     if not _is_known(fit["per_decade"]):
         return f"{fit['model']} {fmt.not_known(fit['why_not'] or NOT_ENOUGH)}"
-    return f"{fit['model']} gains {_estimate(fit['per_decade'], 2)} NE from ten times the model FLOPs" + _doubt(fit)
+    return f"{fit['model']}'s {_change(fit)} with ten times the model FLOPs{_doubt(fit) or _unchecked(fit, told)}"
+
+
+def _change(fit: Document) -> str:
+    """Which way ten times the compute moves the NE, and by how much."""
+    ends = _ends(fit["per_decade"])
+    if ends is None or ends[1] >= 0:
+        return f"NE falls by {_estimate(fit['per_decade'], 2)}"
+    return f"NE rises by {_estimate([-fit['per_decade'][0], -ends[1], -ends[0]], 2)}"
+
+
+def _unchecked(fit: Document, told: Document) -> str:
+    """What nothing checked of a gain that an interval knows no doubt of."""
+    few = [f"{fit['points']} sizes"] if fit["points"] < LEAST_POINTS else []
+    few += ["one seed"] if told["settings"].get("seeds") == 1 else []
+    return f" (by {' and '.join(few)}, which nothing checks)" if few else ""
 
 
 def _doubt(fit: Document) -> str:
     """What an interval says against a gain."""
     ends = _ends(fit["per_decade"])
-    if ends is None or ends[0] > 0:
-        return ""
-    return " (it loses)" if ends[1] < 0 else " (undecided, 0 is inside)"
+    return " (undecided, 0 is inside)" if ends and ends[0] <= 0 <= ends[1] else ""
 
 
 def _sizes(fits: Sequence[Document]) -> str:
@@ -199,7 +213,7 @@ def _law(fit: Document | None) -> Law | None:
 def _about(fit: Document | None) -> str:
     if fit is None or not _is_known(fit["per_decade"]):
         return NOT_ENOUGH
-    return f"{fit['model']}: NE falls by {_estimate(fit['per_decade'], 2)} with ten times the compute{_doubt(fit)}"
+    return f"{fit['model']}: {_change(fit)} with ten times the compute{_doubt(fit)}"
 
 
 def _summary(figure: Curves, of_compute: str) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from mfubench.run import Run
 
+from . import format as fmt
 from .blocks import Block, Chart, Facts, Items, Page, Table
 from .comparison import page
-from .format import GROUP
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -115,7 +115,7 @@ def _table(given: Table, wide: bool) -> "RenderableType":
         drawn.add_section()
         drawn.add_row(*(_text(given.total[at], "bold") for at in shown))
     more = len(given.rows) - len(rows)
-    after = [_text(f"{more} more {given.rest}")] if more else []
+    after = [_text(fmt.more(more, given.rest))] if more else []
     return Group(_text(given.caption, "dim"), drawn, *after)
 
 
@@ -126,4 +126,4 @@ def _text(given: str, style: str = "") -> "Text":
     """
     from rich.text import Text
 
-    return Text(given.replace(GROUP, ""), style, overflow="fold")
+    return Text(given.replace(fmt.GROUP, ""), style, overflow="fold")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mfubench.errors import BadInput
 from mfubench.exhausted import ran_out_of_memory
 from mfubench.identity import code_hash
 from mfubench.measure.calibrate import load_or_calibrate
@@ -80,6 +81,12 @@ class Ladder:
         device, dtype = device_and_dtype(plan.spec)
         self.windows = open_windows(plan.spec.data, plan.evaluated)
         first, second = self.windows
+        sees = min(plan.settings.samples or len(first.targets), len(first.targets))
+        if plan.settings.batch_size > sees:
+            raise BadInput(
+                f"--batch-size {plan.settings.batch_size} is more than the {sees} impressions that a training sees; "
+                "give a smaller one"
+            )
         self.plan = replace(plan, spec=replace(plan.spec, device=device.type, dtype=dtype))
         self.trainings = plan.trainings(first.schema)
         here, data = environment(device), describe(self.windows)

@@ -11,6 +11,7 @@ from mfubench.workload.spec import MAX_SEED, WorkloadSpec
 from .train import Settings
 
 LEAST_SIZES = 2
+MOST_SEEDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,9 @@ def make_plan(
         raise BadInput(f"--baseline {baseline} is none of the models; allowed: {', '.join(named)}")
     counts = {"--samples": settings.samples, "--evaluate": evaluated, "--seeds": seeds}
     for option, value in {**counts, "--batch-size": settings.batch_size}.items():
-        if value is not None and not 1 <= value < MAX_SEED:
-            raise BadInput(f"{option} {value}; allowed: 1 or more")
+        most = MOST_SEEDS if option == "--seeds" else MAX_SEED - 1
+        if value is not None and not 1 <= value <= most:
+            raise BadInput(f"{option} {value}; allowed: 1 {f'to {most}' if value > most else 'or more'}")
     return Plan(spec, named, chosen, seeds, baseline or named[0], evaluated, settings)
 
 

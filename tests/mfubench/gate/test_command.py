@@ -17,6 +17,15 @@ SMALL = ("--batch-size", "4", "--quiet")
 FOR_SM90 = ("--target", "sm_90", *SMALL)
 ON_CPU = ("--device", "cpu", *SMALL)
 
+KERNEL = """
+import triton
+
+
+@triton.jit
+def never_kernel(x):
+    pass
+"""
+
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -64,6 +73,17 @@ def test_a_change_of_words_passes(repository: Path) -> None:
     document = told("check", "net:build", "--base", "main", *FOR_SM90)
     assert document["verdict"] == "PASS" and set(document["counted"]) == {"PASS"}
     assert any("differs in net.py" in note for note in document["notes"])
+    workload = document["workloads"]["net:build"]
+    assert (workload["batch_size"], workload["dtype"], workload["kernels"]) == (4, "fp32", {"sm_90": 0})
+    assert document["head"]["dirty"] and not document["warnings"]
+
+
+def test_kernels_that_are_not_launched_are_warned_of(repository: Path) -> None:
+    """As in a step that asks whether its tensors are on a GPU."""
+    (repository / "mine.py").write_text(KERNEL, encoding="utf-8")
+    edit(repository / "net.py", "import torch\n", "import torch\nimport mine\n")
+    (warning,) = told("check", "net:build", "--base", "main", *FOR_SM90)["warnings"]
+    assert warning.startswith("net:build: its code has Triton kernels, but its step launches none for sm_90")
 
 
 def test_a_model_that_base_has_not_or_that_does_not_run_there_is_named(repository: Path) -> None:
@@ -167,4 +187,10 @@ def test_a_side_that_dies_while_it_is_timed_is_an_error(short: Path, capsys: pyt
 def test_too_short_a_self_check_says_what_it_needs(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["gate", "self-check", "net:build", "--budget", "1s", *ON_CPU])
-    assert ended.value.code == 5 and "give a longer --budget" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--budget of 1 s: time for" in capsys.readouterr().err
+
+
+def test_a_self_check_of_no_model_is_bad_input(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", "self-check", "nothing:build", "--budget", "1s", *ON_CPU])
+    assert ended.value.code == 2 and "error: cannot import nothing" in capsys.readouterr().err

@@ -43,6 +43,9 @@ def test_mfubench_toml_goes_before_pyproject(tmp_path: Path, monkeypatch: pytest
         ("[gate]\nlimits = {step_tine = 0.1}", "did you mean step_time"),
         ("[gate]\nlimits = {step_time = -1}", "0.03 for 3 %"),
         ("[gate]\nlimits = {step_time = nan}", "0.03 for 3 %"),
+        ("[gate]\nlimits = {step_time = inf}", "0.03 for 3 %"),
+        ("[gatee]\nlimits = {step_time = 0.1}", r"says nothing of the gate; .* stand under \[gate\] there"),
+        ("", "says nothing of the gate"),
         ("[gate]\nlimits = {step_time = '3 %'}", "0.03 for 3 %"),
         ("[gate]\nlimits = {registers = true}", "a count of 0 or more"),
         ("[gate]\nwaivers = {row = 'x'}", "is no list"),
@@ -54,6 +57,15 @@ def test_mfubench_toml_goes_before_pyproject(tmp_path: Path, monkeypatch: pytest
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         read_policy(written(tmp_path, text))
+
+
+def test_what_is_written_for_another_file_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "[tool.mfubench.gate]\nlimits = {step_time = 0.1}")
+    with pytest.raises(BadInput, match=r"stand under \[gate\] there"):
+        read_policy(None)
+    written(tmp_path, "")
+    assert read_policy(None) == Policy(LIMITS)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

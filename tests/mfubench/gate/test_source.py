@@ -87,9 +87,23 @@ def test_base_may_be_a_folder(repository: Path, tmp_path: Path) -> None:
     assert copy.is_dir()
 
 
-@pytest.mark.parametrize("base", ["no-such-branch", "--help", ""])
+@pytest.mark.parametrize("base", ["no-such-branch", "--help", "", " "])
 def test_what_is_neither_is_said(repository: Path, base: str) -> None:
-    with pytest.raises(BadInput, match=r"neither a revision nor a folder|is the working directory"), both_sides(base):
+    with pytest.raises(BadInput, match=r"neither a revision nor a folder|--base is empty"), both_sides(base):
+        pass
+
+
+def test_a_path_may_be_absolute_and_is_base_s_own_there(repository: Path) -> None:
+    (repository / "src").mkdir(exist_ok=True)
+    copy = repository.parent / "another copy"
+    (copy / "src").mkdir(parents=True)
+    with both_sides(str(copy), [str(repository / "src")]) as (base, head):
+        assert base.paths == ((copy / "src").resolve(),)
+        assert head.paths == ((repository / "src").resolve(),)
+
+
+def test_a_path_outside_of_the_working_directory_is_refused(repository: Path) -> None:
+    with pytest.raises(BadInput, match=r"--path \.\.: no such folder in"), both_sides("HEAD", [".."]):
         pass
 
 

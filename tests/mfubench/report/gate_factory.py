@@ -70,6 +70,12 @@ def a_gate(*rows: Row, **changes: Any) -> dict[str, Any]:
         "environment": {"torch": "2.11.0", "device_name": "NVIDIA H100", "memory_bytes": 2**34, "driver": None},
         "toolchain": {"triton": "3.9.0", "ptxas": "12.9.86"},
         "targets": ["sm_80", "sm_90"],
+        "workloads": {
+            "kunlun small": {
+                **{"batch_size": 32, "mode": "train", "dtype": "fp32", "device": "cpu"},
+                **{"kernels": {"sm_80": 5, "sm_90": 6}, "kernels_dtype": "bf16"},
+            }
+        },
         "policy": Policy(
             LIMITS, (Waiver("* spill_bytes", date(2026, 12, 31), "the new mask"),), "a.toml"
         ).to_document(),

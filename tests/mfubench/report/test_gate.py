@@ -20,7 +20,7 @@ from mfubench.report.blocks import Chart, Page, Table
 from mfubench.report.charts import svg, why_not
 from mfubench.report.ci import summary
 from mfubench.report.format import cleaned
-from mfubench.report.gate import MOST_ROWS, gate_page, self_check_page
+from mfubench.report.gate import MOST_ROWS, compared, gate_page, self_check_page
 from tests.mfubench.report.gate_factory import (
     HOSTILE,
     RATIO,
@@ -228,11 +228,18 @@ def test_a_page_of_any_length_is_whole(rows):
 
 def test_a_gates_own_document_has_what_the_reports_need():
     side = Source("base", "main", Path("/src"), (), "abc123", False)
-    policy, judged = Policy(LIMITS), Judged([slower()], [a_timing()], ["a note"])
+    policy, judged = Policy(LIMITS), Judged([slower()], [a_timing()], notes=["a note"])
     told = json.loads(json.dumps(document(judged, side, side, policy, device="cpu", targets=[], exits={})))
     text = markdown.render_page(gate_page(told))
     assert "FAIL: step time of kunlun small" in text and "a note" in text and "commit abc123" in text
     assert "by default" in text and "no target" in text and "FAIL: step time" in summary(told)
+
+
+def test_what_was_counted_and_compiled_is_said():
+    facts = dict(compared(a_gate()).pairs)
+    assert facts["kunlun small"] == (
+        "32 requests a step, train, counted in fp32 on cpu; kernels, in bf16: 5 on sm_80, 6 on sm_90"
+    )
 
 
 def test_names_are_text_in_every_output(tmp_path):

@@ -108,16 +108,19 @@ WHY = "the baseline's eta has an interval that is not above 0"
             f"On kuairand no gain from compute can be held against interformer's; a, b, c, and 1 more: {WHY}; "
             "e: no slope was fitted",
         ),
-        ([FIRST], "interformer gains 0.0071 [0.0051, 0.0091] NE from ten times the model FLOPs"),
+        ([FIRST], "interformer's NE falls by 0.0071 [0.0051, 0.0091] with ten times the model FLOPs"),
         (
             [a_fit("interformer", per_decade=UNDECIDED)],
-            "interformer gains 0.0010 [-0.0020, 0.0040] NE from ten times the model FLOPs (undecided, 0 is inside)",
+            "interformer's NE falls by 0.0010 [-0.0020, 0.0040] with ten times the model FLOPs (undecided, 0 is inside)",
         ),
         (
             [a_fit("interformer", per_decade=[-0.01, -0.02, -0.005])],
-            "interformer gains -0.010 [-0.020, -0.005] NE from ten times the model FLOPs (it loses)",
+            "interformer's NE rises by 0.010 [0.005, 0.020] with ten times the model FLOPs",
         ),
-        ([a_fit("interformer", per_decade=[0.01] * 3)], "interformer gains 0.010 NE from ten times the model FLOPs"),
+        (
+            [a_fit("interformer", per_decade=[0.01] * 3)],
+            "interformer's NE falls by 0.010 with ten times the model FLOPs",
+        ),
         ([no_fit("interformer")], "interformer n/a (2 sizes, 3 are needed)"),
         ([], "No model has a slope on kuairand: no slope was fitted"),
         ([a_fit("kunlun", "device_time")], "No model has a slope on kuairand: no slope was fitted"),
@@ -125,6 +128,12 @@ WHY = "the baseline's eta has an interval that is not above 0"
 )
 def test_what_cannot_be_said_has_its_reason_in_the_headline(fits, headline):
     assert scaling_page(a_ladder(fits=fits)).headline.startswith(headline)
+
+
+def test_a_gain_that_nothing_checks_says_so():
+    told = a_ladder(fits=[a_fit("interformer", points=2)])
+    told["settings"]["seeds"] = 1
+    assert scaling_page(told).headline.endswith("model FLOPs (by 2 sizes and one seed, which nothing checks)")
 
 
 def test_a_ladder_that_is_not_whole_says_so():

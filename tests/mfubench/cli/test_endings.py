@@ -1,0 +1,77 @@
+"""How commands end: by a signal, on a full disk, without a stdout, beside another that writes into the same folder."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mfubench import __version__
+from mfubench.cli import main
+from mfubench.cli.options import sole_writer
+from mfubench.errors import BadInput
+from mfubench.run import write_text
+from mfubench.user_code import short
+
+
+def test_sigterm_cleans_up_as_an_interrupt_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned = []
+
+    def terminated(**_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr("mfubench.doctor.examine", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--quiet"])
+    (out, err), code = capsys.readouterr(), ended.value.code
+    assert (code, out, cleaned) == (128 + signal.SIGTERM, "", [True])
+    assert err.strip().splitlines()[-1] == "mfubench: ended by SIGTERM; nothing was left half written"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_commands_do_not_mix_their_results_in_one_folder(tmp_path: Path) -> None:
+    place = tmp_path / "out" / "here"
+    with sole_writer(place):
+        with pytest.raises(BadInput, match="another mfubench works there"), sole_writer(place):
+            pass
+        (place / "kept").touch()
+    with sole_writer(place), sole_writer(tmp_path / "none" / "either"), sole_writer(None):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "here", "kept"]  # empty ones are gone
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*report\.md"):
+        write_text(tmp_path / "report.md", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_stdout_nothing_is_called_a_defect(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "--json"])
+    assert ended.value.code == 5 and "stdout is closed" in capfd.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"mfubench {__version__}\n"
+
+
+def test_an_error_keeps_its_end_where_compilers_say_what_is_wrong() -> None:
+    told = short(ValueError(f"at 6:25: {'source ' * 100} module has no attribute 'nosuch'"))
+    assert told.startswith("ValueError: at 6:25: source") and told.endswith("no attribute 'nosuch'")
+    assert len(told) < 230
