@@ -111,7 +111,7 @@ WHY = "the baseline's eta has an interval that is not above 0"
         ([FIRST], "interformer's NE falls by 0.0071 [0.0051, 0.0091] with ten times the model FLOPs"),
         (
             [a_fit("interformer", per_decade=UNDECIDED)],
-            "interformer's NE falls by 0.0010 [-0.0020, 0.0040] with ten times the model FLOPs (undecided, 0 is inside)",
+            "interformer's NE falls by 0.0010 [-0.0020, 0.0040] with ten times the model FLOPs (undecided, 0 is",
         ),
         (
             [a_fit("interformer", per_decade=[-0.01, -0.02, -0.005])],
