@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from mfu_kernels import OPS
 from mfu_kernels.modes import compile_ahead
 from mfubench.errors import BadInput
 from mfubench.kernels.ahead import activate, recorded, refuse_interpreter
@@ -17,6 +16,7 @@ from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import OPTIMIZER
 from mfubench.profiling import count_of, first_step, memory_of
 from mfubench.workload.ahead import without_numbers
+from mfubench.workload.autocast import GpuAutocast
 from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import Phase, run_passes, unmarked
@@ -58,7 +58,7 @@ def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
     other = requests // 2 or 2
     _, _, other_memory = step_on(gpu, replace(spec, batch_size=other))
     described = workload.description | {"dtype": gpu.dtype, "device": "cuda"}
-    return Needs(described, requests, count, memory, (other, other_memory.peak_bytes), _notes(workload, count))
+    return Needs(described, requests, count, memory, (other, other_memory.peak_bytes), _notes(workload))
 
 
 def step_on(gpu: Gpu, spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
@@ -96,7 +96,7 @@ def _impl(impl: str, gpu: Gpu) -> str:
 
 def _on_this_cpu(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
     workload = prepare(spec)
-    with recorded(lambda launch: None):
+    with recorded(lambda launch: None), GpuAutocast():
         first_step(workload)
         return workload, count_of(workload, 0), memory_of(workload)
 
@@ -120,16 +120,10 @@ def _step(workload: Workload, index: int, *, phase: Phase = unmarked) -> None:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _notes(workload: Workload, count: Count) -> list[str]:
+def _notes(workload: Workload) -> list[str]:
     notes = []
     if workload.needed is None:
         notes.append("its operators are those of this CPU, where a GPU may have others")
     if any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers):
         notes.append("the bytes that updating the rows of large tables moves are not known without their numbers")
-    plain = sorted(op for op, impl in count.impls.items() if impl == "reference" and OPS[op].kind == "attention")
-    if plain and workload.dtype == "bf16":
-        notes.append(
-            f"{', '.join(plain)} on the reference: a GPU's autocast keeps more of it in fp32 than this CPU's, which "
-            "counted it, so it needs more memory and bytes there"
-        )
     return notes

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .autocast import GpuAutocast
 from .prepare import DEFAULT_BATCH_SIZE, prepare
 from .spec import WorkloadSpec
 from .step import run_passes, run_step
@@ -19,10 +20,10 @@ from .step import run_passes, run_step
 def step_without_numbers(spec: WorkloadSpec) -> None:
     """Run the passes of a step as on a GPU, on each of its input sets: on one, where ``spec.steps`` is 1.
 
-    What ``spec`` leaves to its device is what it would be there, and nothing is compiled as a whole. A model of the zoo
-    runs on tensors without numbers, whose lengths are those on a GPU. A user's own may ask for numbers, so it runs on a
-    CPU with its optimizers, and in batches as large as there by default; what kernels that are compiled in place of
-    being launched would have written is then whatever was in that memory.
+    What ``spec`` leaves to its device is what it would be there, and autocast is a GPU's; nothing is compiled whole. A
+    model of the zoo runs on tensors without numbers, whose lengths are those on a GPU. A user's own may ask for
+    numbers, so it runs on a CPU with its optimizers, and in batches as large as there by default; what kernels that are
+    compiled in place of being launched would have written is then whatever was in that memory.
 
     Raises:
         BadInput: what `prepare` refuses.
@@ -30,13 +31,14 @@ def step_without_numbers(spec: WorkloadSpec) -> None:
     spec = replace(spec, device="cpu", compile="none", dtype=spec.dtype or "bf16")
     if ":" in spec.model:
         workload = prepare(spec)
-        for index in range(len(workload.inputs)):
-            run_step(workload, index)
+        with GpuAutocast():
+            for index in range(len(workload.inputs)):
+                run_step(workload, index)
         return
     without_numbers = FakeTensorMode(allow_non_fake_inputs=True)
     spec = replace(spec, batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cuda"])
     workload = prepare(spec, building=without_numbers)
-    with without_numbers, warnings.catch_warnings():
+    with without_numbers, GpuAutocast(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         for batch in workload.inputs:
             run_passes(workload, batch)
@@ -65,7 +67,10 @@ def _makes_whole_numbers(func: Any, kwargs: dict[str, Any]) -> bool:
 
 @contextmanager
 def without_numbers(building: FakeTensorMode) -> Iterator[None]:
-    """Inside, tensors of whole numbers have them and others none, like those of a module built in ``building``."""
-    with building, _WholeNumbers(), warnings.catch_warnings():
+    """Inside, tensors of whole numbers have them and others none, like those of a module built in ``building``.
+
+    Autocast is a GPU's.
+    """
+    with building, _WholeNumbers(), GpuAutocast(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield

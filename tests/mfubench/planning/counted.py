@@ -1,7 +1,7 @@
 """What is counted without numbers, beside what is counted with them: run in a process where Triton compiles.
 
 Prints JSON: by model of the zoo, the step without numbers and the same on this CPU; and plans of a run's own workload,
-on its GPU at its rates, and by the datasheet.
+on its GPU at its rates, and by the datasheet; and the memory of InterFormer large on the references.
 """
 
 import json
@@ -48,4 +48,6 @@ def of_run(file: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     models = {name: of_model(name, "train") for name in MODELS}
     models["kunlun, inference"] = of_model("kunlun", "infer")
-    print(json.dumps({"models": models, "run": of_run(Path(sys.argv[1]))}))
+    reference = WorkloadSpec("interformer", size="large", batch_size=1024, impl="reference")
+    _, _, memory = step_on(known_gpu("H200", "bf16"), reference)
+    print(json.dumps({"models": models, "run": of_run(Path(sys.argv[1])), "reference": memory.peak_bytes}))

@@ -71,6 +71,12 @@ def test_memory_flops_and_time_are_those_of_the_run_on_an_h200(counted: dict[str
     assert document["like"]["rates"]["attention"] == pytest.approx(0.42, abs=0.03)
 
 
+def test_autocast_widens_what_a_gpus_does(counted: dict[str, Any]) -> None:
+    """Of a run whose attention is the references': a CPU's autocast keeps two thirds of it in memory."""
+    run = json.loads(RUN.with_name("interformer-large-train-eager.json").read_text(encoding="utf-8"))["document"]
+    assert counted["reference"] == pytest.approx(run["memory"]["peak_bytes"], rel=0.005)
+
+
 def test_the_largest_batch_lies_on_the_line_through_two() -> None:
     def needs(peak: int, other: tuple[int, int]) -> Needs:
         return Needs({}, 100, Count(), MemoryPeak(peak, "(forward)", {}), other)
