@@ -22,6 +22,8 @@ from mfubench.errors import MfubenchError
 from .ablate import ablate
 from .campaign import campaign
 from .compare import compare
+from .config import config
+from .defaults import read_defaults
 from .doctor import doctor
 from .gate import gate
 from .kernels import kernels
@@ -52,12 +54,15 @@ app = typer.Typer(
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
-) -> None: ...
+) -> None:
+    context.default_map, _ = read_defaults(context.command)
 
 
+app.add_typer(config)
 app.add_typer(gate)
 app.add_typer(kernels)
 for command in (profile, plan, optimize, compare, report, ablate, scale, campaign, models, doctor):
@@ -71,7 +76,7 @@ def _with_whole_paragraphs(of: typer.Typer) -> None:
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for each in (app, gate, kernels):
+for each in (app, config, gate, kernels):
     _with_whole_paragraphs(each)
 
 
@@ -124,7 +129,7 @@ def _end(error: Exception | SystemExit) -> int:
             return 2
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "mfubench"
-        return _say(f"{shown().strip().rstrip('.')}; see `{command} --help`", 2)
+        return _say(f"{shown().strip().rstrip('.')}{_from_file(error, context)}; see `{command} --help`", 2)
     if isinstance(error, MfubenchError):
         return _say(str(error), error.exit_code)
     if _is_invalid_argument(error):
@@ -134,6 +139,16 @@ def _end(error: Exception | SystemExit) -> int:
     if isinstance(error, OSError):  # a full disk and the like
         return _say(f"{error}; see `{DEBUG_FLAG}`", 5)
     return _say(f"{type(error).__name__}: {error}; a defect of mfubench, see `{DEBUG_FLAG}`", 5)
+
+
+def _from_file(error: BaseException, context: Any) -> str:
+    """Where a value is from that nobody typed."""
+    parameter = getattr(error, "param", None)
+    if context is None or parameter is None:
+        return ""
+    source = context.get_parameter_source(parameter.name)
+    told = " (from the configuration; see `mfubench config show`)"
+    return told if getattr(source, "name", "") == "DEFAULT_MAP" else ""
 
 
 def _say(message: str, code: int) -> int:

@@ -26,6 +26,7 @@ LIMITS: Mapping[str, float] = {
 }
 ABSOLUTE = ("spill_bytes", "registers")  # by how many more; the others by which share
 PYPROJECT = "pyproject.toml"
+COMMANDS = ("check", "run", "self-check")  # whose options stand beside limits and waivers
 FILES = ("mfubench.toml", PYPROJECT)
 ABOUT = "see `mfubench gate check --help`"
 
@@ -106,7 +107,8 @@ def _table(file: Path, *, needed: bool = True) -> dict[str, Any]:
     meant = needed or (file.name != PYPROJECT and "mfubench" in str(told.get("tool", "")))
     if not found and meant:
         raise BadInput(f"{file} says nothing of the gate; its limits and waivers stand under [{'.'.join(keys)}] there")
-    return _known(found, ("limits", "waivers"), f"{file}: {'.'.join(keys)}")
+    told = _known(found, ("limits", "waivers", *COMMANDS), f"{file}: {'.'.join(keys)}")
+    return {name: value for name, value in told.items() if name not in COMMANDS}
 
 
 def _policy(table: Mapping[str, Any], file: str) -> Policy:

@@ -28,6 +28,7 @@ FROZEN = {
     | {"--models", "--sizes", "--baseline", "--data", "--samples", "--evaluate", "--seeds", "--batch-size", "--budget"}
     | {"--impl", "--dtype", "--device", "--out"},
     "report": EVERYWHERE | {"runs", "--out"},
+    "config show": EVERYWHERE,
     "models": EVERYWHERE | {"--markdown"},
     "doctor": EVERYWHERE | {"--calibrate"},
     "campaign": EVERYWHERE

@@ -9,7 +9,8 @@ from tests.house.tree import DOCS, ROOT, named
 
 FOLDERS = "mfubench|kernels|model_zoo|reports|tests"
 PATH_IN_DOC = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)|\.ci/\w+)`")
-MADE_BY_A_RUN = {"run.json", "report.md", "report.html", "trace.json.gz", "recipe.toml"}
+MADE_BY_A_USER = {"mfubench.toml"}
+MADE_BY_A_RUN = {"run.json", "report.md", "report.html", "trace.json.gz", "recipe.toml"} | MADE_BY_A_USER
 IN_AN_OP_OR_MODEL = {
     "config.py",
     "model.py",

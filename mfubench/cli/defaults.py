@@ -1,0 +1,82 @@
+"""Options whose default a file in the working directory sets: ``mfubench.toml``, else ``pyproject.toml``.
+
+A table for each command, with the long names of its options: ``[profile]``, ``[gate.run]``; in pyproject.toml below
+``tool.mfubench``. What the command line says goes before. No environment variable does: a measurement follows from what
+was typed and from files that can be committed.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mfubench.errors import BadInput
+
+FILES = {"mfubench.toml": (), "pyproject.toml": ("tool", "mfubench")}  # and where in it the commands' tables are
+NOT_SET = ("--help", "--debug", "--version")
+ELSEWHERE = {"gate": ("limits", "waivers")}  # what else a group's table holds; `mfubench.gate.policy` reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of a command; ``key`` is what files call it, ``parameter`` what the code does."""
+
+    command: tuple[str, ...]
+    key: str
+    parameter: str
+    default: Any
+
+
+def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """All options of a command and of those below it that a file may set."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from options_of(inner, (*path, name))
+    for parameter in command.params if path else ():
+        long = next((name for name in parameter.opts if name.startswith("--")), None)
+        if long is not None and long not in NOT_SET:
+            yield Option(path, long.removeprefix("--"), str(parameter.name), parameter.default)
+
+
+def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
+    """What the file sets, nested by command as the parser of the command line takes it, and the file's name.
+
+    Raises:
+        BadInput: it cannot be read, or names a command or an option that there is not.
+    """
+    for name, place in FILES.items():
+        if Path(name).is_file():
+            return _known(_table(name, place), command, ".".join((name, *place))), name
+    return {}, None
+
+
+def _table(name: str, place: tuple[str, ...]) -> Any:
+    try:
+        found: Any = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{name} is not TOML: {error}") from error
+    for key in place:
+        found = found.get(key, {}) if isinstance(found, dict) else {}
+    return found
+
+
+def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise BadInput(f"{where} is {table!r}, not a table")
+    inner = getattr(command, "commands", {})
+    options = {option.key: option.parameter for option in options_of(command, path) if option.command == path}
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in inner:
+            found[key] = _known(value, inner[key], f"{where}: {key}", (*path, key))
+        elif key.replace("_", "-") in options:
+            found[options[key.replace("_", "-")]] = value
+        elif key not in ELSEWHERE.get(".".join(path), ()):
+            allowed = [*inner, *options]
+            near = get_close_matches(key, allowed, 1)
+            hint = f" did you mean {near[0]}?" if near else ""
+            raise BadInput(f"{where}: {key} is unknown;{hint} allowed: {', '.join(allowed)}")
+    return found

@@ -1,0 +1,80 @@
+"""Defaults of options from a file: which file, which options, what goes before it, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfubench.cli import main
+
+Invoke = Callable[..., tuple[int, str, str]]
+NAMES = ("mfubench.toml", "pyproject.toml")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(str(ended.value.code)), out, err
+
+    return run
+
+
+def shown(invoke: Invoke, *arguments: str) -> dict[tuple[str, str], Any]:
+    code, out, _ = invoke("config", "show", "--json", *arguments)
+    assert code == 0
+    return {(row["command"], row["option"]): (row["value"], row["origin"]) for row in json.loads(out)["options"]}
+
+
+def test_a_file_sets_defaults_and_what_is_typed_goes_before(here: Path, invoke: Invoke) -> None:
+    (here / "mfubench.toml").write_text('[profile]\nsize = "tiny"\nbatch-size = 2\nsteps = 2\nset = ["width=32"]\n')
+    code, out, _ = invoke("profile", "dlrm", "--batch-size", "3", "--quiet", "--json")
+    workload = json.loads(out)["workload"]
+    assert code == 0 and (workload["size"], workload["batch_size"], workload["steps"]) == ("tiny", 3, 2)
+    assert workload["overrides"] == {"width": "32"}
+
+
+def test_what_is_set_is_shown_with_where_it_is_from(here: Path, invoke: Invoke) -> None:
+    assert shown(invoke) == {}
+    (here / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.mfubench.gate.check]\nbase = "main"\n')
+    assert shown(invoke) == {("gate check", "--base"): ("main", "pyproject.toml")}
+    (here / "mfubench.toml").write_text("[compare]\nforce = true\n[gate.limits]\nstep_time = 0.1\n")
+    assert shown(invoke) == {("compare", "--force"): (True, "mfubench.toml")}
+    everything = shown(invoke, "--verbose")
+    assert everything["profile", "--steps"] == (20, "default") and everything["compare", "--force"][0] is True
+    assert "mfubench.toml sets one option" in invoke("config", "show")[1]
+
+
+def test_a_limit_may_stand_beside_options_of_the_gate(here: Path) -> None:
+    from mfubench.gate.policy import read_policy
+
+    (here / "mfubench.toml").write_text('[gate.check]\nbase = "main"\n[gate.limits]\nstep_time = 0.1\n')
+    assert read_policy(None).limits["step_time"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[profle]\n", "mfubench.toml: profle is unknown; did you mean profile? allowed: profile, plan"),
+        ("[profile]\nstepz = 2\n", "mfubench.toml: profile: stepz is unknown; did you mean steps?"),
+        ("[gate.chekc]\n", "mfubench.toml: gate: chekc is unknown; did you mean check?"),
+        ("profile = 3\n", "mfubench.toml: profile is 3, not a table"),
+        ("[profile\n", "mfubench.toml is not TOML"),
+        ('[models]\nmarkdown = "maybe"\n', "--markdown'"),
+        ('[models]\nmarkdown = "maybe"\n', "(from the configuration; see `mfubench config show`)"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused_in_one_line(here: Path, invoke: Invoke, text: str, says: str) -> None:
+    (here / "mfubench.toml").write_text(text)
+    code, out, err = invoke("models")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and says in err
