@@ -17,7 +17,7 @@ from .gpu import Gpu, gpu_of, known_gpu
 from .least import Kind, Least, at_rates, least_step, rates_of
 from .needs import Needs, needs_of, step_on
 
-ROOM = 0.9  # of a GPU's memory: an allocator had up to 11 % more than tensors asked for, in seven runs on an H200
+ROOM = 0.9  # of a GPU's memory: an allocator had up to 11 % more than tensors asked for, in five runs on an H200
 DAY_S = 86_400
 SCHEMA_VERSION = 1
 
