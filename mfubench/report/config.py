@@ -22,6 +22,6 @@ def config_page(told: Mapping[str, Any]) -> Page:
                 (Column("origin"), [option["origin"] for option in options]),
             ],
         )
-    number = "one option" if from_file == 1 else f"{from_file} options"
+    number = {0: "no option", 1: "one option"}.get(from_file, f"{from_file} options")
     where = f"{file} sets {number}" if file else "Neither mfubench.toml nor pyproject.toml is here"
     return Page("Configuration", where, [], [Section("Options", [rows], brief=True)])
