@@ -1,10 +1,11 @@
 """Options whose default a file in the working directory sets: ``mfubench.toml``, else ``pyproject.toml``.
 
 A table for each command, with the long names of its options: ``[profile]``, ``[gate.run]``; in pyproject.toml below
-``tool.mfubench``. What the command line says goes before. No environment variable does: a measurement follows from what
-was typed and from files that can be committed.
+``tool.mfubench``. What the command line says goes before, but for flags, which it has no way to take back. No
+environment variable does: a measurement follows from what was typed and from files that can be committed.
 """
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any
 from mfubench.errors import BadInput
 
 FILES = {"mfubench.toml": (), "pyproject.toml": ("tool", "mfubench")}  # and where in it the commands' tables are
-NOT_SET = ("--help", "--debug", "--version")
+NOT_SET = ("--help", "--debug", "--version", "--json", "--quiet", "--verbose", "--out")  # are of one call
+FLAG, ONE, SEVERAL = "true or false", "text or a number", "text or a number, or a list of them"
 ELSEWHERE = {"gate": ("limits", "waivers")}  # what else a group's table holds; `mfubench.gate.policy` reads it
 
 
@@ -27,6 +29,19 @@ class Option:
     key: str
     parameter: str
     default: Any
+    takes: str
+
+    def value(self, given: Any, where: str) -> Any:
+        """``given`` as the parser of the command line takes it.
+
+        Raises:
+            BadInput: it is no value, or none of that kind.
+        """
+        listed = given if isinstance(given, list) else [given]
+        fits = all(isinstance(each, bool) == (self.takes == FLAG) and _is_plain(each) for each in listed)
+        if not fits or (isinstance(given, list) and self.takes != SEVERAL):
+            raise BadInput(f"{where}: {self.key} = {given!r}; allowed: {self.takes}")
+        return listed if self.takes == SEVERAL else given
 
 
 def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
@@ -36,7 +51,8 @@ def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
     for parameter in command.params if path else ():
         long = next((name for name in parameter.opts if name.startswith("--")), None)
         if long is not None and long not in NOT_SET:
-            yield Option(path, long.removeprefix("--"), str(parameter.name), parameter.default)
+            takes = FLAG if parameter.is_flag else SEVERAL if parameter.multiple else ONE
+            yield Option(path, long.removeprefix("--"), str(parameter.name), parameter.default, takes)
 
 
 def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
@@ -45,10 +61,16 @@ def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
     Raises:
         BadInput: it cannot be read, or names a command or an option that there is not.
     """
-    for name, place in FILES.items():
-        if Path(name).is_file():
-            return _known(_table(name, place), command, ".".join((name, *place))), name
+    tables = {name: _table(name, place) for name, place in FILES.items() if Path(name).is_file()}
+    if len(tables) == len(FILES) and all(tables.values()):
+        raise BadInput(f"{' and '.join(FILES)} both configure mfubench; keep one of them")
+    for name, table in tables.items():
+        return _known(table, command, ".".join((name, *FILES[name]))), name
     return {}, None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _table(name: str, place: tuple[str, ...]) -> Any:
@@ -67,15 +89,16 @@ def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> 
     if not isinstance(table, Mapping):
         raise BadInput(f"{where} is {table!r}, not a table")
     inner = getattr(command, "commands", {})
-    options = {option.key: option.parameter for option in options_of(command, path) if option.command == path}
+    options = {option.key: option for option in options_of(command, path) if option.command == path}
     found: dict[str, Any] = {}
     for key, value in table.items():
         if key in inner:
             found[key] = _known(value, inner[key], f"{where}: {key}", (*path, key))
         elif key.replace("_", "-") in options:
-            found[options[key.replace("_", "-")]] = value
+            option = options[key.replace("_", "-")]
+            found[option.parameter] = option.value(value, where)
         elif key not in ELSEWHERE.get(".".join(path), ()):
-            allowed = [*inner, *options]
+            allowed = [*inner, *options, *ELSEWHERE.get(".".join(path), ())]
             near = get_close_matches(key, allowed, 1)
             hint = f" did you mean {near[0]}?" if near else ""
             raise BadInput(f"{where}: {key} is unknown;{hint} allowed: {', '.join(allowed)}")

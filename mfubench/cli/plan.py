@@ -1,6 +1,5 @@
 """``mfubench plan``."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +42,8 @@ Like_ = Annotated[
 Sizes = Annotated[
     list[str] | None, typer.Option("--size", help="Sizes of the zoo; may be given again. \\[default: base]")
 ]
+
+MOST = 1e18
 
 
 def plan(
@@ -118,5 +119,5 @@ def plan(
 
 def _require_positive(given: Mapping[str, float | None]) -> None:
     for option, number in given.items():
-        if number is not None and not 0 < number < math.inf:
-            raise BadInput(f"{option} {number:g}; allowed: a number above 0")
+        if number is not None and not 0 < number < MOST:
+            raise BadInput(f"{option} {number:g}; allowed: a number above 0, below {MOST:g}")

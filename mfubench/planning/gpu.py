@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from mfubench.attribute.roofline import Ceilings
 from mfubench.errors import BadInput, UnknownAccelerator
 from mfubench.kernels.targets import TARGETS
 from mfubench.measure.peaks import DATASHEETS, DTYPES, Datasheet, datasheet
 from mfubench.run import Run
+from mfubench.workload.spec import CHOICES
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -94,12 +96,16 @@ def _sheet(name: str) -> Datasheet:
     try:
         return datasheet(name)
     except UnknownAccelerator:
-        products = ", ".join(sheet.product for sheet in DATASHEETS)
-        raise BadInput(f"--gpu {name!r} is unknown; allowed: {products}; or --like a run on it") from None
+        products = [sheet.product for sheet in DATASHEETS]
+        near = [product for product in products if name.casefold() in product.casefold()]
+        near = near or get_close_matches(name, products, 1)
+        hint = f" did you mean {' or '.join(near)}?" if near else ""
+        raise BadInput(f"--gpu {name!r} is unknown;{hint} allowed: {', '.join(products)}; or --like a run") from None
 
 
 def _peak(sheet: Datasheet, dtype: str) -> float:
     peak = sheet.tflops(dtype)
     if peak is None:
-        raise BadInput(f"{sheet.product} has no {dtype} peak; use another --dtype")
+        others = [name for name in CHOICES["dtype"] if sheet.tflops(name)]
+        raise BadInput(f"{sheet.product} has no {dtype} peak; use --dtype {' or '.join(others)}")
     return peak

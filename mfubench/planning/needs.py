@@ -1,7 +1,10 @@
 """What a step needs on a GPU that is not here: its work and its memory, counted without computing a number."""
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -23,28 +26,56 @@ from mfubench.workload.step import Phase, run_passes, unmarked
 
 from .gpu import Gpu
 
+FURTHEST = 4  # times the requests that were asked for
+TO = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a step of ``requests`` requests needs; ``workload`` is the workload part of a Run.
 
-    ``other_batch``: another number of requests, and the bytes of its peak. ``notes`` bound what the numbers say.
+    ``peak_at`` gives the bytes of the peak of another number of requests, None where that takes too long to find out.
+    ``notes`` bound what the numbers say.
     """
 
     workload: dict[str, Any]
     requests: int
     count: Count
     memory: MemoryPeak
-    other_batch: tuple[int, int]
+    peak_at: Callable[[int], int] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def largest_batch(self, memory_bytes: float) -> int | None:
-        """Most requests whose peak is within ``memory_bytes``, by the line through two batches; None if all are."""
-        at, peak = self.other_batch
-        slope = (self.memory.peak_bytes - peak) / (self.requests - at)
-        if slope <= 0:
+    def most_requests(self, memory_bytes: float) -> tuple[int, bool] | None:
+        """Most requests whose peak is within ``memory_bytes``, to 1 %; and whether there may be more than that.
+
+        The peak grows with the batch, the faster the larger it is: a line through two batches errs upwards beyond them,
+        downwards between them. So it is counted on until the answer lies between two, as far as ``FURTHEST`` times as
+        many as were asked for. None where nothing tells.
+        """
+        if self.peak_at is None:
             return None
-        return max(0, int((memory_bytes - self.memory.peak_bytes) / slope + self.requests))
+        fits, beyond = (0, 0), (0, 0)
+        asked, tried = self.requests, (self.requests, self.memory.peak_bytes)
+        while True:
+            if tried[1] <= memory_bytes:
+                fits = max(fits, tried)
+            else:
+                beyond = min(beyond, tried) if beyond[0] else tried
+            if fits[0] >= FURTHEST * asked:
+                return fits[0], True
+            if not beyond[0]:
+                following = FURTHEST * asked
+            elif beyond[0] - fits[0] <= max(1, ceil(TO * fits[0])):
+                return fits[0], False
+            elif not fits[0]:
+                following = beyond[0] // 2
+            else:
+                share = (memory_bytes - fits[1]) / (beyond[1] - fits[1])
+                between = int(fits[0] + share * (beyond[0] - fits[0]))
+                following = min(max(between, ceil(fits[0] * (1 + TO))), beyond[0] - 1)
+            if following < 1:
+                return 0, False
+            tried = (following, self.peak_at(following))
 
 
 def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
@@ -53,16 +84,19 @@ def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: what `step_on` raises.
     """
-    workload, count, memory = step_on(gpu, spec)
-    requests = workload.num_samples[0]
-    other = requests // 2 or 2
-    _, _, other_memory = step_on(gpu, replace(spec, batch_size=other))
+    workload, count, memory, notes = step_on(gpu, spec)
     described = workload.description | {"dtype": gpu.dtype, "device": "cuda"}
-    return Needs(described, requests, count, memory, (other, other_memory.peak_bytes), _notes(workload))
+
+    @cache
+    def peak_at(requests: int) -> int:
+        return step_on(gpu, replace(spec, batch_size=requests))[2].peak_bytes
+
+    own = workload.needed is None
+    return Needs(described, workload.num_samples[0], count, memory, None if own else peak_at, notes)
 
 
-def step_on(gpu: Gpu, spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
-    """Count one step of ``spec`` as ``gpu`` would run it, its kernels included.
+def step_on(gpu: Gpu, spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak, list[str]]:
+    """Count one step of ``spec`` as ``gpu`` would run it, its kernels included; and what bounds what that says.
 
     A model of the zoo is built and run without memory for its numbers. A user's own may ask for them: it runs on this
     CPU, whose operators are counted, and in which it must fit.
@@ -83,7 +117,7 @@ def step_on(gpu: Gpu, spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
         batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cpu" if own else "cuda"],
     )
     activate(TARGETS[gpu.target])
-    return _on_this_cpu(spec) if own else _without_numbers(spec)
+    return _on_this_cpu(spec, gpu) if own else _without_numbers(spec)
 
 
 def _impl(impl: str, gpu: Gpu) -> str:
@@ -94,20 +128,40 @@ def _impl(impl: str, gpu: Gpu) -> str:
     return "reference" if impl == "auto" else impl
 
 
-def _on_this_cpu(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
+def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> tuple[Workload, Count, MemoryPeak, list[str]]:
+    """With numbers but where kernels, ours or its own, would have written them."""
+    foreign: dict[str, None] = {}
     workload = prepare(spec)
-    with recorded(lambda launch: None), GpuAutocast():
+    with ExitStack() as stack:
+        stack.enter_context(recorded(lambda launch: foreign.update({launch.source.fn.fn.__name__: None})))
+        if gpu.runs_kernels:
+            stack.enter_context(_kernels_left_out())
+        stack.enter_context(GpuAutocast())
         first_step(workload)
-        return workload, count_of(workload, 0), memory_of(workload)
+        count, memory = count_of(workload, 0), memory_of(workload)
+    notes = ["its operators are those of this CPU, where a GPU may have others"]
+    if foreign:
+        notes.append(f"FLOPs and bytes of its own kernels, {', '.join(foreign)}, are not known, and missing here")
+    if workload.may_be_compiled:
+        notes.append("it is counted as if nothing of it were compiled: what a compiler fuses moves fewer bytes")
+    return workload, count, memory, notes
 
 
-def _without_numbers(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak]:
+def _without_numbers(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak, list[str]]:
     building = FakeTensorMode(allow_non_fake_inputs=True)
-    with compile_ahead(lambda compiled: None, lambda kernel, key: "none"):
+    with _kernels_left_out():
         workload = prepare(spec, building=building)
         with without_numbers(building):
             _step(workload, 0)  # optimizers make their state
-            return workload, count_of(workload, 0, _step), memory_of(workload, _step)
+            count, memory = count_of(workload, 0, _step), memory_of(workload, _step)
+    sparse = any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers)
+    unknown = "the bytes that updating the rows of large tables moves are not known without their numbers"
+    return workload, count, memory, [unknown] if sparse else []
+
+
+def _kernels_left_out() -> AbstractContextManager[None]:
+    """Inside, ops choose their kernels as on a GPU, and launch none."""
+    return compile_ahead(lambda compiled: None, lambda kernel, key: "none")
 
 
 def _step(workload: Workload, index: int, *, phase: Phase = unmarked) -> None:
@@ -118,12 +172,3 @@ def _step(workload: Workload, index: int, *, phase: Phase = unmarked) -> None:
             with suppress(DataDependentOutputException):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-
-
-def _notes(workload: Workload) -> list[str]:
-    notes = []
-    if workload.needed is None:
-        notes.append("its operators are those of this CPU, where a GPU may have others")
-    if any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers):
-        notes.append("the bytes that updating the rows of large tables moves are not known without their numbers")
-    return notes

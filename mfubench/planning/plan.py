@@ -78,6 +78,7 @@ def make_plans(
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: what `needs_of` raises.
     """
+    specs = [spec for place, spec in enumerate(specs) if spec not in specs[:place]]
     pairs = [(spec, gpu) for spec in specs for gpu in gpus]
     counted: dict[Any, Needs] = {}
     plans = []
@@ -105,11 +106,14 @@ def _plan(needs: Needs, gpu: Gpu, rates: Like | None, samples_per_day: float | N
     model_flops, peak = needs.count.total().model, needs.memory.peak_bytes
     room = None if gpu.memory_bytes is None else ROOM * gpu.memory_bytes
 
+    most = None if room is None else needs.most_requests(room)
+
     def speed(step_ms: float) -> dict[str, Any]:
         samples_per_s = needs.requests / step_ms * 1e3
+        mfu = model_flops / (step_ms * gpu.datasheet_tflops * 1e9)
         return {
             "step_ms": step_ms,
-            "mfu": model_flops / (step_ms * gpu.datasheet_tflops * 1e9),
+            "mfu": mfu if mfu <= 1 else None,
             "samples_per_s": samples_per_s,
             "gpus": samples_per_day and ceil(samples_per_day / DAY_S / samples_per_s),
         }
@@ -124,10 +128,11 @@ def _plan(needs: Needs, gpu: Gpu, rates: Like | None, samples_per_day: float | N
         "impls": dict(sorted(needs.count.impls.items())),
         "memory": {"peak_bytes": peak, "by_kind": needs.memory.by_kind, "phase": needs.memory.phase},
         "fits": None if room is None else peak <= room,
-        "largest_batch": None if room is None else needs.largest_batch(room),
+        "most_requests": most and most[0],
+        "more_may_fit": most and most[1],
         "least": {**speed(least.step_ms), "ledger": [asdict(line) for line in least.ledger]},
         "at_rates": None if there is None else speed(at_rates(least, there.rates)),
-        "notes": [*needs.notes, *_without(least, there)],
+        "notes": [*needs.notes, *_without(least, there), *_unlike(needs, there), *_other_dtype(needs, gpu, least)],
     }
 
 
@@ -135,6 +140,26 @@ def _without(least: Least, rates: Like | None) -> list[str]:
     known = least.by_kind if rates is None else rates.rates
     lacking = sorted(kind for kind, ms in least.by_kind.items() if ms and kind not in known)
     return [f"the run has no rate of {', '.join(lacking)}, whose least is taken"] if lacking else []
+
+
+def _unlike(needs: Needs, rates: Like | None) -> list[str]:
+    """What the run does otherwise, so that its rates may be others."""
+    if rates is None:
+        return []
+    theirs, ours = rates.run, needs.workload
+    differ = [name for name in ("mode", "dtype") if theirs.workload[name] != ours[name]]
+    differ += ["implementations"] if set(theirs.impls.values()) != set(needs.count.impls.values()) else []
+    told = f"the run that gives the rates differs in {', '.join(differ)}: times may be far off"
+    return [told] if differ else []
+
+
+def _other_dtype(needs: Needs, gpu: Gpu, least: Least) -> list[str]:
+    """That its products are in another dtype than the run's, against whose peak the MFU is."""
+    if needs.count.total().model <= least.step_ms * gpu.datasheet_tflops * 1e9:
+        return []
+    dtypes = needs.count.total().dtypes
+    most = max(dtypes, key=lambda name: dtypes[name]) if dtypes else "another dtype"
+    return [f"most of its products are in {most}, and the MFU is against {gpu.dtype}: give that as --dtype"]
 
 
 def _like_document(rates: Like) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _headline(told: Document, gpus: Mapping[str, Document]) -> str:
     gpu, least = gpus[first["gpu"]], first["least"]
     said = [
         f"{_name(first)}, {fmt.count(first['requests'])} requests a step, on {first['gpu']}: {_room(first, gpu)}, "
-        f"no step below {fmt.number(least['step_ms'])} ms, so an MFU of at most {fmt.percent(least['mfu'])}"
+        f"no eager step below {fmt.number(least['step_ms'])} ms, so an MFU of at most {fmt.percent(least['mfu'])}"
     ]
     if first["at_rates"]:
         found = first["at_rates"]
@@ -94,7 +94,7 @@ def _plans(told: Document, gpus: Mapping[str, Document]) -> Table:
         (Column("requests", numeric=True), [fmt.count(plan["requests"]) for plan in plans]),
         (Column("peak memory GiB", numeric=True), fmt.column(memory, unit=GIGA)),
         (Column("fits"), [FITS[plan["fits"]] for plan in plans]),
-        (Column("most requests", numeric=True), [_counted(plan["largest_batch"]) for plan in plans]),
+        (Column("most requests", numeric=True), [_most(plan) for plan in plans]),
         (Column("least step ms", numeric=True), fmt.column([each["step_ms"] for each in least])),
         (Column("most MFU %", numeric=True), fmt.percents([each["mfu"] for each in least])),
         (Column("most samples/s", numeric=True), [_counted(each["samples_per_s"]) for each in least]),
@@ -109,6 +109,10 @@ def _plans(told: Document, gpus: Mapping[str, Document]) -> Table:
             (Column("GPUs at the rates", numeric=True), [_counted(each.get("gpus")) for each in found]),
         ]
     return Table.of(caption, known(columns))
+
+
+def _most(plan: Document) -> str:
+    return _counted(plan["most_requests"]) + (" or more" if plan["more_may_fit"] else "")
 
 
 def _counted(number: float | None) -> str:
@@ -150,9 +154,11 @@ def _method(told: Document) -> list[str]:
         "A step is counted as the GPU would run it, its kernels included, without computing a number; a user's own "
         "model runs on the CPU for it. Memory is what tensors ask for at the step's peak.",
         f"It fits where that is at most {fmt.percent(told['room'])} of the GPU's memory: the rest is what an allocator "
-        "and the driver take. The most requests lie on a line through two batches.",
+        "and the driver take. The most requests are counted to 1 %, up to 4 times as many as were asked for; not for a "
+        "user's own model.",
         "The least step has each operator at the longer of its FLOPs at the peak and its bytes at the bandwidth, one "
-        "after the other. What the host or the network adds is not in it.",
+        "after the other, as they run eagerly: what is fused moves less. What the host or the network adds is not in "
+        "it.",
         "At the rates of a run each kind of operator takes as much longer as it did there. That is a prediction, of "
         "kernels alone, and the better the more alike the two are.",
         f"FLOPs: {told['flop_convention']}.",

@@ -48,11 +48,30 @@ def test_what_is_set_is_shown_with_where_it_is_from(here: Path, invoke: Invoke) 
     assert shown(invoke) == {}
     (here / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.mfubench.gate.check]\nbase = "main"\n')
     assert shown(invoke) == {("gate check", "--base"): ("main", "pyproject.toml")}
+    (here / "pyproject.toml").write_text('[project]\nname = "mine"\n')
     (here / "mfubench.toml").write_text("[compare]\nforce = true\n[gate.limits]\nstep_time = 0.1\n")
     assert shown(invoke) == {("compare", "--force"): (True, "mfubench.toml")}
     everything = shown(invoke, "--verbose")
     assert everything["profile", "--steps"] == (20, "default") and everything["compare", "--force"][0] is True
     assert "mfubench.toml sets one option" in invoke("config", "show")[1]
+
+
+def test_a_lone_value_is_a_list_of_one(here: Path, invoke: Invoke) -> None:
+    (here / "mfubench.toml").write_text('[plan]\nsize = "tiny"\n')
+    assert shown(invoke)["plan", "--size"] == (["tiny"], "mfubench.toml")
+
+
+def test_what_the_parser_refuses_is_said_to_be_from_the_file(here: Path, invoke: Invoke) -> None:
+    (here / "mfubench.toml").write_text('[profile]\nsteps = "many"\n')
+    code, _, err = invoke("profile", "dlrm")
+    assert code == 2 and "'--steps'" in err and "(from the configuration; see `mfubench config show`)" in err
+
+
+def test_two_files_are_one_too_many(here: Path, invoke: Invoke) -> None:
+    (here / "mfubench.toml").write_text("[profile]\nsteps = 3\n")
+    (here / "pyproject.toml").write_text("[tool.mfubench.gate.limits]\nbytes = 0.5\n")
+    code, _, err = invoke("models")
+    assert code == 2 and "mfubench.toml and pyproject.toml both configure mfubench" in err
 
 
 def test_a_limit_may_stand_beside_options_of_the_gate(here: Path) -> None:
@@ -70,8 +89,13 @@ def test_a_limit_may_stand_beside_options_of_the_gate(here: Path) -> None:
         ("[gate.chekc]\n", "mfubench.toml: gate: chekc is unknown; did you mean check?"),
         ("profile = 3\n", "mfubench.toml: profile is 3, not a table"),
         ("[profile\n", "mfubench.toml is not TOML"),
-        ('[models]\nmarkdown = "maybe"\n', "--markdown'"),
-        ('[models]\nmarkdown = "maybe"\n', "(from the configuration; see `mfubench config show`)"),
+        ('[models]\nmarkdown = "maybe"\n', "models: markdown = 'maybe'; allowed: true or false"),
+        ("[plan]\nseed = 2024-01-01\n", "plan: seed = datetime.date(2024, 1, 1); allowed: text or a number"),
+        ("[plan]\nmemory = inf\n", "plan: memory = inf; allowed: text or a number"),
+        ("[plan]\nmode = ['infer']\n", "plan: mode = ['infer']; allowed: text or a number"),
+        ("[plan]\nbatch-size = true\n", "plan: batch-size = True; allowed: text or a number"),
+        ("[plan]\njson = true\n", "plan: json is unknown"),
+        ("[gate]\nwaiver = 1\n", "gate: waiver is unknown; did you mean waivers?"),
     ],
 )
 def test_what_a_file_cannot_say_is_refused_in_one_line(here: Path, invoke: Invoke, text: str, says: str) -> None:

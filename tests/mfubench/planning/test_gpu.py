@@ -55,7 +55,11 @@ def test_a_runs_gpu_has_what_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "words"),
-    [("H300", "bf16", "--gpu 'H300' is unknown; allowed: A100"), ("T4", "bf16", "T4 has no bf16 peak")],
+    [
+        ("H300", "bf16", "--gpu 'H300' is unknown; .*allowed: A100"),
+        ("A100", "bf16", "did you mean A100 SXM 40 GB or A100 PCIe 40 GB"),
+        ("T4", "bf16", "T4 has no bf16 peak; use --dtype fp32$"),
+    ],
 )
 def test_what_is_not_known_is_refused(name: str, dtype: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):

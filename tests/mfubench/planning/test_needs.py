@@ -19,7 +19,7 @@ from tests.compiling import mfubench, process
 HERE = Path(__file__).parent
 RUN = HERE.parents[2] / "reports/nvidia-h200/campaign/profile/interformer-large-train-kernels.json"
 TOY = """
-import torch, triton
+import mfu_kernels, torch, triton
 import triton.language as tl
 
 @triton.jit
@@ -31,8 +31,9 @@ class Double(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(64, 64)
+        self.weight = torch.nn.Parameter(torch.ones(64))
     def forward(self, x):
-        y = self.layer(x)
+        y = mfu_kernels.layer_norm(self.layer(x), self.weight, self.weight)
         out = torch.empty_like(y)
         double_kernel[(1,)](y, out, SIZE=64)
         return y + out
@@ -77,17 +78,32 @@ def test_autocast_widens_what_a_gpus_does(counted: dict[str, Any]) -> None:
     assert counted["reference"] == pytest.approx(run["memory"]["peak_bytes"], rel=0.005)
 
 
-def test_the_largest_batch_lies_on_the_line_through_two() -> None:
-    def needs(peak: int, other: tuple[int, int]) -> Needs:
-        return Needs({}, 100, Count(), MemoryPeak(peak, "(forward)", {}), other)
+@pytest.mark.parametrize("asked", [16, 100, 1024, 3000])
+@pytest.mark.parametrize("limit", [50, 900, 5000, 20_000])
+def test_the_most_requests_are_found_where_the_peak_bends(asked: int, limit: int) -> None:
+    """Few requests leave the peak to parameters and their gradients, so a line through few says nothing of many."""
+    calls = []
 
-    assert needs(1500, (50, 1000)).largest_batch(2000) == 150
-    assert needs(1500, (50, 1000)).largest_batch(505) == 0
-    assert needs(1500, (50, 1000)).largest_batch(100) == 0
-    assert needs(1500, (50, 1500)).largest_batch(2000) is None  # it does not grow
+    def peak_at(requests: int) -> int:
+        calls.append(requests)
+        return max(800, 200 + 2 * requests)
+
+    needs = Needs({}, asked, Count(), MemoryPeak(max(800, 200 + 2 * asked), "(forward)", {}), peak_at)
+    found = needs.most_requests(limit)
+    assert found is not None and len(calls) <= 15
+    most, more = found
+    true = (limit - 200) // 2 if limit >= 800 else 0
+    if more:
+        assert most == 4 * asked and true >= most
+    else:
+        assert most <= true and true - most <= max(1, 0.011 * true)
 
 
-def test_a_users_model_is_counted_with_its_own_kernel(tmp_path: Path) -> None:
+def test_of_a_users_model_the_most_requests_are_not_known() -> None:
+    assert Needs({}, 100, Count(), MemoryPeak(1500, "(forward)", {})).most_requests(2000) is None
+
+
+def test_a_users_model_is_counted_without_its_own_kernel_which_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY, encoding="utf-8")
     sys.path.insert(0, str(tmp_path))
     try:
@@ -97,7 +113,9 @@ def test_a_users_model_is_counted_with_its_own_kernel(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (plan,) = json.loads(done.stdout)["plans"]
     assert plan["flops"]["model"] == 2 * 2 * 64 * 64  # forward, and the weight's gradient
-    assert plan["requests"] == 1 and plan["fits"] and "those of this CPU" in plan["notes"][0]
+    assert plan["requests"] == 1 and plan["fits"] and plan["most_requests"] is None
+    assert "those of this CPU" in plan["notes"][0] and "own kernels, double_kernel, are not known" in plan["notes"][1]
+    assert plan["impls"] == {"layer_norm": "triton"}
 
 
 def test_kernels_are_refused_where_none_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ def a_plan(**changes: Any) -> dict[str, Any]:
         "impls": {"gdpa": "triton"},
         "memory": {"peak_bytes": 48 << 30, "by_kind": {"parameters": 8 << 30}, "phase": "(backward)"},
         "fits": True,
-        "largest_batch": 2048,
+        "most_requests": 2048,
+        "more_may_fit": False,
         "least": {
             **speed,
             "ledger": [{"cause": cause, "ms": ms, "share": ms / 60, "modules": ["layer"]} for cause, ms in lines],
@@ -69,8 +70,8 @@ def plans_of(document: Mapping[str, Any]) -> dict[str, list[str]]:
 def test_the_headline_says_what_fits_and_what_bounds() -> None:
     page = plan_page(told(a_plan(), a_plan(fits=False)))
     assert page.headline == (
-        "kunlun large train bf16, 1\u00a0024 requests a step, on H200 SXM: fits, 48.0 GiB of 140 GiB, no step below "
-        "60.0 ms, so an MFU of at most 50.0 %; 1 of 2 plans fit"
+        "kunlun large train bf16, 1\u00a0024 requests a step, on H200 SXM: fits, 48.0 GiB of 140 GiB, no eager step "
+        "below 60.0 ms, so an MFU of at most 50.0 %; 1 of 2 plans fit"
     )
 
 
@@ -92,7 +93,7 @@ def test_times_at_a_runs_rates_stand_beside_the_least() -> None:
 
 
 def test_memory_that_is_not_known_is_not_judged() -> None:
-    document = told(a_plan(fits=None, largest_batch=None))
+    document = told(a_plan(fits=None, most_requests=None, more_may_fit=None))
     document["gpus"][0]["memory_bytes"] = None
     assert "48.0 GiB at its peak, of a memory that is not known" in plan_page(document).headline
     assert not {"fits", "most requests"} & plans_of(document).keys()
