@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mfu_kernels.modes import compile_ahead
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, OutOfMemory
 from mfubench.kernels.ahead import activate, recorded, refuse_interpreter
 from mfubench.kernels.targets import TARGETS
 from mfubench.measure.count import Count
@@ -48,9 +48,9 @@ class Needs:
     def most_requests(self, memory_bytes: float) -> tuple[int, bool] | None:
         """Most requests whose peak is within ``memory_bytes``, to 1 %; and whether there may be more than that.
 
-        The peak grows with the batch, the faster the larger it is: a line through two batches errs upwards beyond them,
-        downwards between them. So it is counted on until the answer lies between two, as far as ``FURTHEST`` times as
-        many as were asked for. None where nothing tells.
+        The peak grows with the batch, and faster where the batch is larger: a line through two batches errs upwards
+        beyond them, downwards between them. So it is counted on until the answer lies between two, as far as
+        ``FURTHEST`` times as many as were asked for, or as this machine can hold. None where nothing tells.
         """
         if self.peak_at is None:
             return None
@@ -75,11 +75,14 @@ class Needs:
                 following = min(max(between, ceil(fits[0] * (1 + TO))), beyond[0] - 1)
             if following < 1:
                 return 0, False
-            tried = (following, self.peak_at(following))
+            try:
+                tried = (following, self.peak_at(following))
+            except OutOfMemory:  # of this machine, which has to hold the batch
+                return (fits[0], True) if fits[0] else None
 
 
 def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
-    """What one step of ``spec`` needs on ``gpu``, as `step_on` counts it, and another batch.
+    """What one step of ``spec`` needs on ``gpu``, as `step_on` counts it.
 
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: what `step_on` raises.

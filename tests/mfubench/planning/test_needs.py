@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mfu_models import MODELS
-from mfubench.errors import BadInput
+from mfubench.errors import BadInput, OutOfMemory
 from mfubench.measure.count import Count
 from mfubench.measure.memory import MemoryPeak
 from mfubench.planning.gpu import known_gpu
@@ -97,6 +97,14 @@ def test_the_most_requests_are_found_where_the_peak_bends(asked: int, limit: int
         assert most == 4 * asked and true >= most
     else:
         assert most <= true and true - most <= max(1, 0.011 * true)
+
+
+def test_a_batch_that_this_machine_cannot_hold_ends_the_search() -> None:
+    def peak_at(requests: int) -> int:
+        raise OutOfMemory("too many")
+
+    assert Needs({}, 100, Count(), MemoryPeak(1500, "(forward)", {}), peak_at).most_requests(2000) == (100, True)
+    assert Needs({}, 100, Count(), MemoryPeak(2500, "(forward)", {}), peak_at).most_requests(2000) is None
 
 
 def test_of_a_users_model_the_most_requests_are_not_known() -> None:
