@@ -6,14 +6,13 @@ environment variable does: a measurement follows from what was typed and from fi
 """
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.toml_file import inside, read_toml, unknown
 
 FILES = {"mfubench.toml": (), "pyproject.toml": ("tool", "mfubench")}  # and where in it the commands' tables are
 NOT_SET = ("--help", "--debug", "--version", "--json", "--quiet", "--verbose", "--out")  # are of one call
@@ -61,9 +60,10 @@ def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
     Raises:
         BadInput: it cannot be read, or names a command or an option that there is not.
     """
-    tables = {name: _table(name, place) for name, place in FILES.items() if Path(name).is_file()}
-    if len(tables) == len(FILES) and all(tables.values()):
-        raise BadInput(f"{' and '.join(FILES)} both configure mfubench; keep one of them")
+    here = {name: Path(name) for name in FILES if Path(name).is_file()}
+    tables = {name: table for name, file in here.items() if (table := inside(read_toml(file), FILES[name]))}
+    if len(tables) > 1:
+        raise BadInput(f"{' and '.join(tables)} both configure mfubench; keep one of them")
     for name, table in tables.items():
         return _known(table, command, ".".join((name, *FILES[name]))), name
     return {}, None
@@ -71,18 +71,6 @@ def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _table(name: str, place: tuple[str, ...]) -> Any:
-    try:
-        found: Any = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{name} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{name} is not TOML: {error}") from error
-    for key in place:
-        found = found.get(key, {}) if isinstance(found, dict) else {}
-    return found
 
 
 def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -98,8 +86,5 @@ def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> 
             option = options[key.replace("_", "-")]
             found[option.parameter] = option.value(value, where)
         elif key not in ELSEWHERE.get(".".join(path), ()):
-            allowed = [*inner, *options, *ELSEWHERE.get(".".join(path), ())]
-            near = get_close_matches(key, allowed, 1)
-            hint = f" did you mean {near[0]}?" if near else ""
-            raise BadInput(f"{where}: {key} is unknown;{hint} allowed: {', '.join(allowed)}")
+            raise unknown(key, [*inner, *options, *ELSEWHERE.get(".".join(path), ())], where)
     return found

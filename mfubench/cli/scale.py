@@ -16,6 +16,7 @@ from .options import (
     Json,
     Quiet,
     Verbose,
+    keep,
     out_option,
     put,
     seconds,
@@ -82,9 +83,8 @@ def scale(
         evaluated=evaluate,
     )
     writable_folder(out)
-    from mfubench.report import write_page
     from mfubench.report.scaling import scaling_page
-    from mfubench.scaling.document import keep, scaling_document
+    from mfubench.scaling.document import FILE, scaling_document
     from mfubench.scaling.ladder import Ladder
 
     ladder = Ladder(plan, out)
@@ -94,8 +94,7 @@ def scale(
     finally:
         told, (done, of) = scaling_document(ladder), ladder.progress_made
         if out is not None and done:
-            keep(told, out)
-            write_page(scaling_page(told), out)
+            keep(told, scaling_page(told), out, FILE)
         if not told["complete"]:
             kept = f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
             print(f"mfubench: {done} of {of} trainings done; {kept}", file=sys.stderr)

@@ -1,16 +1,15 @@
 """How much worse head may be: limits, and waivers that end, from `mfubench.toml` or `pyproject.toml`."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.toml_file import inside, read_toml, unknown
 
 from .rows import Row
 
@@ -94,16 +93,9 @@ def _table(file: Path, *, needed: bool = True) -> dict[str, Any]:
 
     Nothing only where it is not ``needed``, and there is no sign that it was meant to.
     """
-    try:
-        told = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file} is not TOML: {error}") from error
+    told = read_toml(file)
     keys = ("tool", "mfubench", "gate") if file.name == PYPROJECT else ("gate",)
-    found: Any = told
-    for key in keys:
-        found = found.get(key, {}) if isinstance(found, dict) else {}
+    found = inside(told, keys)
     meant = needed or (file.name != PYPROJECT and "mfubench" in str(told.get("tool", "")))
     if not found and meant:
         raise BadInput(f"{file} says nothing of the gate; its limits and waivers stand under [{'.'.join(keys)}] there")
@@ -140,7 +132,5 @@ def _known(table: Any, allowed: Any, where: str) -> dict[str, Any]:
         raise BadInput(f"{where} is {type(table).__name__}, not a table; {ABOUT}")
     for key in table:
         if key not in allowed:
-            near = get_close_matches(key, allowed, 1)
-            hint = f" did you mean {near[0]}?" if near else ""
-            raise BadInput(f"{where}: {key} is unknown;{hint} allowed: {', '.join(allowed)}")
+            raise unknown(key, allowed, where)
     return dict(table)

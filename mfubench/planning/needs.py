@@ -31,6 +31,16 @@ TO = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """A step that was counted; ``notes`` bound what the numbers say."""
+
+    workload: Workload
+    count: Count
+    memory: MemoryPeak
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Needs:
     """What a step of ``requests`` requests needs; ``workload`` is the workload part of a Run.
 
@@ -87,18 +97,21 @@ def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: what `step_on` raises.
     """
-    workload, count, memory, notes = step_on(gpu, spec)
+    counted = step_on(gpu, spec)
+    workload = counted.workload
     described = workload.description | {"dtype": gpu.dtype, "device": "cuda"}
 
     @cache
     def peak_at(requests: int) -> int:
-        return step_on(gpu, replace(spec, batch_size=requests))[2].peak_bytes
+        return step_on(gpu, replace(spec, batch_size=requests)).memory.peak_bytes
 
     own = workload.needed is None
-    return Needs(described, workload.num_samples[0], count, memory, None if own else peak_at, notes)
+    return Needs(
+        described, workload.num_samples[0], counted.count, counted.memory, None if own else peak_at, counted.notes
+    )
 
 
-def step_on(gpu: Gpu, spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak, list[str]]:
+def step_on(gpu: Gpu, spec: WorkloadSpec) -> Counted:
     """Count one step of ``spec`` as ``gpu`` would run it, its kernels included; and what bounds what that says.
 
     A model of the zoo is built and run without memory for its numbers. A user's own may ask for them: it runs on this
@@ -131,7 +144,7 @@ def _impl(impl: str, gpu: Gpu) -> str:
     return "reference" if impl == "auto" else impl
 
 
-def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> tuple[Workload, Count, MemoryPeak, list[str]]:
+def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> Counted:
     """With numbers but where kernels, ours or its own, would have written them."""
     foreign: dict[str, None] = {}
     workload = prepare(spec)
@@ -147,10 +160,10 @@ def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> tuple[Workload, Count, MemoryP
         notes.append(f"FLOPs and bytes of its own kernels, {', '.join(foreign)}, are not known, and missing here")
     if workload.may_be_compiled:
         notes.append("it is counted as if nothing of it were compiled: what a compiler fuses moves fewer bytes")
-    return workload, count, memory, notes
+    return Counted(workload, count, memory, notes)
 
 
-def _without_numbers(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak, list[str]]:
+def _without_numbers(spec: WorkloadSpec) -> Counted:
     building = FakeTensorMode(allow_non_fake_inputs=True)
     with _kernels_left_out():
         workload = prepare(spec, building=building)
@@ -159,7 +172,7 @@ def _without_numbers(spec: WorkloadSpec) -> tuple[Workload, Count, MemoryPeak, l
             count, memory = count_of(workload, 0, _step), memory_of(workload, _step)
     sparse = any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers)
     unknown = "the bytes that updating the rows of large tables moves are not known without their numbers"
-    return workload, count, memory, [unknown] if sparse else []
+    return Counted(workload, count, memory, [unknown] if sparse else [])
 
 
 def _kernels_left_out() -> AbstractContextManager[None]:

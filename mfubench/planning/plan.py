@@ -47,7 +47,7 @@ def like(run: Run) -> Like:
         **{name: told[name] for name in names}, candidates=candidates if candidates > 1 else None, device="cpu"
     )
     gpu = gpu_of(run, told["dtype"])
-    return Like(run, rates_of(run, least_step(step_on(gpu, spec)[1], gpu.ceilings())))
+    return Like(run, rates_of(run, least_step(step_on(gpu, spec).count, gpu.ceilings())))
 
 
 def chosen_gpus(names: Sequence[str], run: Run | None, dtype: str, memory_gib: float | None) -> list[Gpu]:
@@ -105,7 +105,6 @@ def _plan(needs: Needs, gpu: Gpu, rates: Like | None, samples_per_day: float | N
     there = rates if rates is not None and rates.run.device == gpu.name else None  # another GPU has others
     model_flops, peak = needs.count.total().model, needs.memory.peak_bytes
     room = None if gpu.memory_bytes is None else ROOM * gpu.memory_bytes
-
     most = None if room is None else needs.most_requests(room)
 
     def speed(step_ms: float) -> dict[str, Any]:

@@ -23,5 +23,5 @@ def config_page(told: Mapping[str, Any]) -> Page:
             ],
         )
     number = {0: "no option", 1: "one option"}.get(from_file, f"{from_file} options")
-    where = f"{file} sets {number}" if file else "Neither mfubench.toml nor pyproject.toml is here"
+    where = f"{file} sets {number}" if file else "Neither mfubench.toml nor pyproject.toml here sets any option"
     return Page("Configuration", where, [], [Section("Options", [rows], brief=True)])

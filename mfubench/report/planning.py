@@ -16,7 +16,7 @@ from .sections import ledger_table, memory_facts, waterfall_chart
 
 Document = Mapping[str, Any]
 FITS = {True: "yes", False: "no", None: "n/a"}
-GIGA = 1 << 30
+GIBI = 1 << 30
 
 
 def plan_page(told: Document) -> Page:
@@ -92,7 +92,7 @@ def _plans(told: Document, gpus: Mapping[str, Document]) -> Table:
         (Column("workload"), [_name(plan) for plan in plans]),
         (Column("GPU"), [plan["gpu"] for plan in plans]),
         (Column("requests", numeric=True), [fmt.count(plan["requests"]) for plan in plans]),
-        (Column("peak memory GiB", numeric=True), fmt.column(memory, unit=GIGA)),
+        (Column("peak memory GiB", numeric=True), fmt.column(memory, unit=GIBI)),
         (Column("fits"), [FITS[plan["fits"]] for plan in plans]),
         (Column("most requests", numeric=True), [_most(plan) for plan in plans]),
         (Column("least step ms", numeric=True), fmt.column([each["step_ms"] for each in least])),

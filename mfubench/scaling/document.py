@@ -1,10 +1,8 @@
 """What a scaling ladder found, as one document, from which every report of it is made."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import log10
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 
 from mfubench.measure.environment import command_line
 from mfubench.measure.stats import RESAMPLES
-from mfubench.run import write_text
 
 from .fit import LEAST_POINTS, Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
@@ -101,11 +98,6 @@ def scaling_document(ladder: Ladder) -> dict[str, Any]:
         "warnings": [*found.warnings, *_warnings(ladder, rows, fits)],
         "method": METHOD,
     }
-
-
-def keep(told: dict[str, Any], folder: Path) -> None:
-    """Write the document into the ladder's folder."""
-    write_text(folder / FILE, json.dumps(told, indent=1) + "\n")
 
 
 def _points(ladder: Ladder) -> list[_Point]:

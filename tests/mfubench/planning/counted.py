@@ -29,10 +29,10 @@ def told(count: Count, memory: MemoryPeak) -> dict[str, Any]:
 def of_model(name: str, mode: str) -> list[dict[str, Any]]:
     """On a GPU that runs no kernels of ours, and here."""
     spec = WorkloadSpec(name, size="tiny", mode=mode, dtype="fp32", batch_size=6, steps=1, device="cpu")
-    _, count, memory, _ = step_on(known_gpu("T4", "fp32"), spec)
+    without = step_on(known_gpu("T4", "fp32"), spec)
     workload = prepare(spec)
     first_step(workload)
-    return [told(count, memory), told(count_of(workload, 0), memory_of(workload))]
+    return [told(without.count, without.memory), told(count_of(workload, 0), memory_of(workload))]
 
 
 def of_run(file: Path) -> dict[str, Any]:
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     models = {name: of_model(name, "train") for name in MODELS}
     models["kunlun, inference"] = of_model("kunlun", "infer")
     reference = WorkloadSpec("interformer", size="large", batch_size=1024, impl="reference")
-    _, _, memory, _ = step_on(known_gpu("H200", "bf16"), reference)
+    memory = step_on(known_gpu("H200", "bf16"), reference).memory
     print(json.dumps({"models": models, "run": of_run(Path(sys.argv[1])), "reference": memory.peak_bytes}))
