@@ -13,3 +13,10 @@ def apply(model: Any, recipe: Any, optimizers: Any = ()) -> "Applied":
     from .optimize.recipe import apply as apply_recipe  # which imports torch: the command line's help must not
 
     return apply_recipe(model, recipe, optimizers)
+
+
+def use_lock(file: Any) -> None:
+    """Let kernels take the configs that ``mfubench kernels tune`` found (`mfubench.kernels.locks.use_lock`)."""
+    from .kernels.locks import use_lock as use
+
+    use(file)

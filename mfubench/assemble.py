@@ -13,7 +13,7 @@ from .measure.environment import environment
 from .measure.memory import MemoryPeak
 from .measure.stats import median_ci
 from .passes import Passes
-from .run import Run
+from .run import KernelConfig, Run
 from .workload.spec import Workload
 
 NOT_MEASURED = "(not measured)"
@@ -73,6 +73,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
             "path": str(passes.trace_path) if passes.trace_path else None,
         },
         impls=dict(sorted(count.impls.items())),
+        kernel_configs=[KernelConfig(*place, *chosen) for place, chosen in sorted(count.configs.items())],
         not_measured=not_measured(workload, passes),
         warnings=list(workload.warnings),
     )
@@ -92,6 +93,7 @@ def _mean_count(counts: list[Count], steps: int) -> Count:
             mean.work[key].add(work, weight)
         mean.unknown_ops |= count.unknown_ops
         mean.impls |= count.impls
+        mean.configs |= count.configs
     for work in mean.work.values():
         work.divide(steps)
     return mean

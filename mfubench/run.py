@@ -104,6 +104,16 @@ class KernelRow:
 
 
 @dataclass(slots=True)
+class KernelConfig:
+    """The config that launches of one of our kernels took at one key, and its origin: a default, or which lock."""
+
+    kernel: str
+    key: str
+    config: str
+    origin: str
+
+
+@dataclass(slots=True)
 class LedgerLine:
     """One cause of the step's time; the lines of a Run sum to the step time."""
 
@@ -141,6 +151,7 @@ class Run:
     warnings: list[str]
     parallel: dict[str, Any] | None = None
     ranks: list[Any] = field(default_factory=list)
+    kernel_configs: list[KernelConfig] = field(default_factory=list)
     flop_convention: str = FLOP_CONVENTION
     schema_version: int = SCHEMA_VERSION
 
@@ -304,6 +315,14 @@ def _rows(kind: Any, rows: Any, where: str) -> list[Any]:
     return [kind(**row) for row in rows]
 
 
+_ROWS: Mapping[str, Any] = {
+    "modules": ModuleRow,
+    "kernels": KernelRow,
+    "ledger": LedgerLine,
+    "kernel_configs": KernelConfig,
+}
+
+
 def run_of(document: Any, file: str) -> Run:
     """The Run of a parsed ``document``, which ``file`` holds.
 
@@ -313,13 +332,14 @@ def run_of(document: Any, file: str) -> Run:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise BadInput(f"{file} has schema_version {version!r}; this release reads {SCHEMA_VERSION}; profile again")
+    document = {"kernel_configs": [], **document}  # older ones of this version say nothing of them
     known = {f.name for f in fields(Run)}
     missing = known - document.keys()
     if missing:
         raise BadInput(f"{file} lacks {', '.join(sorted(missing))}; it is no whole Run; profile again")
     _check(document, file)
     values = {key: document[key] for key in known}
-    for key, kind in {"modules": ModuleRow, "kernels": KernelRow, "ledger": LedgerLine}.items():
+    for key, kind in _ROWS.items():
         values[key] = _rows(kind, values[key], f"{file}: {key}")
     return Run(**values)
 

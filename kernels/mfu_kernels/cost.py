@@ -10,6 +10,7 @@ FLOPs are 2 per multiply-add, matmul-like work only. Three numbers are never con
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise", "reduction", "embedding", "copy", "other"]
@@ -41,8 +42,11 @@ class OpCost:
 class Observer(Protocol):
     """A measuring pass that wants to know which op runs. At most one observes at a time."""
 
-    def enter_op(self, name: str, kind: OpClass, impl: str, cost: Callable[[], OpCost]) -> None:
-        """An op begins. ``cost`` reads sequence lengths, which waits for the device: call it outside timed passes."""
+    def enter_op(self, name: str, kind: OpClass, impl: str, cost: partial[OpCost]) -> None:
+        """An op begins. ``cost`` reads sequence lengths, which waits for the device: call it outside timed passes.
+
+        It is a `partial` of the arguments that the implementation has, and ``impl``.
+        """
 
     def exit_op(self) -> None:
         """The op that began last has ended, also when it raised."""

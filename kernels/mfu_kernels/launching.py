@@ -10,8 +10,8 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
-from .lock import by_place, locked_config, locked_configs
-from .modes import Compiled, MetaParameters, ahead, forced
+from .lock import Locked, key_text, locked_config, locked_configs, places, spelled
+from .modes import Compiled, MetaParameters, ahead, forced, launch_watcher
 from .registry import interpreting
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
@@ -55,11 +55,11 @@ class Kernel:
     """A jitted function, the configs that it may run with, and the one that it takes where none was measured.
 
     ``space(key)`` lists the configs for a key, the default first: what tuning tries. A key holds what the best config
-    depends on, such as the head dimension. A launch takes, in this order, what `forced_config` says, what the lock file
-    has for this GPU and key, and the default. Nothing is tuned behind the user's back.
+    depends on, such as the head dimension. A launch takes, in this order, what `forced_config` says, what the lock has
+    for this GPU and key or for another GPU of its generation, and the default. Nothing is tuned behind the user's back.
 
     ``forms`` are other functions for the same work, each by the name of a constant that only its configs have.
-    ``instead_of`` says what does its work on a GPU until one of its configs has won there, if anything (`takes_over`).
+    ``instead_of`` says what does its work on a GPU where none of its configs is locked, if anything (`takes_over`).
     """
 
     def __init__(
@@ -70,8 +70,6 @@ class Kernel:
         instead_of: str = "",
     ) -> None:
         self.function, self.space, self.forms, self.instead_of = function, space, forms or {}, instead_of
-        self._chosen: dict[Any, triton.Config] = {}  # what was chosen under `_places`: launches are many
-        self._places: object = None
         self.name: str = function.fn.__name__
         self.module: str = function.fn.__module__
         if self.name in KERNELS:
@@ -87,36 +85,35 @@ class Kernel:
 
         It does where one of its configs is locked or asked for, and where nothing is timed: off a GPU.
         """
-        if device.type != "cuda" or self._asked_for(key) is not None:
-            return True
-        return locked_config(self.name, torch.cuda.get_device_name(device), key) is not None
+        return device.type != "cuda" or self._asked_for(key) is not None or self._locked(key, device) is not None
 
     def choose(self, key: MetaParameters, device: torch.device) -> triton.Config:
         """The config that a launch with ``key`` takes on ``device``."""
-        wanted = self._asked_for(key)
-        if wanted is not None:
-            return wanted
-        if by_place() is not self._places:
-            self._places, self._chosen = by_place(), {}
-        place = (device if device.type == "cuda" else capability(), *key.items())
-        if place not in self._chosen:
-            self._chosen[place] = self._unforced(key, device)
-        return self._chosen[place]
+        return self._asked_for(key) or self._unforced(key, device)[0]
+
+    def origin(self, key: MetaParameters, device: torch.device) -> str:
+        """Where that config comes from, in words."""
+        return "asked for" if self._asked_for(key) is not None else self._unforced(key, device)[1]
 
     def _asked_for(self, key: MetaParameters) -> triton.Config | None:
         asked: triton.Config | None = forced(self.name, lambda: self._in_turns(self.space(key)))
         return asked
 
-    def _unforced(self, key: MetaParameters, device: torch.device) -> triton.Config:
-        if device.type == "cuda":
-            locked = locked_config(self.name, torch.cuda.get_device_name(device), key)
-            if locked is not None:
-                return config(**locked)
-        return self.space(key)[0]
+    def _unforced(self, key: MetaParameters, device: torch.device) -> tuple[triton.Config, str]:
+        """The config where none is asked for, and its origin."""
+        chosen = places().chosen
+        place = (self.name, device if device.type == "cuda" else capability(), *key.items())
+        if place not in chosen:
+            locked = self._locked(key, device)
+            origin = "default" if locked is None else f"locked on {locked.device}"
+            chosen[place] = self.space(key)[0] if locked is None else config(**locked.config), origin
+        return chosen[place]  # type: ignore[no-any-return]
 
-    def _locked(self, key: MetaParameters) -> list[triton.Config]:
-        """The configs that launches with ``key`` take on GPUs of the generation that is compiled for."""
-        return [config(**locked) for locked in locked_configs(self.name, f"sm_{capability()}", key)]
+    def _locked(self, key: MetaParameters, device: torch.device) -> Locked | None:
+        if device.type != "cuda":
+            return None
+        target = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        return locked_config(self.name, torch.cuda.get_device_name(device), target, key)
 
     def _in_turns(self, configs: Sequence[triton.Config]) -> list[triton.Config]:
         """The configs of all forms in turns, the default's first: few of them in this order are some of each form."""
@@ -130,7 +127,8 @@ class Kernel:
         sink, wanted = ahead(self.name, key)
         if sink is not None:
             waits = self.instead_of and self._asked_for(key) is None
-            default, locked = [] if waits else [self.choose(key, device)], self._locked(key)
+            default = [] if waits else [self.choose(key, device)]
+            locked = [config(**found.config) for found in locked_configs(self.name, f"sm_{capability()}", key)]
             taken = [*default, *locked]
             everything = [*self.space(key), *taken]
             for candidate in dict.fromkeys({"all": everything, "launched": taken, "none": []}[wanted]):
@@ -140,6 +138,9 @@ class Kernel:
             return
         with current(device):  # a space may ask what is compiled for
             chosen = self.choose(key, device)
+            watcher = launch_watcher()
+            if watcher is not None:
+                watcher(self.name, key_text(key), spelled(chosen), self.origin(key, device))
             function, args, options = self._called(chosen, args, constants)
             function[grid(chosen.kwargs)](*args, **options)
 

@@ -1,7 +1,9 @@
 """The lock: for each GPU, the configs that won a measurement, with its date and figures. Committed beside the code."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -11,9 +13,41 @@ from .modes import MetaParameters
 SCHEMA_VERSION = 1
 FILE_NAME = "lock.json"
 
-
 Entry = Mapping[str, Any]
+
+
+def as_locked(config: Any) -> dict[str, Any]:
+    """A triton.Config as the arguments of `launching.config`."""
+    return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def spelled(config: Any) -> str:
+    """A triton.Config in a line, its warps and stages among its constants."""
+    return key_text(as_locked(config))
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A config, as arguments of `launching.config`, and the GPU that it won on."""
+
+    config: Mapping[str, Any]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Locked configs by kernel, GPU and key, and by kernel, generation and key, the newest first.
+
+    ``chosen`` is what launches chose among them, kept by those who do: they are many.
+    """
+
+    by_device: Mapping[tuple[str, str, str], Locked]
+    by_target: Mapping[tuple[str, str, str], Sequence[Locked]]
+    chosen: dict[Any, Any] = field(default_factory=dict)
+
+
 _adopted: list[Entry] = []
+_holds: Places | None = None  # made when it is first asked for
 
 
 @cache
@@ -21,8 +55,9 @@ def committed() -> tuple[Entry, ...]:
     """Every committed entry: kernel, device, its target, key, config, and what it won: date, ms, versions.
 
     ``ms`` and ``ms_of_default`` are of rounds after those in which all configs were timed, and ``ratio_of_fastest`` is
-    what was fastest in those beside what launches took, with its 95 % interval, timed anew. Entries without it are
-    older: their ``ms`` is that of the first rounds, the least of many.
+    what was fastest in those beside what launches took, with its 95 % interval, timed anew; ``config_before`` and
+    ``ms_before`` are of the latter. Entries without a ratio are older: their ``ms`` is that of the first rounds, the
+    least of many.
 
     Raises:
         RuntimeError: the file is of another schema.
@@ -39,9 +74,10 @@ def key_text(key: MetaParameters) -> str:
 
 
 def adopt(entries: Sequence[Entry]) -> None:
-    """Let ``entries``, which were just measured, hold in this process before the committed ones; twice is once."""
+    """Let ``entries``, which were measured here, hold in this process before the committed ones; twice is once."""
+    global _holds
     _adopted.extend(entry for entry in entries if entry not in _adopted)
-    by_place.cache_clear()
+    _holds = None
 
 
 def merged() -> list[Entry]:
@@ -58,18 +94,50 @@ def _place(entry: Entry) -> tuple[str, str, str]:
     return entry["kernel"], entry["device"], entry["key"]
 
 
-@cache
-def by_place() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
-    """The config of each kernel, GPU and key; another object once something was adopted."""
-    return {_place(entry): entry["config"] for entry in merged()}
+def places() -> Places:
+    """What holds in this process now."""
+    global _holds
+    if _holds is None:
+        _holds = places_with([])
+    return _holds
 
 
-def locked_config(kernel: str, device_name: str, key: MetaParameters) -> Mapping[str, Any] | None:
-    """The config, as arguments of `launching.config`, that won for this kernel, GPU and key, or None."""
-    return by_place().get((kernel, device_name, key_text(key)))
+def places_with(entries: Sequence[Entry]) -> Places:
+    """What would hold if ``entries`` were adopted."""
+    by_device: dict[tuple[str, str, str], Locked] = {}
+    by_target: dict[tuple[str, str, str], list[Locked]] = {}
+    for entry in sorted(with_entries([*_adopted, *entries]), key=lambda entry: entry["date"], reverse=True):
+        locked = Locked(entry["config"], entry["device"])
+        by_device[_place(entry)] = locked
+        by_target.setdefault((entry["kernel"], entry["target"], entry["key"]), []).append(locked)
+    return Places(by_device, by_target)
 
 
-def locked_configs(kernel: str, target: str, key: MetaParameters) -> list[Mapping[str, Any]]:
-    """The configs that won for this kernel and key on GPUs of one generation, such as sm_90."""
-    of_target = [entry for entry in merged() if (entry["kernel"], entry.get("target")) == (kernel, target)]
-    return [entry["config"] for entry in of_target if entry["key"] == key_text(key)]
+@contextmanager
+def holding(wanted: Places) -> Iterator[None]:
+    """Inside, ``wanted`` holds in place of what does, and nothing that was chosen before is forgotten."""
+    global _holds
+    before, _holds = _holds, wanted
+    try:
+        yield
+    finally:
+        _holds = before
+
+
+def locked_here(kernel: str, device_name: str, key: MetaParameters) -> Locked | None:
+    """The config that won for this kernel and key on the GPU of this very name, or None."""
+    return places().by_device.get((kernel, device_name, key_text(key)))
+
+
+def locked_config(kernel: str, device_name: str, target: str, key: MetaParameters) -> Locked | None:
+    """The config that won for this kernel and key on this GPU, else on another of its generation, or None.
+
+    GPUs of one generation, such as sm_90, run the same code within the same limits: what won on one of them is a
+    better guess for another than a config that was measured nowhere.
+    """
+    return locked_here(kernel, device_name, key) or next(iter(locked_configs(kernel, target, key)), None)
+
+
+def locked_configs(kernel: str, target: str, key: MetaParameters) -> Sequence[Locked]:
+    """The configs that won for this kernel and key on GPUs of one generation, the newest first."""
+    return places().by_target.get((kernel, target, key_text(key)), ())

@@ -41,9 +41,13 @@ Extent = Literal["all", "launched", "none"]
 Wanted = Callable[[str, MetaParameters], Extent]
 """What is wanted of a kernel, by its name and key."""
 
+Watcher = Callable[[str, str, str, str], None]
+"""Told of a launch: the kernel's name, its key and config, and where that comes from, in words."""
+
 _sink: Callable[[Compiled], None] | None = None
 _wanted: "Wanted | None" = None
 _forced: "ConfigChoice | None" = None
+_watcher: "Watcher | None" = None
 
 
 def compiling_ahead() -> bool:
@@ -67,6 +71,22 @@ def compile_ahead(sink: Callable[[Compiled], None], wanted: Wanted) -> Iterator[
 def ahead(kernel: str, key: MetaParameters) -> tuple[Callable[[Compiled], None] | None, Extent]:
     """Where compiled kernels go, and what is wanted of this one."""
     return _sink, _wanted(kernel, key) if _wanted is not None else "none"
+
+
+@contextmanager
+def watching_launches(watcher: Watcher) -> Iterator[None]:
+    """Inside, ``watcher`` is told of every launch; not in a pass that is timed."""
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
+def launch_watcher() -> Watcher | None:
+    """Who is to be told of launches, or None."""
+    return _watcher
 
 
 @contextmanager

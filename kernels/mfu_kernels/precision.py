@@ -1,7 +1,23 @@
 """In which dtype ops compute: matmuls as autocast says, statistics and angles at least in fp32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+_on_meta: torch.dtype | None = None
+
+
+@contextmanager
+def autocast_on_meta(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, `matmul_dtype` of tensors on "meta", which autocast does not know, is ``dtype``; None is without it."""
+    global _on_meta
+    before, _on_meta = _on_meta, dtype
+    try:
+        yield
+    finally:
+        _on_meta = before
 
 
 def widened(x: Tensor) -> Tensor:
@@ -10,8 +26,14 @@ def widened(x: Tensor) -> Tensor:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a matmul of ``x`` computes and returns; autocast leaves fp64 and the device "meta" alone."""
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    """The dtype that a matmul of ``x`` computes and returns; autocast leaves fp64 alone."""
+    if x.dtype == torch.float64:
+        return x.dtype
+    return autocast_dtype(x.device) or x.dtype
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on ``device`` now; None without it."""
+    if device.type == "meta":
+        return _on_meta
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -138,7 +138,7 @@ def count_of_kernels(count: Count, attribution: "Attribution", steps: int) -> Co
         for module in key.module.split(TOGETHER):
             homes[module, key.direction].append(key)
     compiled = {(module, key.direction) for key in moved for module in key.module.split(TOGETHER)}
-    result = Count(unknown_ops=set(count.unknown_ops), impls=dict(count.impls))
+    result = Count(unknown_ops=set(count.unknown_ops), impls=dict(count.impls), configs=dict(count.configs))
     for key, work in count.work.items():
         if (key.module, key.direction) not in compiled or (key in busy and key not in moved):
             result.work[key].add(work)

@@ -16,7 +16,7 @@ import torch
 from triton import knobs
 
 from mfu_kernels.examples import Draw
-from mfu_kernels.lock import key_text, locked_configs
+from mfu_kernels.lock import key_text, locked_configs, spelled
 from mfu_kernels.modes import Compiled, Extent, MetaParameters, Wanted, compile_ahead, forced_config, nth_config
 from mfubench.ablate.plan import make_plan
 from mfubench.errors import BadInput
@@ -25,7 +25,6 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.targets import TARGETS, require_targets
-from mfubench.kernels.tune import spelled
 from mfubench.progress import Progress
 from mfubench.side_by_side import one_a_core, one_thread
 from mfubench.user_code import short

@@ -160,6 +160,7 @@ def _write(store: "Store") -> None:
     _write_page(store.index(), _results(store), store)
     tuned = [entry for found in store.documents("tune") for entry in found["entries"]]
     if tuned:
-        from mfubench.kernels.tune import write_lock
+        from mfu_kernels.lock import with_entries
+        from mfubench.kernels.locks import write_lock
 
-        write_lock(tuned, store.folder)
+        write_lock(with_entries(tuned), store.folder)

@@ -9,6 +9,7 @@ from mfubench.errors import BadInput
 
 from .options import Debug, Json, Quiet, Verbose, put, seconds, writable_folder
 from .progress import stages
+from .tune import tune
 
 FAILED = 1
 
@@ -19,8 +20,9 @@ Ops = Annotated[
 kernels = typer.Typer(
     name="kernels",
     no_args_is_help=True,
-    help="The Triton kernels: what there is, their numbers, their compiled code, their speed.",
+    help="The Triton kernels: what there is, their numbers, their compiled code, their speed, their best configs.",
 )
+kernels.command()(tune)
 
 
 @kernels.command("list")
@@ -166,10 +168,11 @@ def bench(
     writable_folder(out)
     import torch
 
+    from mfu_kernels.lock import with_entries
     from mfubench.kernels.apart import bench_all
     from mfubench.kernels.bench import document
     from mfubench.kernels.catalog import ops_with_kernels
-    from mfubench.kernels.tune import write_lock
+    from mfubench.kernels.locks import write_lock
     from mfubench.report.kernels import bench_page, write_bench
 
     device = torch.device("cuda")
@@ -182,7 +185,7 @@ def bench(
     told = document(rows, device)
     if out is not None:
         write_bench(told, out)
-        write_lock(won, out)
+        write_lock(with_entries(won), out)
     put(told, lambda: bench_page(told), json=json, verbose=verbose)
 
 

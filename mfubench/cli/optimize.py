@@ -17,6 +17,7 @@ from .options import (
     Dtype,
     Impl,
     Json,
+    Lock,
     Mode,
     Peak,
     Quiet,
@@ -53,6 +54,7 @@ def optimize(
     steps: Steps = 20,
     seed: Seed = 0,
     data: Data = "synthetic",
+    lock: Lock = None,
     budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
     compile_budget: Annotated[
         str | None,
@@ -90,7 +92,7 @@ def optimize(
 
     spec = WorkloadSpec(
         model=model, size=size, overrides=overrides(set_), impl=impl, mode=mode, dtype=dtype, device=device, peak=peak,
-        batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
+        batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data, lock=lock,
     )  # fmt: skip
     if judge not in JUDGES:
         raise BadInput(f"--judge {judge!r} is unknown; allowed: {', '.join(JUDGES)}")

@@ -66,6 +66,18 @@ Candidates = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Timed steps.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]
+Lock = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A lock.json of `mfubench kernels tune`: the configs that our kernels take first.",
+        show_default=False,
+    ),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A recipe.toml of `mfubench optimize` to apply first.", show_default=False),
+]
 Data = Annotated[str, typer.Option(help="synthetic, kuairand:PATH or movielens:PATH.")]
 
 

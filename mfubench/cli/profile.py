@@ -21,10 +21,12 @@ from .options import (
     Dtype,
     Impl,
     Json,
+    Lock,
     Mode,
     Out,
     Peak,
     Quiet,
+    Recipe,
     Seed,
     Set,
     Size,
@@ -70,10 +72,8 @@ def profile(
         ),
     ] = None,
     data: Data = "synthetic",
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A recipe.toml of `mfubench optimize` to apply first.", show_default=False),
-    ] = None,
+    lock: Lock = None,
+    recipe: Recipe = None,
     out: Out = None,
     trace: Annotated[
         bool, typer.Option("--trace", help=f"Keep the trace: DIR/{TRACE_NAME}, and for TensorBoard.")
@@ -104,6 +104,7 @@ def profile(
     spec = WorkloadSpec(
         model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
+        lock=lock,
     )  # fmt: skip
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")

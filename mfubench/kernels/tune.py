@@ -6,10 +6,8 @@ Each kernel is varied alone, inside the op's forward or backward that launches i
 fastest of many is the luckiest too, so that it is timed anew beside what launches take now: it has to be faster there.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,13 +16,19 @@ import numpy.typing as npt
 import torch
 
 from mfu_kernels.examples import Draw, Examples
-from mfu_kernels.lock import FILE_NAME, SCHEMA_VERSION, adopt, key_text, locked_config, with_entries
+from mfu_kernels.lock import (
+    adopt,
+    as_locked,
+    key_text,
+    locked_config,
+    locked_here,
+    spelled,
+)
 from mfu_kernels.modes import Compiled, MetaParameters, compile_ahead, forced_config
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.measure.environment import now
 from mfubench.measure.stats import bootstrap_median
 from mfubench.measure.timing import wait_for
-from mfubench.run import write_text
 from mfubench.user_code import short
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
@@ -69,12 +73,31 @@ class Launched:
 
         return KERNELS[self.kernel].space(self.key)[0]
 
-    def locked(self, device_name: str) -> Any:
-        """The config that is locked for the GPU of this name, or None."""
+    def locked(self, gpu: "Gpu") -> Any:
+        """The config that is locked for the GPU, or for another of its generation, or None."""
         from mfu_kernels.launching import config
 
-        found = locked_config(self.kernel, device_name, self.key)
-        return None if found is None else config(**found)
+        found = locked_config(self.kernel, gpu.name, gpu.target.name, self.key)
+        return None if found is None else config(**found.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that is tuned for, by the name that its entries are locked under."""
+
+    device: torch.device
+    name: str
+    target: Target
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Gpu":
+        """The one at ``device``.
+
+        Raises:
+            BadInput: as `device_target`.
+        """
+        target = device_target(device)
+        return cls(device, torch.cuda.get_device_name(device), target)
 
 
 class _NoneFits(Exception):
@@ -117,10 +140,16 @@ def launched_kernels(
     inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
     with compile_ahead(keep, lambda kernel, key: "all" if wanted(kernel, key) else "launched"):
-        out = examples.function(**leaves, **inputs.others, impl="triton")
+        outputs = _outputs(examples.function(**leaves, **inputs.others, impl="triton"))
         direction = "backward"
-        out.backward(torch.empty_like(out))
+        if leaves:
+            torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
     return list(found.values())
+
+
+def _outputs(given: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """What an op's implementation gives, one tensor or several."""
+    return [given] if isinstance(given, torch.Tensor) else given
 
 
 def _unfit(compiled: Any, target: Target) -> str | None:
@@ -138,7 +167,7 @@ def _unfit(compiled: Any, target: Target) -> str | None:
 
 def not_locked(device_name: str) -> Wanted:
     """Wants the kernels that have no locked config for the GPU of this name."""
-    return lambda kernel, key: locked_config(kernel, device_name, key) is None
+    return lambda kernel, key: locked_here(kernel, device_name, key) is None
 
 
 def tune_op(
@@ -161,26 +190,25 @@ def tune_op(
         PartBroke: a config made a fault after which this process can use the GPU no more.
         ToolBroke: no config of some kernel can be timed; the others' entries have gone to ``watch``.
     """
-    target, device_name = device_target(device), torch.cuda.get_device_name(device)
+    gpu = Gpu.of(device)
     won: list[dict[str, Any]] = []
     unfit: list[str] = []
 
     def wanted(kernel: str, key: MetaParameters) -> bool:
         tuned = any((entry["kernel"], entry["key"]) == (kernel, key_text(key)) for entry in won)
-        return not tuned and (again or not_locked(device_name)(kernel, key))
+        return not tuned and (again or not_locked(gpu.name)(kernel, key))
 
     for shape in shapes:
-        for launched in launched_kernels(examples, shape, target, wanted):
+        for launched in launched_kernels(examples, shape, gpu.target, wanted):
             if not other_forms:
                 _leave_out_other_forms(launched)
             try:
-                entry = _tune_kernel(examples, shape, launched, device, device_name, without, watch)
+                entry = _tune_kernel(examples, shape, launched, gpu, without, watch)
             except _NoneFits:
                 unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
                 continue
             if entry is None:
                 continue  # what the kernel would take the place of stays
-            entry["target"] = target.name
             won.append(entry)
             adopt([entry])
             watch.so_far(list(won))
@@ -203,8 +231,7 @@ def _tune_kernel(
     examples: Examples,
     shape: str,
     launched: Launched,
-    device: torch.device,
-    device_name: str,
+    gpu: Gpu,
     without: Mapping[str, str],
     watch: Watch,
 ) -> dict[str, Any] | None:
@@ -213,17 +240,17 @@ def _tune_kernel(
     Raises:
         _NoneFits: none can be timed.
     """
-    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, device, on_device=True))
+    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, gpu.device, on_device=True))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
     def forward() -> Sequence[torch.Tensor]:
-        return [examples.function(**leaves, **inputs.others, impl="triton")]
+        return _outputs(examples.function(**leaves, **inputs.others, impl="triton"))
 
-    (out,) = forward()
-    weights = torch.randn_like(out)
+    outputs = forward()
+    weights = [torch.randn_like(out) for out in outputs]
 
     def backward() -> Sequence[torch.Tensor]:
-        return torch.autograd.grad(out, list(leaves.values()), weights, retain_graph=True)
+        return torch.autograd.grad(outputs, list(leaves.values()), weights, retain_graph=True)
 
     run = forward if launched.direction == "forward" else backward
 
@@ -236,12 +263,12 @@ def _tune_kernel(
 
     calls = {launched.part(config): with_config(config) for config in launched.configs}
     by_part = {launched.part(config): config for config in launched.configs}
-    wrong = _wrong(run, calls, without, device, watch)
+    wrong = _wrong(run, calls, without, gpu.device, watch)
     launched.left_out |= {spelled(by_part[part]): why for part, why in wrong.items()}
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
         raise _NoneFits
-    locked = launched.locked(device_name)
+    locked = launched.locked(gpu)
     waits = launched.instead_of if locked is None else ""
     default = waits or launched.part(launched.default)
     offered = right | ({waits: run} if waits else {})
@@ -257,13 +284,16 @@ def _tune_kernel(
     config = by_part[won]
     return {
         "kernel": launched.kernel,
-        "device": device_name,
+        "device": gpu.name,
+        "target": gpu.target.name,
         "key": key_text(launched.key),
-        "config": {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages},
+        "config": as_locked(config),
         "shape": shape,
         "measured": f"the op's {launched.direction} with this kernel's config alone varied",
         "ms": float(np.median(ms[won])),
         "ms_of_default": float(np.median(ms[default])) if default in ms else None,
+        "config_before": None if waits else as_locked(locked or launched.default),
+        "ms_before": float(np.median(ms[stands])) if stands in ms else None,
         "ratio_of_fastest": ratio,
         "configs_timed": len(right),
         "ms_by_config": {spelled(by_part[part]): screened[part] for part in right},
@@ -322,14 +352,3 @@ def _disagreement(
     if not all(map(torch.equal, once, again)):
         return "its results have other bits in a second run"
     return None
-
-
-def spelled(config: Any) -> str:
-    """A config in a line, its warps and stages among its constants."""
-    return key_text({**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages})
-
-
-def write_lock(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write the committed lock with ``entries`` in their places to ``folder``, in the form of the committed file."""
-    lock = {"schema_version": SCHEMA_VERSION, "entries": with_entries(entries)}
-    write_text(folder / FILE_NAME, json.dumps(lock, indent=1) + "\n")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from mfu_kernels.cost import OpClass, PassCost
+from mfu_kernels.modes import watching_launches
 
 from .classify import may_hide_flops, op_class
 from .flops import dispatched_flops
@@ -66,13 +67,15 @@ _SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
 class Count:
     """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran.
 
-    ``operators``: how many were dispatched.
+    ``operators``: how many were dispatched. ``configs`` has the config of each kernel of ours at each key that it was
+    launched with, and where that comes from.
     """
 
     work: dict[WorkKey, Work] = field(default_factory=lambda: defaultdict(Work))
     unknown_ops: set[str] = field(default_factory=set)
     impls: dict[str, str] = field(default_factory=dict)
     operators: int = 0
+    configs: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def total(self, direction: str | None = None) -> Work:
         """All work, or that of one direction."""
@@ -93,9 +96,13 @@ class CountTracker(ScopeTracker):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks, op reports, and every dispatched operator."""
-        with super().attached(), OperatorMode(self.book):
+        """Hooks, op reports, every dispatched operator, and every launch of a kernel of ours."""
+        with super().attached(), OperatorMode(self.book), watching_launches(self.launched):
             yield
+
+    def launched(self, kernel: str, key: str, config: str, origin: str) -> None:
+        """Note a launch."""
+        self.count.configs[kernel, key] = (config, origin)
 
     def opened(self, scope: Scope) -> None:
         """Book an op's forward by its formula when it begins; one that is repeated needs nothing that is useful."""

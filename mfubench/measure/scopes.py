@@ -8,9 +8,10 @@ needed.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class ScopeTracker:
     def closed(self, scope: Scope) -> None:
         """``scope`` has ended."""
 
-    def enter_op(self, name: str, kind: OpClass, impl: str, cost: Callable[[], OpCost]) -> None:
+    def enter_op(self, name: str, kind: OpClass, impl: str, cost: partial[OpCost]) -> None:
         """An op reports that it begins (mfu_kernels.cost.Observer)."""
         outer = self.current
         if outer is not None and outer.op is not None:

@@ -73,7 +73,7 @@ def _recipe(plan: Plan, state: State, found: Optimization) -> Recipe:
     description = state.run.workload
     gains = {json.dumps(step.plain): step.speedup for step in state.steps if step.kept}
     measured = {
-        **{key: description[key] for key in ("mode", "dtype", "device", "batch_size", "data", "data_hash")},
+        **{key: description[key] for key in ("mode", "dtype", "device", "batch_size", "data", "data_hash", "lock")},
         **{key: state.run.environment[key] for key in ("device_name", "torch", "triton", "date")},
         "speedup": found.speedup,
     }

@@ -37,7 +37,7 @@ def identify(spec: WorkloadSpec, tell: Tell) -> dict[str, Any]:
 
 def _identity(workload: Workload) -> dict[str, Any]:
     found = environment(workload.device)
-    described = ("model", "size", "mode", "dtype", "batch_size", "impl", "model_hash", "data_hash")
+    described = ("model", "size", "mode", "dtype", "batch_size", "impl", "model_hash", "data_hash", "lock")
     return {
         **{key: workload.description[key] for key in described},
         **{key: found[key] for key in ("mfubench", "torch", "triton", "device_name", "torch_threads")},

@@ -15,6 +15,7 @@ from .blocks import Column, Facts, Items, Page, Section, Table
 from .campaign_charts import Pair, beside_peers, best_step
 from .kernels import bench_table
 from .markdown import render_chart, render_table
+from .tuning import tuned_table
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Sequence[Result]]
@@ -38,7 +39,7 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
         Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
         *([Section("Models", [*best_step(profiles), _models(profiles)], brief=True)] if profiles else []),
         *([Section("Numeric contract", [_contract(contracts)], brief=True)] if contracts else []),
-        *([Section("Tuned configs", [_tuned(tuned)])] if tuned else []),
+        *([Section("Tuned configs", [tuned_table(tuned)])] if tuned else []),
         *_kernels(_of(results, "bench")),
         *_roads(_of(results, "road")),
     ]
@@ -173,27 +174,6 @@ def _contract(documents: Sequence[Any]) -> Table:
     return Table.of(caption, columns)
 
 
-def _config(config: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in config.items())
-
-
-def _tuned(entries: Sequence[Any]) -> Table:
-    columns = [
-        (Column("kernel"), [entry["kernel"] for entry in entries]),
-        (Column("shape"), [entry["shape"] for entry in entries]),
-        (Column("key"), [entry["key"] for entry in entries]),
-        (Column("config"), [_config(entry["config"]) for entry in entries]),
-        (Column("ms", numeric=True), [fmt.number(entry["ms"]) for entry in entries]),
-        (Column("ms of the default", numeric=True), [fmt.number(entry["ms_of_default"]) for entry in entries]),
-        (Column("configs timed", numeric=True), [fmt.count(entry["configs_timed"]) for entry in entries]),
-    ]
-    caption = (
-        "Each kernel's config that won. The time is that of the op's whole forward or whole backward, in which the "
-        "kernel is launched, with this kernel's config alone varied."
-    )
-    return Table.of(caption, columns)
-
-
 def _kernels(documents: Sequence[Any]) -> list[Section]:
     """All in one chart, and a section for each op and shape."""
     drawn = beside_peers(_pairs(documents))
@@ -270,7 +250,7 @@ def results_table(
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_beside_peers(pairs))] if benches else []
     here = [entry for entry in locked if entry["device"] == device]
-    texts += [_folded(f"The {len(here)} configs that won", render_table(_tuned(here)))] if here else []
+    texts += [_folded(f"The {len(here)} configs that won", render_table(tuned_table(here)))] if here else []
     return "\n\n".join(texts)
 
 

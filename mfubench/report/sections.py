@@ -45,11 +45,30 @@ def run_page(run: Run) -> Page:
         Section("Trace", [_trace(run.trace)]),
         Section("Not measured", [Items(run.not_measured or ["Nothing was left out."])]),
         Section("Workload", [Facts.of(run.workload)]),
-        Section("Implementations that ran", [impls]),
+        Section("Implementations that ran", [impls, *_configs(run)]),
         Section("Environment", [Facts.of(run.environment)]),
         Section("Method", [Facts([("FLOP convention", run.flop_convention), *meanings(run.ledger)])]),
     ]
     return Page(run.title, headline(run), run.warnings, sections)
+
+
+def _configs(run: Run) -> list[Table]:
+    """The configs of our kernels, where some were launched."""
+    rows = run.kernel_configs
+    if not rows:
+        return []
+    return [
+        Table.of(
+            "The config of each kernel of ours, by what it depends on, and where that comes from. "
+            "`mfubench kernels tune` looks for a faster one.",
+            [
+                (Column("kernel"), [row.kernel for row in rows]),
+                (Column("key"), [row.key for row in rows]),
+                (Column("config"), [row.config for row in rows]),
+                (Column("origin"), [row.origin for row in rows]),
+            ],
+        )
+    ]
 
 
 def _utilization(run: Run) -> Facts:

@@ -1,12 +1,13 @@
 """A step where its GPU is not: the launches of a workload on a GPU, without the numbers that they would compute."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,13 +18,16 @@ from .spec import WorkloadSpec
 from .step import run_passes, run_step
 
 
-def step_without_numbers(spec: WorkloadSpec) -> None:
+def step_without_numbers(
+    spec: WorkloadSpec, inside: Callable[[nn.Module], AbstractContextManager[Any]] = lambda module: nullcontext()
+) -> None:
     """Run the passes of a step as on a GPU, on each of its input sets: on one, where ``spec.steps`` is 1.
 
     What ``spec`` leaves to its device is what it would be there, and autocast is a GPU's; nothing is compiled whole. A
     model of the zoo runs on tensors without numbers, whose lengths are those on a GPU. A user's own may ask for
     numbers, so it runs on a CPU with its optimizers, and in batches as large as there by default; what kernels that are
-    compiled in place of being launched would have written is then whatever was in that memory.
+    compiled in place of being launched would have written is then whatever was in that memory. The passes run inside
+    the context that ``inside`` makes of the module.
 
     Raises:
         BadInput: what `prepare` refuses.
@@ -31,14 +35,14 @@ def step_without_numbers(spec: WorkloadSpec) -> None:
     spec = replace(spec, device="cpu", compile="none", dtype=spec.dtype or "bf16")
     if ":" in spec.model:
         workload = prepare(spec)
-        with GpuAutocast():
+        with GpuAutocast(), inside(workload.module):
             for index in range(len(workload.inputs)):
                 run_step(workload, index)
         return
     without_numbers = FakeTensorMode(allow_non_fake_inputs=True)
     spec = replace(spec, batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cuda"])
     workload = prepare(spec, building=without_numbers)
-    with without_numbers, GpuAutocast(), warnings.catch_warnings():
+    with without_numbers, GpuAutocast(), inside(workload.module), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         for batch in workload.inputs:
             run_passes(workload, batch)

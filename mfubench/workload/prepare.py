@@ -32,7 +32,7 @@ DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
 def prepare(
     spec: WorkloadSpec, source: Source | None = None, *, building: AbstractContextManager[Any] | None = None
 ) -> Workload:
-    """Build the workload; ``source`` is its data source where that is open already.
+    """Build the workload; ``source`` is its data source where that is open already. Its lock holds in this process.
 
     ``building``: a context in which a model of the zoo is built, such as one whose tensors have no memory.
 
@@ -41,6 +41,10 @@ def prepare(
         mfu_kernels.errors.InvalidArgument: the same, from the packages below.
     """
     device, dtype = device_and_dtype(spec)
+    if spec.lock is not None:
+        from mfubench.kernels.locks import use_lock
+
+        use_lock(spec.lock)
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
     if ":" in spec.model:
@@ -206,6 +210,7 @@ def describe(
         "request_level": False,
         "data": spec.data,
         "data_description": data,
+        "lock": spec.lock,
         "seed": spec.seed,
         "steps": spec.steps,
         "warmup_steps": WARMUP_STEPS,

@@ -32,7 +32,8 @@ class WorkloadSpec:
     """A workload as asked for; None means the default of the device that it runs on.
 
     ``batch_size`` counts requests, and ``candidates`` the candidates of each: by default those of the size's config for
-    a model that scores whole requests, and 1 for the others.
+    a model that scores whole requests, and 1 for the others. ``lock`` is a lock file, whose configs launches of our
+    kernels take before others.
     """
 
     model: str
@@ -49,6 +50,7 @@ class WorkloadSpec:
     steps: int = 20
     seed: int = 0
     data: str = "synthetic"
+    lock: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

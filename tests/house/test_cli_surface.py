@@ -18,8 +18,10 @@ GATED = {
     "--require-baseline",
 }
 FROZEN = {
-    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe"},
-    "optimize": EVERYWHERE | (WORKLOAD - {"--compile"}) | {"--budget", "--compile-budget", "--judge", "--out"},
+    "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe", "--lock"},
+    "optimize": EVERYWHERE
+    | (WORKLOAD - {"--compile"})
+    | {"--budget", "--compile-budget", "--judge", "--out", "--lock"},
     "plan": EVERYWHERE
     | ((COMPARED - {"--compile", "--device"}) | {"--gpu", "--like", "--memory", "--samples-per-day", "--out"}),
     "compare": EVERYWHERE | {"runs", "--baseline", "--force", "--out"},
@@ -53,6 +55,9 @@ FROZEN = {
     "kernels static": EVERYWHERE | {"ops", "--target", "--all-configs"},
     "kernels bench": EVERYWHERE
     | {"ops", "--shape", "--peer", "--without", "--peer-limit", "--rounds", "--tune", "--out"},
+    "kernels tune": EVERYWHERE
+    | (WORKLOAD - {"--device", "--peak", "--steps"})
+    | {"--recipe", "--lock", "--again", "--budget", "--config-limit", "--out"},
 }
 
 

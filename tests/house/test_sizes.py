@@ -15,6 +15,7 @@ LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more 
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
     "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
+    "mfubench/cli/tune.py:tune": "a command's options are its parameters",
     "mfubench/cli/plan.py:plan": "a command's options are its parameters",
     "mfubench/cli/scale.py:scale": "a command's options are its parameters",
     "mfubench/cli/gate.py:check": "a command's options are its parameters",

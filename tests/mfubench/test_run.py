@@ -40,6 +40,11 @@ def test_a_key_that_is_not_known_is_passed_over(tmp_path, document):
     assert read_run(written(tmp_path, document | {"new_key": 1})) == a_run()
 
 
+def test_a_run_of_before_configs_were_kept_is_read(tmp_path, document):
+    del document["kernel_configs"]
+    assert read_run(written(tmp_path, document)) == a_run(kernel_configs=[])
+
+
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
 def test_another_schema_version_is_refused(tmp_path, document, version):
     path = written(tmp_path, document | {"schema_version": version})

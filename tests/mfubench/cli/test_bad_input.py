@@ -93,6 +93,7 @@ PROFILE = {
     "more than the machine holds": (["kunlun", "--size", "xxl", "--device", "cpu"], ["GB"]),
     "unknown data": (["kunlun", "--data", "criteo:x"], ["criteo", "kuairand", "movielens"]),
     "trace without a folder": (["kunlun", "--trace"], ["--out"]),
+    "no lock": (["kunlun", "--size", "tiny", "--lock", "no.json"], ["no.json", "mfubench kernels tune"]),
     "no such module": (["no_such_package:build"], ["no_such_package"]),
     "module without a function": (["json:"], ["package.module:build"]),
     "no such function": (["json:nope"], ["nope"]),

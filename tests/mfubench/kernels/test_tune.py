@@ -26,15 +26,20 @@ CPU, SMALL = torch.device("cpu"), {"rows": 9, "width": 512, "weight": True}
 @pytest.fixture
 def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_adopted", [])
-    lock.by_place.cache_clear()
-    yield  # type: ignore[misc]
-    lock.by_place.cache_clear()
+    monkeypatch.setattr(lock, "_holds", None)
 
 
-def entry(rows: int) -> dict[str, Any]:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+
+def entry(rows: int, device: str = "a GPU", date: str = "2026-11-26") -> dict[str, Any]:
     return {
         "kernel": "rms_norm_fwd_kernel",
-        "device": "a GPU",
+        "device": device,
+        "target": "sm_90",
+        "date": date,
         "key": lock.key_text({"width": 512, "bytes": 2}),
         "config": {"ROWS": rows, "num_warps": 4, "num_stages": 1},
     }
@@ -48,29 +53,52 @@ def test_the_committed_lock_reads_and_names_kernels_that_exist() -> None:
         config(**found["config"])
 
 
-def test_what_is_adopted_holds_for_its_gpu_and_key_only(no_lock: None) -> None:
+def test_what_is_adopted_holds_for_its_gpu_and_key_first(no_lock: None) -> None:
     lock.adopt([entry(2)])
     lock.adopt([entry(16)])
     lock.adopt([entry(2), entry(16)])  # as a younger process does with all that there are
-    found = lock.locked_config("rms_norm_fwd_kernel", "a GPU", {"bytes": 2, "width": 512})
-    assert found == entry(16)["config"] and len(lock.merged()) == len(lock.committed()) + 1
-    assert lock.locked_config("rms_norm_fwd_kernel", "another GPU", {"bytes": 2, "width": 512}) is None
-    assert lock.locked_config("rms_norm_fwd_kernel", "a GPU", {"bytes": 2, "width": 256}) is None
+    kernel, key = "rms_norm_fwd_kernel", {"bytes": 2, "width": 512}
+    assert lock.locked_here(kernel, "a GPU", key) == lock.Locked(entry(16)["config"], "a GPU")
+    assert len(lock.merged()) == len(lock.committed()) + 1
+    assert lock.locked_here(kernel, "another GPU", key) is None
+    assert lock.locked_here(kernel, "a GPU", {"bytes": 2, "width": 256}) is None
+
+
+def test_another_gpu_of_the_generation_lends_its_newest_config(no_lock: None) -> None:
+    kernel, key = "rms_norm_fwd_kernel", {"bytes": 4, "width": 512}
+    text = lock.key_text(key)
+    older, newer = entry(2, "GPU A", "2026-11-26"), entry(16, "GPU B", "2026-11-27")
+    lock.adopt([{**newer, "key": text}, {**older, "key": text}])
+    assert lock.locked_config(kernel, "GPU A", "sm_90", key) == lock.Locked(older["config"], "GPU A")
+    assert lock.locked_config(kernel, "GPU C", "sm_90", key) == lock.Locked(newer["config"], "GPU B")
+    assert lock.locked_config(kernel, "GPU C", "sm_100", key) is None
+
+
+def test_places_that_are_held_for_a_while_are_left_again(no_lock: None) -> None:
+    kernel, key = "rms_norm_fwd_kernel", {"bytes": 4, "width": 512}
+    tuned = lock.places_with([{**entry(2), "key": lock.key_text(key)}])
+    before = lock.places()
+    with lock.holding(tuned):
+        assert lock.locked_here(kernel, "a GPU", key) is not None
+    assert lock.places() is before and lock.locked_here(kernel, "a GPU", key) is None
 
 
 def test_a_launch_takes_what_was_adopted_since_the_last_one(no_lock: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    on_a_gpu(monkeypatch)
     kernels_of("rms_norm")
     kernel, gpu = KERNELS["rms_norm_fwd_kernel"], torch.device("cuda", 0)
-    key: dict[str, int | str | bool] = {"width": 512, "bytes": 2}
+    key: dict[str, int | str | bool] = {"width": 384, "bytes": 2}  # locked nowhere
     default = kernel.space(key)[0].all_kwargs()
     assert kernel.choose(key, gpu).all_kwargs() == kernel.choose(key, gpu).all_kwargs() == default
-    lock.adopt([entry(2)])
+    assert kernel.origin(key, gpu) == "default"
+    lock.adopt([{**entry(2, "another GPU"), "key": lock.key_text(key)}])
     assert kernel.choose(key, gpu).kwargs["ROWS"] == 2 != default["ROWS"]
+    assert kernel.origin(key, gpu) == "locked on another GPU"
     with modes.forced_config(lambda _kernel, configs: configs[-1]):
         assert kernel.choose(key, gpu).all_kwargs() == kernel.space(key)[-1].all_kwargs()
+        assert kernel.origin(key, gpu) == "asked for"
     assert kernel.choose(key, gpu).kwargs["ROWS"] == 2
-    assert kernel.choose({**key, "width": 256}, gpu).all_kwargs() == kernel.space({**key, "width": 256})[0].all_kwargs()
+    assert kernel.choose({**key, "width": 320}, gpu).all_kwargs() == kernel.space({**key, "width": 320})[0].all_kwargs()
 
 
 KEY = {"width": 512, "bytes": 4}
@@ -103,7 +131,9 @@ def tuned(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "time_in_turns", time)
-        entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "NVIDIA H200", without or {}, watch)
+        entry = tune._tune_kernel(
+            EXAMPLES_HERE, "small", found, tune.Gpu(CPU, "NVIDIA H200", TARGETS["sm_90"]), without or {}, watch
+        )
     assert entry is not None
     return entry, timed
 
@@ -133,7 +163,7 @@ def entry_of(time: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(tune, "_wrong", lambda *_: {})
     monkeypatch.setattr(tune, "time_in_turns", in_turns)
-    entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, CPU, "a GPU", {}, UNWATCHED)
+    entry = tune._tune_kernel(EXAMPLES_HERE, "small", found, tune.Gpu(CPU, "a GPU", TARGETS["sm_90"]), {}, UNWATCHED)
     assert entry is not None
     return entry
 
@@ -245,7 +275,7 @@ def test_a_kernel_of_which_nothing_can_be_timed_is_named_and_the_others_stand(
     told: list[Any] = []
     unfit = tune.Launched("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "does not fit"})
     monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    on_a_gpu(monkeypatch)
     monkeypatch.setattr(tune, "launched_kernels", lambda *_: [unfit, launched()])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
@@ -283,7 +313,7 @@ def test_a_kernel_that_is_slower_than_what_it_is_instead_of_is_not_locked(
     kernel = KERNELS[found.kernel]
     monkeypatch.setattr(kernel, "instead_of", "matmuls")
     monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    on_a_gpu(monkeypatch)
     monkeypatch.setattr(tune, "launched_kernels", lambda *_: [found])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:

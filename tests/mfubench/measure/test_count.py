@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from mfu_kernels import gdpa
+from mfu_kernels import gdpa, layer_norm
 from mfu_kernels.cost import OpCost, PassCost, once_for_batch
 from mfu_kernels.registry import Op
 from mfubench.measure.count import Count, CountTracker, Work, WorkKey, _operand_dtype, by_module, count_step
@@ -218,6 +218,18 @@ def test_a_kernel_brings_its_own_hardware_flops_and_bytes(x: Tensor) -> None:
     reference = count(Toy("reference"), x).work
     assert reference[WorkKey(ROOT, "fwd", "gemm")].hardware == PRODUCT
     assert reference[WorkKey(ROOT, "bwd", "gemm")].recomputed == 0
+
+
+def test_the_configs_of_kernels_that_ran_are_noted(x: Tensor) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return layer_norm(x, impl="triton")
+
+    configs = count(Norm(), x.requires_grad_()).configs
+    assert [kernel for kernel, _ in configs] == ["layer_norm_fwd_kernel", "layer_norm_bwd_kernel"]
+    for (_, key), (config, origin) in configs.items():
+        assert "width=4" in key and "num_warps=" in config and origin == "default"
+    assert not count(Jagged(), x).configs
 
 
 def test_an_op_inside_an_op_adds_nothing(x: Tensor) -> None:

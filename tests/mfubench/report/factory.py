@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mfubench.run import KernelRow, LedgerLine, ModuleRow, Run
+from mfubench.run import KernelConfig, KernelRow, LedgerLine, ModuleRow, Run
 
 LEDGER = [
     ("padding", 0.40, ["blocks.0.gdpa", "blocks.1.gdpa"]),
@@ -87,6 +87,7 @@ def a_run(**changes: Any) -> Run:
         nvml={"available": False, "reason": "no NVIDIA driver on this machine"},
         trace={"steps": 5, "distortion": 1.37, "attributed_share": 0.988, "path": None},
         impls={"gdpa": "reference", "rms_norm": "reference"},
+        kernel_configs=[KernelConfig("rms_norm_fwd_kernel", "bytes=2 width=512", "ROWS=4 num_warps=4", "default")],
         not_measured=["Kernel efficiency: there is no GPU on this machine."],
         warnings=["The inefficiency of reduction is below zero: a formula or the calibration is wrong."],
     )

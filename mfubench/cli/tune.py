@@ -1,0 +1,105 @@
+"""``mfubench kernels tune``."""
+
+from math import inf
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    BatchSize,
+    Candidates,
+    Compile,
+    Data,
+    Debug,
+    Dtype,
+    Impl,
+    Json,
+    Lock,
+    Mode,
+    Quiet,
+    Recipe,
+    Seed,
+    Set,
+    Size,
+    Verbose,
+    keep,
+    out_option,
+    overrides,
+    put,
+    seconds,
+    writable_folder,
+)
+from .progress import stages
+
+DOCUMENT = "tune.json"
+
+
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model of the zoo (see `mfubench models`), or package.module:build."),
+    ],
+    size: Size = None,
+    set_: Set = None,
+    impl: Impl = "auto",
+    compile_: Compile = "none",
+    mode: Mode = "train",
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    candidates: Candidates = None,
+    seed: Seed = 0,
+    data: Data = "synthetic",
+    recipe: Recipe = None,
+    lock: Lock = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also kernels that have a config which was measured on this very GPU.")
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h. \\[default: no end]"),
+    ] = None,
+    config_limit: Annotated[
+        str, typer.Option(metavar="TIME", help="A config that takes longer is left out and named.")
+    ] = "60s",
+    out: Annotated[Path | None, out_option(f"lock.json, {DOCUMENT}, ")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Find the fastest configs of the kernels that a model's step launches, at its shapes, on this GPU.
+
+    A step's calls are recorded; each kernel that no config was measured for here tries its whole space, and takes what
+    is right and proved faster, twice. Then the step itself is timed in turns, with what was found and without.
+    DIR/lock.json goes to --lock, and in your own script to mfubench.use_lock.
+
+    Examples:
+
+    mfubench kernels tune kunlun --size xl --batch-size 512 --out out/tuned
+
+    mfubench profile kunlun --size xl --batch-size 512 --lock out/tuned/lock.json
+
+    mfubench kernels tune my_package.my_module:build --recipe out/optimized/recipe.toml --budget 10m --out out/tuned
+    """
+    from mfubench.workload.spec import WorkloadSpec
+
+    spec = WorkloadSpec(
+        model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
+        batch_size=batch_size, candidates=candidates, seed=seed, data=data, lock=lock,
+    )  # fmt: skip
+    budget_s = inf if budget is None else seconds("--budget", budget)
+    config_limit_s = seconds("--config-limit", config_limit)
+    writable_folder(out)
+    from mfubench.kernels.locks import write_lock
+    from mfubench.optimize.recipe import read_recipe
+    from mfubench.report.tuning import tuning_page
+    from mfubench.tuning.step import Subject, tune_step
+
+    subject = Subject(spec, None if recipe is None else read_recipe(recipe))
+    with stages(quiet=quiet, verbose=verbose) as progress:
+        told = tune_step(subject, again=again, budget_s=budget_s, config_limit_s=config_limit_s, progress=progress)
+    if out is not None:
+        keep(told, tuning_page(told), out, DOCUMENT)
+        write_lock(told["entries"], out)
+    put(told, lambda: tuning_page(told), json=json, verbose=verbose)

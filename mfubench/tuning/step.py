@@ -1,0 +1,308 @@
+"""Tune the kernels that a workload's step launches, at the shapes it launches them at, and hold the step itself to it.
+
+What is wrong is never timed: an op whose numeric contract fails here is left out, and so is a config whose results
+differ from what is proved. The step is timed in turns, with the new configs and without, in a process that has seen
+nothing of the tuning.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from mfu_kernels.errors import InvalidArgument
+from mfu_kernels.lock import Entry, Places, adopt, holding, places, places_with
+from mfubench.errors import BadInput, MfubenchError, ToolBroke
+from mfubench.kernels.apart import check_all
+from mfubench.kernels.catalog import ops_with_kernels
+from mfubench.kernels.locks import read_lock
+from mfubench.kernels.machine_code import toolchain
+from mfubench.kernels.tune import Wanted, device_target, launched_kernels, not_locked, tune_op
+from mfubench.measure.compiled import run_eagerly
+from mfubench.measure.effect import ALPHA, log_ratios
+from mfubench.measure.environment import environment
+from mfubench.measure.stats import median_ci
+from mfubench.measure.timing import time_in_blocks
+from mfubench.optimize.gain import Gain, measure_gain
+from mfubench.optimize.isolated import GaveUp, Tell, run_isolated
+from mfubench.optimize.recipe import Recipe, prepare_with
+from mfubench.profiling import first_step
+from mfubench.progress import Progress, silent
+from mfubench.side_by_side import SharedProgress, one_a_core, one_thread, share_out, workers
+from mfubench.worker import DONE, LEAST_S, Watch, Worker
+from mfubench.workload.compilation import compiled_in_place
+from mfubench.workload.prepare import prepare
+from mfubench.workload.spec import NUM_ROTATED, Workload, WorkloadSpec
+from mfubench.workload.step import run_passes, run_step
+
+from .calls import Call, distinct, examples_of_calls, recording
+
+NOT_REACHED = "the budget ended before it"
+CHECKED, COMPILED, TUNED = 0.25, 0.45, 0.9  # of the progress, when that is done
+PROVING_SHARE = 0.15  # of the budget, kept for the step itself
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a step is made of: its workload and device in words, and its calls of ops with kernels."""
+
+    workload: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    calls: Sequence[Call]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose step it is: a workload, with a recipe's changes where there is one."""
+
+    spec: WorkloadSpec
+    recipe: Recipe | None = None
+
+    def workload(self, **others: Any) -> Workload:
+        """It, with ``others`` in its spec.
+
+        Raises:
+            BadInput, mfu_kernels.errors.InvalidArgument: it cannot be built, or the recipe is another model's.
+        """
+        spec = replace(self.spec, **others)
+        return prepare(spec) if self.recipe is None else prepare_with(spec, self.recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The step to be timed, with the configs of ``entries`` and without."""
+
+    subject: Subject
+    entries: Sequence[Entry]
+
+
+@dataclass(slots=True)
+class _Tuning:
+    """What came of it so far, beside the entries that ``held`` before."""
+
+    held: Sequence[Entry]
+    entries: list[Entry] = field(default_factory=list)
+    not_tuned: dict[str, str] = field(default_factory=dict)
+
+
+def tune_step(
+    subject: Subject,
+    *,
+    again: bool = False,
+    budget_s: float = inf,
+    config_limit_s: float = inf,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Tune what the subject's step launches; ``again``: also kernels that have a config locked for this very GPU.
+
+    Returns:
+        As JSON: the calls, the lock's ``entries``, what was ``not_tuned`` and why, and the ``step`` with its gain.
+
+    Raises:
+        BadInput, mfu_kernels.errors.InvalidArgument: no GPU, a workload that does not run, launches no kernel of ours,
+            or replays its launches.
+        ToolBroke: a check of numbers, or the recording, broke.
+    """
+    began = monotonic()
+
+    def left() -> float:
+        return max(LEAST_S, budget_s - (monotonic() - began))
+
+    spec = subject.spec
+    if spec.compile == "cudagraphs":
+        raise BadInput(
+            "--compile cudagraphs keeps the configs that were captured; use --compile none, regions or model"
+        )
+    device = torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device_target(device)  # or there is none
+    progress("recording a step's calls", 0.0)
+    recorded = _record_apart(subject, left())
+    found = _Tuning(held=read_lock(Path(spec.lock)) if spec.lock else [])
+    calls = _proved(recorded.calls, device, progress, found)
+    shared = {"device": device.type, "again": again, "held": found.held}
+    _compile(calls, shared, left, progress)
+    until = budget_s if budget_s == inf else (1 - PROVING_SHARE) * budget_s
+    _tune(calls, shared, lambda: began + until - monotonic(), config_limit_s, progress, found)
+    progress("timing the step with the new configs and without", TUNED)
+    return {
+        "schema_version": 1,
+        "workload": dict(recorded.workload),
+        "environment": dict(recorded.environment),
+        "toolchain": toolchain(),
+        "calls": [{"op": call.op, "module": call.module} for call in recorded.calls],
+        "entries": found.entries,
+        "not_tuned": found.not_tuned,
+        "step": _prove_apart(Proof(subject, found.entries), left()),
+    }
+
+
+# The step's calls -------------------------------------------------------------------------------------------------
+
+
+def _record_apart(subject: Subject, limit_s: float) -> Recorded:
+    """In a process of its own, whose memory is free for tuning afterwards."""
+    try:
+        recorded = run_isolated(record, subject, limit_s=limit_s)
+    except GaveUp as error:
+        raise ToolBroke(f"the step's calls were not recorded: {error}") from error
+    if not recorded.calls:
+        raise BadInput(
+            f"{subject.spec.model} launches no kernel of ours with --impl {subject.spec.impl}: there is nothing to "
+            f"tune; ops with kernels: {', '.join(ops_with_kernels())}"
+        )
+    return recorded
+
+
+def record(subject: Subject, tell: Tell) -> Recorded:
+    """The calls of a step's forward on its first batch, the largest first."""
+    tell("building the model")
+    workload = subject.workload(steps=1, compile="none")
+    first_step(workload)
+    with run_eagerly(), recording(workload.module) as calls:
+        run_passes(workload, workload.inputs[0])
+    return Recorded(workload.description, environment(workload.device), distinct(calls))
+
+
+def _proved(calls: Sequence[Call], device: torch.device, progress: Progress, found: _Tuning) -> list[Call]:
+    """The calls of ops whose numeric contract passes here; of the others it is noted why they are left out."""
+    ops = list(dict.fromkeys(call.op for call in calls))
+    results = check_all(ops, device, progress=lambda stage, done: progress(stage, CHECKED * done))
+    failed = {result.op: len(result.failed) for result in results if result.failed}
+    found.not_tuned |= {
+        op: f"{count} cases fail the numeric contract; see `mfubench kernels check {op}`"
+        for op, count in failed.items()
+    }
+    return [call for call in calls if call.op not in failed]
+
+
+# Compiling and tuning ---------------------------------------------------------------------------------------------
+
+
+def _compile(calls: Sequence[Call], shared: Mapping[str, Any], left: Callable[[], float], progress: Progress) -> None:
+    """Every config that will be timed, on all cores; what does not compile is found again, and named, in tuning."""
+    told = SharedProgress(lambda stage, done: progress(stage, CHECKED + (COMPILED - CHECKED) * done), len(calls))
+
+    def compile_one(worker: Worker, call: Call) -> None:
+        told.begins(f"compiling {call.title}")
+        worker.run(compile_call, {"call": call, **shared}, limit_s=left())
+
+    with workers(shared["device"], min(one_a_core(), len(calls)) or 1) as hands:
+        share_out(calls, hands, compile_one)
+
+
+def compile_call(
+    watch: Watch, *, call: Call, device: str, again: bool, held: Sequence[Entry], without: Mapping[str, str]
+) -> None:
+    """Every config of the kernels that a call launches, into Triton's cache."""
+    adopt(held)
+    where = torch.device(device)
+    wanted: Wanted = (lambda kernel, key: True) if again else not_locked(torch.cuda.get_device_name(where))
+    with one_thread():
+        launched_kernels(examples_of_calls([call]), call.title, device_target(where), wanted)
+
+
+def _tune(
+    calls: Sequence[Call],
+    shared: Mapping[str, Any],
+    left: Callable[[], float],
+    config_limit_s: float,
+    progress: Progress,
+    found: _Tuning,
+) -> None:
+    ops = list(dict.fromkeys(call.op for call in calls))
+    with closing(Worker(shared["device"])) as worker:
+        for index, op in enumerate(ops):
+            if left() <= LEAST_S:
+                found.not_tuned[op] = NOT_REACHED
+                continue
+            done = COMPILED + (TUNED - COMPILED) * index / len(ops)
+            progress(f"tuning {op}", done)
+            answer = worker.run(
+                tune_calls,
+                {**shared, "calls": [call for call in calls if call.op == op], "held": [*found.held, *found.entries]},
+                limit_s=left(),
+                part_limit_s=config_limit_s,
+                begins=lambda part, op=op, done=done: progress(f"tuning {op}: {part}", done),  # type: ignore[misc]
+            )
+            found.entries += answer.document or []
+            if answer.status != DONE:
+                found.not_tuned[op] = str(answer.reason)
+
+
+def tune_calls(
+    watch: Watch,
+    *,
+    calls: Sequence[Call],
+    device: str,
+    again: bool,
+    held: Sequence[Entry],
+    without: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The entries that tuning an op at the shapes of ``calls`` finds, beside those that hold already."""
+    adopt(held)
+    examples = examples_of_calls(calls)
+    shapes = list(examples.shapes)
+    return tune_op(examples, torch.device(device), shapes=shapes, again=again, without=without, watch=watch)
+
+
+# The step itself --------------------------------------------------------------------------------------------------
+
+
+def _prove_apart(proof: Proof, limit_s: float) -> dict[str, Any]:
+    """The step's gain, or why there is none."""
+    if not _changed(proof.entries):
+        return {"reason": "launches take what they took before: nothing faster was found"}
+    try:
+        return run_isolated(prove, proof, limit_s=limit_s)
+    except (GaveUp, MfubenchError, InvalidArgument) as error:
+        return {"reason": f"the step was not timed: {error}"}
+
+
+def _changed(entries: Sequence[Entry]) -> bool:
+    """Whether one of ``entries`` took the place of what launches took."""
+    return any(entry["config_before"] != entry["config"] for entry in entries)
+
+
+def prove(proof: Proof, tell: Tell) -> dict[str, Any]:
+    """How many times as fast the step is with the new configs, and whether that is told from 1 %."""
+    tell("building the model")
+    workload = proof.subject.workload(steps=NUM_ROTATED)
+    first_step(workload)
+    before, after = places(), places_with(proof.entries)
+
+    def step(held: Places) -> Callable[[int], None]:
+        def run(index: int) -> None:
+            with holding(held):
+                run_step(workload, index)
+
+        return run
+
+    arms = [step(before), step(after)]
+    timings: list[list[tuple[float, float]]] = [[], []]
+
+    def blocks(first: int, count: int) -> list[float]:
+        old, new = time_in_blocks(arms, device=workload.device, first=first, num_blocks=count)
+        timings[0].extend(old)
+        timings[1].extend(new)
+        return log_ratios(old, new)
+
+    with compiled_in_place(workload):
+        tell("warming up")
+        for index in range(len(workload.inputs)):
+            for arm in arms:
+                arm(index)
+        tell("timing")
+        gain = Gain.of(measure_gain(blocks, ALPHA), ALPHA)
+    old_ms, new_ms = (median_ci([ms for block in arm for ms in block]) for arm in timings)
+    return {
+        "ms_before": old_ms,
+        "ms": new_ms,
+        "speedup": gain.speedup,
+        "blocks": gain.blocks,
+        "verdict": gain.verdict,
+    }
