@@ -57,15 +57,17 @@ def compiling_ahead() -> bool:
 
 @contextmanager
 def compile_ahead(sink: Callable[[Compiled], None], wanted: Wanted) -> Iterator[None]:
-    """Inside, each launch compiles what is ``wanted`` for triton's active target and reports it to ``sink``."""
+    """Inside, each launch compiles what is ``wanted`` for triton's active target and reports it to ``sink``.
+
+    The innermost such context has it.
+    """
     global _sink, _wanted
-    if _sink is not None:
-        raise RuntimeError("kernels are compiled ahead already")
+    before = _sink, _wanted
     _sink, _wanted = sink, wanted
     try:
         yield
     finally:
-        _sink = _wanted = None
+        _sink, _wanted = before
 
 
 def ahead(kernel: str, key: MetaParameters) -> tuple[Callable[[Compiled], None] | None, Extent]:

@@ -35,7 +35,7 @@ from mfubench.workload.spec import WorkloadSpec
 from .plan import KERNELS, STAGES, Task
 from .runner import Limits, run_campaign
 from .store import CACHE, Store
-from .tasks import SPECIFIED, TIMED, with_kernels
+from .tasks import SPECIFIED, TIMED, shapes_of, with_kernels
 
 _NOWHERE = torch.device("meta")
 NOT_BEGUN = "the budget ended before it"
@@ -92,7 +92,7 @@ def launching(tasks: Sequence[Task]) -> list[Task]:
 
 
 def _shape(task: Task) -> tuple[Any, ...]:
-    return task.arguments.get("op"), task.arguments.get("shape")
+    return tuple(task.arguments.get(name) for name in ("op", "shape", *SPECIFIED))
 
 
 def compile_task(watch: Watch, *, stage: str, arguments: Mapping[str, Any], **_: Any) -> dict[str, Any]:
@@ -166,9 +166,10 @@ def _contract(arguments: Mapping[str, Any]) -> None:
             call_both_ways(examples, examples.make(case, Draw(DTYPES[case[DTYPE]], _NOWHERE)))
 
 
-def _at_shape(arguments: Mapping[str, Any]) -> None:
-    examples = examples_of(arguments["op"])
-    call_both_ways(examples, examples.make(examples.shapes[arguments["shape"]], Draw(DTYPES[TIMED], _NOWHERE)))
+def _at_shapes(arguments: Mapping[str, Any]) -> None:
+    examples, shapes = shapes_of(arguments)
+    for shape in shapes:
+        call_both_ways(examples, examples.make(examples.shapes[shape], Draw(DTYPES[TIMED], _NOWHERE)))
 
 
 def _profile(arguments: Mapping[str, Any]) -> None:
@@ -188,9 +189,9 @@ def _spec(chosen: Mapping[str, Any]) -> WorkloadSpec:
 
 _LAUNCHES: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "contract": _contract,
-    "compile": _at_shape,
-    "tune": _at_shape,
-    "bench": _at_shape,
+    "compile": _at_shapes,
+    "tune": _at_shapes,
+    "bench": _at_shapes,
     "profile": _profile,
     "road": _road,
 }

@@ -72,6 +72,12 @@ NEXT_PROFILES = (
     ("kunlun", "large_plus", "train", "eager"),
     ("interformer", "large", "train", "compiled"),
 )
+# What no shape above stands for, with the ops that its step calls: tuned at the step's own shapes, before its profile.
+TUNED_STEPS: Mapping[tuple[str, ...], Sequence[str]] = {
+    ("kunlun", "xl", "train", "kernels_batch_512"): (
+        *("window_attention", "seed_pooling", "gdpa_block", "sum_kron_linear", "layer_norm", "embedding"),
+    ),
+}
 DEFAULTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "cuda": {"sizes": ("base", "large"), "modes": ("train", "infer"), "variants": ("kernels", "eager", "regions")},
     "cpu": {"sizes": ("tiny",), "modes": ("train", "infer"), "variants": ("eager",)},
@@ -139,6 +145,11 @@ def plan(
             yield from (_bench_task(*place, tuned, builtin=True) for place in places)
             yield from (_bench_task(*place, tuned, peer) for place in places for peer in named.get(place[0], ()))
 
+    def tuned_first(place: Sequence[str]) -> Iterator[Task]:
+        for stage in ("compile", "tune") if tune and device == "cuda" else ():
+            yield from (_step_task(stage, place, op) for op in TUNED_STEPS.get(tuple(place), ()))
+        yield _profile_task(place, tuned)
+
     tasks = [
         Task("calibration", "peaks"),
         *_contracts(ops, (*zoo, *first)),
@@ -147,7 +158,7 @@ def plan(
         *alone(first),
         *(_profile_task(place, tuned) for place in claims),
         *beside(first),
-        *(_profile_task(place, tuned) for place in nexts),
+        *(task for place in nexts for task in tuned_first(place)),
         *(roads if nexts else []),
         *alone(others),
         *beside(others),
@@ -229,9 +240,17 @@ def _profiles(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[
 
 
 def _profile_task(place: Sequence[str], more: Mapping[str, Any]) -> Task:
+    return Task("profile", "-".join(place), {**_workload(place), **more})
+
+
+def _step_task(stage: str, place: Sequence[str], op: str) -> Task:
+    """Of the calls of ``op`` that a profile's step makes."""
+    return Task(stage, "-".join([*place, op]), {"op": op, **_workload(place)})
+
+
+def _workload(place: Sequence[str]) -> dict[str, Any]:
     model, size, mode, variant = place
-    arguments = {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant], **more}
-    return Task("profile", f"{model}-{size}-{mode}-{variant}", arguments)
+    return {"model": model, "size": size, "mode": mode, "variant": variant, **VARIANTS[variant]}
 
 
 def _roads(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[Task]:

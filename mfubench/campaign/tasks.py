@@ -1,10 +1,12 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +15,10 @@ from mfubench.worker import DONE, NotHere, Watch
 
 from .plan import KERNELS, TOGETHER
 from .store import CACHE, Store
+
+if TYPE_CHECKING:
+    from mfu_kernels.examples import Examples
+    from mfubench.tuning.calls import Call
 
 TIMED = "bf16"  # the dtype of benches and profiles on a GPU
 BENCH_ROUNDS = 10  # half of what `mfubench kernels bench` takes: a campaign has many shapes and little time
@@ -91,21 +97,46 @@ def _contract(arguments: dict[str, Any], here: Here) -> Any:
 
 
 def _compile(arguments: dict[str, Any], here: Here) -> Any:
-    """Every config of a shape's kernels that are to be tuned, so that tuning finds them in Triton's cache."""
-    from mfubench.kernels.catalog import examples_of
+    """Every config of the kernels that are to be tuned, so that tuning finds them in Triton's cache."""
     from mfubench.kernels.tune import device_target, launched_kernels, not_locked
 
-    wanted = not_locked(torch.cuda.get_device_name(here.device))
-    found = launched_kernels(examples_of(arguments["op"]), arguments["shape"], device_target(here.device), wanted)
+    wanted, target = not_locked(torch.cuda.get_device_name(here.device)), device_target(here.device)
+    examples, shapes = shapes_of(arguments)
+    found = [launched for shape in shapes for launched in launched_kernels(examples, shape, target, wanted)]
     return {launched.kernel: len(launched.configs) for launched in found}
 
 
-def _tune(arguments: dict[str, Any], here: Here) -> Any:
+def shapes_of(arguments: Mapping[str, Any]) -> "tuple[Examples, list[str]]":
+    """An op at the shape that a task names, or as a workload's step calls it."""
     from mfubench.kernels.catalog import examples_of
+
+    op = arguments["op"]
+    if "model" not in arguments:
+        return examples_of(op), [arguments["shape"]]
+    from mfubench.tuning.calls import examples_of_calls
+
+    given = json.dumps({key: arguments[key] for key in SPECIFIED if key in arguments and key != "compile"})
+    examples = examples_of_calls([call for call in _calls(given) if call.op == op])
+    return examples, list(examples.shapes)
+
+
+@cache
+def _calls(specified: str) -> "list[Call]":
+    """Of a step with all kernels: the tasks of its ops, one after the other in this process, ask for it once."""
+    from mfubench.kernels.catalog import ops_with_kernels
+    from mfubench.tuning.calls import calls_without_numbers
+    from mfubench.workload.spec import WorkloadSpec
+
+    chosen = {**json.loads(specified), "impl": with_kernels(ops_with_kernels()), "dtype": TIMED}
+    return calls_without_numbers(WorkloadSpec(**chosen))
+
+
+def _tune(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.kernels.tune import tune_op
 
-    op, shape = arguments["op"], arguments["shape"]
+    op = arguments["op"]
     _require_right(here.store, op)
+    examples, shapes = shapes_of(arguments)
     tried = [item["document"] for item in here.store.results("tune") if item["arguments"] == arguments]
     before = [entry for document in tried if document for entry in document["entries"]]  # what stands of an earlier try
 
@@ -113,9 +144,9 @@ def _tune(arguments: dict[str, Any], here: Here) -> Any:
         here.watch.so_far({"entries": [*before, *won]})
 
     won = tune_op(
-        examples_of(op),
+        examples,
         here.device,
-        shapes=[shape],
+        shapes=shapes,
         again=False,
         other_forms=op in proved(here.store, any_config=True),
         without=here.without,
@@ -179,8 +210,6 @@ SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a
 
 
 def _profile(arguments: dict[str, Any], here: Here) -> Any:
-    import json
-
     from mfubench.profiling import profile
     from mfubench.workload.spec import WorkloadSpec
 
@@ -205,8 +234,6 @@ def with_kernels(ops: Sequence[str]) -> str:
 
 def _road(arguments: dict[str, Any], here: Here) -> Any:
     """The ablation of Kunlun; its own folder keeps each step, so that one that is cut off stands and goes on."""
-    import json
-
     from mfubench.ablate.ladder import Ladder
     from mfubench.report import write_page
     from mfubench.report.ablation import ablation_page

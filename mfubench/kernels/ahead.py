@@ -5,7 +5,7 @@ their own launches (`compile_ahead`); those of anybody else are `recorded`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -208,8 +208,15 @@ def compile_op(examples: Examples, shape: Case, sink: Callable[[Compiled], None]
         call_both_ways(examples, inputs)
 
 
-def call_both_ways(examples: Examples, inputs: Inputs) -> None:
-    """The op's forward and backward with its kernels on ``inputs`` that need no numbers."""
+def call_both_ways(examples: Examples, inputs: Inputs, between: Callable[[], None] = lambda: None) -> None:
+    """The op's forward with its kernels on ``inputs`` that need no numbers, and its backward if one has a gradient."""
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    out = examples.function(**leaves, **inputs.others, impl="triton")
-    out.backward(torch.empty_like(out))
+    outputs = outputs_of(examples.function(**leaves, **inputs.others, impl="triton"))
+    between()
+    if leaves:
+        torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+
+
+def outputs_of(given: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """What an op's implementation gives, one tensor or several."""
+    return [given] if isinstance(given, torch.Tensor) else given

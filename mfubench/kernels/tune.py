@@ -32,6 +32,7 @@ from mfubench.measure.timing import wait_for
 from mfubench.user_code import short
 from mfubench.worker import UNWATCHED, PartBroke, Watch
 
+from .ahead import call_both_ways, outputs_of
 from .budget import DISAGREES, difference
 from .check import poisoned_memory
 from .machine_code import toolchain
@@ -137,19 +138,14 @@ def launched_kernels(
         else:
             place.left_out[spelled(compiled.config)] = why
 
-    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    with compile_ahead(keep, lambda kernel, key: "all" if wanted(kernel, key) else "launched"):
-        outputs = _outputs(examples.function(**leaves, **inputs.others, impl="triton"))
+    def turn() -> None:
+        nonlocal direction
         direction = "backward"
-        if leaves:
-            torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+
+    inputs = examples.make(examples.shapes[shape], Draw(torch.bfloat16, torch.device("meta")))
+    with compile_ahead(keep, lambda kernel, key: "all" if wanted(kernel, key) else "launched"):
+        call_both_ways(examples, inputs, turn)
     return list(found.values())
-
-
-def _outputs(given: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """What an op's implementation gives, one tensor or several."""
-    return [given] if isinstance(given, torch.Tensor) else given
 
 
 def _unfit(compiled: Any, target: Target) -> str | None:
@@ -244,7 +240,7 @@ def _tune_kernel(
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
 
     def forward() -> Sequence[torch.Tensor]:
-        return _outputs(examples.function(**leaves, **inputs.others, impl="triton"))
+        return outputs_of(examples.function(**leaves, **inputs.others, impl="triton"))
 
     outputs = forward()
     weights = [torch.randn_like(out) for out in outputs]

@@ -77,8 +77,9 @@ def _ms(given: Sequence[float]) -> str:
 
 def _chart(entries: Sequence[Document], step: Document) -> list[Chart]:
     """How many times as fast each kernel's op is that has a new config, and the step."""
-    dots = [_dot(f"{entry['kernel']}, {entry['key']}", "kernel", *_times(entry)) for entry in entries if is_new(entry)]
-    dots = sorted((dot for dot in dots if dot is not None), key=lambda dot: -dot.value)
+    new = [entry for entry in entries if is_new(entry) and entry["ratio_of_fastest"]]  # none where the old one failed
+    dots = [_dot(f"{entry['kernel']}, {entry['key']}", "kernel", *_times(entry)) for entry in new]
+    dots.sort(key=lambda dot: -dot.value)
     if "speedup" in step:
         dots.insert(0, _dot("the step", "step", *_speedup(step)))
     if not dots:

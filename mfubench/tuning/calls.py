@@ -19,8 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from mfu_kernels import OPS
 from mfu_kernels.cost import OpClass, OpCost
 from mfu_kernels.examples import Case, Draw, Examples, Inputs
+from mfu_kernels.modes import compile_ahead
 from mfu_kernels.precision import autocast_dtype, autocast_on_meta
 from mfubench.measure.scopes import ScopeTracker
+from mfubench.workload.ahead import step_without_numbers
+from mfubench.workload.spec import WorkloadSpec
 
 LOOKED_AT = 1 << 22  # numbers of a tensor for its mean and deviation
 ALIGNED = 16  # bytes: Triton compiles other code for what is not
@@ -216,6 +219,25 @@ def _again(*, call: Call, impl: str, **given: Any) -> Tensor:
     positional = [given.pop(f"arg{index}") for index in range(sum(name.startswith("arg") for name in given))]
     with call.computing(device):
         return OPS[call.op].run(impl, device, *positional, **given)
+
+
+def calls_without_numbers(spec: WorkloadSpec) -> list[Call]:
+    """The `distinct` calls of a step as it is on a GPU, of which nothing is computed: no moments are known.
+
+    Raises:
+        BadInput: what `step_without_numbers` refuses.
+    """
+    found: list[Call] = []
+
+    @contextmanager
+    def inside(model: nn.Module) -> Iterator[None]:
+        with recording(model) as calls:
+            yield
+        found.extend(calls)
+
+    with compile_ahead(lambda compiled: None, lambda kernel, key: "none"):
+        step_without_numbers(replace(spec, steps=1), inside)
+    return distinct(found)
 
 
 @contextmanager

@@ -17,12 +17,15 @@ from mfubench.campaign.plan import (
     NEXT_PROFILES,
     SHARES,
     STAGES,
+    TUNED_STEPS,
     VARIANTS,
     ZOO,
     plan,
 )
+from mfubench.campaign.tasks import with_kernels
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
+from mfubench.tuning.calls import calls_without_numbers
 from mfubench.workload.spec import WorkloadSpec
 
 
@@ -58,6 +61,20 @@ def test_ours_comes_first_then_the_claim_then_the_peers() -> None:
     assert max(ours) < min(at for at, task in enumerate(tasks) if task in named)
     for name in first:
         assert begun.index(f"tune/{name}") == begun.index(f"bench/{name}") - 1
+
+
+@pytest.mark.parametrize("place", TUNED_STEPS)
+def test_a_step_of_no_named_shape_is_tuned_before_its_profile(place: tuple[str, ...]) -> None:
+    """For all ops with kernels that it calls, and no others."""
+    begun = [task.id for task in plan("cuda", tune=True)]
+    name, ops = "-".join(place), TUNED_STEPS[place]
+    at = begun.index(f"profile/{name}")
+    stages = [f"{stage}/{name}-{op}" for stage in ("compile", "tune") for op in ops]
+    assert begun[at - len(stages) : at] == stages and place in NEXT_PROFILES
+    assert not any(task.id.startswith(f"tune/{name}") for task in plan("cuda"))
+    model, size, mode, _ = place
+    spec = WorkloadSpec(model, size, mode=mode, batch_size=4, impl=with_kernels(ops_with_kernels()))
+    assert {call.op for call in calls_without_numbers(spec)} == set(ops)
 
 
 def test_every_shape_is_timed_alone_and_beside_peers() -> None:

@@ -1,10 +1,7 @@
 """Recorded calls are what the step launched: the same kernels at the same keys, on tensors of the same layout."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +15,15 @@ from mfu_kernels.modes import MetaParameters, compile_ahead, watching_launches
 from mfu_kernels.precision import autocast_on_meta, matmul_dtype
 from mfubench.campaign.tasks import with_kernels
 from mfubench.kernels.catalog import ops_with_kernels
-from mfubench.tuning.calls import Call, Floats, Whole, distinct, examples_of_calls, recording
+from mfubench.tuning.calls import (
+    Call,
+    Floats,
+    Whole,
+    calls_without_numbers,
+    distinct,
+    examples_of_calls,
+    recording,
+)
 from mfubench.workload.ahead import step_without_numbers
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WorkloadSpec
@@ -57,13 +62,6 @@ def test_calls_made_again_launch_what_the_step_launched(mode: str) -> None:
     assert all(not isinstance(value, Tensor) for call in calls for value in call.others.values())
 
 
-@contextmanager
-def keeping(calls: list[Call], model: nn.Module) -> Iterator[None]:
-    with recording(model) as found:
-        yield
-    calls += found
-
-
 def noted(launches: Launches) -> Any:
     """Compiles nothing, and notes what would be launched."""
 
@@ -77,12 +75,13 @@ def noted(launches: Launches) -> Any:
 @pytest.mark.parametrize(("model", "size"), [("kunlun", "large_plus"), ("interformer", "large"), ("hstu", "large")])
 def test_without_numbers_under_autocast_too(model: str, size: str) -> None:
     """At real sizes in bf16, on tensors that have no memory, as what is tuned is compiled."""
-    calls: list[Call] = []
     step: Launches = set()
     again: Launches = set()
+    spec = WorkloadSpec(model=model, size=size, batch_size=8)
     with noted(step):
-        step_without_numbers(WorkloadSpec(model=model, size=size, batch_size=8, steps=1), partial(keeping, calls))
-    examples = examples_of_calls(distinct(calls))
+        step_without_numbers(replace(spec, steps=1))
+    calls = calls_without_numbers(spec)
+    examples = examples_of_calls(calls)
     with noted(again):
         for title in examples.shapes:
             call_again(examples, title, META, torch.bfloat16)
