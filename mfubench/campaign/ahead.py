@@ -21,8 +21,8 @@ from mfu_kernels.modes import Compiled, Extent, MetaParameters, Wanted, compile_
 from mfubench.ablate.plan import make_plan
 from mfubench.errors import BadInput
 from mfubench.kernels.ahead import activate, call_both_ways, refuse_interpreter
-from mfubench.kernels.catalog import examples_of, ops_with_kernels
-from mfubench.kernels.check import CONFIG, DTYPE, DTYPES, cases_of
+from mfubench.kernels.catalog import ops_with_kernels
+from mfubench.kernels.check import CONFIG, DTYPE, DTYPES
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.targets import TARGETS, require_targets
 from mfubench.progress import Progress
@@ -35,7 +35,7 @@ from mfubench.workload.spec import WorkloadSpec
 from .plan import KERNELS, STAGES, Task
 from .runner import Limits, run_campaign
 from .store import CACHE, Store
-from .tasks import SPECIFIED, TIMED, shapes_of, with_kernels
+from .tasks import SPECIFIED, TIMED, contract_of, shapes_of, with_kernels
 
 _NOWHERE = torch.device("meta")
 NOT_BEGUN = "the budget ended before it"
@@ -159,9 +159,8 @@ def _wanted(stage: str, target: str) -> Wanted:
 
 
 def _contract(arguments: Mapping[str, Any]) -> None:
-    examples = examples_of(arguments["op"])
-    cases = cases_of(examples, torch.device("cuda"), full=False, shapes=arguments["shapes"])
-    for case in cases[arguments["part"] :: arguments["parts"]]:
+    examples, cases = contract_of(arguments, torch.device("cuda"))
+    for case in cases:
         with forced_config(nth_config(case[CONFIG])):
             call_both_ways(examples, examples.make(case, Draw(DTYPES[case[DTYPE]], _NOWHERE)))
 

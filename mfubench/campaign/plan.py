@@ -146,7 +146,7 @@ def plan(
             yield from (_bench_task(*place, tuned, peer) for place in places for peer in named.get(place[0], ()))
 
     def tuned_first(place: Sequence[str]) -> Iterator[Task]:
-        for stage in ("compile", "tune") if tune and device == "cuda" else ():
+        for stage in ("contract", "compile", "tune") if tune and device == "cuda" else ():
             yield from (_step_task(stage, place, op) for op in TUNED_STEPS.get(tuple(place), ()))
         yield _profile_task(place, tuned)
 
@@ -244,8 +244,9 @@ def _profile_task(place: Sequence[str], more: Mapping[str, Any]) -> Task:
 
 
 def _step_task(stage: str, place: Sequence[str], op: str) -> Task:
-    """Of the calls of ``op`` that a profile's step makes."""
-    return Task(stage, "-".join([*place, op]), {"op": op, **_workload(place)})
+    """Of the calls of ``op`` that a profile's step makes; the contract on those of few rows."""
+    whole = {"part": 0, "parts": 1} if stage == "contract" else {}
+    return Task(stage, "-".join([*place, op]), {"op": op, "step": "-".join(place), **_workload(place), **whole})
 
 
 def _workload(place: Sequence[str]) -> dict[str, Any]:

@@ -87,13 +87,25 @@ def _calibration(_arguments: dict[str, Any], here: Here) -> Any:
 
 
 def _contract(arguments: dict[str, Any], here: Here) -> Any:
-    from mfubench.kernels.catalog import examples_of
-    from mfubench.kernels.check import check_op, document
+    from mfubench.kernels.check import check_cases, document
 
-    examples, part = examples_of(arguments["op"]), (arguments["part"], arguments["parts"])
-    shapes = arguments["shapes"]
-    found = check_op(examples, here.device, part=part, shapes=shapes, without=here.without, watch=here.watch)
+    examples, cases = contract_of(arguments, here.device)
+    found = check_cases(arguments["op"], examples, cases, here.device, without=here.without, watch=here.watch)
     return document([found], here.device, full=False)
+
+
+def contract_of(arguments: Mapping[str, Any], device: torch.device) -> "tuple[Examples, list[dict[str, Any]]]":
+    """A part of an op's contract on ``device``, or the one of a step's calls of it: how to call it, and the cases."""
+    from mfubench.kernels.catalog import examples_of
+    from mfubench.kernels.check import cases_of
+
+    op = arguments["op"]
+    if "step" in arguments:
+        from mfubench.tuning.check import FEW_REQUESTS, contract_of_calls
+
+        return contract_of_calls(_calls_of({**arguments, "batch_size": FEW_REQUESTS}))
+    cases = cases_of(examples_of(op), device, full=False, shapes=arguments["shapes"])
+    return examples_of(op), cases[arguments["part"] :: arguments["parts"]]
 
 
 def _compile(arguments: dict[str, Any], here: Here) -> Any:
@@ -110,14 +122,18 @@ def shapes_of(arguments: Mapping[str, Any]) -> "tuple[Examples, list[str]]":
     """An op at the shape that a task names, or as a workload's step calls it."""
     from mfubench.kernels.catalog import examples_of
 
-    op = arguments["op"]
-    if "model" not in arguments:
-        return examples_of(op), [arguments["shape"]]
+    if "step" not in arguments:
+        return examples_of(arguments["op"]), [arguments["shape"]]
     from mfubench.tuning.calls import examples_of_calls
 
-    given = json.dumps({key: arguments[key] for key in SPECIFIED if key in arguments and key != "compile"})
-    examples = examples_of_calls([call for call in _calls(given) if call.op == op])
+    examples = examples_of_calls(_calls_of(arguments))
     return examples, list(examples.shapes)
+
+
+def _calls_of(arguments: Mapping[str, Any]) -> "list[Call]":
+    """Those of the task's op."""
+    specified = json.dumps({key: arguments[key] for key in SPECIFIED if key in arguments and key != "compile"})
+    return [call for call in _calls(specified) if call.op == arguments["op"]]
 
 
 @cache
@@ -134,8 +150,9 @@ def _calls(specified: str) -> "list[Call]":
 def _tune(arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.kernels.tune import tune_op
 
-    op = arguments["op"]
-    _require_right(here.store, op)
+    op, step = arguments["op"], arguments.get("step", "")
+    for held in {"", step}:
+        _require_right(here.store, op, step=held)
     examples, shapes = shapes_of(arguments)
     tried = [item["document"] for item in here.store.results("tune") if item["arguments"] == arguments]
     before = [entry for document in tried if document for entry in document["entries"]]  # what stands of an earlier try
@@ -148,7 +165,7 @@ def _tune(arguments: dict[str, Any], here: Here) -> Any:
         here.device,
         shapes=shapes,
         again=False,
-        other_forms=op in proved(here.store, any_config=True),
+        other_forms=all(op in proved(here.store, any_config=True, step=held) for held in {"", step}),
         without=here.without,
         watch=replace(here.watch, so_far=keep),
     )
@@ -185,19 +202,22 @@ def _bench(arguments: dict[str, Any], here: Here) -> Any:
     return {**document(rows, here.device), "nvml": sampler.summary()}
 
 
-def _require_right(store: Store, op: str) -> None:
+def _require_right(store: Store, op: str, *, step: str = "") -> None:
     """Raise NotHere unless this campaign's whole contract of the op is a clean pass with what a launch takes."""
-    if op not in proved(store):
+    if op not in proved(store, step=step):
         raise NotHere("its contract has not passed in this campaign, and a wrong kernel is never timed")
 
 
-def proved(store: Store, *, any_config: bool = False) -> list[str]:
+def proved(store: Store, *, any_config: bool = False, step: str = "") -> list[str]:
     """The ops whose whole contract is done, without a failed case of the dtype that is timed, by name.
 
     A case that fails with ``any_config`` counts, too; else those alone that fail with the config that a launch takes.
+    ``step``: whose calls it was held on; without, the op's own contract.
     """
     passed: dict[str, int] = {}
     for item in store.results("contract"):
+        if item["arguments"].get("step", "") != step:
+            continue
         failures = [case for op in item["document"]["ops"] for case in op["failures"]] if item["status"] == DONE else []
         cases = [failure["case"] for failure in failures if failure["case"]["dtype"] == TIMED]
         done = item["status"] == DONE and not any(any_config or case["config"] is None for case in cases)

@@ -48,7 +48,8 @@ def results(examples: Examples, inputs: Inputs, weights: Tensor, *, impl: str) -
     """Output and gradients of ``(output * weights).sum()``, with the inputs as they are."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
     out = examples.function(**leaves, **inputs.others, impl=impl)
-    grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.dtype), materialize_grads=True)
+    of = list(leaves.values())
+    grads = torch.autograd.grad(out, of, weights.to(out.dtype), materialize_grads=True) if of else ()
     return {OUTPUT: out.detach(), **dict(zip(leaves, grads, strict=True))}
 
 

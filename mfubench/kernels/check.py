@@ -35,6 +35,7 @@ MORE_DRAWS = 7
 MOST_BEYOND = 0.1  # of a result that overflows in the honest implementation: a case of more proves too little
 FORM_DRAWS = 4  # cases of each form of a kernel at each shape, besides those of its configs
 MAX_CONFIGS = 8  # configs that differ in more than warps and stages, which do not change numbers
+CONFIGS = (None, *range(MAX_CONFIGS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,14 @@ class CaseResult:
     left_out: str = ""
 
     @property
+    def over(self) -> list[Verdict]:
+        """The verdicts on what errs more than its budget."""
+        return [verdict for verdict in self.verdicts if not verdict.ratio <= 1]
+
+    @property
     def passed(self) -> bool:
         """Whether nothing was wrong."""
-        return not self.faults and all(verdict.ratio <= 1 for verdict in self.verdicts)
+        return not self.faults and not self.over
 
 
 @dataclass(slots=True)
@@ -86,7 +92,7 @@ def cases_of(
     On a GPU also what runs at each of the named ``shapes``, all by default, on few rows: configs that are tuned there,
     and forms of a kernel that take no other inputs.
     """
-    factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: (None, *range(MAX_CONFIGS))}
+    factors = {**examples.factors, DTYPE: PROVED_ON[device.type], CONFIG: CONFIGS}
     cases = list(whole_product(factors)) if full else pairwise_cover(factors)
     if device.type == "cpu":
         return cases
@@ -94,9 +100,14 @@ def cases_of(
     for shape in examples.shapes if shapes is None else shapes:
         fixed = {name: value for name, value in examples.shapes[shape].items() if name not in ROWS}
         own += [fixed] if fixed not in own else []
-    forms = {form for kernel in kernels_of(examples.function.__name__) for form in kernel.forms}
-    configs = (*factors[CONFIG], *sorted(forms) * FORM_DRAWS)
+    configs = configs_of(examples.function.__name__)
     return cases + [case for fixed in own for case in _at(fixed, factors, configs)]
+
+
+def configs_of(op: str) -> tuple[int | str | None, ...]:
+    """What a launch takes, some configs, and each form of the op's kernels a few times, as `nth_config` takes them."""
+    forms = {form for kernel in kernels_of(op) for form in kernel.forms}
+    return (*CONFIGS, *sorted(forms) * FORM_DRAWS)
 
 
 def _at(
@@ -200,17 +211,35 @@ def check_op(
 ) -> OpResult:
     """Check one op on ``device`` over a pairwise covering of its factors, or over their whole product.
 
+    ``shapes``: as `cases_of` has them. ``part``: only the first of so many parts of the cases, counted from 0.
+    ``without``: as `check_cases` has it.
+
+    Raises:
+        PartBroke: where `check_cases` does.
+    """
+    index, parts = part
+    cases = cases_of(examples, device, full=full, shapes=shapes)[index::parts]
+    return check_cases(examples.function.__name__, examples, cases, device, without=without, watch=watch)
+
+
+def check_cases(
+    op: str,
+    examples: Examples,
+    cases: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    *,
+    without: Mapping[str, str] = MappingProxyType({}),
+    watch: Watch = UNWATCHED,
+) -> OpResult:
+    """Check ``op`` on ``cases``; ``without``: those that are not run, and what befell them.
+
     A case that fails with a config of its own, or whose config does not fit the device and is not proved, is checked
-    once more with what a launch would take: that shows whether it is the config's fault. ``shapes``: as `cases_of` has
-    them. ``part``: only the first of so many parts of the cases, counted from 0. ``without``: cases that are not run,
-    and what befell them.
+    once more with what a launch would take: that shows whether it is the config's fault.
 
     Raises:
         PartBroke: a case made a fault after which this process can use the GPU no more.
     """
-    index, parts = part
-    found = OpResult(examples.function.__name__)
-    cases = cases_of(examples, device, full=full, shapes=shapes)[index::parts]
+    found = OpResult(op)
     for case in cases:
         result = _watched_case(examples, case, device, without, watch)
         if result.left_out:
@@ -264,7 +293,7 @@ def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> 
                 "failures": [
                     {
                         "case": {name: _plain(value) for name, value in case.case.items()},
-                        "over_budget": {v.name: v.ratio for v in case.verdicts if v.ratio > 1},
+                        "over_budget": {verdict.name: verdict.ratio for verdict in case.over},
                         "faults": list(case.faults),
                     }
                     for case in op.failed

@@ -25,6 +25,8 @@ def tuning_page(told: Document) -> Page:
     ]
     if told["not_tuned"]:
         sections.append(Section("Not tuned", [Facts(list(told["not_tuned"].items()))], brief=True))
+    if told["not_held"]:
+        sections.append(Section("Not proved", [Items(told["not_held"])]))
     calls: list[Block] = [Items([f"{call['module']}: {call['op']}" for call in told["calls"]])]
     sections += [
         Section("Calls of ops whose kernels were tuned for", calls),

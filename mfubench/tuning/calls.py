@@ -5,7 +5,7 @@ matters no more to a kernel's speed than which batch it was.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -66,15 +66,26 @@ class Floats:
 
     def draw(self, draw: Draw) -> Tensor:
         """One of these, without a gradient yet."""
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
-        stored = draw.normal(self.offset + (extent if 0 not in self.shape else 0), std=self.std, dtype=self.dtype)
+        stored = draw.normal(self._extent, std=self.std, dtype=self.dtype)
         if self.mean:
             stored = stored + self.mean
         return stored.as_strided(self.shape, self.stride, self.offset)
 
+    def laid_out(self, values: Tensor) -> Tensor:
+        """``values`` in this layout, which a change of dtype may have lost."""
+        if values.stride() == self.stride:
+            return values
+        return values.new_empty(self._extent).as_strided(self.shape, self.stride, self.offset).copy_(values)
+
     def within(self, whole: Tensor) -> Tensor:
         """The part of ``whole`` that it is."""
         return whole.as_strided(self.shape, self.stride, whole.storage_offset() + self.offset)
+
+    @property
+    def _extent(self) -> int:
+        """Elements of the memory that it lies in."""
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return self.offset + (0 if 0 in self.shape else 1 + last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,9 @@ class Call:
     tensors: Mapping[str, Whole | Floats]
     others: Mapping[str, Any]
     autocast: torch.dtype | None
+
+    def __str__(self) -> str:
+        return self.title
 
     @property
     def title(self) -> str:
@@ -210,14 +224,20 @@ def _make(case: Case, draw: Draw) -> Inputs:
 
 
 def _again(*, call: Call, impl: str, **given: Any) -> Tensor:
-    """The call with the tensors that `_make` made."""
+    """The call with the tensors that `_make` made, or that have their values; under autocast with kernels alone.
+
+    What a reference is held to, it computes in the dtypes that it is given.
+    """
+    for name, seen in call.tensors.items():
+        if isinstance(seen, Floats) and seen.part_of is None:
+            given[name] = seen.laid_out(given[name])
     for name, seen in call.tensors.items():
         if isinstance(seen, Floats) and seen.part_of is not None:
             given[name] = seen.within(given[seen.part_of])
     device = next(given[name] for name in call.tensors).device
     given |= call.others
     positional = [given.pop(f"arg{index}") for index in range(sum(name.startswith("arg") for name in given))]
-    with call.computing(device):
+    with call.computing(device) if impl == "triton" else nullcontext():
         return OPS[call.op].run(impl, device, *positional, **given)
 
 

@@ -1,8 +1,8 @@
-"""Tune the kernels that a workload's step launches, at the shapes it launches them at, and hold the step itself to it.
+"""Tune the kernels that a workload's step launches, at its shapes, and hold the step itself to it.
 
-What is wrong is never timed: an op whose numeric contract fails here is left out, and so is a config whose results
-differ from what is proved. The step is timed in turns, with the new configs and without, in a process that has seen
-nothing of the tuning.
+What is wrong is never timed: an op whose numbers fail their contract at these shapes is left out, and so is a config
+whose results differ from what is proved. The step is timed in turns, with the new configs and without, in a process
+that has seen nothing of the tuning.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,9 @@ import torch
 from mfu_kernels.errors import InvalidArgument
 from mfu_kernels.lock import Entry, Places, adopt, holding, places, places_with
 from mfubench.errors import BadInput, MfubenchError, ToolBroke
-from mfubench.kernels.apart import check_all
+from mfubench.kernels.apart import CASE_LIMITS_S
 from mfubench.kernels.catalog import ops_with_kernels
+from mfubench.kernels.check import OpResult
 from mfubench.kernels.locks import read_lock
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.tune import Wanted, device_target, launched_kernels, not_locked, tune_op
@@ -28,6 +29,7 @@ from mfubench.measure.effect import ALPHA, log_ratios
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.measure.timing import time_in_blocks
+from mfubench.optimize.changes import BucketByLength, UseBatchSize
 from mfubench.optimize.gain import Gain, measure_gain
 from mfubench.optimize.isolated import GaveUp, Tell, run_isolated
 from mfubench.optimize.recipe import Recipe, prepare_with
@@ -41,6 +43,7 @@ from mfubench.workload.spec import NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import run_passes, run_step
 
 from .calls import Call, distinct, examples_of_calls, recording
+from .check import FEW_REQUESTS, check_call, failures, too_large
 
 NOT_REACHED = "the budget ended before it"
 CHECKED, COMPILED, TUNED = 0.25, 0.45, 0.9  # of the progress, when that is done
@@ -49,11 +52,12 @@ PROVING_SHARE = 0.15  # of the budget, kept for the step itself
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a step is made of: its workload and device in words, and its calls of ops with kernels."""
+    """A step's workload and device in words, its calls of ops with kernels, and those of a step of few requests."""
 
     workload: Mapping[str, Any]
     environment: Mapping[str, Any]
     calls: Sequence[Call]
+    few: Sequence[Call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,14 @@ class Subject:
         spec = replace(self.spec, **others)
         return prepare(spec) if self.recipe is None else prepare_with(spec, self.recipe)
 
+    @property
+    def of_any_batch(self) -> "Subject":
+        """It without what a recipe changes about its batches."""
+        if self.recipe is None:
+            return self
+        kept = tuple(one for one in self.recipe.kept if not isinstance(one.change, (UseBatchSize, BucketByLength)))
+        return replace(self, recipe=replace(self.recipe, kept=kept))
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -88,6 +100,7 @@ class _Tuning:
     held: Sequence[Entry]
     entries: list[Entry] = field(default_factory=list)
     not_tuned: dict[str, str] = field(default_factory=dict)
+    not_held: list[str] = field(default_factory=list)
 
 
 def tune_step(
@@ -101,7 +114,8 @@ def tune_step(
     """Tune what the subject's step launches; ``again``: also kernels that have a config locked for this very GPU.
 
     Returns:
-        As JSON: the calls, the lock's ``entries``, what was ``not_tuned`` and why, and the ``step`` with its gain.
+        As JSON: the calls, the lock's ``entries``, what was ``not_tuned`` and why, and the ``step`` with its gain;
+        ``not_held`` are calls whose numbers were too many to be held to fp64.
 
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: no GPU, a workload that does not run, launches no kernel of ours,
@@ -123,8 +137,9 @@ def tune_step(
     progress("recording a step's calls", 0.0)
     recorded = _record_apart(subject, left())
     found = _Tuning(held=read_lock(Path(spec.lock)) if spec.lock else [])
-    calls = _proved(recorded.calls, device, progress, found)
-    shared = {"device": device.type, "again": again, "held": found.held}
+    shared: dict[str, Any] = {"device": device.type, "held": found.held}
+    calls = _proved(recorded, shared, left, progress, found)
+    shared["again"] = again
     _compile(calls, shared, left, progress)
     until = budget_s if budget_s == inf else (1 - PROVING_SHARE) * budget_s
     _tune(calls, shared, lambda: began + until - monotonic(), config_limit_s, progress, found)
@@ -137,6 +152,7 @@ def tune_step(
         "calls": [{"op": call.op, "module": call.module} for call in recorded.calls],
         "entries": found.entries,
         "not_tuned": found.not_tuned,
+        "not_held": found.not_held,
         "step": _prove_apart(Proof(subject, found.entries), left()),
     }
 
@@ -159,25 +175,49 @@ def _record_apart(subject: Subject, limit_s: float) -> Recorded:
 
 
 def record(subject: Subject, tell: Tell) -> Recorded:
-    """The calls of a step's forward on its first batch, the largest first."""
+    """The calls of a step's forward on its first batch, the largest first, and of one of few requests."""
     tell("building the model")
+    few = _calls(subject.of_any_batch.workload(steps=1, compile="none", batch_size=FEW_REQUESTS))
     workload = subject.workload(steps=1, compile="none")
+    return Recorded(workload.description, environment(workload.device), _calls(workload), few)
+
+
+def _calls(workload: Workload) -> list[Call]:
     first_step(workload)
     with run_eagerly(), recording(workload.module) as calls:
         run_passes(workload, workload.inputs[0])
-    return Recorded(workload.description, environment(workload.device), distinct(calls))
+    return distinct(calls)
 
 
-def _proved(calls: Sequence[Call], device: torch.device, progress: Progress, found: _Tuning) -> list[Call]:
-    """The calls of ops whose numeric contract passes here; of the others it is noted why they are left out."""
-    ops = list(dict.fromkeys(call.op for call in calls))
-    results = check_all(ops, device, progress=lambda stage, done: progress(stage, CHECKED * done))
-    failed = {result.op: len(result.failed) for result in results if result.failed}
-    found.not_tuned |= {
-        op: f"{count} cases fail the numeric contract; see `mfubench kernels check {op}`"
-        for op, count in failed.items()
-    }
-    return [call for call in calls if call.op not in failed]
+def _proved(
+    recorded: Recorded, shared: Mapping[str, Any], left: Callable[[], float], progress: Progress, found: _Tuning
+) -> list[Call]:
+    """The calls of ops whose numbers hold here at these shapes; of the others it is noted why they are left out."""
+    found.not_held += [why for why in map(too_large, recorded.few) if why]
+    few = [call for call in recorded.few if not too_large(call)]
+    told = SharedProgress(lambda stage, done: progress(stage, CHECKED * done), len(few))
+    results: list[OpResult] = []
+
+    def check(worker: Worker, call: Call) -> None:
+        told.begins(f"checking the numbers of {call.title}")
+        case_limit_s = CASE_LIMITS_S[shared["device"]]
+        answer = worker.run(check_work, {"call": call, **shared}, limit_s=left(), part_limit_s=case_limit_s)
+        if answer.status == DONE:
+            results.append(answer.document)
+        else:
+            found.not_tuned[call.op] = f"its numbers were not checked: {answer.reason}"
+
+    with workers(shared["device"], min(one_a_core(), len(few)) or 1) as hands:
+        share_out(few, hands, check)
+    found.not_tuned |= failures(results)
+    return [call for call in recorded.calls if call.op not in found.not_tuned]
+
+
+def check_work(watch: Watch, *, call: Call, device: str, held: Sequence[Entry], without: Mapping[str, str]) -> OpResult:
+    """The contract of one call of few rows."""
+    adopt(held)
+    with one_thread():
+        return check_call(call, torch.device(device), without=without, watch=watch)
 
 
 # Compiling and tuning ---------------------------------------------------------------------------------------------

@@ -70,21 +70,26 @@ def test_kernels_of_an_op_and_of_a_step_are_kept_and_found_again(tmp_path: Path)
 def test_what_is_tuned_is_compiled_with_every_config(tmp_path: Path) -> None:
     """One that is locked for a GPU of that generation is not: H200s have locked norms, and A100s nothing."""
     shape = of_shape("tune", "rms_norm", "norm 1.18M x 512").arguments
-    step = {**of_model("interformer").arguments, "op": "layer_norm"}
+    step = {**of_model("interformer").arguments, "op": "layer_norm", "step": "interformer"}
     code = f"""
 from mfubench.campaign.ahead import compile_task
 from mfubench.worker import UNWATCHED
-for arguments, target in (({shape!r}, "sm_80"), ({shape!r}, "sm_90"), ({step!r}, "sm_80")):
+shape, step = {shape!r}, {step!r}
+for stage, arguments, target in (
+    ("tune", shape, "sm_80"), ("tune", shape, "sm_90"), ("tune", step, "sm_80"), ("contract", step, "sm_80"),
+):
     arguments = {{**arguments, "target": target, "cache": {str(tmp_path)!r}}}
-    told = compile_task(UNWATCHED, stage="tune", arguments=arguments)
+    told = compile_task(UNWATCHED, stage=stage, arguments=arguments)
     print(len(told["kernels"]) + len(told["failed"]), *{{kernel.split()[0] for kernel in told["kernels"]}})
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
-    *shapes, of_step = (line.split() for line in done.stdout.splitlines())
+    *shapes, of_step, of_contract = (line.split() for line in done.stdout.splitlines())
     anywhere, locked = (int(count) for count, *_ in shapes)
     assert 2 <= locked <= 4 < anywhere  # a default and a locked one of each of two kernels
-    assert set(of_step[1:]) == {"layer_norm_fwd_kernel", "layer_norm_bwd_kernel"} and int(of_step[0]) > 4
+    for compiled_there in (of_step, of_contract):
+        assert set(compiled_there[1:]) == {"layer_norm_fwd_kernel", "layer_norm_bwd_kernel"}
+        assert int(compiled_there[0]) > 4
 
 
 def test_a_budget_that_is_over_leaves_the_rest(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ BENCH = {"op": "rms_norm", "shape": "norm 295k x 512", "peers": [], "builtin": T
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tasks.Here:
-    monkeypatch.setattr(tasks, "_require_right", lambda store, op: None)
+    monkeypatch.setattr(tasks, "_require_right", lambda store, op, step="": None)
     monkeypatch.setattr("mfubench.measure.environment.device_uuid", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
     return tasks.Here(torch.device("cuda"), Store(tmp_path), UNWATCHED, {})
@@ -67,6 +67,29 @@ def test_tuning_goes_on_from_what_an_earlier_try_has(monkeypatch: pytest.MonkeyP
     found = tasks._tune(arguments, here)["entries"]
     assert [entry["kernel"] for entry in found] == ["a", "c", "d"]
     assert told == [{"entries": [{"kernel": "a"}, {"kernel": "c"}]}]
+
+
+def test_a_step_is_tuned_where_its_own_contract_has_passed(monkeypatch: pytest.MonkeyPatch, here: tasks.Here) -> None:
+    monkeypatch.undo()
+    arguments = {"op": "layer_norm", "model": "kunlun", "size": "tiny", "mode": "train", "step": "kunlun-tiny"}
+
+    def held(name: str, failed: bool, **more: Any) -> None:
+        cases = [{"case": {"dtype": "bf16", "config": None}}] * failed
+        document = {"ops": [{"op": "layer_norm", "failures": cases}]}
+        given = {"op": "layer_norm", "part": 0, "parts": 1, **more}
+        here.store.write(Task("contract", name, given), DONE, None, document)
+
+    held("own", failed=False)
+    with pytest.raises(NotHere, match="its contract has not passed"):
+        tasks._tune(arguments, here)
+    held("of the step", failed=True, step="kunlun-tiny")
+    assert tasks.proved(here.store) == ["layer_norm"] and not tasks.proved(here.store, step="kunlun-tiny")
+    held("of the step", failed=False, step="kunlun-tiny")
+    assert tasks.proved(here.store, step="kunlun-tiny") == ["layer_norm"]
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(tune, "tune_op", lambda examples, device, **chosen: asked.update(chosen) or [])
+    assert tasks._tune(arguments, here) == {"entries": []}
+    assert asked["other_forms"] and "towers.clicks.layers.1.norm (layer_norm)" in asked["shapes"]
 
 
 def test_kernels_are_timed_on_a_gpu_only(tmp_path: Path) -> None:

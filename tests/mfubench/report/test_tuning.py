@@ -41,6 +41,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "calls": [{"op": "layer_norm", "module": "layers.0"}],
         "entries": ENTRIES,
         "not_tuned": {"gdpa": "took over 60 s"},
+        "not_held": ["fields (embedding): not held to fp64"],
         "step": STEP,
         **changes,
     }
@@ -63,7 +64,7 @@ def test_what_is_new_and_the_step_are_drawn_beside_each_other() -> None:
 
 
 def test_a_step_that_was_not_timed_says_why() -> None:
-    page = tuning_page(told(step={"reason": "the step was not timed: given up after 5 s"}, not_tuned={}))
+    page = tuning_page(told(step={"reason": "the step was not timed: given up after 5 s"}, not_tuned={}, not_held=[]))
     assert page.headline.endswith("; the step was not timed: given up after 5 s")
     assert [section.title for section in page.sections[:3]] == [
         "The step itself", "Kernels", "Calls of ops whose kernels were tuned for",

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +16,14 @@ from mfu_kernels.lock import as_locked, key_text
 from mfu_kernels.modes import watching_launches
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.kernels import tune
+from mfubench.kernels.budget import Verdict
+from mfubench.kernels.check import CaseResult, OpResult
 from mfubench.kernels.targets import TARGETS
 from mfubench.optimize.changes import UseImpl
 from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.recipe import Kept, Recipe, architecture
 from mfubench.tuning import step as tuning
-from mfubench.tuning.calls import Call
+from mfubench.tuning.calls import Call, Floats
 from mfubench.worker import DONE, FAILED, PART, UNWATCHED, Answer
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WorkloadSpec
@@ -159,13 +160,25 @@ class FakeWorker:
     """Answers what it is told to, by op."""
 
     answers: Mapping[str, Answer]
+    failed: Sequence[str] = ()
+    broken: Sequence[str] = ()
     asked: list[Mapping[str, Any]] = field(default_factory=list)
 
     def run(self, work: Any, arguments: Mapping[str, Any], **_: Any) -> Answer:
         if work is tuning.compile_call:
             return Answer(FAILED, "no compiler")  # which tuning finds again
+        if work is tuning.check_work:
+            return self.checks(arguments["call"])
         self.asked.append(arguments)
         return self.answers[arguments["calls"][0].op]
+
+    def checks(self, call: Call) -> Answer:
+        if call.op in self.broken:
+            return Answer(FAILED, "its process ended")
+        verdict, case = Verdict("out", 3.0, 2.0), {"call": call, "config": 1}
+        return Answer(
+            DONE, None, OpResult(call.op, [CaseResult(case, [verdict], ())] if call.op in self.failed else [])
+        )
 
     def close(self) -> None:
         pass
@@ -180,6 +193,7 @@ def a_call(op: str) -> Call:
     return Call(op, "layers.0", {}, {}, None)
 
 
+TOO_LARGE = replace(a_call("embedding"), tensors={"x": Floats((1 << 27,), (1,), 0, torch.float32, False, 0.0, 1.0)})
 PROOF = {"speedup": {"median": 1.1, "ci95_low": 1.05, "ci95_high": 1.2}, "verdict": "faster"}
 
 
@@ -187,14 +201,14 @@ def tuned(
     monkeypatch: pytest.MonkeyPatch,
     answers: Mapping[str, Answer],
     *,
-    calls: Sequence[Call] | None = None,
     failed: Sequence[str] = (),
+    broken: Sequence[str] = (),
     proof: Any = PROOF,
     **options: Any,
 ) -> tuple[dict[str, Any], FakeWorker]:
     """What comes of a step whose calls are those of ``answers``, by fake processes."""
-    worker = FakeWorker(answers)
-    found = tuning.Recorded({"model": "m"}, {"device_name": "a GPU"}, calls or [a_call(op) for op in answers])
+    worker, calls = FakeWorker(answers, failed, broken), [a_call(op) for op in answers]
+    found = tuning.Recorded({"model": "m"}, {"device_name": "a GPU"}, calls, [*calls, TOO_LARGE])
 
     def isolated(task: Any, argument: Any, **_: Any) -> Any:
         given = found if task is tuning.record else proof
@@ -202,15 +216,11 @@ def tuned(
             raise given
         return given
 
-    def check(ops: Sequence[str], device: Any, **_: Any) -> Any:
-        return [SimpleNamespace(op=op, failed=[1, 2] if op in failed else []) for op in ops]
-
     @contextmanager
     def workers(device: str, count: int) -> Any:
         yield [worker]
 
     monkeypatch.setattr(tuning, "run_isolated", isolated)
-    monkeypatch.setattr(tuning, "check_all", check)
     monkeypatch.setattr(tuning, "workers", workers)
     monkeypatch.setattr(tuning, "Worker", lambda device: worker)
     monkeypatch.setattr(tuning, "device_target", lambda device: TARGETS["sm_90"])
@@ -223,6 +233,8 @@ def test_ops_are_tuned_one_after_the_other_and_the_step_is_timed(monkeypatch: py
     assert told["entries"] == [first, second] and told["step"] == PROOF and not told["not_tuned"]
     assert [asked["held"] for asked in worker.asked] == [[], [first]]
     assert told["calls"] == [{"op": op, "module": "layers.0"} for op in ("gdpa", "rms_norm")]
+    (not_held,) = told["not_held"]
+    assert not_held.startswith("layers.0 (embedding): not held to fp64, as 134,217,728 numbers are too many")
 
 
 def test_what_cannot_be_tuned_is_named_and_the_rest_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,12 +243,15 @@ def test_what_cannot_be_tuned_is_named_and_the_rest_stands(monkeypatch: pytest.M
         "gdpa": Answer(PART, "took over 60 s", [first]),
         "rms_norm": Answer(FAILED, "out of memory"),
         "layer_norm": Answer(DONE, None, []),
+        "hstu_attention": Answer(DONE, None, []),
     }
-    told, worker = tuned(monkeypatch, answers, failed=["layer_norm"])
+    told, worker = tuned(monkeypatch, answers, failed=["layer_norm"], broken=["hstu_attention"])
     assert told["entries"] == [first] and told["not_tuned"] == {
         "gdpa": "took over 60 s",
         "rms_norm": "out of memory",
-        "layer_norm": "2 cases fail the numeric contract; see `mfubench kernels check layer_norm`",
+        "layer_norm": "its numbers fail the contract at layers.0 (layer_norm), config 1: "
+        "out errs 1.50 times its budget",
+        "hstu_attention": "its numbers were not checked: its process ended",
     }
     assert [asked["calls"][0].op for asked in worker.asked] == ["gdpa", "rms_norm"]
 
