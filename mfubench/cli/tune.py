@@ -2,7 +2,7 @@
 
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,11 @@ from .options import (
     writable_folder,
 )
 from .progress import stages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mfu_kernels.lock import Entry
 
 DOCUMENT = "tune.json"
 
@@ -72,7 +77,8 @@ def tune(
 
     A step's calls are recorded; each kernel that no config was measured for here tries its whole space, and takes what
     is right and proved faster, twice. Then the step itself is timed in turns, with what was found and without.
-    DIR/lock.json goes to --lock, and in your own script to mfubench.use_lock.
+    DIR/lock.json, which grows op by op, goes to --lock, and in your own script to mfubench.use_lock; given to this
+    command, it goes on from there.
 
     Examples:
 
@@ -97,8 +103,16 @@ def tune(
     from mfubench.tuning.step import Subject, tune_step
 
     subject = Subject(spec, None if recipe is None else read_recipe(recipe))
+
+    def keep_so_far(entries: "Sequence[Entry]") -> None:
+        if out is not None and entries:
+            out.mkdir(parents=True, exist_ok=True)
+            write_lock(entries, out)
+
     with stages(quiet=quiet, verbose=verbose) as progress:
-        told = tune_step(subject, again=again, budget_s=budget_s, config_limit_s=config_limit_s, progress=progress)
+        told = tune_step(
+            subject, again=again, budget_s=budget_s, config_limit_s=config_limit_s, progress=progress, keep=keep_so_far
+        )
     if out is not None:
         keep(told, tuning_page(told), out, DOCUMENT)
         write_lock(told["entries"], out)

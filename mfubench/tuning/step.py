@@ -110,8 +110,11 @@ def tune_step(
     budget_s: float = inf,
     config_limit_s: float = inf,
     progress: Progress = silent,
+    keep: Callable[[Sequence[Entry]], None] = lambda entries: None,
 ) -> dict[str, Any]:
     """Tune what the subject's step launches; ``again``: also kernels that have a config locked for this very GPU.
+
+    ``keep`` is given the entries that there are after each op.
 
     Returns:
         As JSON: the calls, the lock's ``entries``, what was ``not_tuned`` and why, and the ``step`` with its gain;
@@ -142,7 +145,7 @@ def tune_step(
     shared["again"] = again
     _compile(calls, shared, left, progress)
     until = budget_s if budget_s == inf else (1 - PROVING_SHARE) * budget_s
-    _tune(calls, shared, lambda: began + until - monotonic(), config_limit_s, progress, found)
+    _tune(calls, shared, lambda: began + until - monotonic(), config_limit_s, progress, found, keep)
     progress("timing the step with the new configs and without", TUNED)
     return {
         "schema_version": 1,
@@ -253,6 +256,7 @@ def _tune(
     config_limit_s: float,
     progress: Progress,
     found: _Tuning,
+    keep: Callable[[Sequence[Entry]], None],
 ) -> None:
     ops = list(dict.fromkeys(call.op for call in calls))
     with closing(Worker(shared["device"])) as worker:
@@ -270,6 +274,7 @@ def _tune(
                 begins=lambda part, op=op, done=done: progress(f"tuning {op}: {part}", done),  # type: ignore[misc]
             )
             found.entries += answer.document or []
+            keep(found.entries)
             if answer.status != DONE:
                 found.not_tuned[op] = str(answer.reason)
 

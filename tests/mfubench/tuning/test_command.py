@@ -45,6 +45,8 @@ def test_it_leaves_a_lock_a_document_and_reports(
 
     def tune_step(subject: Any, **options: Any) -> Any:
         given.update(options, spec=subject.spec)
+        options["keep"](ENTRIES[:1])
+        given["kept"] = json.loads((out / "lock.json").read_text())["entries"]
         return told()
 
     monkeypatch.setattr(step, "tune_step", tune_step)
@@ -56,5 +58,6 @@ def test_it_leaves_a_lock_a_document_and_reports(
     }
     assert json.loads((out / "tune.json").read_text()) == json.loads(capsys.readouterr().out)
     assert {"report.md", "report.html"} <= {file.name for file in out.iterdir()}
+    assert [entry["kernel"] for entry in given["kept"]] == ["layer_norm_fwd_kernel"]
     assert (given["again"], given["budget_s"], given["config_limit_s"]) == (True, 540.0, 60.0)
     assert (given["spec"].model, given["spec"].size, given["spec"].impl) == ("kunlun", "xl", "auto")

@@ -229,7 +229,9 @@ def tuned(
 
 def test_ops_are_tuned_one_after_the_other_and_the_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = an_entry("a_kernel"), an_entry("b_kernel", new=False)
-    told, worker = tuned(monkeypatch, {"gdpa": Answer(DONE, None, [first]), "rms_norm": Answer(DONE, None, [second])})
+    answers, kept = {"gdpa": Answer(DONE, None, [first]), "rms_norm": Answer(DONE, None, [second])}, list[int]()
+    told, worker = tuned(monkeypatch, answers, keep=lambda entries: kept.append(len(entries)))
+    assert kept == [1, 2]
     assert told["entries"] == [first, second] and told["step"] == PROOF and not told["not_tuned"]
     assert [asked["held"] for asked in worker.asked] == [[], [first]]
     assert told["calls"] == [{"op": op, "module": "layers.0"} for op in ("gdpa", "rms_norm")]
