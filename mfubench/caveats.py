@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from mfu_kernels.lock import DEFAULT
+
 from .attribute.fused import unseen
 from .attribute.steadiness import unsteady
 from .errors import ToolBroke
@@ -65,12 +67,24 @@ def warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak: "
             "`mfubench doctor --calibrate` measures it anew"
         )
+    found += _untuned(run)
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
     return found
+
+
+def _untuned(run: Run) -> list[str]:
+    """Kernels of ours that a GPU ran with configs that were measured on none of its generation at such shapes."""
+    untuned = sorted({row.kernel for row in run.kernel_configs if row.origin == DEFAULT})
+    if not untuned or run.workload["device"] != "cuda":
+        return []
+    return [
+        f"default configs, measured nowhere at such shapes, were taken for {', '.join(untuned)}: `mfubench kernels "
+        "tune` looks for faster ones"
+    ]
 
 
 def _shared_modules(module: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
-from .lock import Locked, key_text, locked_config, locked_configs, places, spelled
+from .lock import DEFAULT, Locked, key_text, locked_config, locked_configs, places, spelled
 from .modes import Compiled, MetaParameters, ahead, forced, launch_watcher
 from .registry import interpreting
 
@@ -105,7 +105,7 @@ class Kernel:
         place = (self.name, device if device.type == "cuda" else capability(), *key.items())
         if place not in chosen:
             locked = self._locked(key, device)
-            origin = "default" if locked is None else f"locked on {locked.device}"
+            origin = DEFAULT if locked is None else f"locked on {locked.device}"
             chosen[place] = self.space(key)[0] if locked is None else config(**locked.config), origin
         return chosen[place]  # type: ignore[no-any-return]
 

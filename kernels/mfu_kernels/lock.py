@@ -12,6 +12,7 @@ from .modes import MetaParameters
 
 SCHEMA_VERSION = 1
 FILE_NAME = "lock.json"
+DEFAULT = "default"  # where a config comes from that is locked nowhere
 
 Entry = Mapping[str, Any]
 

@@ -17,10 +17,10 @@ from mfubench.measure.calibrate import Calibration
 from mfubench.measure.scopes import DATA, OPTIMIZER
 from mfubench.profiling import profile, profile_workload
 from mfubench.report import markdown
-from mfubench.run import Run
+from mfubench.run import KernelConfig, Run
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.measure.stand_in_driver import Driver
-from tests.mfubench.report.factory import a_run
+from tests.mfubench.report.factory import a_gpu_run, a_run
 
 pytestmark = pytest.mark.usefixtures("fixed_calibration")
 ZooWorkload = Callable[..., Workload]
@@ -143,6 +143,16 @@ def test_a_step_of_which_nothing_is_known_is_warned_of(zoo: ZooWorkload, fixed_c
         run.flops |= {"coverage": coverage, "unknown_ops": ["mylib::product"]}
         lines = [line for line in warnings(run, workload, fixed_calibration) if "FLOP coverage" in line]
         assert lines == [f"FLOP coverage {share}: nothing is known of the FLOPs of mylib::product" for share in told]
+
+
+def test_kernels_that_were_never_tuned_are_named_on_a_gpu(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
+    workload, rows = zoo(), [("b_kernel", "default"), ("a_kernel", "default"), ("c_kernel", "locked on NVIDIA H200")]
+    configs = [KernelConfig(kernel, "width=8", "ROWS=4", origin) for kernel, origin in rows]
+    for run, told in ((a_gpu_run(kernel_configs=configs), 1), (a_run(kernel_configs=configs), 0)):
+        lines = [line for line in warnings(run, workload, fixed_calibration) if "default configs" in line]
+        assert len(lines) == told and all(
+            "taken for a_kernel, b_kernel: `mfubench kernels tune`" in line for line in lines
+        )
 
 
 def test_two_counts_that_disagree_are_no_result(zoo: ZooWorkload) -> None:
