@@ -72,6 +72,21 @@ def test_lengths_that_the_host_knows_are_not_read_from_the_device() -> None:
         Alignment.of([moved[0], _of_batch(parts[1]).to("meta").sequences["events"]])
 
 
+def test_what_is_compiled_takes_no_numbers_of_the_host() -> None:
+    """They would be a CPU's tensors in the graph of a GPU: no CUDA graph holds it, and a C++ compiler must make it."""
+    parts = [sequence_of(rows) for rows in ([[1, 2, 3], [], [4]], [[5], [6, 7], [8]])]
+    known = [replace(part, host_lengths=np.array(part.lengths())) for part in parts]
+    inputs: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        inputs.extend(node.name for node in graph.graph.nodes if node.op == "placeholder")
+        return graph
+
+    torch.compiler.reset()
+    assert torch.compile(Alignment.of, backend=note)(known).num_events == 6
+    assert any("offsets" in name for name in inputs) and not any("host_lengths" in name for name in inputs)
+
+
 def _of_batch(sequence: EventSequence) -> Batch:
     nothing = torch.zeros(3)
     return Batch(nothing, nothing, nothing, nothing, nothing, nothing, {"events": sequence})

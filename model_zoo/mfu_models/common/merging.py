@@ -5,7 +5,7 @@
 
 A row is as long as the sample's longest sequence; where a shorter one has no event its part is zeros. Nothing is
 padded: places are computed on the packed values. How many events the merged rows have together only their lengths
-tell: where the host does not know them, merging waits for the device once a batch.
+tell: where the host does not know them, or the model is compiled, merging waits for the device once a batch.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,9 @@ class Alignment:
         else:
             lengths = torch.stack([sequence.offsets.diff() for sequence in sequences]).amax(0)
             offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-            known = [sequence.host_lengths for sequence in sequences if sequence.host_lengths is not None]
+            known = []
+            if not torch.compiler.is_compiling():  # NumPy's arrays would be a CPU's tensors in a GPU's graph
+                known = [sequence.host_lengths for sequence in sequences if sequence.host_lengths is not None]
             num_events = int(np.max(known, axis=0).sum() if len(known) == len(sequences) else offsets[-1])
         return Alignment(offsets, num_events, max_length, tuple(_places(s, offsets) for s in sequences))
 
