@@ -11,6 +11,7 @@ from mfubench.kernels.ahead import refuse_interpreter
 from mfubench.measure.effect import ALPHA
 from mfubench.measure.environment import device_uuid
 from mfubench.measure.nvml import other_processes
+from mfubench.measure.timing import wait_for
 from mfubench.progress import Progress
 from mfubench.workload.spec import WorkloadSpec
 
@@ -107,7 +108,9 @@ def judge(
 
 def _company() -> list[str]:
     """That others are on the GPU before anything of ours is timed there."""
-    others = other_processes(device_uuid(torch.device("cuda")))
+    device = torch.device("cuda")
+    wait_for(device)  # for the driver to list this process, too: where it does not, nobody can tell others apart
+    others = other_processes(device_uuid(device))
     return [f"{others} other processes are on the GPU: intervals are wider than they need to be"] if others else []
 
 
