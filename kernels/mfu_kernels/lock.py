@@ -142,3 +142,8 @@ def locked_config(kernel: str, device_name: str, target: str, key: MetaParameter
 def locked_configs(kernel: str, target: str, key: MetaParameters) -> Sequence[Locked]:
     """The configs that won for this kernel and key on GPUs of one generation, the newest first."""
     return places().by_target.get((kernel, target, key_text(key)), ())
+
+
+def entries_of(kernel: str, key: MetaParameters) -> list[Entry]:
+    """What is locked for this kernel and key, on any GPU."""
+    return [entry for entry in merged() if (entry["kernel"], entry["key"]) == (kernel, key_text(key))]

@@ -16,7 +16,7 @@ import torch
 from triton import knobs
 
 from mfu_kernels.examples import Draw
-from mfu_kernels.lock import key_text, locked_configs, spelled
+from mfu_kernels.lock import entries_of, key_text, spelled
 from mfu_kernels.modes import Compiled, Extent, MetaParameters, Wanted, compile_ahead, forced_config, nth_config
 from mfubench.ablate.plan import make_plan
 from mfubench.errors import BadInput
@@ -25,6 +25,7 @@ from mfubench.kernels.catalog import ops_with_kernels
 from mfubench.kernels.check import CONFIG, DTYPE, DTYPES
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.targets import TARGETS, require_targets
+from mfubench.kernels.tune import all_tried
 from mfubench.progress import Progress
 from mfubench.side_by_side import one_a_core, one_thread
 from mfubench.user_code import short
@@ -150,10 +151,12 @@ def _bytes(folder: Path) -> int:
 
 
 def _wanted(stage: str, target: str) -> Wanted:
-    """What is tuned is compiled with every config, unless one is locked for a GPU of that generation."""
+    """What is tuned is compiled with every config, unless all were tried already on a GPU of that generation."""
 
     def wanted(kernel: str, key: MetaParameters) -> Extent:
-        return "launched" if stage not in ("compile", "tune") or locked_configs(kernel, target, key) else "all"
+        locked = (entry for entry in entries_of(kernel, key) if entry.get("target") == target)
+        stands = stage not in ("compile", "tune") or any(all_tried(entry, kernel, key) for entry in locked)
+        return "launched" if stands else "all"
 
     return wanted
 

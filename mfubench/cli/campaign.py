@@ -37,7 +37,11 @@ def campaign(
     ] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Models of the zoo. \\[default: all]")] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="First find each kernel's best config where none is locked for this GPU.")
+        bool,
+        typer.Option(
+            "--tune",
+            help="First find each kernel's best config where none is locked for this GPU, or some are untried.",
+        ),
     ] = False,
     peer: Annotated[
         list[str] | None,

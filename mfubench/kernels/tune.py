@@ -17,11 +17,12 @@ import torch
 
 from mfu_kernels.examples import Draw, Examples
 from mfu_kernels.lock import (
+    Entry,
     adopt,
     as_locked,
+    entries_of,
     key_text,
     locked_config,
-    locked_here,
     spelled,
 )
 from mfu_kernels.modes import Compiled, MetaParameters, compile_ahead, forced_config
@@ -162,8 +163,18 @@ def _unfit(compiled: Any, target: Target) -> str | None:
 
 
 def not_locked(device_name: str) -> Wanted:
-    """Wants the kernels that have no locked config for the GPU of this name."""
-    return lambda kernel, key: locked_here(kernel, device_name, key) is None
+    """Wants the kernels of which no config is locked for the GPU of this name, or not all were tried there."""
+    return lambda kernel, key: (
+        not any(entry["device"] == device_name and all_tried(entry, kernel, key) for entry in entries_of(kernel, key))
+    )
+
+
+def all_tried(entry: Entry, kernel: str, key: MetaParameters) -> bool:
+    """Whether the locked ``entry`` was held against all configs that the kernel has now."""
+    from mfu_kernels.launching import KERNELS
+
+    tried = {**entry.get("ms_by_config", {}), **entry.get("left_out", {})}
+    return all(spelled(config) in tried for config in KERNELS[kernel].space(key))
 
 
 def tune_op(
@@ -178,7 +189,7 @@ def tune_op(
 ) -> list[dict[str, Any]]:
     """Time the space of every kernel at ``shapes`` and adopt what won or stands; gives the entries to lock.
 
-    ``again``: also of kernels that have a locked config for this GPU, other than one that was just won.
+    ``again``: of all kernels but one whose config was just won, not only of those that are `not_locked`.
     ``other_forms``: also forms of a kernel other than its default's. ``without``: configs that are not run, by
     `Launched.part`, and why.
 

@@ -101,6 +101,18 @@ def test_a_launch_takes_what_was_adopted_since_the_last_one(no_lock: None, monke
     assert kernel.choose({**key, "width": 320}, gpu).all_kwargs() == kernel.space({**key, "width": 320})[0].all_kwargs()
 
 
+def test_what_was_never_held_against_all_configs_is_tuned_again(no_lock: None) -> None:
+    kernels_of("rms_norm")
+    key: dict[str, int | str | bool] = {"width": 512, "bytes": 2}
+    configs = [tune.spelled(each) for each in KERNELS["rms_norm_fwd_kernel"].space(key)]
+    timed = {**entry(2), "ms_by_config": dict.fromkeys(configs[2:], 1.0), "left_out": {configs[0]: "spills"}}
+    lock.adopt([timed])
+    assert tune.not_locked("a GPU")("rms_norm_fwd_kernel", key)  # a config is new
+    lock.adopt([{**timed, "left_out": dict.fromkeys(configs[:2], "spills")}])
+    assert not tune.not_locked("a GPU")("rms_norm_fwd_kernel", key)
+    assert tune.not_locked("another GPU")("rms_norm_fwd_kernel", key)
+
+
 KEY = {"width": 512, "bytes": 4}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mfu_kernels import layer_norm, lock
 from mfu_kernels.launching import KERNELS
-from mfu_kernels.lock import as_locked, key_text
+from mfu_kernels.lock import as_locked, key_text, spelled
 from mfu_kernels.modes import watching_launches
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.kernels import tune
@@ -82,7 +82,9 @@ def launched_in_turn(examples: Any, shape: str, target: Any, wanted: Any) -> lis
         parsed = {name: int(value) if value.isdigit() else value == "True" for name, value in
                   (part.split("=") for part in key.split())}  # fmt: skip
         if wanted(kernel, parsed):
-            found[kernel] = tune.Launched(kernel, parsed, direction, list(KERNELS[kernel].space(parsed))[:3])
+            space = list(KERNELS[kernel].space(parsed))
+            left_out = {spelled(config): "does not fit" for config in space[3:]}
+            found[kernel] = tune.Launched(kernel, parsed, direction, space[:3], left_out)
 
     with watching_launches(note):
         out = examples.function(**leaves, **inputs.others, impl="triton")
