@@ -7,8 +7,9 @@ import triton
 from torch import Tensor
 
 from .launching import capability, config
-from .modes import MetaParameters
+from .modes import MetaParameters, compiling_ahead
 
+PROCESSORS = 132  # of an H100 or H200: where there is no device to ask
 WALKERS_PER_PROCESSOR = 4
 INTERPRETED_WALKERS = 3  # few, so that each walks several blocks also on small inputs
 FETCHED_BYTES = 48 << 10  # of shared memory for rows that are on their way, so that four programs fit on one of sm_90
@@ -51,10 +52,13 @@ def _fetched_bytes(key: MetaParameters, chosen: triton.Config) -> int:
 
 
 def num_walkers(device: torch.device, per_processor: int = WALKERS_PER_PROCESSOR) -> int:
-    """Programs that share out all rows: a few for each multiprocessor."""
+    """Programs that share out all rows: a few for each multiprocessor.
+
+    What is compiled ahead is compiled for so many: an argument of 1 is a constant, others are not.
+    """
     if device.type == "cuda":
         return per_processor * torch.cuda.get_device_properties(device).multi_processor_count
-    return INTERPRETED_WALKERS
+    return per_processor * PROCESSORS if compiling_ahead() else INTERPRETED_WALKERS
 
 
 def with_unit_stride(x: Tensor) -> Tensor:

@@ -16,13 +16,12 @@ from torch import Tensor
 from mfu_kernels.launching import Kernel, capability, cdiv, config, for_hopper, next_power_of_2
 from mfu_kernels.modes import MetaParameters
 from mfu_kernels.rotary_time.device import columns_of, together, turned_pairs
-from mfu_kernels.rows import with_unit_stride
+from mfu_kernels.rows import PROCESSORS, with_unit_stride
 
 from . import kernel_sm90
 from .boundary import _fwd_outputs
 
 PROGRAMS_PER_PROCESSOR = 8
-PROCESSORS = 132  # where there is no device to ask
 MAX_BLOCK_N = 128
 MIN_CHUNK = 256  # keys; shorter chunks spend more on combining than on reading
 LOG2_E = 1.4426950408889634

@@ -3,10 +3,14 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from mfu_kernels.gdpa.tiles import num_splits
+from mfu_kernels.modes import compile_ahead
 from mfubench.campaign.ahead import NOT_BEGUN, launching
 from mfubench.campaign.plan import Task, plan
 from mfubench.cli import main
@@ -90,6 +94,14 @@ for stage, arguments, target in (
     for compiled_there in (of_step, of_contract):
         assert set(compiled_there[1:]) == {"layer_norm_fwd_kernel", "layer_norm_bwd_kernel"}
         assert int(compiled_there[0]) > 4
+
+
+def test_rows_are_shared_out_as_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles an argument of 1 as a constant, so that what is launched with another number is not found."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    there = num_splits(12, 300, torch.device("cuda"))
+    with compile_ahead(lambda _: None, lambda *_: "none"):
+        assert num_splits(12, 300, torch.device("meta")) == there > 1
 
 
 def test_a_budget_that_is_over_leaves_the_rest(tmp_path: Path) -> None:
