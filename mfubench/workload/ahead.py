@@ -24,10 +24,10 @@ def step_without_numbers(
     """Run the passes of a step as on a GPU, on each of its input sets: on one, where ``spec.steps`` is 1.
 
     What ``spec`` leaves to its device is what it would be there, and autocast is a GPU's; nothing is compiled whole. A
-    model of the zoo runs on tensors without numbers, whose lengths are those on a GPU. A user's own may ask for
-    numbers, so it runs on a CPU with its optimizers, and in batches as large as there by default; what kernels that are
-    compiled in place of being launched would have written is then whatever was in that memory. The passes run inside
-    the context that ``inside`` makes of the module.
+    model of the zoo runs on tensors without numbers but whole ones: lengths, offsets and ids are those on a GPU. A
+    user's own may ask for numbers, so it runs on a CPU with its optimizers, and in batches as large as there by
+    default; what kernels that are compiled in place of being launched would have written is then whatever was in that
+    memory. The passes run inside the context that ``inside`` makes of the module.
 
     Raises:
         BadInput: what `prepare` refuses.
@@ -39,11 +39,10 @@ def step_without_numbers(
             for index in range(len(workload.inputs)):
                 run_step(workload, index)
         return
-    without_numbers = FakeTensorMode(allow_non_fake_inputs=True)
+    building = FakeTensorMode(allow_non_fake_inputs=True)
     spec = replace(spec, batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cuda"])
-    workload = prepare(spec, building=without_numbers)
-    with without_numbers, GpuAutocast(), inside(workload.module), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+    workload = prepare(spec, building=without_numbers(building))
+    with without_numbers(building), inside(workload.module):
         for batch in workload.inputs:
             run_passes(workload, batch)
 

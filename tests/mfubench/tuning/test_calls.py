@@ -86,6 +86,8 @@ def test_without_numbers_under_autocast_too(model: str, size: str) -> None:
         for title in examples.shapes:
             call_again(examples, title, META, torch.bfloat16)
     assert again == step and {call.autocast for call in calls} == {torch.bfloat16}
+    whole = [tensor for call in calls for tensor in call.tensors.values() if isinstance(tensor, Whole)]
+    assert all(tensor.values.any() for tensor in whole)  # with offsets of zeros no row would have an event
 
 
 class Packed(nn.Module):
