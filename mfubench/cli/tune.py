@@ -58,7 +58,7 @@ def tune(
     recipe: Recipe = None,
     lock: Lock = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Also kernels that have a config which was measured on this very GPU.")
+        bool, typer.Option("--again", help="Also kernels whose configs were all measured on this very GPU.")
     ] = False,
     budget: Annotated[
         str | None,

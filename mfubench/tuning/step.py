@@ -112,7 +112,7 @@ def tune_step(
     progress: Progress = silent,
     keep: Callable[[Sequence[Entry]], None] = lambda entries: None,
 ) -> dict[str, Any]:
-    """Tune what the subject's step launches; ``again``: also kernels that have a config locked for this very GPU.
+    """Tune what the subject's step launches; ``again``: also kernels whose configs were all tried on this very GPU.
 
     ``keep`` is given the entries that there are after each op.
 
