@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import is_fake
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
-from .operators import arguments_by_name
+from .operators import arguments_by_name, is_nested
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -60,6 +61,8 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
         return _attention(name, arguments_by_name(func, args, kwargs))
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
+    if any(is_nested(leaf) for leaf in tree_leaves(args)):
+        return None  # it has no shape, which torch's own formulas ask for
     if packet in flop_registry:
         return _same(int(flop_registry[packet](*args, **kwargs, out_val=out)))
     return None
@@ -76,14 +79,23 @@ _MULTIPLY_ADDS = {
     "dot": lambda a: a[0].numel(),
     "vdot": lambda a: a[0].numel(),
     "addbmm": lambda a: a[1].numel() * a[2].shape[-1],
+    "linear": lambda a: a[0].numel() * a[1].shape[0],  # whole for a nested tensor
+    "linear_backward": lambda a: a[1].numel() * a[2].shape[1] * (a[3][0] + a[3][1]),
     "_native_multi_head_attention": lambda a: _whole_attention(*a[:4]),
 }
 
 
 def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, width: int) -> int:
     """nn.MultiheadAttention outside training, one operator: projections in and out, scores, weighted sum."""
-    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-    return batch * width * ((2 * queries + keys + value.shape[1]) * width + 2 * queries * keys)
+    rows = zip(*map(_row_lengths, (query, key, value)), strict=True)
+    return sum(width * ((2 * q + k + v) * width + 2 * q * k) for q, k, v in rows)
+
+
+def _row_lengths(tensor: torch.Tensor) -> list[int]:
+    """Length of each row of [rows, length, width], nested or not."""
+    if is_nested(tensor):
+        return list(tensor._nested_tensor_size()[:, 0].tolist())
+    return [tensor.shape[1]] * tensor.shape[0]
 
 
 def _attention(name: str, named: Mapping[str, Any]) -> Flops:

@@ -2,7 +2,8 @@
 
 Two things hide operators from a plain dispatch mode. A tensor subclass, such as a jagged nested tensor, arrives as one
 call on the wrapper; handing it back lets the operators on its parts come by in turn. Under ``torch.inference_mode``,
-composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped.
+composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped;
+on a nested tensor that is no subclass they are whole: it has kernels of its own for them.
 A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked for is no operator.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ATTRIBUTES = "prim"  # of a tensor, such as its device, which one without numbers is asked for as if by an operator
 
@@ -32,7 +34,7 @@ class OperatorMode(TorchDispatchMode):
             return NotImplemented
         if getattr(func, "namespace", "") == ATTRIBUTES:
             return func(*args, **kwargs)
-        if _composite(func):
+        if _composite(func) and not any(map(is_nested, tree_leaves((args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -50,6 +52,11 @@ def _composite(func: Any) -> bool:
     return isinstance(func, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
+
+
+def is_nested(value: Any) -> bool:
+    """Whether it is a nested tensor of the kind that is no subclass: rows of any lengths, one call for all of them."""
+    return isinstance(value, torch.Tensor) and value.is_nested and value.layout == torch.strided
 
 
 def operator_name(func: Any) -> str:

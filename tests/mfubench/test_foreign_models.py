@@ -188,6 +188,27 @@ def test_attention_of_torch_counts_in_both_modes(mode: str, profiled: Callable[.
         assert run.flops["bwd_model"] == 4 * one - 3 * 2 * B * D * D
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_padded_rows_that_torch_packs_count_as_long_as_they_are(profiled: Callable[..., Run]) -> None:
+    """With a padding mask, outside training, an encoder of torch runs on a nested tensor, which has no shape."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(D, 2, H, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows, longest = x.unsqueeze(1).repeat(1, B, 1), torch.arange(B)
+            out: Tensor = self.encoder(rows, src_key_padding_mask=longest > longest[:, None])
+            return out
+
+    run = profiled(Padded(), "infer")
+    events, pairs = sum(range(1, B + 1)), sum(length**2 for length in range(1, B + 1))
+    assert run.flops["fwd_model"] == 2 * (4 * events * D * D + 2 * pairs * D + 2 * events * D * H)
+    assert run.flops["coverage"] == 1.0 and adds_up(run)
+
+
 def test_a_lower_precision_has_a_line_of_its_own(profiled: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of this model's FLOPs are done in bf16, whose peak is lower here than the run's."""
     slow = Calibration("a CPU", {"fp32": 1.0, "bf16": 0.25}, 100.0, {}, "", "", 1, "by hand")

@@ -259,6 +259,21 @@ def test_a_tensor_subclass_hides_nothing() -> None:
     assert flops(lambda: F.linear(nested, rand(3, 4))).model == 2 * 8 * 4 * 3
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_rows_of_a_nested_tensor_that_is_no_subclass_count_as_long_as_they_are() -> None:
+    """It has no shape to ask for; torch packs padded rows into one where a transformer's encoder is not trained."""
+    nested = torch.nested.nested_tensor([rand(length, 4) for length in (1, 5, 2)])
+    weight = rand(3, 4).requires_grad_()
+    assert flops(lambda: F.linear(nested, weight)).model == 2 * 8 * 4 * 3
+    assert flops(lambda: F.linear(nested, weight).to_padded_tensor(0.0).sum().backward()).model == 2 * 2 * 8 * 4 * 3
+    attention = nn.MultiheadAttention(4, 2, batch_first=True).eval()
+    with torch.no_grad():
+        counted = flops(lambda: attention(nested, nested, nested, need_weights=False)).model
+    assert counted == 2 * (4 * 8 * 4 * 4 + 2 * 4 * (1 + 25 + 4))
+    heads = torch.nested.nested_tensor([rand(2, length, 4) for length in (1, 5)])
+    assert ("aten::matmul", None) in calls(lambda: torch.matmul(heads, heads.transpose(-1, -2)))
+
+
 @library.custom_op("mfubench_test::unknown", mutates_args=())
 def unknown(x: Tensor) -> Tensor:
     return x @ x
