@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
-from .operators import arguments_by_name, is_nested
+from .operators import arguments_by_name, dense_parts, is_nested
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -59,6 +59,8 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     name = packet.__name__
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
         return _attention(name, arguments_by_name(func, args, kwargs))
+    if name in _PRODUCTS and any(tensor.layout != torch.strided for tensor in args):
+        return _sparse_product(*args[-2:])
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
     if any(is_nested(leaf) for leaf in tree_leaves(args)):
@@ -70,6 +72,21 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 
 def _same(flops: int) -> Flops:
     return Flops(flops, flops)
+
+
+# Of two factors, the last arguments.
+_PRODUCTS = ("mm", "addmm", "_sparse_addmm", "mv", "addmv", "bmm")
+
+
+def _sparse_product(first: torch.Tensor, second: torch.Tensor) -> Flops | None:
+    """Each number that the sparse factor holds meets a row or a column of the other; None where both are sparse."""
+    if second.layout == torch.strided:
+        sparse, met = first, second.shape[-1] if second.ndim > 1 else 1
+    elif first.layout == torch.strided:
+        sparse, met = second, first.shape[-2]
+    else:
+        return None
+    return _same(2 * sum(part.numel() for part in dense_parts(sparse)[:1]) * met)
 
 
 # Multiply-adds of what torch's registry leaves out.

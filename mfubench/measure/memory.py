@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .operators import OperatorMode
+from .operators import OperatorMode, dense_parts
 from .scopes import BACKWARD, DATA, OPTIMIZER, ROOT, ScopeTracker
 
 BEFORE = "(before)"  # the step, when only parameters and optimizer state are there
@@ -88,14 +88,14 @@ class MemoryTracker(ScopeTracker):
 
     def _made(self, _func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book what an operator made; what only looks at an input's storage, such as a view, is no new memory."""
-        given = {part.untyped_storage()._cdata for tensor in _tensors((args, kwargs)) for part in _dense_parts(tensor)}
+        given = {part.untyped_storage()._cdata for tensor in _tensors((args, kwargs)) for part in dense_parts(tensor)}
         for tensor in _tensors(out):
-            if not all(part.untyped_storage()._cdata in given for part in _dense_parts(tensor)):
+            if not all(part.untyped_storage()._cdata in given for part in dense_parts(tensor)):
                 self.book(tensor)
 
     def book(self, tensor: torch.Tensor, module: str | None = None, kind: str | None = None) -> None:
         """Note the storages of ``tensor``, unless they are known already."""
-        for part in _dense_parts(tensor):
+        for part in dense_parts(tensor):
             storage = part.untyped_storage()
             if storage._cdata in self._alive or storage.nbytes() == 0:
                 continue
@@ -130,7 +130,7 @@ class MemoryTracker(ScopeTracker):
     def _mark_gradients(self) -> None:
         for module, name in self.names.items():
             for parameter in module.parameters(recurse=False):
-                for part in _dense_parts(parameter.grad) if parameter.grad is not None else ():
+                for part in dense_parts(parameter.grad) if parameter.grad is not None else ():
                     index = self._alive.get(part.untyped_storage()._cdata)
                     if index is not None:
                         self._storages[index].kind, self._storages[index].module = "gradients", name
@@ -161,12 +161,6 @@ class MemoryTracker(ScopeTracker):
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    if tensor.layout == torch.sparse_coo:
-        return [tensor._values(), tensor._indices()]
-    return [tensor] if tensor.layout == torch.strided else []
 
 
 def peak_of_step(

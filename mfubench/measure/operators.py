@@ -59,6 +59,20 @@ def is_nested(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_nested and value.layout == torch.strided
 
 
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What holds it: itself, or a sparse tensor's numbers, then its indices; nothing where its layout hides that."""
+    layout = tensor.layout
+    if layout == torch.strided:
+        return [tensor]
+    if layout == torch.sparse_coo:
+        return [tensor._values(), tensor._indices()]
+    if layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
+    if layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
+    return []
+
+
 def operator_name(func: Any) -> str:
     """``namespace::name`` of an operator, without its overload."""
     if isinstance(func, torch._ops.OpOverload):

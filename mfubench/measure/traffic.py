@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .operators import arguments_by_name
+from .operators import arguments_by_name, dense_parts
 
 # Which write over what they are given, and do not read it.
 OVERWRITES = (
@@ -87,6 +87,6 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 def _nbytes(tensor: torch.Tensor) -> int:
     if tensor.layout != torch.strided:
-        return int(tensor._values().nbytes + tensor._indices().nbytes) if tensor.layout == torch.sparse_coo else 0
+        return sum(part.nbytes for part in dense_parts(tensor))
     # An expanded tensor has more elements than memory.
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

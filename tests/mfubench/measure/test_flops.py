@@ -70,6 +70,24 @@ def test_two_flops_a_multiply_add(run: Run, multiply_adds: int) -> None:
     assert flops(run) == Flops(2 * multiply_adds, 2 * multiply_adds, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_a_sparse_factor_counts_the_numbers_that_it_holds(layout: torch.layout) -> None:
+    """As the graph of users and items in a recommender does, of which a dense matrix has a million times as many."""
+    graph = torch.zeros(6, 5).index_put_((torch.tensor([0, 1, 1, 3]), torch.tensor([0, 2, 1, 4])), torch.ones(()))
+    sparse, nodes = graph.to_sparse(layout=layout), rand(5, 3).requires_grad_()
+    for run in (lambda: torch.sparse.mm(sparse, nodes), lambda: sparse @ nodes):
+        assert flops(run).model == 2 * 4 * 3
+        assert flops(lambda run=run: run().sum().backward()).model == 2 * 2 * 4 * 3
+    assert flops(lambda: sparse @ rand(5)).model == 2 * 4
+    assert flops(lambda: rand(2, 6) @ sparse).model == 2 * 4 * 2
+
+
+def test_a_product_of_two_sparse_factors_is_not_known() -> None:
+    graph = torch.eye(3).to_sparse()
+    assert [counted for name, counted in calls(lambda: graph @ graph) if may_hide_flops(name)] == [None]
+
+
 def test_backward_of_a_product_is_two_and_of_a_convolution_too() -> None:
     a, b = rand(3, 4).requires_grad_(), rand(4, 5).requires_grad_()
     assert flops(lambda: (a @ b).sum().backward()).model == 3 * 2 * 60

@@ -78,6 +78,13 @@ def test_a_sparse_gradient_counts_what_it_holds() -> None:
     assert moved == 2 * 4000 * 4 + held  # the dense table is read and written
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_matrix_of_compressed_rows_counts_what_it_holds() -> None:
+    sparse, dense = torch.eye(100).to_sparse_csr(), torch.ones(100, 3)
+    held = 100 * 4 + 101 * 8 + 100 * 8
+    assert [size for name, size in calls(lambda: sparse @ dense) if name == "aten::mm"] == [held + 2 * 300 * 4]
+
+
 @pytest.mark.parametrize(
     ("fused", "copies"),
     [
