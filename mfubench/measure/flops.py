@@ -40,6 +40,9 @@ LOWER_RIGHT = (
     *(name for name in VARLEN if not name.startswith("_efficient")),
 )
 
+# All steps of a recurrent network in one: of all its layers, or of one layer in one direction.
+RECURRENT = ("_cudnn_rnn", "_cudnn_rnn_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")
+
 
 class Flops(NamedTuple):
     """``model``: what the mathematics needs; ``hardware``: executed; ``recomputed``: of that, repeated work."""
@@ -59,6 +62,8 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     name = packet.__name__
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
         return _attention(name, arguments_by_name(func, args, kwargs))
+    if name in RECURRENT:
+        return _recurrent(name, arguments_by_name(func, args, kwargs))
     if name in _PRODUCTS and any(tensor.layout != torch.strided for tensor in args):
         return _sparse_product(*args[-2:])
     if name in _MULTIPLY_ADDS:
@@ -113,6 +118,32 @@ def _row_lengths(tensor: torch.Tensor) -> list[int]:
     if is_nested(tensor):
         return list(tensor._nested_tensor_size()[:, 0].tolist())
     return [tensor.shape[1]] * tensor.shape[0]
+
+
+def _recurrent(name: str, named: Mapping[str, Any]) -> Flops:
+    """Every step multiplies each of the weights' matrices once.
+
+    Backward they do twice, but for what needs no gradient: the rows that went in, and the states before the first step.
+    """
+    rows, states = named["input"], named.get("hx", named.get("hx_"))
+    steps, first_steps = rows.numel() // rows.shape[-1], states.shape[-2]
+    if name.startswith("_cudnn"):
+        weights, a_layer = named["weight"], named["weight_stride0"]
+        entries = (1 + named["bidirectional"]) * a_layer  # of the first layer
+        of_rows, of_states = weights[:entries:a_layer], weights[1::a_layer]
+    else:  # the backward's names are one ahead of the forward's
+        weights = [named[weight] for weight in ("weight0", "weight1", "weight2") if weight in named][:2]
+        of_rows, of_states = weights[:1], weights[1:]
+    every = 2 * steps * sum(weight.numel() for weight in weights if weight.ndim == 2)
+    if not name.endswith("_backward"):
+        return _same(every)
+    rows_wanted, states_wanted, _, weights_wanted = named.get(
+        "output_mask", (rows.requires_grad, states.requires_grad, False, True)
+    )
+    spared = 0 if rows_wanted else 2 * steps * sum(weight.numel() for weight in of_rows)
+    spared += 0 if states_wanted else 2 * first_steps * sum(weight.numel() for weight in of_states)
+    executed = every * (1 + weights_wanted)
+    return Flops(executed - spared, executed)
 
 
 def _attention(name: str, named: Mapping[str, Any]) -> Flops:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,49 @@ def test_the_fast_path_of_multihead_attention_counts_like_the_slow_one(keys: int
     assert counted == {True: Flops(by_hand, by_hand), False: Flops(by_hand, by_hand)}
 
 
+def recurrent(kind: type[nn.RNNBase], rows: Tensor, **options: Any) -> tuple[Flops, Flops]:
+    """FLOPs of two layers' forward and backward, step by step: so torch runs them in double precision on a CPU."""
+    network = kind(3, 5, num_layers=2, batch_first=True, dtype=torch.double, **options)
+    whole, forward = flops(lambda: network(rows.double())[0].sum().backward()), flops(lambda: network(rows.double()))
+    return forward, Flops(whole.model - forward.model, whole.hardware - forward.hardware)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_a_lstm_that_is_one_operator_counts_like_its_steps(bidirectional: bool, learned: bool) -> None:
+    rows = rand(4, 6, 3).requires_grad_(learned)
+    forward, backward = recurrent(nn.LSTM, rows, bidirectional=bidirectional)
+    network = nn.LSTM(3, 5, num_layers=2, batch_first=True, bidirectional=bidirectional)
+    assert "aten::mkldnn_rnn_layer_backward" in dict(calls(lambda: network(rows)[0].sum().backward()))
+    assert flops(lambda: network(rows)) == forward
+    trained = flops(lambda: network(rows)[0].sum().backward())
+    assert trained.model == forward.model + backward.model and trained.hardware >= trained.model
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_cudnns_recurrent_networks_count_like_their_steps(
+    kind: type[nn.RNNBase], options: dict[str, Any], learned: bool
+) -> None:
+    """A CPU does not run them; their operators are there."""
+    rows = rand(4, 6, 3).requires_grad_(learned)
+    network = kind(3, 5, num_layers=2, batch_first=True, **options)
+    weights, both = list(network.parameters()), options.get("bidirectional", False)
+    state = rand(2 * (1 + both), 4, 5)
+    first = (rows, weights, 4 if options.get("bias", True) else 2, None, state, None)
+    last = (3, 5, 0, 2, True, 0.0, True, both, [], None)
+    mask = (rows, [learned, False, False, True])
+    found = (
+        dispatched_flops(torch.ops.aten._cudnn_rnn.default, (*first, *last), {}, None),
+        dispatched_flops(
+            torch.ops.aten._cudnn_rnn_backward.default, (*first, rows, rows, None, None, *last, *mask), {}, None
+        ),
+    )
+    by_step = recurrent(kind, rows, **options)
+    assert [counted.model for counted in found if counted] == [counted.model for counted in by_step]
+
+
 def test_a_tensor_subclass_hides_nothing() -> None:
     """A nested tensor arrives as one call on the wrapper; its true lengths are in the operators on its parts."""
     rows = [rand(length, 4) for length in (1, 5, 2)]
@@ -306,7 +350,7 @@ def test_no_formula_is_none_and_not_zero() -> None:
     "name",
     [
         *("aten::_grouped_mm", "aten::_int_mm", "aten::_scaled_mm_v2", "aten::_addmm_activation", "aten::_foreach_mm"),
-        *("aten::mkldnn_rnn_layer", "aten::_thnn_fused_gru_cell", "aten::_transformer_encoder_layer_fwd"),
+        *("aten::miopen_rnn", "aten::quantized_gru_cell", "aten::_transformer_encoder_layer_fwd"),
         *("aten::_linalg_solve_ex", "aten::cholesky_solve", "aten::triangular_solve", "aten::_trilinear"),
         *("aten::slow_conv_transpose2d", "aten::mkldnn_linear", "aten::_weight_int4pack_mm", "aten::_fft_r2c"),
         *("torchvision::roi_align", "mylib::attention", "higher_order::flex_attention"),
@@ -326,6 +370,7 @@ def test_what_may_hide_flops_is_suspected(name: str) -> None:
         *("aten::resolve_conj", "aten::_convert_indices_from_coo_to_csr", "aten::linalg_vector_norm", "aten::lgamma"),
         *("aten::_linalg_check_errors", "aten::upsample_linear1d", "aten::upsample_trilinear3d", "aten::logcumsumexp"),
         *("aten::_foreach_add_", "aten::index_put_", "prim::device", "aten::_prelu_kernel", "aten::cummax"),
+        *("aten::_thnn_fused_gru_cell", "aten::_thnn_fused_lstm_cell_backward"),  # their gates are products made before
         *("fbgemm::bounds_check_indices", "fbgemm::split_embedding_codegen_forward_unweighted_pt2_wrapper"),
         *("fbgemm::asynchronous_complete_cumsum", "fbgemm::permute_2D_sparse_data", "fbgemm::jagged_to_padded_dense"),
     ],
