@@ -54,7 +54,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         num_samples=[batch_size] * len(inputs),
         forward=_call,
         loss=loss,
-        to_device=lambda batch: batch,
+        to_device=handed_out,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
     )
@@ -148,6 +148,13 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     if tensors and not any(tensor.numel() for tensor in tensors):
         raise BadInput(f"make_batch({batch_size}, {device}) made a batch without rows; nothing would be measured")
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def handed_out(batch: Any) -> Any:
+    """``batch`` in dicts and lists of this step's own: what a model takes out of them, a later step finds again."""
+    if type(batch) is dict:
+        return {name: handed_out(value) for name, value in batch.items()}
+    return type(batch)(map(handed_out, batch)) if type(batch) in (list, tuple) else batch
 
 
 def _call(module: Callable[..., Any], batch: Any) -> Any:

@@ -73,3 +73,14 @@ def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch
     assert isinstance(workload.module, nn.Embedding)
     assert [type(optimizer).__name__ for optimizer in workload.optimizers] == ["Adagrad"]
     run_step(workload, 0)
+
+
+def test_what_a_model_takes_out_of_its_batch_is_there_in_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a loop that trains, each batch is new; here the same ones come again and again."""
+    model = "class M(nn.Linear): forward = lambda self, batch: nn.Linear.forward(self, batch.pop('x')[0].pop())"
+    body = f"{model}\n    return M(3, 1), lambda b, d: ({{'x': ([torch.randn(b, 3)],)}},)"
+    workload = users_model(body, "mine_taken", tmp_path, monkeypatch)
+    for _ in range(2):
+        run_step(workload, 0)
