@@ -33,6 +33,7 @@ from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_passes, run_step, update
+from .workload.user import tensors_in
 
 Keep = Callable[[Callable[[], Run]], None]
 """Given, once the step has been timed, what makes a Run of all that is known when it is called."""
@@ -155,6 +156,7 @@ def first_step(workload: Workload) -> None:
     Raises:
         BadInput: it does not run, or not in the memory that there is.
     """
+    before = _versions(workload)
     with run_eagerly(), _told_as_input(workload, "the model's step failed"):
         _, loss = run_passes(workload, workload.inputs[0])
         if loss is not None:
@@ -162,6 +164,14 @@ def first_step(workload: Workload) -> None:
             if not loss.isfinite().all():
                 workload.warnings.append(f"the first step's loss is {loss.tolist()}: it trains nothing")
         wait_for(workload.device)
+    if _versions(workload) != before:
+        workload.warnings.append("the model changes its batch's tensors in place: a step finds what another left")
+
+
+def _versions(workload: Workload) -> list[int]:
+    """How often each tensor of a user's first batch was changed in place."""
+    tensors = tensors_in(workload.inputs[0]) if workload.needed is None else ()
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 @contextmanager

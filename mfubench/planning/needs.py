@@ -148,6 +148,7 @@ def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> Counted:
     """With numbers but where kernels, ours or its own, would have written them."""
     foreign: dict[str, None] = {}
     workload = prepare(spec)
+    doubts = list(workload.warnings)
     with ExitStack() as stack:
         stack.enter_context(recorded(lambda launch: foreign.update({launch.source.fn.fn.__name__: None})))
         if gpu.runs_kernels:
@@ -155,7 +156,7 @@ def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> Counted:
         stack.enter_context(GpuAutocast())
         first_step(workload)
         count, memory = count_of(workload, 0), memory_of(workload)
-    notes = ["its operators are those of this CPU, where a GPU may have others"]
+    notes = ["its operators are those of this CPU, where a GPU may have others", *doubts]
     if foreign:
         notes.append(f"FLOPs and bytes of its own kernels, {', '.join(foreign)}, are not known, and missing here")
     if workload.may_be_compiled:

@@ -57,6 +57,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         to_device=handed_out,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
+        warnings=_of_another_size(make_batch, batch_size, device, inputs[0]),
     )
 
 
@@ -188,6 +189,17 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def _shapes(batch: Any) -> list[str]:
     return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(batch)]
+
+
+def _of_another_size(make_batch: Callable[..., Any], batch_size: int, device: torch.device, batch: Any) -> list[str]:
+    """A warning where ``batch``, of ``batch_size``, is as large as one of another size."""
+    other = 1 if batch_size > 1 else 2
+    try:
+        fixed = bool(_shapes(batch)) and _shapes(make_batch(other, device)) == _shapes(batch)
+    except (Exception, SystemExit):
+        return []  # no such size can be made, so it is asked for
+    told = f"make_batch({other}, device) is as large as make_batch({batch_size}, device)"
+    return [f"{told}: what is told of a sample takes a step to have {batch_size}"] if fixed else []
 
 
 def _kind(value: Any) -> str:

@@ -297,3 +297,11 @@ def test_a_loss_that_is_no_number_is_warned_of(tmp_path: Path, monkeypatch: pyte
     run = profile(WorkloadSpec("of_nan:build", batch_size=4, steps=2, device="cpu"))
     assert any("the first step's loss is nan" in warning for warning in run.warnings)
     assert run.flops["counts_agree"] is None and run.flops["model"]
+
+
+def test_a_batch_that_the_model_changes_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import torch\nclass M(torch.nn.Linear): forward = lambda self, x: super(M, self).forward(x.mul_(2))\n"
+    (tmp_path / "changing.py").write_text(f"{text}def build():\n    return M(2, 1), lambda b, d: (torch.ones(b, 2),)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = profile(WorkloadSpec("changing:build", batch_size=4, steps=2, device="cpu"))
+    assert any("changes its batch's tensors in place" in warning for warning in run.warnings)

@@ -67,6 +67,17 @@ def test_frozen_parameters_are_not_trained(tmp_path: Path, monkeypatch: pytest.M
     assert trained == {id(parameter) for parameter in workload.module[1].parameters()}  # type: ignore[index]
 
 
+@pytest.mark.parametrize("size", ["b", "3"])
+def test_batches_that_are_as_large_whatever_is_asked_for_are_told(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples a second, and FLOPs a request, would silently be of another number of samples."""
+    body = f"return nn.Linear(3, 1), lambda b, d: (torch.randn({size}, 3),)"
+    workload = users_model(body, f"mine_sized_{size}", tmp_path, monkeypatch)
+    assert [text for text in workload.warnings if "as large as make_batch(5, device)" in text] == workload.warnings
+    assert bool(workload.warnings) == (size == "3")
+
+
 def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "return nn.Embedding(9, 2, sparse=True), lambda b, d: (torch.randint(9, (b,)),)"
     workload = users_model(body, "mine_sparse", tmp_path, monkeypatch)
