@@ -86,11 +86,14 @@ def trained(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
-    """Fused AdamW for dense parameters, Adagrad for tables with row-sparse gradients, as ranking models train."""
+    """AdamW for dense parameters, fused unless one is complex; Adagrad for tables with row-sparse gradients.
+
+    So ranking models train.
+    """
     dense, sparse = trained(module)
     optimizers: list[torch.optim.Optimizer] = []
     if dense:
-        optimizers.append(torch.optim.AdamW(dense, lr=1e-3, fused=True))
+        optimizers.append(torch.optim.AdamW(dense, lr=1e-3, fused=all(map(torch.is_floating_point, dense))))
     if sparse:
         torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default, said aloud: else Adagrad warns of it
         optimizers.append(torch.optim.Adagrad(sparse, lr=1e-2))

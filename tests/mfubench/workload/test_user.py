@@ -86,6 +86,13 @@ def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch
     run_step(workload, 0)
 
 
+def test_a_filter_of_complex_numbers_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fused optimizer takes it, and nobody asked for one."""
+    model = "class M(nn.Linear): forward = lambda self, x: nn.Linear.forward(self, (x * self.filter).abs())"
+    body = f"{model}\n    m = M(3, 1); m.filter = nn.Parameter(torch.ones(3, dtype=torch.cfloat)); return m, "
+    run_step(users_model(body + "lambda b, d: (torch.randn(b, 3),)", "mine_complex", tmp_path, monkeypatch), 0)
+
+
 def test_what_a_model_takes_out_of_its_batch_is_there_in_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
