@@ -35,6 +35,8 @@ from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_passes, run_step, update
 from .workload.user import tensors_in
 
+UNLIKE = 0.01  # by so much, two steps need different FLOPs: more than a router's choice that training moves a little
+
 Keep = Callable[[Callable[[], Run]], None]
 """Given, once the step has been timed, what makes a Run of all that is known when it is called."""
 Step = Callable[..., None]
@@ -225,8 +227,20 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
 
 def _counts(workload: Workload, passes: Passes) -> list[Count]:
     counts = [count_of(workload, index) for index in range(len(workload.inputs))]
+    if workload.needed is None:
+        _tell_if_unlike(workload, counts[0], count_of(workload, 0))
     passes.ceilings = _ceilings(workload, counts, passes.calibration, passes.sheet_tflops)
     return counts
+
+
+def _tell_if_unlike(workload: Workload, one: Count, again: Count) -> None:
+    """Warn where two steps on one batch need other FLOPs: those that were timed were neither of them."""
+    first, second = one.total().model, again.total().model
+    if max(first, second) > min(first, second) * (1 + UNLIKE):
+        workload.warnings.append(
+            f"a step on the same batch needed {first:.4g} model FLOPs, and later {second:.4g}: it draws at random, or "
+            "grows; the FLOPs told are not those of the steps that were timed"
+        )
 
 
 def count_of(workload: Workload, index: int, step: Step = run_step) -> Count:

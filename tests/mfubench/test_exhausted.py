@@ -173,7 +173,7 @@ class Slow(torch.nn.Module):
 def build():
     return Slow(), lambda b, d: (torch.ones(b, 8),)
 """
-BEFORE_THE_TRACE = 1 + 3 + 2 + 2  # the first step, warm-up, two timed steps, and the count of two input sets
+BEFORE_THE_TRACE = 1 + 3 + 2 + 3  # the first step, warm-up, two timed steps; two input sets counted, one of them again
 DEAF = "import ctypes; ctypes.CDLL(None).sleep(600)"  # never sees a signal
 # The same where time is up as soon as it hangs, however soon that is.
 SLEEPS_IN_PYTHON = "import signal; signal.setitimer(signal.ITIMER_REAL, 0.1); time.sleep(600)"

@@ -209,6 +209,27 @@ def test_padded_rows_that_torch_packs_count_as_long_as_they_are(profiled: Callab
     assert run.flops["coverage"] == 1.0 and adds_up(run)
 
 
+class Remembering(Through):
+    """Scores against all that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(0, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.seen = torch.cat([self.seen, hidden.detach()])
+        return hidden @ self.seen.t()
+
+
+@pytest.mark.parametrize(("build", "told"), [(Remembering, True), (Through, False)])
+def test_steps_that_need_more_and_more_flops_are_told(
+    build: Callable[[], nn.Module], told: bool, profiled: Callable[..., Run]
+) -> None:
+    """What is counted is then not what was timed."""
+    assert any("a step on the same batch needed" in warning for warning in profiled(build(), "infer").warnings) == told
+
+
 def test_a_lower_precision_has_a_line_of_its_own(profiled: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of this model's FLOPs are done in bf16, whose peak is lower here than the run's."""
     slow = Calibration("a CPU", {"fp32": 1.0, "bf16": 0.25}, 100.0, {}, "", "", 1, "by hand")
