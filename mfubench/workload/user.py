@@ -1,10 +1,12 @@
 """The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``."""
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -20,6 +22,7 @@ from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 
+MAX_NUMPY_SEED = 2**32
 SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
 
@@ -30,7 +33,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         BadInput: it does not import, has another signature, raises, or gives what is no model, batch or optimizer.
     """
     _refuse_zoo_options(spec)
-    torch.manual_seed(spec.seed)
+    _seed(spec.seed)
     module, make_batch, loss, optimizers = _build(spec.model)
     may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
@@ -59,6 +62,13 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         may_be_compiled=may_be_compiled,
         warnings=_of_another_size(make_batch, batch_size, device, inputs[0]),
     )
+
+
+def _seed(seed: int) -> None:
+    """Seed whatever a user's model and batches may be drawn from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % MAX_NUMPY_SEED)
 
 
 def _moved(name: str, module: nn.Module, device: torch.device) -> nn.Module:

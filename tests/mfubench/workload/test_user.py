@@ -86,6 +86,17 @@ def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch
     run_step(workload, 0)
 
 
+@pytest.mark.parametrize("drawn", ["__import__('random').random()", "__import__('numpy').random.rand()"])
+def test_what_is_drawn_from_python_and_numpy_is_the_same_again(
+    drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the two sides of a gate would never have the same batches."""
+    body = f"return nn.Linear(3, 1), lambda b, d: (torch.full((b, 3), {drawn}),)"
+    one, again = (users_model(body, f"mine_drawn_{len(drawn)}", tmp_path, monkeypatch).inputs for _ in range(2))
+    assert [batch[0].tolist() for batch in one] == [batch[0].tolist() for batch in again]
+    assert not torch.equal(one[0][0], one[1][0])
+
+
 def test_a_filter_of_complex_numbers_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No fused optimizer takes it, and nobody asked for one."""
     model = "class M(nn.Linear): forward = lambda self, x: nn.Linear.forward(self, (x * self.filter).abs())"
