@@ -50,7 +50,8 @@ def module_names(model: nn.Module) -> dict[nn.Module, str]:
 class ScopeTracker:
     """Follows the innermost scope of ``model`` through forward hooks, op reports and the phases of a step.
 
-    ``with tracker.attached():`` installs the hooks. Subclasses add what happens at ``opened`` and ``closed``.
+    ``with tracker.attached():`` installs the hooks. Subclasses add what happens at ``opened`` and ``closed``. A module
+    whose forward runs in another thread raises a RuntimeError: what is dispatched there would be missing in silence.
     """
 
     def __init__(self, model: nn.Module, *, with_costs: bool = False, compiled: bool = False) -> None:
@@ -157,6 +158,8 @@ class ScopeTracker:
         self.stack.append(scope)
         self._mark(scope)
         self.opened(scope)
+        if threading.get_ident() != self._thread and torch._C._current_autograd_node() is None:
+            raise RuntimeError(f"{module} runs in a thread of its own, whose operators nothing sees")
 
     def _close(self) -> None:
         scope = self.stack.pop()

@@ -1,6 +1,7 @@
 """Models that nobody here wrote, through a whole profile: their FLOPs by hand, and what is not known is named."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -207,6 +208,21 @@ def test_padded_rows_that_torch_packs_count_as_long_as_they_are(profiled: Callab
     events, pairs = sum(range(1, B + 1)), sum(length**2 for length in range(1, B + 1))
     assert run.flops["fwd_model"] == 2 * (4 * events * D * D + 2 * pairs * D + 2 * events * D * H)
     assert run.flops["coverage"] == 1.0 and adds_up(run)
+
+
+class Threaded(Through):
+    """Its first layer runs in a thread of its own, twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor() as threads:
+            return self.last(sum(threads.map(self.first, [x, x])))
+
+
+def test_what_runs_in_other_threads_is_not_known_rather_than_none(profiled: Callable[..., Run]) -> None:
+    """Neither operators nor memory are seen there, and the scopes of two threads are not nested."""
+    run = profiled(Threaded(), "infer")
+    assert run.flops["model"] is None and run.memory["peak_bytes"] is None
+    assert any("first runs in a thread of its own" in warning for warning in run.warnings)
 
 
 class Remembering(Through):
