@@ -7,8 +7,9 @@ from torch import nn
 from mfu_kernels.lock import DEFAULT
 
 from .attribute.fused import unseen
+from .attribute.roofline import DTYPE_NAMES
 from .attribute.steadiness import unsteady
-from .errors import ToolBroke
+from .errors import BadInput, ToolBroke
 from .measure.calibrate import Calibration
 from .measure.nvml import missing_counters
 from .passes import LATER, Passes
@@ -33,14 +34,17 @@ def not_measured(workload: Workload, passes: Passes) -> list[str]:
     return missing
 
 
-def warnings(run: Run, workload: Workload, calibration: Calibration) -> list[str]:
-    """What bounds the claims of ``run``.
+def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Mapping[str, int]) -> list[str]:
+    """What bounds the claims of ``run``; ``dtypes`` has its step's hardware FLOPs by operand type.
 
     Raises:
-        ToolBroke: more than the datasheet's peak, which no device reaches.
+        BadInput: more than the datasheet's peak, as it is that of another dtype than the run's products.
+        ToolBroke: the same, which no device reaches.
     """
-    found = []
+    found = _in_another_dtype(run, dtypes)
     if run.mfu is not None and max(run.mfu, run.hfu or 0.0) > 1.0:
+        if found:
+            raise BadInput(f"MFU {run.mfu:.1%} of the datasheet peak: {found[0]}")
         raise ToolBroke(
             f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong"
         )
@@ -85,6 +89,14 @@ def _untuned(run: Run) -> list[str]:
         f"default configs, measured nowhere at such shapes, were taken for {', '.join(untuned)}: `mfubench kernels "
         "tune` looks for faster ones"
     ]
+
+
+def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
+    """That most products are in another dtype than the run's, whose peak its MFU is against."""
+    most, dtype = max(dtypes, key=lambda name: dtypes[name], default="none"), run.peak["dtype"]
+    if not dtypes.get(most) or DTYPE_NAMES.get(most, most) in (dtype, "fp32" if dtype == "tf32" else dtype):
+        return []
+    return [f"most of its products are in {most}, and the peak is that of {dtype}: give another --dtype"]
 
 
 def _shared_modules(module: nn.Module) -> list[str]:

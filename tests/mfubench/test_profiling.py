@@ -141,7 +141,7 @@ def test_a_step_of_which_nothing_is_known_is_warned_of(zoo: ZooWorkload, fixed_c
     workload, run = zoo(), a_run()
     for coverage, told in ((0.0, ["0%"]), (0.94, ["94%"]), (0.96, []), (None, [])):
         run.flops |= {"coverage": coverage, "unknown_ops": ["mylib::product"]}
-        lines = [line for line in warnings(run, workload, fixed_calibration) if "FLOP coverage" in line]
+        lines = [line for line in warnings(run, workload, fixed_calibration, {}) if "FLOP coverage" in line]
         assert lines == [f"FLOP coverage {share}: nothing is known of the FLOPs of mylib::product" for share in told]
 
 
@@ -149,7 +149,7 @@ def test_kernels_that_were_never_tuned_are_named_on_a_gpu(zoo: ZooWorkload, fixe
     workload, rows = zoo(), [("b_kernel", "default"), ("a_kernel", "default"), ("c_kernel", "locked on NVIDIA H200")]
     configs = [KernelConfig(kernel, "width=8", "ROWS=4", origin) for kernel, origin in rows]
     for run, told in ((a_gpu_run(kernel_configs=configs), 1), (a_run(kernel_configs=configs), 0)):
-        lines = [line for line in warnings(run, workload, fixed_calibration) if "default configs" in line]
+        lines = [line for line in warnings(run, workload, fixed_calibration, {}) if "default configs" in line]
         assert len(lines) == told and all(
             "taken for a_kernel, b_kernel: `mfubench kernels tune`" in line for line in lines
         )
@@ -180,6 +180,21 @@ class Branches(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         left = x[:, 0] > 0
         return {"parts": [self.a(x[left]), self.twin(self.b(x[~left]))]}
+
+
+def test_products_in_another_dtype_than_the_run_s_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: ZooWorkload, fixed_calibration: Calibration
+) -> None:
+    """Their MFU is against a peak that is not theirs; above 100 % of it, the model is at fault and not the count."""
+    built = "torch.nn.Linear(9, 9).double(), lambda b, d: (torch.ones(b, 9).double(),)"
+    (tmp_path / "in_double.py").write_text(f"import torch\ndef build():\n    return {built}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = profile(WorkloadSpec("in_double:build", batch_size=4, steps=2, device="cpu"))
+    assert any("products are in float64, and the peak is that of fp32" in warning for warning in found.warnings)
+    found.mfu, found.hfu = 1.5, 1.5
+    with pytest.raises(BadInput, match="float64"):
+        warnings(found, zoo(), fixed_calibration, {"float64": 9})
+    assert not any("products are in" in text for text in warnings(a_run(), zoo(), fixed_calibration, {"float32": 9}))
 
 
 def test_a_model_that_nobody_here_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

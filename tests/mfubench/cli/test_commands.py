@@ -57,7 +57,7 @@ def test_what_a_users_model_prints_is_no_part_of_the_result(
     run("profile", "talkative:build", "--device", "cpu", "--steps", "2", "--json", "--quiet")
     out, err = capsys.readouterr()
     assert json.loads(out)["workload"]["model"] == "talkative:build"
-    assert err.splitlines() == ["building", "batch", "batch"]
+    assert err.splitlines() == ["building", "batch", "batch", "batch"]  # the last one to see whether its size is heeded
 
 
 def test_profile_table_names_every_cause(capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration) -> None:
