@@ -68,8 +68,8 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
     )
     if low is not None and low.share < -0.01:
         found.append(
-            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so a formula is off, or the peak: "
-            "`mfubench doctor --calibrate` measures it anew"
+            f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so what it moves stays in a cache, "
+            "as in a small step, or a formula is off, or the peak: `mfubench doctor --calibrate` measures it anew"
         )
     found += _untuned(run)
     found += unsteady(run)

@@ -48,8 +48,9 @@ class Ceilings:
 def causes(time_ms: float, work: Work, kind: OpClass, ceilings: Ceilings) -> Split:
     """Split ``time_ms`` of one group of operators into causes that add up to it, in the ledger's order.
 
-    A negative ``inefficiency`` means a group that is faster than its floor: a wrong formula or an old calibration. It
-    is left as it is. ``amortized`` is negative: model FLOPs that were executed once for the whole batch.
+    A negative ``inefficiency`` means a group that is faster than its floor: data that stay in a cache, a wrong formula
+    or an old calibration. It is left as it is. ``amortized`` is negative: model FLOPs that were executed once for the
+    whole batch.
     """
     split: Split = defaultdict(float)
     if not work.hardware and not work.model:

@@ -17,7 +17,7 @@ from mfubench.measure.calibrate import Calibration
 from mfubench.measure.scopes import DATA, OPTIMIZER
 from mfubench.profiling import profile, profile_workload
 from mfubench.report import markdown
-from mfubench.run import KernelConfig, Run
+from mfubench.run import KernelConfig, LedgerLine, Run
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.measure.stand_in_driver import Driver
 from tests.mfubench.report.factory import a_gpu_run, a_run
@@ -180,6 +180,13 @@ class Branches(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         left = x[:, 0] > 0
         return {"parts": [self.a(x[left]), self.twin(self.b(x[~left]))]}
+
+
+def test_what_is_faster_than_its_floor_may_be_in_a_cache(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
+    """A floor is a copy's from memory to memory, which small tensors never see: that is no fault of a formula."""
+    fast = a_run(ledger=[LedgerLine("useful", 13.0, 1.05, []), LedgerLine("inefficiency.elementwise", -0.6, -0.05, [])])
+    (told,) = (text for text in warnings(fast, zoo(), fixed_calibration, {}) if "faster than its floor" in text)
+    assert told.startswith("inefficiency.elementwise is -5.0%") and "stays in a cache" in told
 
 
 def test_products_in_another_dtype_than_the_run_s_are_told(
