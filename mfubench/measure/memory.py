@@ -67,6 +67,8 @@ class MemoryTracker(ScopeTracker):
             for tensor in module.parameters(recurse=False):
                 owners.setdefault(tensor, name)
                 self.book(tensor, name, "parameters")
+                if tensor.grad is not None:  # which no optimizer takes away
+                    self.book(tensor.grad, name, "gradients")
             for buffer in module.buffers(recurse=False):
                 self.book(buffer, name, "other")
         return owners
