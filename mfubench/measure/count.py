@@ -149,14 +149,25 @@ class CountTracker(ScopeTracker):
         if scope is not None and scope.cost is not None and scope.index not in self._counted_backward:
             self._counted_backward.add(scope.index)
             self._book_formula(scope, "bwd", scope.cost.bwd)
-        # Backward formulas run without grad mode, so a forward that does not is one that checkpointing repeats.
-        return scope, RECOMPUTE if torch.is_grad_enabled() else "bwd"
+        return scope, RECOMPUTE if _repeats(node) else "bwd"
 
     def _book_formula(self, scope: Scope, direction: str, cost: PassCost) -> None:
         work = Work(model=cost.model * scope.shared, padded=cost.padded * scope.shared, bytes=cost.bytes)
         if scope.impl != "reference":  # a kernel's work is invisible to the dispatcher; the reference's is seen
             work.hardware, work.recomputed = cost.hardware, cost.recomputed
         self.count.work[WorkKey(scope.module, direction, scope.kind or "other")].add(work)
+
+
+def _repeats(node: Any) -> bool:
+    """Whether what a node of the backward pass runs is a forward that checkpointing repeats.
+
+    That wants gradients again, and is a node of Python's or saves its tensors anew. Formulas of a backward want them,
+    too, where it has a gradient of its own, as a penalty on gradients has.
+    """
+    from_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return torch.is_grad_enabled() and (
+        from_python or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    )
 
 
 # Whose first tensor is only added to the product; the factors after it may be narrower than it is.

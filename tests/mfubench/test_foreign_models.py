@@ -225,6 +225,24 @@ def test_what_runs_in_other_threads_is_not_known_rather_than_none(profiled: Call
     assert any("first runs in a thread of its own" in warning for warning in run.warnings)
 
 
+class Penalised(Through):
+    """Adds how steep its score is, by a gradient that has a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        score = super().forward(x)
+        (steepness,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        return score + steepness.square()
+
+
+def test_a_gradient_that_has_a_gradient_repeats_nothing(profiled: Callable[..., Run]) -> None:
+    """Its products run with grad mode on, as those that checkpointing repeats do; and they are useful."""
+    run = profiled(Penalised(lambda x: x))
+    score, gradient, backward_of_score, backward_of_gradient = 2, 2, 4, 3
+    products = score + gradient + backward_of_score + backward_of_gradient
+    assert run.flops["recomputed"] == 0 and run.flops["model"] == run.flops["hardware"] == products * PRODUCT
+
+
 class Remembering(Through):
     """Scores against all that it has seen."""
 
