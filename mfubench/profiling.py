@@ -129,10 +129,11 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
 
 
 def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
-    """What is alive at the peak of a ``step``, run eagerly."""
+    """What is alive at the peak of a ``step``, run eagerly; a user's batch is on the device before it."""
+    batch = tensors_in(workload.inputs[0]) if workload.needed is None else ()
     with run_eagerly():
         return peak_of_step(
-            workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase)
+            workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase), batch
         )
 
 

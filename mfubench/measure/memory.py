@@ -7,7 +7,7 @@ a GPU.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -166,10 +166,18 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def peak_of_step(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], step: Callable[[ScopeTracker], None]
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    step: Callable[[ScopeTracker], None],
+    held: Iterable[torch.Tensor] = (),
 ) -> MemoryPeak:
-    """Peak of one step: ``step(tracker)`` runs it and marks its phases with ``tracker.phase``."""
+    """Peak of one step: ``step(tracker)`` runs it and marks its phases with ``tracker.phase``.
+
+    ``held``: what is there all the time beside the model and its optimizers, such as a batch.
+    """
     tracker = MemoryTracker(model, optimizers)
+    for tensor in held:
+        tracker.book(tensor, DATA, "other")
     with tracker.attached():
         step(tracker)
     return tracker.peak()

@@ -182,6 +182,15 @@ class Branches(nn.Module):
         return {"parts": [self.a(x[left]), self.twin(self.b(x[~left]))]}
 
 
+def test_a_users_batch_is_in_the_peak_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on the device before the step; a plan that left it out would promise more requests than fit."""
+    built = "torch.nn.Linear(1000, 1), lambda b, d: {'input': torch.ones(b, 1000)}"
+    (tmp_path / "wide.py").write_text(f"import torch\ndef build():\n    return {built}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    memory = profile(WorkloadSpec("wide:build", batch_size=50, steps=2, mode="infer", device="cpu")).memory
+    assert memory["by_kind"]["other"] == 4 * 50 * 1000 and memory["by_kind"]["parameters"] == 4 * 1001
+
+
 def test_what_is_faster_than_its_floor_may_be_in_a_cache(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
     """A floor is a copy's from memory to memory, which small tensors never see: that is no fault of a formula."""
     fast = a_run(ledger=[LedgerLine("useful", 13.0, 1.05, []), LedgerLine("inefficiency.elementwise", -0.6, -0.05, [])])
