@@ -160,7 +160,7 @@ def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> Counted:
     if foreign:
         notes.append(f"FLOPs and bytes of its own kernels, {', '.join(foreign)}, are not known, and missing here")
     if workload.may_be_compiled:
-        notes.append("it is counted as if nothing of it were compiled: what a compiler fuses moves fewer bytes")
+        notes.append("what of it is compiled, if anything is, is counted as it was written: fused it moves fewer bytes")
     return Counted(workload, count, memory, notes)
 
 
