@@ -94,7 +94,7 @@ def _sparse_product(first: torch.Tensor, second: torch.Tensor) -> Flops | None:
     return _same(2 * sum(part.numel() for part in dense_parts(sparse)[:1]) * met)
 
 
-# Multiply-adds of what torch's registry leaves out.
+# Multiply-adds of what torch's registry leaves out, or counts otherwise: of groups it forgets the weights' gradient.
 _MULTIPLY_ADDS = {
     "mv": lambda a: a[0].numel(),
     "addmv": lambda a: a[1].numel(),
@@ -103,6 +103,7 @@ _MULTIPLY_ADDS = {
     "addbmm": lambda a: a[1].numel() * a[2].shape[-1],
     "linear": lambda a: a[0].numel() * a[1].shape[0],  # whole for a nested tensor
     "linear_backward": lambda a: a[1].numel() * a[2].shape[1] * (a[3][0] + a[3][1]),
+    "convolution_backward": lambda a: a[1 if a[7] else 0].numel() * a[2][0].numel() * (a[10][0] + a[10][1]),
     "_native_multi_head_attention": lambda a: _whole_attention(*a[:4]),
 }
 

@@ -97,6 +97,20 @@ def test_backward_of_a_product_is_two_and_of_a_convolution_too() -> None:
     assert flops(lambda: F.conv2d(image, weight).sum().backward()).model == 3 * once == 6 * 2 * 5 * 16 * 3 * 9
 
 
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_gradients_of_a_convolution_in_groups_count_like_its_forward(
+    kind: type[nn.Module], groups: int, learned: bool
+) -> None:
+    """Depthwise, as in front of a state space model, torch's own counter has as many times as there are channels."""
+    layer, rows = kind(4, 8, 3, stride=2, groups=groups), rand(2, 4, 11).requires_grad_(learned)
+    steps = 5 if kind is nn.Conv1d else 11  # of what comes out, and of what goes in
+    forward = 2 * 2 * steps * 4 * 8 * 3 // groups
+    assert flops(lambda: layer(rows)).model == forward
+    assert flops(lambda: layer(rows).sum().backward()).model == (3 if learned else 2) * forward
+
+
 @pytest.mark.parametrize(
     ("queries", "keys", "causal", "pairs"),
     [
