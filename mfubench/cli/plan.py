@@ -92,6 +92,7 @@ def plan(
     """
     _require_positive({"--samples-per-day": samples_per_day, "--memory": memory})
     writable_folder(out)
+    out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.planning.plan import chosen_gpus, make_plans
     from mfubench.planning.plan import like as rates_like
     from mfubench.report.planning import plan_page

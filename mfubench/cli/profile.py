@@ -109,6 +109,7 @@ def profile(
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
     writable_folder(out)
+    out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
     from mfubench.profiling import profile as profile_spec
     from mfubench.profiling import profile_workload

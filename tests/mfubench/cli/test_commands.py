@@ -60,6 +60,20 @@ def test_what_a_users_model_prints_is_no_part_of_the_result(
     assert err.splitlines() == ["building", "batch", "batch", "batch"]  # the last one to see whether its size is heeded
 
 
+def test_results_go_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed_calibration: Calibration
+) -> None:
+    """Wherever a user's model goes while it is built."""
+    (tmp_path / "elsewhere").mkdir()
+    built = "torch.nn.Linear(3, 1), lambda b, d: (torch.ones(b, 3),)"
+    text = f"import os, torch\ndef build():\n    os.chdir('elsewhere')\n    return {built}\n"
+    (tmp_path / "roaming.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run("profile", "roaming:build", "--device", "cpu", "--steps", "2", "--batch-size", "2", "--out", "out", "--quiet")
+    assert (tmp_path / "out" / "run.json").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_profile_table_names_every_cause(capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration) -> None:
     run("profile", "kunlun", *TINY, "--quiet")
     out = capsys.readouterr().out
