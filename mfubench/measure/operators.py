@@ -8,7 +8,7 @@ A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -49,9 +49,11 @@ def _wraps(kind: Any) -> bool:
 
 @cache
 def _composite(func: Any) -> bool:
-    return isinstance(func, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    )
+    """Whether it is made of others on every device: ``silu_backward`` could be, but has kernels of its own."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
+    return has_kernel("CompositeImplicitAutograd") and not any(map(has_kernel, ("CPU", "CUDA")))
 
 
 def is_nested(value: Any) -> bool:

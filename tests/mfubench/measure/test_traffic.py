@@ -62,6 +62,15 @@ def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...]
     assert {name.removeprefix("aten::"): moved for name, moved in calls(lambda: function(*inputs))} == expected
 
 
+@pytest.mark.parametrize("function", [F.silu, F.mish])
+def test_a_backward_that_torch_could_take_apart_is_one_operator(function: Callable[[Tensor], Tensor]) -> None:
+    """It runs as one: reads the gradient and the input, writes another gradient, and makes nothing between them."""
+    x = torch.ones(1000, requires_grad=True)
+    found = dict(calls(lambda: function(x).backward(torch.ones(1000))))
+    assert found[f"aten::{function.__name__}_backward"] == 3 * 1000 * FLOAT
+    assert not {"aten::sigmoid", "aten::mul"} & found.keys()
+
+
 def test_a_bag_reads_the_rows_that_it_sums() -> None:
     """Two bags of three of a table's rows; beside their sums it gives what its backward wants."""
     table, ids = torch.ones(900, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
