@@ -85,7 +85,8 @@ _MATMUL_LIKE = re.compile(
     r"|^_trilinear$|^_transformer_encoder|semi_structured|_int[48]pack|geqrf|ormqr|householder"
 )
 _HARMLESS = re.compile(
-    r"^_?linalg_(vector_norm|norm|cross|diagonal|check_errors|_powsum)$|reorder|_flatten_weight$|^_thnn_(fused|differentiable)_|_prepack$|^resolve_"
+    r"^_?linalg_(vector_norm|norm|cross|diagonal|check_errors|_powsum)$|reorder|_flatten_weight$"
+    r"|^_thnn_(fused|differentiable)_|_prepack$|^resolve_"
 )
 
 

@@ -40,6 +40,9 @@ LOWER_RIGHT = (
     *(name for name in VARLEN if not name.startswith("_efficient")),
 )
 
+MASKS = ("attn_mask", "attn_bias", "bias")  # which queries see which keys, or what is added to their scores
+DROPPED = -1e4  # a score that is lowered by so much has no weight left in any dtype
+
 # All steps of a recurrent network in one: of all its layers, or of one layer in one direction.
 RECURRENT = ("_cudnn_rnn", "_cudnn_rnn_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")
 
@@ -154,11 +157,24 @@ def _attention(name: str, named: Mapping[str, Any]) -> Flops:
     else:
         heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
     pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
-    scores, values = 2 * pairs * query.shape[-1], 2 * pairs * value.shape[-1]
+    of_scores, of_values = 2 * query.shape[-1], 2 * value.shape[-1]
+    once, useful = pairs * (of_scores + of_values), _unmasked(named, pairs) * (of_scores + of_values)
     if not name.endswith("_backward"):
-        return _same(scores + values)
-    model = 2 * (scores + values)
-    return Flops(model, model + scores, recomputed=scores)
+        return Flops(useful, once)
+    again = pairs * of_scores
+    return Flops(2 * useful, 2 * once + again, recomputed=again)
+
+
+def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
+    """Of a call's ``pairs`` those that a mask in a tensor keeps: no kernel skips what it drops, but nobody needs it.
+
+    Where torch's math backend takes attention apart, nothing says which products a mask is for: all are needed there.
+    """
+    mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
+    if mask is None or mask.is_meta or is_fake(mask) or not mask.numel():
+        return pairs
+    kept = int((mask if mask.dtype == torch.bool else mask > DROPPED).sum())
+    return pairs * kept // int(mask.numel())  # it may be the same for all heads, samples or queries
 
 
 def _rows(name: str, named: Mapping[str, Any]) -> list[tuple[int, int]]:

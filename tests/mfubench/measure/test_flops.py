@@ -136,6 +136,54 @@ def test_attention_counts_the_pairs_that_its_mask_keeps(queries: int, keys: int,
     assert trained == Flops(6 * product, 7 * product, product)
 
 
+CAUSAL = torch.ones(S, S, dtype=torch.bool).tril()
+LAST_TWO_PADDED = torch.arange(S).expand(B, 1, 1, S) < torch.tensor([S, S - 2]).view(B, 1, 1, 1)
+MASKED = {
+    "causal": (CAUSAL, 36 / 64),
+    "causal, for each head": (CAUSAL.expand(B, H, S, S), 36 / 64),
+    "causal, as infinities": (torch.zeros(S, S).masked_fill(~CAUSAL, float("-inf")), 36 / 64),
+    "causal, as the least number": (torch.zeros(S, S).masked_fill(~CAUSAL, torch.finfo(torch.float32).min), 36 / 64),
+    "padded keys": (LAST_TWO_PADDED, (S + S - 2) / (2 * S)),
+    "a learned bias": (torch.randn(1, H, S, S), 1.0),
+}
+
+
+@pytest.mark.parametrize("mask", MASKED)
+def test_a_mask_in_a_tensor_is_executed_and_what_it_drops_is_not_needed(mask: str) -> None:
+    """No kernel skips it, unlike ``is_causal``: the difference is padding."""
+    q, k, v = heads(), heads(), heads()
+    given, share = MASKED[mask]
+
+    def attention() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=given)
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert flops(attention) == Flops(int(2 * UNIT * share), 2 * UNIT, 0)
+        trained = flops(lambda: attention().sum().backward())
+    assert trained == Flops(int(6 * UNIT * share), 7 * UNIT, UNIT)
+
+
+@pytest.mark.parametrize(
+    ("operator", "place"),
+    [("_scaled_dot_product_efficient_attention", 3), ("_scaled_dot_product_efficient_attention_backward", 4),
+     ("_scaled_dot_product_cudnn_attention", 3), ("_scaled_dot_product_cudnn_attention_backward", 8)],
+)  # fmt: skip
+def test_a_gpu_s_attentions_have_their_masks_elsewhere(operator: str, place: int) -> None:
+    q, backward = heads(), operator.endswith("_backward")
+    args: list[Any] = [q] * (4 if backward else 3) + [None] * 8
+    args[place] = torch.zeros(S, S).masked_fill(~CAUSAL, float("-inf"))
+    counted = dispatched_flops(getattr(torch.ops.aten, operator).default, args[:12], {}, None)
+    assert counted is not None and counted.model == (4 if backward else 2) * UNIT * 36 // 64
+
+
+def test_a_mask_without_numbers_drops_nothing() -> None:
+    with FakeTensorMode():
+        q, mask = torch.empty(B, H, S, D), torch.empty(S, S)
+        args = (q, q, q, mask, False)
+        counted = dispatched_flops(torch.ops.aten._scaled_dot_product_efficient_attention.default, args, {}, None)
+    assert counted == Flops(2 * UNIT, 2 * UNIT, 0)
+
+
 def test_attention_with_values_of_another_width() -> None:
     q, k, v = heads(), heads(), heads(width=2 * D)
     assert flops(lambda: F.scaled_dot_product_attention(q, k, v)).model == UNIT + 2 * UNIT
