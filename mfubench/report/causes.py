@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from mfubench.run import LedgerLine, family_of
 
 MEANING = {
-    "padding": "work on padded or masked-out positions; jagged ops or bucketing win it back",
+    "padding": "work on padded or masked-out positions; jagged ops, bucketing or is_causal for a mask win it back",
     "recompute": "a forward pass or scores computed a second time",
     "useful": "the model's FLOPs at the peak in use: the only time that counts as MFU",
     "amortized": "model FLOPs done once for the whole batch instead of once a sample: time that was never spent, so "
