@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def profile_workload(
     with compiled(workload) as compilation:
         if compilation is not None:
             progress("compiling", 0.15)
-            with _told_as_input(workload, "the compiled step failed; --compile none, and no recipe, runs it eagerly"):
+            with _told_as_input(workload, partial(_failed, workload, compilation)):
                 for index in range(len(workload.inputs)):
                     run_step(workload, index)
         timings, nvml = _timing_pass(workload, progress)
@@ -177,8 +178,15 @@ def _versions(workload: Workload) -> list[int]:
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
+def _failed(workload: Workload, compilation: Compilation) -> str:
+    """What failed where the first step, which nothing compiled, did not: a compiler may only have been imported."""
+    if compilation.happened or workload.description["compile"] != "none":
+        return "the compiled step failed; --compile none, and no recipe, runs it eagerly"
+    return "the model's step failed after others did not"
+
+
 @contextmanager
-def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
+def _told_as_input(workload: Workload, what: str | Callable[[], str]) -> Iterator[None]:
     """Tell an error inside as bad input, with how much memory was asked for and free if that is what lacked."""
     try:
         yield
@@ -191,7 +199,8 @@ def _told_as_input(workload: Workload, what: str) -> Iterator[None]:
             raise OutOfMemory(message) from error
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
-        raise BadInput(f"{what}: {short(error)}{_hint(error)}") from error
+        told = what if isinstance(what, str) else what()
+        raise BadInput(f"{told}: {short(error)}{_hint(error)}") from error
 
 
 def _hint(error: BaseException) -> str:

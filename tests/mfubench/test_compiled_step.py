@@ -55,6 +55,19 @@ def workload_of(zoo: Callable[..., Workload], module: nn.Module, **options: str)
     )
 
 
+def test_a_step_that_fails_later_is_not_said_to_be_compiled(zoo: Callable[..., Workload]) -> None:
+    """Where a compiler was only imported, as it may have been by a user's model."""
+    workload, calls = workload_of(zoo, Net()), []
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        calls.append(batch)
+        return model(*batch if len(calls) == 1 else (batch[0], batch[1][:, :2]))  # type: ignore[no-any-return]
+
+    workload.forward = forward  # type: ignore[assignment]
+    with pytest.raises(BadInput, match="the model's step failed after others did not: RuntimeError"):
+        profile_workload(workload)
+
+
 def holds(run: Run) -> None:
     """The books of a compiled step of ``Net`` balance, and name its modules."""
     step_ms = run.step["time_ms"]["median"]
