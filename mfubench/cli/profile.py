@@ -12,6 +12,7 @@ import typer
 from mfubench.errors import BadInput, TimeUp
 
 from .options import (
+    DURATION,
     BatchSize,
     Candidates,
     Compile,
@@ -33,6 +34,7 @@ from .options import (
     Steps,
     Verbose,
     overrides,
+    seconds,
     writable_folder,
 )
 from .progress import stages
@@ -64,10 +66,10 @@ def profile(
     steps: Steps = 20,
     seed: Seed = 0,
     timeout: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="SECONDS",
-            help="Give up on a workload that takes longer, and keep what was measured.",
+            metavar="TIME",
+            help="Give up on a workload that takes longer than 90s, 9m, 2h or so many seconds; keep what was measured.",
             show_default=False,
         ),
     ] = None,
@@ -106,8 +108,7 @@ def profile(
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
         lock=lock,
     )  # fmt: skip
-    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
-        raise BadInput(f"--timeout {timeout:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
+    limit_s = None if timeout is None else _limit_s(timeout)
     writable_folder(out)
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
@@ -122,7 +123,7 @@ def profile(
         trace_path = Path(scratch) / TRACE_NAME if trace else None
         try:
             # What a user's own model prints is no part of the result.
-            with time_limit(timeout, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
+            with time_limit(limit_s, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
                 if given is None:
                     run = profile_spec(spec, progress=progress, trace_path=trace_path, keep=known.append)
                 else:
@@ -139,6 +140,19 @@ def profile(
         from mfubench.report.terminal import print_runs, stdout_console
 
         print_runs([run], stdout_console(), full=verbose)
+
+
+def _limit_s(given: str) -> float:
+    """``--timeout`` in seconds, which is also the unit of a bare number."""
+    if DURATION.fullmatch(given):
+        return seconds("--timeout", given)
+    try:
+        limit_s = float(given)
+    except ValueError:
+        raise BadInput(f"--timeout {given}; allowed: a number of seconds, or one such as 90s, 9m, 2h") from None
+    if not 0 < limit_s <= MAX_TIMEOUT_S:
+        raise BadInput(f"--timeout {limit_s:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
+    return limit_s
 
 
 def _keep(known: "list[Callable[[], Run]]", out: Path | None, trace_path: Path | None) -> None:
