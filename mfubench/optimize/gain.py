@@ -46,13 +46,18 @@ class Gain:
         return cls(math.exp(middle), math.exp(low), math.exp(high), alpha, len(logs))
 
 
-def measure_gain(blocks: Callable[[int, int], Sequence[float]], alpha: float) -> list[float]:
-    """Log ratios of as many blocks as it takes to say whether it is faster, or of all.
+def measure_gain(
+    blocks: Callable[[int, int], Sequence[float]], alpha: float, time_for: Callable[[int], bool] = lambda count: True
+) -> list[float]:
+    """Log ratios of as many blocks as it takes to say whether it is faster, or of all that there is time for.
 
-    ``blocks(first, count)`` runs them; ``alpha`` is split over the looks.
+    ``blocks(first, count)`` runs them; ``alpha`` is split over the looks. ``time_for(count)`` says whether so many more
+    may run; the first look's do.
     """
     logs: list[float] = []
     for enough in LOOKS:
+        if logs and not time_for(enough - len(logs)):
+            break
         logs += blocks(len(logs), enough - len(logs))
         if Gain.of(logs, alpha / len(LOOKS)).verdict != "open":
             break

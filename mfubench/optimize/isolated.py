@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Mapping
+from math import inf
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -65,7 +66,8 @@ class _Watch:
             now = monotonic()
             left = min(self.deadline - now, self.limits.get(self.phase, self.limit_s) - (now - self.since))
             try:
-                kind, value = self.pipe.recv() if self.pipe.poll(max(0.0, left)) else ("late", None)
+                there = self.pipe.poll(None if left == inf else max(0.0, left))
+                kind, value = self.pipe.recv() if there else ("late", None)
             except (EOFError, ConnectionError):
                 raise GaveUp(f"its process ended with {how_it_ended(process)} while {self.phase}") from None
             if kind == "late":

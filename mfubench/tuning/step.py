@@ -87,10 +87,11 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The step to be timed, with the configs of ``entries`` and without."""
+    """The step to be timed, with the configs of ``entries`` and without, in ``limit_s`` seconds."""
 
     subject: Subject
     entries: Sequence[Entry]
+    limit_s: float
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ def tune_step(
         "entries": found.entries,
         "not_tuned": found.not_tuned,
         "not_held": found.not_held,
-        "step": _prove_apart(Proof(subject, found.entries), left()),
+        "step": _prove_apart(Proof(subject, found.entries, left())),
     }
 
 
@@ -298,12 +299,12 @@ def tune_calls(
 # The step itself --------------------------------------------------------------------------------------------------
 
 
-def _prove_apart(proof: Proof, limit_s: float) -> dict[str, Any]:
+def _prove_apart(proof: Proof) -> dict[str, Any]:
     """The step's gain, or why there is none."""
     if not _changed(proof.entries):
         return {"reason": "launches take what they took before: nothing faster was found"}
     try:
-        return run_isolated(prove, proof, limit_s=limit_s)
+        return run_isolated(prove, proof, limit_s=proof.limit_s)
     except (GaveUp, MfubenchError, InvalidArgument) as error:
         return {"reason": f"the step was not timed: {error}"}
 
@@ -315,6 +316,7 @@ def _changed(entries: Sequence[Entry]) -> bool:
 
 def prove(proof: Proof, tell: Tell) -> dict[str, Any]:
     """How many times as fast the step is with the new configs, and whether that is told from 1 %."""
+    began = monotonic()
     tell("building the model")
     workload = proof.subject.workload(steps=NUM_ROTATED)
     first_step(workload)
@@ -342,7 +344,13 @@ def prove(proof: Proof, tell: Tell) -> dict[str, Any]:
             for arm in arms:
                 arm(index)
         tell("timing")
-        gain = Gain.of(measure_gain(blocks, ALPHA), ALPHA)
+        timing = monotonic()
+
+        def time_for(count: int) -> bool:
+            now = monotonic()
+            return now - began + count * (now - timing) / len(timings[0]) < proof.limit_s
+
+        gain = Gain.of(measure_gain(blocks, ALPHA, time_for), ALPHA)
     old_ms, new_ms = (median_ci([ms for block in arm for ms in block]) for arm in timings)
     return {
         "ms_before": old_ms,

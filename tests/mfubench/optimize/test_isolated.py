@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ def test_the_result_comes_from_another_process(capfd: pytest.CaptureFixture[str]
     value, process = run_isolated(doubled, 21, limit_s=LIMIT_S, tell=seen.append)
     assert (value, seen) == (42, ["doubling"]) and process != os.getpid()
     assert capfd.readouterr().out == ""  # stdout is the result's alone
+
+
+def test_a_task_may_have_no_limit() -> None:
+    assert run_isolated(doubled, 21, limit_s=inf)[0] == 42
 
 
 def raises_bad_input(_argument: None, tell: Tell) -> None:

@@ -1,9 +1,11 @@
 """Tuning a step: what is recorded, left out and why, tried, kept, and held to the step itself; without a GPU."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import pytest
@@ -304,12 +306,23 @@ def test_both_arms_run_in_turns_each_with_its_own_configs(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tuning, "time_in_blocks", blocks)
     monkeypatch.setattr(tuning, "run_step", run_step)
-    found = tuning.prove(tuning.Proof(tuning.Subject(SPEC), [entry]), lambda phase: None)
+    found = tuning.prove(tuning.Proof(tuning.Subject(SPEC), [entry], inf), lambda phase: None)
     assert held == [False, True] * 4
     assert found["verdict"] == "faster" and found["speedup"]["median"] == pytest.approx(1.25)
     assert (found["ms_before"], found["ms"]) == ((2.0, 2.0, 2.0), (1.6, 1.6, 1.6)) and found["blocks"] == 16
 
 
+def test_what_is_still_open_when_the_time_is_over_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecided(arms: Sequence[Any], *, device: Any, first: int, num_blocks: int) -> Any:
+        time.sleep(0.3)
+        return [[(1.0, 1.0)] * num_blocks, [(0.9 if block % 2 else 1.1,) * 2 for block in range(num_blocks)]]
+
+    monkeypatch.setattr(tuning, "time_in_blocks", undecided)
+    found = {limit_s: tuning.prove(tuning.Proof(tuning.Subject(SPEC), [], limit_s), lambda phase: None)
+             for limit_s in (0.1, inf)}  # fmt: skip
+    assert (found[0.1]["blocks"], found[inf]["blocks"]) == (16, 64) and found[0.1]["verdict"] == "open"
+
+
 def test_a_step_is_timed_for_real() -> None:
-    found = tuning.prove(tuning.Proof(tuning.Subject(SPEC), []), lambda phase: None)
+    found = tuning.prove(tuning.Proof(tuning.Subject(SPEC), [], inf), lambda phase: None)
     assert found["ms"][0] > 0 and found["verdict"] in ("open", "not faster", "faster") and found["blocks"] >= 16
