@@ -237,6 +237,7 @@ def _workload() -> dict[str, Any]:
         "device": "cpu",
         "batch_size": 32,
         "data": "synthetic",
+        "lock": None,
         "seed": 20260203,
         "overrides": {},
         "model_hash": "5d41402abc4b",
