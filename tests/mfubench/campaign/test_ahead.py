@@ -74,7 +74,7 @@ def test_kernels_of_an_op_and_of_a_step_are_kept_and_found_again(tmp_path: Path)
 def test_what_is_tuned_is_compiled_with_every_config(tmp_path: Path) -> None:
     """One that is locked for a GPU of that generation is not: H200s have locked norms, and A100s nothing."""
     shape = of_shape("tune", "rms_norm", "norm 1.18M x 512").arguments
-    step = {**of_model("interformer").arguments, "op": "layer_norm", "step": "interformer"}
+    step = {**of_model("ligr").arguments, "op": "layer_norm", "step": "ligr"}
     code = f"""
 from mfubench.campaign.ahead import compile_task
 from mfubench.worker import UNWATCHED
@@ -93,7 +93,7 @@ for stage, arguments, target in (
     assert 2 <= locked <= 4 < anywhere  # a default and a locked one of each of two kernels
     for compiled_there in (of_step, of_contract):
         assert set(compiled_there[1:]) == {"layer_norm_fwd_kernel", "layer_norm_bwd_kernel"}
-        assert int(compiled_there[0]) > 4
+        assert int(compiled_there[0]) >= 4  # both kernels, each with more than one config
 
 
 def test_rows_are_shared_out_as_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

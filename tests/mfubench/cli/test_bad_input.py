@@ -68,7 +68,10 @@ PROFILE = {
     "unknown peak": (["kunlun", "--peak", "best"], ["best", "datasheet", "measured"]),
     "no datasheet for a CPU": (["kunlun", "--size", "tiny", "--device", "cpu", "--peak", "datasheet"], ["measured"]),
     "cudagraphs on a CPU": (["kunlun", "--device", "cpu", "--compile", "cudagraphs"], ["CUDA"]),
-    "no such kernel": (["transformer", "--size", "tiny", "--device", "cpu", "--impl", "triton"], ["triton"]),
+    "no such kernel": (
+        ["transformer", *["--size", "tiny", "--batch-size", "2", "--device", "cpu", "--impl", "triton"]],
+        ["triton"],
+    ),
     "batch of 0": (["kunlun", "--batch-size", "0"], ["--batch-size 0", "1 or more"]),
     "0 steps": (["kunlun", "--steps", "0"], ["--steps 0", "1 or more"]),
     "negative seed": (["kunlun", "--seed", "-1"], ["--seed -1"]),

@@ -28,7 +28,7 @@ def told(count: Count, memory: MemoryPeak) -> dict[str, Any]:
 
 def of_model(name: str, mode: str) -> list[dict[str, Any]]:
     """On a GPU that runs no kernels of ours, and here."""
-    spec = WorkloadSpec(name, size="tiny", mode=mode, dtype="fp32", batch_size=6, steps=1, device="cpu")
+    spec = WorkloadSpec(name, size="tiny", mode=mode, dtype="fp32", batch_size=3, steps=1, device="cpu")
     without = step_on(known_gpu("T4", "fp32"), spec)
     workload = prepare(spec)
     first_step(workload)
