@@ -66,7 +66,7 @@ def _unfit(entry: Any) -> str | None:
     if kernel is None:
         return f"this release has no {entry['kernel']}"
     try:
-        space = [as_locked(config) for config in kernel.space(_key(entry["key"]))]
+        space = [as_locked(config) for config in kernel.space(key_of(entry["key"]))]
     except Exception:  # what another release's key lacks
         return f"{entry['kernel']} has no key {entry['key']!r} in this release"
     if entry.get("config") not in space:
@@ -74,7 +74,7 @@ def _unfit(entry: Any) -> str | None:
     return None
 
 
-def _key(text: str) -> Mapping[str, int | str | bool]:
+def key_of(text: str) -> Mapping[str, int | str | bool]:
     """The key that `mfu_kernels.lock.key_text` spelled."""
     pairs = (part.split("=", 1) for part in text.split())
     return {name: TRUTH.get(value, int(value) if value.isdigit() else value) for name, value in pairs}

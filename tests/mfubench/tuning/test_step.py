@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from mfu_kernels import layer_norm, lock
 from mfu_kernels.launching import KERNELS
-from mfu_kernels.lock import as_locked, key_text, spelled
+from mfu_kernels.lock import as_locked, key_text
 from mfu_kernels.modes import watching_launches
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.kernels import tune
 from mfubench.kernels.budget import Verdict
 from mfubench.kernels.check import CaseResult, OpResult
+from mfubench.kernels.locks import key_of
 from mfubench.kernels.targets import TARGETS
 from mfubench.optimize.changes import UseImpl
 from mfubench.optimize.isolated import GaveUp
@@ -65,7 +66,7 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch, no_lock: None) -> None:
-    """A CPU that is taken for a GPU whose kernels run in the interpreter, each with its first three configs."""
+    """A CPU that is taken for a GPU whose kernels run in the interpreter, each with all its configs."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
     for module in (tune, tuning):
         monkeypatch.setattr(module, "device_target", lambda device: TARGETS["sm_90"])
@@ -81,12 +82,9 @@ def launched_in_turn(examples: Any, shape: str, target: Any, wanted: Any) -> lis
     direction = "forward"
 
     def note(kernel: str, key: str, *_: str) -> None:
-        parsed = {name: int(value) if value.isdigit() else value == "True" for name, value in
-                  (part.split("=") for part in key.split())}  # fmt: skip
+        parsed = key_of(key)
         if wanted(kernel, parsed):
-            space = list(KERNELS[kernel].space(parsed))
-            left_out = {spelled(config): "does not fit" for config in space[3:]}
-            found[kernel] = tune.Launched(kernel, parsed, direction, space[:3], left_out)
+            found[kernel] = tune.Launched(kernel, parsed, direction, list(KERNELS[kernel].space(parsed)))
 
     with watching_launches(note):
         out = examples.function(**leaves, **inputs.others, impl="triton")
@@ -147,16 +145,11 @@ def test_the_kernels_of_calls_are_tuned_once_each(a_gpu: None) -> None:
     for entry in entries:
         kernel = KERNELS[entry["kernel"]]
         assert entry["shape"] == calls[0].title and (entry["device"], entry["target"]) == ("a GPU", "sm_90")
-        assert entry["config_before"] == as_locked(kernel.space(_parsed(entry["key"]))[0]) != entry["config"]
+        assert entry["config_before"] == as_locked(kernel.space(key_of(entry["key"]))[0]) != entry["config"]
         assert (entry["ms"], entry["ms_before"], entry["ratio_of_fastest"]) == (1.0, 2.0, (0.5, 0.5, 0.5))
     assert [len(so_far) for so_far in stood] == [1, 2]
     again = tuning.tune_calls(UNWATCHED, calls=calls, device="cpu", again=False, held=entries, without={})
     assert again == []  # what is locked for this very GPU stands
-
-
-def _parsed(key: str) -> dict[str, Any]:
-    pairs = (part.split("=") for part in key.split())
-    return {name: int(value) if value.isdigit() else value == "True" for name, value in pairs}
 
 
 @dataclass
