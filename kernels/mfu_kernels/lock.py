@@ -88,7 +88,12 @@ def merged() -> list[Entry]:
 
 def with_entries(entries: Sequence[Entry]) -> list[Entry]:
     """The committed entries with ``entries`` in their places."""
-    return list({_place(entry): entry for entry in (*committed(), *entries)}.values())
+    return in_places(committed(), entries)
+
+
+def in_places(before: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """``before`` with ``entries`` in the places of those for the same kernel, GPU and key."""
+    return list({_place(entry): entry for entry in (*before, *entries)}.values())
 
 
 def _place(entry: Entry) -> tuple[str, str, str]:

@@ -144,10 +144,8 @@ def profile(
 
 def _limit_s(given: str) -> float:
     """``--timeout`` in seconds, which is also the unit of a bare number."""
-    if DURATION.fullmatch(given):
-        return seconds("--timeout", given)
     try:
-        limit_s = float(given)
+        limit_s = seconds("--timeout", given) if DURATION.fullmatch(given) else float(given)
     except ValueError:
         raise BadInput(f"--timeout {given}; allowed: a number of seconds, or one such as 90s, 9m, 2h") from None
     if not 0 < limit_s <= MAX_TIMEOUT_S:

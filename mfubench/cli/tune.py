@@ -115,5 +115,5 @@ def tune(
         )
     if out is not None:
         keep(told, tuning_page(told), out, DOCUMENT)
-        write_lock(told["entries"], out)
+        write_lock(told["lock"], out)
     put(told, lambda: tuning_page(told), json=json, verbose=verbose)

@@ -43,6 +43,11 @@ def read_lock(file: Path) -> list[Entry]:
     return document["entries"]  # type: ignore[no-any-return]
 
 
+def took_over(entry: Entry) -> bool:
+    """Whether a tuned entry's config took the place of what launches took."""
+    return bool(entry["config"] != entry["config_before"])
+
+
 def use_lock(file: Path | str) -> None:
     """Let launches in this process take the configs of a lock file before those of this release.
 

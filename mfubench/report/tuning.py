@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mfubench.figures import Dot, Dots
+from mfubench.kernels.locks import took_over
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
@@ -40,17 +41,12 @@ def tuning_page(told: Document) -> Page:
 
 
 def _headline(told: Document) -> str:
-    step, changed = told["step"], [entry for entry in told["entries"] if is_new(entry)]
+    step, changed = told["step"], [entry for entry in told["entries"] if took_over(entry)]
     kernels = f"{len(changed)} of {len(told['entries'])} kernels have a faster config"
     if "speedup" not in step:
         return f"{kernels}; {step['reason']}"
     gain = fmt.interval(*_speedup(step))
     return f"{kernels}; the step is {gain} times as fast, {VERDICTS[step['verdict']]}"
-
-
-def is_new(entry: Document) -> bool:
-    """Whether the entry's config took the place of another."""
-    return bool(entry["config"] != entry["config_before"])
 
 
 def _step(step: Document) -> Block:
@@ -79,7 +75,9 @@ def _ms(given: Sequence[float]) -> str:
 
 def _chart(entries: Sequence[Document], step: Document) -> list[Chart]:
     """How many times as fast each kernel's op is that has a new config, and the step."""
-    new = [entry for entry in entries if is_new(entry) and entry["ratio_of_fastest"]]  # none where the old one failed
+    new = [
+        entry for entry in entries if took_over(entry) and entry["ratio_of_fastest"]
+    ]  # none where the old one failed
     dots = [_dot(f"{entry['kernel']}, {entry['key']}", "kernel", *_times(entry)) for entry in new]
     dots.sort(key=lambda dot: -dot.value)
     if "speedup" in step:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ ALIGNED = 16  # bytes: Triton compiles other code for what is not
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A tensor of whole numbers or truth values, which decide what a kernel does: kept, as zeros if it has none.
+    """A tensor of whole numbers or truth values, which decide what a kernel does: kept as it is.
 
     In an array: a tensor that is sent to another process lies in memory that ends with the sender.
     """
@@ -178,7 +177,7 @@ def _seen(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> Whole | Fl
 
 def _values(tensor: Tensor) -> npt.NDArray[Any]:
     if isinstance(tensor, FakeTensor):
-        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        raise RuntimeError("whole numbers made of others, in a step without numbers: nothing is known of them")
     with unset_fake_temporarily():
         values: npt.NDArray[Any] = tensor.detach().cpu().numpy()
     return values

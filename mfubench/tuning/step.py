@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from mfu_kernels.errors import InvalidArgument
-from mfu_kernels.lock import Entry, Places, adopt, holding, places, places_with
+from mfu_kernels.lock import Entry, Places, adopt, holding, in_places, places, places_with
 from mfubench.errors import BadInput, MfubenchError, ToolBroke
 from mfubench.kernels.apart import CASE_LIMITS_S
 from mfubench.kernels.catalog import ops_with_kernels
 from mfubench.kernels.check import OpResult
-from mfubench.kernels.locks import read_lock
+from mfubench.kernels.locks import read_lock, took_over
 from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.tune import Wanted, device_target, launched_kernels, not_locked, tune_op
 from mfubench.measure.compiled import run_eagerly
@@ -38,7 +38,7 @@ from mfubench.progress import Progress, silent
 from mfubench.side_by_side import SharedProgress, one_a_core, one_thread, share_out, workers
 from mfubench.worker import DONE, LEAST_S, Watch, Worker
 from mfubench.workload.compilation import compiled_in_place
-from mfubench.workload.prepare import prepare
+from mfubench.workload.prepare import device_and_dtype, prepare
 from mfubench.workload.spec import NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import run_passes, run_step
 
@@ -103,6 +103,11 @@ class _Tuning:
     not_tuned: dict[str, str] = field(default_factory=dict)
     not_held: list[str] = field(default_factory=list)
 
+    @property
+    def lock(self) -> list[Entry]:
+        """All that is known now."""
+        return in_places(self.held, self.entries)
+
 
 def tune_step(
     subject: Subject,
@@ -115,16 +120,16 @@ def tune_step(
 ) -> dict[str, Any]:
     """Tune what the subject's step launches; ``again``: also kernels whose configs were all tried on this very GPU.
 
-    ``keep`` is given the entries that there are after each op.
+    ``keep`` is given what the lock has after each op: those of ``spec``'s own lock, and what was found in their places.
 
     Returns:
-        As JSON: the calls, the lock's ``entries``, what was ``not_tuned`` and why, and the ``step`` with its gain;
-        ``not_held`` are calls whose numbers were too many to be held to fp64.
+        As JSON: the calls, the ``entries`` that were found, the whole ``lock`` with them, what was ``not_tuned`` and
+        why, and the ``step`` with its gain; ``not_held`` are calls whose numbers were too many to be held to fp64.
 
     Raises:
         BadInput, mfu_kernels.errors.InvalidArgument: no GPU, a workload that does not run, launches no kernel of ours,
             or replays its launches.
-        ToolBroke: a check of numbers, or the recording, broke.
+        ToolBroke: the recording broke.
     """
     began = monotonic()
 
@@ -136,7 +141,7 @@ def tune_step(
         raise BadInput(
             "--compile cudagraphs keeps the configs that were captured; use --compile none, regions or model"
         )
-    device = torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device, _ = device_and_dtype(spec)
     device_target(device)  # or there is none
     progress("recording a step's calls", 0.0)
     recorded = _record_apart(subject, left())
@@ -155,6 +160,7 @@ def tune_step(
         "toolchain": toolchain(),
         "calls": [{"op": call.op, "module": call.module} for call in recorded.calls],
         "entries": found.entries,
+        "lock": found.lock,
         "not_tuned": found.not_tuned,
         "not_held": found.not_held,
         "step": _prove_apart(Proof(subject, found.entries, left())),
@@ -275,7 +281,7 @@ def _tune(
                 begins=lambda part, op=op, done=done: progress(f"tuning {op}: {part}", done),  # type: ignore[misc]
             )
             found.entries += answer.document or []
-            keep(found.entries)
+            keep(found.lock)
             if answer.status != DONE:
                 found.not_tuned[op] = str(answer.reason)
 
@@ -301,17 +307,12 @@ def tune_calls(
 
 def _prove_apart(proof: Proof) -> dict[str, Any]:
     """The step's gain, or why there is none."""
-    if not _changed(proof.entries):
+    if not any(map(took_over, proof.entries)):
         return {"reason": "launches take what they took before: nothing faster was found"}
     try:
         return run_isolated(prove, proof, limit_s=proof.limit_s)
     except (GaveUp, MfubenchError, InvalidArgument) as error:
         return {"reason": f"the step was not timed: {error}"}
-
-
-def _changed(entries: Sequence[Entry]) -> bool:
-    """Whether one of ``entries`` took the place of what launches took."""
-    return any(entry["config_before"] != entry["config"] for entry in entries)
 
 
 def prove(proof: Proof, tell: Tell) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "toolchain": {"triton": "3.6.0"},
         "calls": [{"op": "layer_norm", "module": "layers.0"}],
         "entries": ENTRIES,
+        "lock": ENTRIES,
         "not_tuned": {"gdpa": "took over 60 s"},
         "not_held": ["fields (embedding): not held to fp64"],
         "step": STEP,

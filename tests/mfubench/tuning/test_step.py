@@ -183,7 +183,8 @@ class FakeWorker:
 
 def an_entry(kernel: str, *, new: bool = True) -> dict[str, Any]:
     config = {"ROWS": 4, "num_warps": 4, "num_stages": 1}
-    return {"kernel": kernel, "config": config, "config_before": {"ROWS": 8} if new else config}
+    before = {"ROWS": 8} if new else config
+    return {"kernel": kernel, "device": "a GPU", "key": "", "config": config, "config_before": before}
 
 
 def a_call(op: str) -> Call:
@@ -201,6 +202,7 @@ def tuned(
     failed: Sequence[str] = (),
     broken: Sequence[str] = (),
     proof: Any = PROOF,
+    spec: WorkloadSpec = SPEC,
     **options: Any,
 ) -> tuple[dict[str, Any], FakeWorker]:
     """What comes of a step whose calls are those of ``answers``, by fake processes."""
@@ -221,7 +223,7 @@ def tuned(
     monkeypatch.setattr(tuning, "workers", workers)
     monkeypatch.setattr(tuning, "Worker", lambda device: worker)
     monkeypatch.setattr(tuning, "device_target", lambda device: TARGETS["sm_90"])
-    return tuning.tune_step(tuning.Subject(SPEC), **options), worker
+    return tuning.tune_step(tuning.Subject(spec), **options), worker
 
 
 def test_ops_are_tuned_one_after_the_other_and_the_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +236,17 @@ def test_ops_are_tuned_one_after_the_other_and_the_step_is_timed(monkeypatch: py
     assert told["calls"] == [{"op": op, "module": "layers.0"} for op in ("gdpa", "rms_norm")]
     (not_held,) = told["not_held"]
     assert not_held.startswith("layers.0 (embedding): not held to fp64, as 134,217,728 numbers are too many")
+
+
+def test_a_lock_that_it_goes_on_from_is_kept_and_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, held, kept = an_entry("a_kernel"), an_entry("b_kernel"), list[Any]()
+    new = {**old, "config": {"ROWS": 2}}
+    monkeypatch.setattr(tuning, "read_lock", lambda file: [old, held])
+    spec = replace(SPEC, lock="lock.json")
+    told, _ = tuned(monkeypatch, {"gdpa": Answer(DONE, None, [new])}, spec=spec, keep=kept.append)
+    assert told["lock"] == kept[-1] == [new, held] and told["entries"] == [new]
+    told, _ = tuned(monkeypatch, {"gdpa": Answer(DONE, None, [])}, spec=spec)
+    assert told["lock"] == [old, held]
 
 
 def test_what_cannot_be_tuned_is_named_and_the_rest_stands(monkeypatch: pytest.MonkeyPatch) -> None:
