@@ -8,6 +8,7 @@ GPU, and compiles the rest itself.
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from mfubench.kernels.machine_code import toolchain
 from mfubench.kernels.targets import TARGETS, require_targets
 from mfubench.kernels.tune import all_tried
 from mfubench.progress import Progress
+from mfubench.scaling.train import learning, predicting
 from mfubench.side_by_side import one_a_core, one_thread
 from mfubench.user_code import short
 from mfubench.worker import DONE, Watch
@@ -36,7 +38,7 @@ from mfubench.workload.spec import WorkloadSpec
 from .plan import KERNELS, STAGES, Task
 from .runner import Limits, run_campaign
 from .store import CACHE, Store
-from .tasks import SPECIFIED, TIMED, contract_of, shapes_of, with_kernels
+from .tasks import SPECIFIED, TIMED, contract_of, ladder_of, shapes_of, with_kernels
 
 _NOWHERE = torch.device("meta")
 NOT_BEGUN = "the budget ended before it"
@@ -82,7 +84,7 @@ def launching(tasks: Sequence[Task]) -> list[Task]:
     tuned = {_shape(task) for task in tasks if task.stage in ("compile", "tune")}
     found: dict[tuple[Any, ...], Task] = {}
     for task in tasks:
-        if task.stage in ("contract", "road"):
+        if task.stage in ("contract", "road", "scale"):
             found[(task.id,)] = task
         elif task.stage in ("compile", "tune") or (task.stage == "bench" and _shape(task) not in tuned):
             found.setdefault(_shape(task), task)
@@ -184,6 +186,14 @@ def _road(arguments: Mapping[str, Any]) -> None:
         step_without_numbers(plan.workload(setting.name))
 
 
+def _scale(arguments: Mapping[str, Any]) -> None:
+    plan = ladder_of(arguments, "cuda", with_kernels(ops_with_kernels()))
+    for model, size in product(plan.models, plan.sizes):
+        spec = replace(plan.spec, model=model, size=size, dtype=TIMED)
+        for passes in (learning, predicting):
+            step_without_numbers(passes(spec, plan.settings))
+
+
 def _spec(chosen: Mapping[str, Any]) -> WorkloadSpec:
     """The workload of a GPU, with kernels wherever there are any."""
     return WorkloadSpec(**{**chosen, "impl": with_kernels(ops_with_kernels()), "dtype": TIMED})
@@ -196,4 +206,5 @@ _LAUNCHES: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "bench": _at_shapes,
     "profile": _profile,
     "road": _road,
+    "scale": _scale,
 }

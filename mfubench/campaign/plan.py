@@ -1,4 +1,4 @@
-"""What a campaign runs, in which order: peaks, the kernels' numbers, their speed, the zoo, the road to Kunlun.
+"""What a campaign runs, in which order: peaks, the kernels' numbers, their speed, the zoo, the road, what compute buys.
 
 Compiling and the numeric contract keep processors busy, not the GPU: they run side by side, what is timed runs alone.
 """
@@ -11,12 +11,13 @@ from typing import Any
 from mfu_models import MODELS
 from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
+from mfubench.scaling.plan import LEAST_SIZES
 from mfubench.side_by_side import CONTRACT_PARTS
 
-STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road")
+STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road", "scale")
 TOGETHER = ("contract", "compile")
 SHARES = {  # of the budget on a GPU: the most that a task may take, so that one that hangs leaves others their time
-    **{"calibration": 0.1, "contract": 0.3, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3},
+    **{"calibration": 0.1, "contract": 0.3, "compile": 0.25, "tune": 0.12, "bench": 0.2, "profile": 0.3, "scale": 0.3},
 }
 KERNELS = "kernels"  # our kernels, of those whose contract passed; the reference elsewhere
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -78,6 +79,13 @@ TUNED_STEPS: Mapping[tuple[str, ...], Sequence[str]] = {
         *("window_attention", "seed_pooling", "gdpa_block", "sum_kron_linear", "layer_norm", "embedding"),
     ),
 }
+# The claim is of two models; the first is what the other's gain is held against.
+LADDER = ("interformer", "kunlun")
+LADDER_SIZES: Mapping[str, Sequence[str]] = {"cuda": ("tiny", "small", "base", "large"), "cpu": ("tiny", "small")}
+LADDER_SAMPLES: Mapping[str, Mapping[str, int]] = {  # impressions: the most to learn from, in steps of, and to predict
+    "cuda": {"samples": 200_000, "batch_size": 512, "evaluated": 50_000},
+    "cpu": {"samples": 2_000, "batch_size": 32, "evaluated": 2_000},
+}
 DEFAULTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "cuda": {"sizes": ("base", "large"), "modes": ("train", "infer"), "variants": ("kernels", "eager", "regions")},
     "cpu": {"sizes": ("tiny",), "modes": ("train", "infer"), "variants": ("eager",)},
@@ -106,17 +114,21 @@ def plan(
     models: Sequence[str] = (),
     tune: bool = False,
     peers: Sequence[str] = (),
+    data: str | None = None,
 ) -> list[Task]:
     """The tasks for ``device`` ("cuda" or "cpu") in their order; empty choices mean the device's defaults.
 
     Kernels are timed on a GPU only: each by itself first, which takes seconds; beside torch's peers, which compile, and
     beside each of ``peers``, which may hang, in tasks of their own. ``peers`` are ``op=package.module:function``.
+    ``data`` is the log that sizes of models are trained on, which without one are not.
 
     Raises:
         BadInput: an unknown stage or model, a size that no model has, a model that has none of the sizes, a peer of no
-            op, or choices that leave nothing.
+            op, a log with too few sizes for a slope, or choices that leave nothing.
     """
     _known("--stage", stages, STAGES)
+    if data is not None and stages and "scale" not in stages:
+        raise BadInput(f"--data {data} is for --stage scale, which is left out; name it too, or leave --data out")
     _known("--model", models, tuple(MODELS))
     _known("--size", sizes, tuple(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes)))
     for model in models if sizes else ():
@@ -131,7 +143,7 @@ def plan(
     zoo = sorted((place for place in every if place[1] in ZOO), key=lambda place: worth.index(place[0]))
     profiles = _profiles(device, sizes, models)
     claims, nexts = ([place for place in profiles if place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
-    roads = _roads(device, sizes, models)
+    last = [*_roads(device, sizes, models), *_ladders(device, sizes, models, data)]
     tuned = {"tuned": True} if tune else {}  # another config may be taken then, which gives another result
 
     def alone(places: Sequence[Place]) -> Iterator[Task]:
@@ -159,17 +171,18 @@ def plan(
         *(_profile_task(place, tuned) for place in claims),
         *beside(first),
         *(task for place in nexts for task in tuned_first(place)),
-        *(roads if nexts else []),
+        *(last if nexts else []),
         *alone(others),
         *beside(others),
         *(_profile_task(place, tuned) for place in profiles if place not in (*claims, *nexts)),
-        *([] if nexts else roads),  # after the zoo, where no profile is worth more than another
+        *([] if nexts else last),  # after the zoo, where no profile is worth more than another
     ]
     chosen = [task for task in tasks if not stages or task.stage in stages]
     if not chosen:
         tuning, timing = {"compile", "tune"} & set(stages), {"compile", "tune", "bench"} & set(stages)
         why = "; kernels are timed on a GPU only" if timing and device != "cuda" else ""
         why = why or ("; compile and tune need --tune" if tuning and not tune else "")
+        why = why or ("; scale needs --data" if "scale" in stages and data is None else "")
         raise BadInput(f"nothing is left of {_told(stages, sizes, models)}{why}")
     return chosen
 
@@ -259,3 +272,18 @@ def _roads(device: str, sizes: Sequence[str], models: Sequence[str]) -> list[Tas
         return []
     wanted = sizes or (("large",) if device == "cuda" else ("tiny",))
     return [Task("road", f"kunlun-{size}", {"size": size}) for size in wanted if size in MODELS["kunlun"].sizes]
+
+
+def _ladders(device: str, sizes: Sequence[str], models: Sequence[str], data: str | None) -> list[Task]:
+    """One, of the sizes that all of its models have."""
+    if data is None:
+        return []
+    climbed = models or LADDER
+    common = [size for size in sizes or LADDER_SIZES[device] if all(size in MODELS[model].sizes for model in climbed)]
+    if len(common) < LEAST_SIZES:
+        raise BadInput(
+            f"--data {data}: what compute buys needs {LEAST_SIZES} sizes or more that {', '.join(climbed)} have; "
+            "give more of --size, or none"
+        )
+    name = "-".join([*climbed, "on", data.partition(":")[0]])
+    return [Task("scale", name, {"models": list(climbed), "sizes": common, "data": data, **LADDER_SAMPLES[device]})]

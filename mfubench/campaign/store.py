@@ -24,6 +24,7 @@ _PARTS = {  # of a stage's documents, which a page reads
     "bench": ("rows", "nvml"),
     "profile": ("workload", "step", "mfu_of_measured_peak", "flops", "warnings"),
     "road": ("steps", "changes", "identity"),
+    "scale": ("data", "environment", "settings", "predictors", "points", "fits", "baseline"),
 }
 CACHE = "triton"  # Triton's, where kernels were compiled ahead
 

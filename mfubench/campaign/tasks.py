@@ -18,6 +18,7 @@ from .store import CACHE, Store
 
 if TYPE_CHECKING:
     from mfu_kernels.examples import Examples
+    from mfubench.scaling.plan import Plan
     from mfubench.tuning.calls import Call
 
 TIMED = "bf16"  # the dtype of benches and profiles on a GPU
@@ -275,6 +276,49 @@ def _road(arguments: dict[str, Any], here: Here) -> Any:
     return json.loads(found.to_json())
 
 
+def _scale(arguments: dict[str, Any], here: Here) -> Any:
+    """A ladder of sizes; its own folder keeps each training, so that one that is cut off stands and goes on."""
+    from mfubench.report import write_page
+    from mfubench.report.scaling import scaling_page
+    from mfubench.scaling.document import scaling_document
+    from mfubench.scaling.ladder import Ladder
+
+    impl = _kernels(here.store) if here.device.type == "cuda" else "auto"
+    plan = ladder_of(arguments, here.device.type, impl)
+    place = here.store.folder / "scale" / "-".join(plan.models)
+    ladder = Ladder(plan, place)
+    made = ladder.progress_made
+
+    def keep(_stage: str, _share: float) -> None:
+        nonlocal made
+        if ladder.progress_made != made:
+            made = ladder.progress_made
+            here.watch.so_far(scaling_document(ladder))
+
+    ladder.climb(progress=keep)
+    told = scaling_document(ladder)
+    write_page(scaling_page(told), place)
+    return told
+
+
+def ladder_of(arguments: Mapping[str, Any], device: str, impl: str) -> "Plan":
+    """What a task's ladder trains: of a log that has more impressions than it takes, as many as it takes."""
+    from mfubench.scaling.plan import make_plan
+    from mfubench.scaling.train import Settings
+    from mfubench.scaling.windows import open_windows
+    from mfubench.workload.spec import WorkloadSpec
+
+    first, _ = open_windows(arguments["data"], arguments["evaluated"])
+    models, sizes = arguments["models"], arguments["sizes"]
+    return make_plan(
+        WorkloadSpec(models[0], impl=impl, device=device, data=arguments["data"]),
+        ",".join(models),
+        ",".join(sizes),
+        settings=Settings(arguments["batch_size"], samples=min(arguments["samples"], len(first.targets))),
+        evaluated=arguments["evaluated"],
+    )
+
+
 _BY_STAGE: Mapping[str, Callable[[dict[str, Any], Here], Any]] = {
     "calibration": _calibration,
     "contract": _contract,
@@ -283,4 +327,5 @@ _BY_STAGE: Mapping[str, Callable[[dict[str, Any], Here], Any]] = {
     "bench": _bench,
     "profile": _profile,
     "road": _road,
+    "scale": _scale,
 }

@@ -28,7 +28,7 @@ def campaign(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            "--stage", help="calibration, contract, compile, tune, bench, profile or road; may be given again."
+            "--stage", help="calibration, contract, compile, tune, bench, profile, road or scale; may be given again."
         ),
     ] = None,
     size: Annotated[
@@ -43,6 +43,10 @@ def campaign(
             help="First find each kernel's best config where none is locked for this GPU, or some are untried.",
         ),
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A real log to train sizes of two models on, last: kuairand:PATH or movielens:PATH."),
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,6 +74,8 @@ def campaign(
 ) -> None:
     """Ask a device everything, the most valuable first: its peaks, the kernels' numbers and speed, the zoo, the road.
 
+    With --data also what compute buys: sizes of models are trained on that log, as `mfubench scale` does.
+
     A kill at any moment leaves what is done; the same command goes on from there, and tries again what failed. DIR gets
     a file for each task, report.md with its charts and report.html.
 
@@ -81,6 +87,8 @@ def campaign(
     mfubench campaign --budget 9m --out out/campaign
 
     mfubench campaign --budget 30m --size tiny --stage contract --stage profile --out out/campaign
+
+    mfubench campaign --budget 30m --data kuairand:PATH --out out/campaign
 
     mfubench campaign --ahead sm_90 --tune --budget 30m --out out/campaign
 
@@ -106,7 +114,13 @@ def campaign(
 
     device = "cuda" if ahead is not None or torch.cuda.is_available() else "cpu"
     limits = Limits(budget_s, task_s, peer_s, SHARES if device == "cuda" and ahead is None else {})
-    tasks = plan(device, stages=stage or [], sizes=size or [], models=model or [], tune=tune, peers=peer or [])
+    tasks = plan(
+        device, stages=stage or [], sizes=size or [], models=model or [], tune=tune, peers=peer or [], data=data
+    )
+    if data is not None:
+        from mfubench.scaling.windows import open_windows
+
+        open_windows(data)  # a log that cannot be read is told of before hours of all else
     if ahead is not None:
         from mfubench.campaign.ahead import compile_for
         from mfubench.report.kernels import ahead_page

@@ -15,6 +15,7 @@ from .blocks import Column, Facts, Items, Page, Section, Table
 from .campaign_charts import Pair, beside_peers, best_step
 from .kernels import bench_table
 from .markdown import render_chart, render_table
+from .scaling import scaling_section, slopes_table
 from .tuning import tuned_table
 
 Result = Mapping[str, Any]
@@ -42,6 +43,7 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
         *([Section("Tuned configs", [tuned_table(tuned)])] if tuned else []),
         *_kernels(_of(results, "bench")),
         *_roads(_of(results, "road")),
+        *map(scaling_section, _of(results, "scale")),
     ]
     missing: dict[str, list[str]] = {}  # tasks by reason
     for item in (item for items in results.values() for item in items if item["reason"]):
@@ -226,7 +228,7 @@ def results_table(
     locked: Sequence[Any] = (),
     pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The models' table and the kernels' in Markdown, with the device and what says that a command made them.
+    """The models' table, the kernels' and what compute buys in Markdown, with the device and the command.
 
     ``locked`` are the entries of the lock; those of the device are shown. ``pictures`` are files of
     the report's charts by their titles, which then stand above the tables.
@@ -236,8 +238,11 @@ def results_table(
     """
     _check_device(index, results)
     runs, benches = _of(results, "profile"), _of(results, "bench")
-    if not runs and not benches:
-        raise BadInput("this campaign has neither a profile nor a bench yet: there is no table of results to make")
+    ladders = [told for told in _of(results, "scale") if told["fits"]]
+    if not (runs or benches or ladders):
+        raise BadInput(
+            "this campaign has no profile, bench or ladder of sizes yet: there is no table of results to make"
+        )
     environment = index["environment"]
     device = index["identity"]["device"]
     texts = [
@@ -249,6 +254,7 @@ def results_table(
     texts += [render_chart(chart, lambda chart: pictures[chart.title]) for chart in charts]
     texts += [render_table(_models(runs))] if runs else []
     texts += [render_table(_beside_peers(pairs))] if benches else []
+    texts += [render_table(slopes_table(told)) for told in ladders]
     here = [entry for entry in locked if entry["device"] == device]
     texts += [_folded(f"The {len(here)} configs that won", render_table(tuned_table(here)))] if here else []
     return "\n\n".join(texts)

@@ -77,17 +77,15 @@ PUBLISHED = [
 def scaling_page(told: Document) -> Page:
     """Everything that a report says about a ladder of sizes, also where nothing of it was trained."""
     told = fmt.cleaned(told)
-    done = [point for point in told["points"] if point["status"] == DONE]
-    fits = sorted(told["fits"], key=lambda fit: list(AXES).index(fit["axis"]))
+    done, fits = _done(told), _by_axis(told)
     absent = _not_done(told)
-    scaling = [*_charts(told, done), _fits(fits, told["baseline"])]
     given: list[Block] = [_data(told["data"]), Facts.of(told["settings"]), Facts.of(told["environment"])]
     return Page(
         title=" ".join(f"Scaling on {_log(told)}, held against {told['baseline']}".split()),
         headline=_headline(told, done),
         warnings=list(told["warnings"]),
         sections=[
-            Section("Scaling", scaling, brief=True),
+            Section("Scaling", _scaling(told, done, fits), brief=True),
             Section("Points", [*_predictors(told, done), *_points(told["points"], len(done))], brief=True),
             *([Section("The laws that were fitted", [_laws(fits)])] if fits else []),
             *([Section("Every seed", [_seeds(done)])] if done else []),
@@ -97,6 +95,33 @@ def scaling_page(told: Document) -> Page:
             Section("Method", [Items(_method(told))]),
         ],
     )
+
+
+def scaling_section(told: Document) -> Section:
+    """The ladder in a page of more than it: what it says, charts, slopes and points."""
+    told = fmt.cleaned(told)
+    done = _done(told)
+    points = _points(told["points"], len(done))
+    blocks = [Items([_headline(told, done)]), *_scaling(told, done, _by_axis(told)), *points]
+    return Section(f"What compute buys, on {_log(told)}", blocks, brief=True)
+
+
+def slopes_table(told: Document) -> Table:
+    """What each model gains from compute, beside the baseline, of a ladder with fits."""
+    told = fmt.cleaned(told)
+    return _slopes(_by_axis(told), told["baseline"])
+
+
+def _done(told: Document) -> list[Document]:
+    return [point for point in told["points"] if point["status"] == DONE]
+
+
+def _by_axis(told: Document) -> list[Document]:
+    return sorted(told["fits"], key=lambda fit: list(AXES).index(fit["axis"]))
+
+
+def _scaling(told: Document, done: Sequence[Document], fits: Sequence[Document]) -> list[Block]:
+    return [*_charts(told, done), _fits(fits, told["baseline"])]
 
 
 def _log(told: Document) -> str:
@@ -227,9 +252,11 @@ def _summary(figure: Curves, of_compute: str) -> str:
 
 
 def _fits(fits: Sequence[Document], baseline: str) -> Block:
+    return _slopes(fits, baseline) if fits else Items([f"{NOT_ENOUGH.capitalize()}."])
+
+
+def _slopes(fits: Sequence[Document], baseline: str) -> Table:
     """Slopes and their ratios, which is what a ladder is for."""
-    if not fits:
-        return Items([f"{NOT_ENOUGH.capitalize()}."])
     slopes = [_estimate(fit["per_decade"], 3) for fit in fits]
     ratios = ["baseline" if fit["model"] == baseline else _estimate(fit["efficiency"], 3) for fit in fits]
     columns = [

@@ -34,6 +34,7 @@ from .entropy import Floats, log_losses, normalised_entropy
 from .windows import shuffled
 
 AT_ONCE = 8  # steps that run between two looks at the clock, their batches made before
+PREDICTED = 2  # batches at once, where no gradient takes memory
 LAST_SHARE = 0.1  # of the steps, whose mean loss is the last one
 Changed = Callable[[Batch, np.random.Generator], Batch]
 
@@ -87,6 +88,16 @@ class Trained:
         return {name: value for name, value in asdict(self).items() if name != "losses"}
 
 
+def learning(spec: WorkloadSpec, settings: Settings) -> WorkloadSpec:
+    """The workload of a training's steps: each impression is a request with one candidate."""
+    return replace(spec, mode="train", batch_size=settings.batch_size, candidates=1, steps=1)
+
+
+def predicting(spec: WorkloadSpec, settings: Settings) -> WorkloadSpec:
+    """That of its evaluation."""
+    return replace(learning(spec, settings), mode="infer", batch_size=PREDICTED * settings.batch_size)
+
+
 def train(
     spec: WorkloadSpec,
     windows: tuple[LogSource, LogSource],
@@ -107,7 +118,7 @@ def train(
     model = model_spec(spec.model)
     config = model.config(spec.size or DEFAULT_SIZE, first.schema, {"num_candidates": 1} if model.request_level else {})
     lengths = {sequence.name: 1 for sequence in first.schema.sequences} | model.max_lengths(config)
-    workload = prepare(replace(spec, mode="train", batch_size=settings.batch_size, candidates=1, steps=1), first)
+    workload = prepare(learning(spec, settings), first)
     _warm_up(workload)
 
     def batches(source: LogSource, size: int, samples: int | None) -> Iterator[tuple[Array, Batch]]:
@@ -126,7 +137,7 @@ def train(
     seen = batches(first, settings.batch_size, samples)
     learnt = _learn(workload, seen, settings, -(-samples // settings.batch_size), flops_of, progress)
     begin = perf_counter()
-    p = _predict(workload, second, batches(second, 2 * settings.batch_size, None), progress)
+    p = _predict(workload, second, batches(second, PREDICTED * settings.batch_size, None), progress)
     y = second.labels(second.targets)
     ends = learnt.losses[-ceil(LAST_SHARE * len(learnt.losses)) :]
     return Trained(

@@ -36,6 +36,7 @@ FROZEN = {
     "campaign": EVERYWHERE
     | {
         "--ahead",
+        "--data",
         "--out",
         "--budget",
         "--task-limit",

@@ -11,10 +11,12 @@ import torch
 
 from mfu_kernels.gdpa.tiles import num_splits
 from mfu_kernels.modes import compile_ahead
+from mfubench.campaign import ahead
 from mfubench.campaign.ahead import NOT_BEGUN, launching
 from mfubench.campaign.plan import Task, plan
 from mfubench.cli import main
 from tests.compiling import mfubench, python
+from tests.mfubench.scaling.small import write_log
 
 CODE = """
 import json, sys
@@ -55,6 +57,21 @@ def test_what_launches_the_same_is_compiled_once() -> None:
     assert {task.stage for task in launching(plan("cuda"))} == {"contract", "bench", "profile", "road"}
     same = [of_model("dlrm"), of_model("dlrm", "regions"), of_model("dlrm", impl="reference"), of_model("din")]
     assert launching(same) == [same[0], same[3]]
+
+
+def test_a_ladders_steps_are_those_of_its_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (task,) = launching(plan("cuda", stages=["scale"], data=write_log(tmp_path)))
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        ahead, "step_without_numbers",
+        lambda spec: seen.append((spec.model, spec.size, spec.mode, spec.batch_size, spec.candidates, spec.dtype)),
+    )  # fmt: skip
+    ahead._LAUNCHES["scale"](task.arguments)
+    assert len(seen) == 16 and {(model, *rest) for model, _, *rest in seen} == {
+        (model, mode, requests, 1, "bf16")
+        for model in ("interformer", "kunlun")
+        for mode, requests in (("train", 512), ("infer", 1024))
+    }
 
 
 def test_kernels_of_an_op_and_of_a_step_are_kept_and_found_again(tmp_path: Path) -> None:

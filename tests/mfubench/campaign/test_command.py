@@ -63,6 +63,8 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
             "--model dlrm has none of --size xxl; it has: tiny",
         ),
         (["--stage", "bench"], "nothing is left of --stage bench; kernels are timed on a GPU only"),
+        (["--data", "kuairand:nowhere"], "nowhere"),
+        (["--data", "synthetic", "--stage", "scale"], "no log"),
         (["--stage", "road", "--model", "dlrm"], "nothing is left of --stage road --model dlrm"),
     ],
 )

@@ -28,10 +28,12 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.tuning.calls import calls_without_numbers
 from mfubench.workload.spec import WorkloadSpec
 
+LOG = "kuairand:a folder"
+
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_stages_come_in_order_of_value_and_nothing_twice(device: str) -> None:
-    tasks = plan(device, tune=True)
+    tasks = plan(device, tune=True, data=LOG)
     begun = list(dict.fromkeys(task.stage for task in tasks))
     timed = ("compile", "tune", "bench")  # kernels, on a GPU
     assert begun == [stage for stage in STAGES if device == "cuda" or stage not in timed]
@@ -119,7 +121,7 @@ def test_the_contract_is_held_at_the_shapes_that_are_tuned() -> None:
 def test_choices_narrow_the_plan() -> None:
     tasks = plan("cpu", stages=["profile"], sizes=["tiny"], models=["kunlun"])
     assert [task.name for task in tasks] == ["kunlun-tiny-train-eager", "kunlun-tiny-infer-eager"]
-    assert {task.stage for task in plan("cuda", models=["dlrm"], tune=True)} == set(STAGES) - {"road"}
+    assert {task.stage for task in plan("cuda", models=["dlrm"], tune=True)} == set(STAGES) - {"road", "scale"}
 
 
 @pytest.mark.parametrize("choice", [{"stages": ["x"]}, {"models": ["x"]}, {"sizes": ["huge"]}])
@@ -144,3 +146,26 @@ def test_each_peer_has_tasks_of_its_own() -> None:
 def test_a_peer_of_no_op_is_refused(peer: str) -> None:
     with pytest.raises(BadInput, match=r"allowed: op=package\.module:function with an op of gdpa"):
         plan("cuda", peers=[peer])
+
+
+def test_a_ladder_of_sizes_needs_a_log_and_comes_after_the_claim() -> None:
+    (task,) = (task for task in plan("cuda", data=LOG) if task.stage == "scale")
+    assert (task.id, task.arguments["data"]) == ("scale/interformer-kunlun-on-kuairand", LOG)
+    begun = [task.stage for task in plan("cuda", data=LOG)]
+    assert begun.index("scale") == begun.index("road") + 1
+    assert "scale" not in {task.stage for task in plan("cuda")}
+    (task,) = plan("cpu", stages=["scale"], models=["kunlun", "dlrm"], sizes=["base", "tiny", "large_plus"], data=LOG)
+    assert task.arguments["models"] == ["kunlun", "dlrm"] and task.arguments["sizes"] == ["base", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        ({"data": LOG, "sizes": ["tiny"]}, "2 sizes or more that interformer, kunlun have"),
+        ({"data": LOG, "stages": ["profile"]}, "is for --stage scale, which is left out"),
+        ({"stages": ["scale"]}, "nothing is left of --stage scale; scale needs --data"),
+    ],
+)
+def test_a_ladder_that_cannot_be_is_refused(choice: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        plan("cpu", **choice)

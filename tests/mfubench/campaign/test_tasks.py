@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from mfubench.campaign import tasks
-from mfubench.campaign.plan import Task
+from mfubench.campaign.plan import Task, plan
 from mfubench.campaign.store import Store
 from mfubench.kernels import bench, tune
 from mfubench.kernels.peers import CannotRun
 from mfubench.measure import calibrate
 from mfubench.measure.environment import device_name
-from mfubench.worker import DONE, PART, UNWATCHED, NotHere
+from mfubench.report.campaign import campaign_page, results_table
+from mfubench.report.markdown import render_page
+from mfubench.worker import DONE, FAILED, PART, UNWATCHED, Answer, NotHere
+from tests.mfubench.scaling.small import EVENTS, USERS, StandIn, write_log
 
 BENCH = {"op": "rms_norm", "shape": "norm 295k x 512", "peers": [], "builtin": True}
 
@@ -138,3 +141,37 @@ def test_a_road_that_is_cut_off_leaves_the_steps_that_it_has(monkeypatch: pytest
         watch, stage="road", arguments={"size": "tiny"}, device="cpu", folder=here.store.folder, without={}
     )
     assert (kept, last) == ([{"steps": 1}, {"steps": 2}], {"steps": 3})
+
+
+def test_a_ladder_is_kept_as_it_is_climbed_and_shown_with_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = StandIn().installed(monkeypatch)
+    stand_in.befall = lambda model, size, seed: Answer(FAILED, "it broke") if (size, seed) == ("base", 1) else None
+    store = Store(tmp_path / "campaign")
+    (task,) = plan("cpu", stages=["scale"], sizes=["tiny", "small", "base"], data=write_log(tmp_path / "log"))
+    kept: list[Any] = []
+    watch = replace(UNWATCHED, so_far=kept.append)
+    given: dict[str, Any] = {"arguments": task.arguments, "device": "cpu", "folder": store.folder, "without": {}}
+    told = tasks.run_task(watch, stage="scale", **given)
+    assert [sum(len(point["seeds"]) for point in document["points"]) for document in kept] == [*range(1, 10), 10]
+    assert told["settings"]["samples"] < task.arguments["samples"] and set(told["not_done"].values()) == {"it broke"}
+    assert "it broke" in (store.folder / "scale" / "interformer-kunlun" / "report.md").read_text()
+    asked = len(stand_in.asked)
+    tasks.run_task(watch, stage="scale", **given)
+    assert len(stand_in.asked) == asked, "what is trained was trained again"
+    store.open(told["environment"], [task])
+    store.write(task, DONE, None, told)
+    results = {"scale": store.shown("scale")}
+    page = render_page(campaign_page(store.index(), results))
+    assert "What compute buys, on kuairand" in page and "kunlun gains" in page
+    assert "efficiency, times interformer's" in results_table(store.index(), results)
+
+
+def test_a_ladder_on_a_gpu_takes_the_kernels_that_are_proved(here: tasks.Here, tmp_path: Path) -> None:
+    (task,) = plan("cuda", stages=["scale"], data=write_log(tmp_path / "log"))
+    with pytest.raises(NotHere, match="no kernel's contract has passed"):
+        tasks._scale(dict(task.arguments), here)
+    chosen = tasks.ladder_of(task.arguments, "cuda", "reference,gdpa=triton")
+    assert chosen.spec.impl == "reference,gdpa=triton" and chosen.baseline == "interformer"
+    assert chosen.settings.samples == USERS * EVENTS * 4 // 5

@@ -143,7 +143,7 @@ def test_the_step_that_uses_the_device_best_is_drawn_and_kernels_beside_their_pe
 
 
 def test_without_results_there_is_no_table() -> None:
-    with pytest.raises(BadInput, match="neither a profile nor a bench"):
+    with pytest.raises(BadInput, match="no profile, bench or ladder"):
         results_table(INDEX, {})
 
 
