@@ -1,7 +1,7 @@
 """What a step needs on a GPU that is not here: its work and its memory, counted without computing a number."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import ceil
@@ -103,7 +103,8 @@ def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
 
     @cache
     def peak_at(requests: int) -> int:
-        return step_on(gpu, replace(spec, batch_size=requests)).memory.peak_bytes
+        with _ready(_as_on(gpu, replace(spec, batch_size=requests))) as ready:
+            return memory_of(ready, _step).peak_bytes
 
     own = workload.needed is None
     return Needs(
@@ -121,19 +122,23 @@ def step_on(gpu: Gpu, spec: WorkloadSpec) -> Counted:
         BadInput: what `prepare` refuses, a step that fails, or kernels that are asked for where none run.
         mfu_kernels.errors.InvalidArgument: the same, from the packages below.
     """
+    spec = _as_on(gpu, spec)
+    return _on_this_cpu(spec, gpu) if ":" in spec.model else _without_numbers(spec)
+
+
+def _as_on(gpu: Gpu, spec: WorkloadSpec) -> WorkloadSpec:
+    """One step of ``spec`` on this CPU with what ``gpu`` would be asked for, whose kernels are chosen from here on."""
     refuse_interpreter()
-    own = ":" in spec.model
-    spec = replace(
+    activate(TARGETS[gpu.target])
+    return replace(
         spec,
         device="cpu",
         compile="none",
         steps=1,
         impl=_impl(spec.impl, gpu),
         dtype="fp32" if gpu.dtype == "tf32" else gpu.dtype,  # of a CPU; the same operators
-        batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cpu" if own else "cuda"],
+        batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cpu" if ":" in spec.model else "cuda"],
     )
-    activate(TARGETS[gpu.target])
-    return _on_this_cpu(spec, gpu) if own else _without_numbers(spec)
 
 
 def _impl(impl: str, gpu: Gpu) -> str:
@@ -165,15 +170,23 @@ def _on_this_cpu(spec: WorkloadSpec, gpu: Gpu) -> Counted:
 
 
 def _without_numbers(spec: WorkloadSpec) -> Counted:
+    with _ready(spec) as workload:
+        count, memory = count_of(workload, 0, _step), memory_of(workload, _step)
+    sparse = any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers)
+    unknown = "the bytes that updating the rows of large tables moves are not known without their numbers"
+    return Counted(workload, count, memory, [unknown] if sparse else [])
+
+
+@contextmanager
+def _ready(spec: WorkloadSpec) -> Iterator[Workload]:
+    """A model of the zoo once its optimizers have made their state, as they do in a first step; without numbers."""
     building = FakeTensorMode(allow_non_fake_inputs=True)
     with _kernels_left_out():
         workload = prepare(spec, building=building)
         with without_numbers(building):
-            _step(workload, 0)  # optimizers make their state
-            count, memory = count_of(workload, 0, _step), memory_of(workload, _step)
-    sparse = any(isinstance(optimizer, torch.optim.Adagrad) for optimizer in workload.optimizers)
-    unknown = "the bytes that updating the rows of large tables moves are not known without their numbers"
-    return Counted(workload, count, memory, [unknown] if sparse else [])
+            if workload.optimizers:
+                _step(workload, 0)
+            yield workload
 
 
 def _kernels_left_out() -> AbstractContextManager[None]:
