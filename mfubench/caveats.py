@@ -71,13 +71,24 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so what it moves stays in a cache, "
             "as in a small step, or a formula is off, or the peak: `mfubench doctor --calibrate` measures it anew"
         )
-    found += _untuned(run)
+    found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
     return found
+
+
+def _off_its_fused_path(run: Run, module: nn.Module) -> list[str]:
+    """Torch's encoder layer in inference, which one operator computes only where no module of it has a hook."""
+    layers = [item for item in module.modules() if isinstance(item, nn.TransformerEncoderLayer) and not item.training]
+    if not layers or run.workload["mode"] != "infer" or run.workload["dtype"] not in ("fp32", "tf32"):
+        return []
+    return [
+        "the trace's hooks take nn.TransformerEncoderLayer off its fused path in inference: the step was timed on that "
+        "path, the ledger is of what runs without it"
+    ]
 
 
 def _untuned(run: Run) -> list[str]:

@@ -71,6 +71,11 @@ class MemoryTracker(ScopeTracker):
                     self.book(tensor.grad, name, "gradients")
             for buffer in module.buffers(recurse=False):
                 self.book(buffer, name, "other")
+        devices = {parameter.device for parameter in owners}
+        for module, name in self.names.items():
+            for held in _plain_attributes(module):
+                if not devices or held.device in devices:
+                    self.book(held, name, "other")
         return owners
 
     @contextmanager
@@ -159,6 +164,13 @@ class MemoryTracker(ScopeTracker):
             if storage.kind == "activations":
                 kept[storage.module] += sign * storage.nbytes
         return kept if BACKWARD in self._phases else Counter[str]()
+
+
+def _plain_attributes(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors that a module keeps as they are, such as a graph's adjacency, or in a list, a tuple or a dict."""
+    for value in vars(module).values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (each for each in held if isinstance(each, torch.Tensor))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -187,6 +187,7 @@ def test_attention_of_torch_counts_in_both_modes(mode: str, profiled: Callable[.
     assert run.flops["fwd_model"] == 2 * one and run.flops["coverage"] == 1.0 and adds_up(run)
     if mode == "train":
         assert run.flops["bwd_model"] == 4 * one - 3 * 2 * B * D * D
+    assert (mode == "infer") == any("off its fused path" in warning for warning in run.warnings)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -216,6 +216,19 @@ def test_buffers_are_other() -> None:
     assert found.by_kind["other"] == 2 * FLOAT * 1000 + 8 and found.by_kind["parameters"] == 0
 
 
+def test_tensors_that_are_no_buffers_are_there_all_the_same() -> None:
+    """As a graph's adjacency that is kept as a plain attribute; what is on another device is not in this memory."""
+    model, x = nn.Linear(8, 8), torch.randn(1, 8)
+    before = peak(model, x, train=False)
+    table = torch.ones(50)
+    model.adjacency = torch.eye(100).to_sparse()
+    model.__dict__["kept"] = {"a table": table, "elsewhere": torch.ones(9, device="meta"), "no tensor": 3}
+    model.__dict__["again"] = [table, model.weight]
+    found = peak(model, x, train=False)
+    assert found.by_kind["other"] - before.by_kind["other"] == 100 * (2 * 8 + FLOAT) + 50 * FLOAT
+    assert found.by_kind["parameters"] == before.by_kind["parameters"]
+
+
 def test_the_phase_of_the_peak_is_named() -> None:
     model, x = mlp(), torch.randn(1, 8)
     assert peak(model, x, optimizers=trained(model, x)).phase in (BACKWARD, OPTIMIZER)
