@@ -122,7 +122,10 @@ class Roofline:
 
 def roofline(run: Run) -> Roofline | None:
     """The longest modules that have model FLOPs, and the roofs of each dtype that was used; None without modules."""
-    ranked = sorted((row for row in run.modules if row.intensity and row.time_ms), key=lambda row: -row.time_ms)
+    ranked = sorted(
+        (row for row in run.modules if row.intensity and row.time_ms and row.attainable_ms),
+        key=lambda row: -row.time_ms,
+    )
     marks = [_mark(rank, row) for rank, row in enumerate(ranked[:NUM_MARKS], 1)]
     if not marks:
         return None

@@ -10,12 +10,13 @@ import json
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args, get_origin, get_type_hints
+from uuid import uuid4
 
 from .errors import BadInput
 
@@ -351,35 +352,27 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """The same for bytes."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb", encoding=None) as stream:
-            stream.write(data)
-        os.chmod(temporary, _usual_mode())
-        os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _usual_mode() -> int:
-    """What the user's umask leaves of a new file's rights; `tempfile` leaves less."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask
+    with _replacing(path) as stream:
+        stream.write(data)
 
 
 def place_file(source: Path, target: Path) -> None:
     """Copy ``source`` to ``target`` whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    with source.open("rb") as read, _replacing(target) as stream:
+        shutil.copyfileobj(read, stream)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` once it is written; until then it lies beside it, under another name."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        shutil.copyfile(source, temporary)
-        os.chmod(temporary, _usual_mode())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
+        with temporary.open("xb") as stream:
+            yield stream
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):  # it is gone where an interrupt came right after
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

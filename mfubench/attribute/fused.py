@@ -143,7 +143,8 @@ def count_of_kernels(count: Count, attribution: "Attribution", steps: int) -> Co
         if (key.module, key.direction) not in compiled or (key in busy and key not in moved):
             result.work[key].add(work)
         elif work.model or work.hardware:
-            home = max(homes[key.module, key.direction], key=partial(_fitness, key.module, busy))
+            at_home = homes[key.module, key.direction] or [key]  # its kernels' time was lost, their bytes are known
+            home = max(at_home, key=partial(_fitness, key.module, busy))
             result.work[home].add(work)
             result.work[home].bytes -= work.bytes
     for key, num_bytes in moved.items():
@@ -152,7 +153,7 @@ def count_of_kernels(count: Count, attribution: "Attribution", steps: int) -> Co
 
 
 def _fitness(module: str, busy: Mapping[WorkKey, float], home: WorkKey) -> tuple[bool, bool, float]:
-    return home.kind in PRODUCTS, home.module == module, busy[home]
+    return home.kind in PRODUCTS, home.module == module, busy.get(home, 0.0)
 
 
 def unseen(compilation: Compilation, attribution: "Attribution | None") -> list[str]:

@@ -13,6 +13,7 @@ from mfubench.errors import BadInput
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.scaling.plan import LEAST_SIZES
 from mfubench.side_by_side import CONTRACT_PARTS
+from mfubench.workload.prepare import digest
 
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road", "scale")
 TOGETHER = ("contract", "compile")
@@ -285,5 +286,6 @@ def _ladders(device: str, sizes: Sequence[str], models: Sequence[str], data: str
             f"--data {data}: what compute buys needs {LEAST_SIZES} sizes or more that {', '.join(climbed)} have; "
             "give more of --size, or none"
         )
-    name = "-".join([*climbed, "on", data.partition(":")[0]])
-    return [Task("scale", name, {"models": list(climbed), "sizes": common, "data": data, **LADDER_SAMPLES[device]})]
+    what = {"models": list(climbed), "sizes": common, "data": data, **LADDER_SAMPLES[device]}
+    name = "-".join([*climbed, "on", data.partition(":")[0], digest(what)[:6]])  # each log's has a folder of its own
+    return [Task("scale", name, {**what, "folder": name})]

@@ -49,6 +49,17 @@ class Outcome:
     absent: int
     left: int
 
+    def told(self) -> str:
+        """In words, without what there is none of."""
+        counts = {
+            "done": self.done,
+            "done before": self.before,
+            "failed or cut off": self.failed,
+            "not for this device": self.absent,
+            "not begun": self.left,
+        }
+        return f"tasks: {', '.join(f'{count} {how}' for how, count in counts.items() if count)}"
+
 
 def run_campaign(
     tasks: Sequence[Task],

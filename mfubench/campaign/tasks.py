@@ -285,7 +285,7 @@ def _scale(arguments: dict[str, Any], here: Here) -> Any:
 
     impl = _kernels(here.store) if here.device.type == "cuda" else "auto"
     plan = ladder_of(arguments, here.device.type, impl)
-    place = here.store.folder / "scale" / "-".join(plan.models)
+    place = here.store.folder / "scale" / arguments["folder"]
     ladder = Ladder(plan, place)
     made = ladder.progress_made
 

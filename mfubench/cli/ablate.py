@@ -23,6 +23,7 @@ from .options import (
     Set,
     Size,
     Verbose,
+    goes_on,
     out_option,
     overrides,
     seconds,
@@ -84,18 +85,18 @@ def ablate(
     from mfubench.report.ablation import ablation_page
     from mfubench.report.terminal import print_page, stdout_console
 
-    ladder = Ladder(spec, out)
-    try:
-        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
-            ladder.climb(budget_s=budget_s, progress=progress)
-    finally:
-        ladder.keep()
-        ablation, (done, of) = ladder.ablation(), ladder.progress_made
-        if out is not None and done:
-            write_page(ablation_page(ablation), out)
-        if done and not ablation.complete:
-            kept = f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
-            print(f"mfubench: {done} of {of} measurements done; {kept}", file=sys.stderr)
+    with sole_writer(out):
+        ladder = Ladder(spec, out)
+        try:
+            with stages(quiet=quiet, verbose=verbose) as progress:
+                ladder.climb(budget_s=budget_s, progress=progress)
+        finally:
+            ladder.keep()
+            ablation, (done, of) = ladder.ablation(), ladder.progress_made
+            if out is not None and done:
+                write_page(ablation_page(ablation), out)
+            if done and not ablation.complete:
+                print(f"mfubench: {done} of {of} measurements done; {goes_on(out)}", file=sys.stderr)
     if json:
         sys.stdout.write(ablation.to_json() + "\n")
     else:

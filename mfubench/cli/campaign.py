@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 import typer
 
-from .options import Debug, Json, Quiet, Verbose, put, seconds, sole_writer, writable_folder
+from mfubench.errors import ToolBroke
+
+from .options import Debug, Json, Quiet, Verbose, goes_on, put, seconds, sole_writer, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def campaign(
     """
     given = {"--budget": budget, "--task-limit": task_limit, "--peer-limit": peer_limit}
     budget_s, task_s, peer_s = (seconds(name, text) for name, text in given.items())
-    from mfubench.campaign.plan import SHARES, plan
+    from mfubench.campaign.plan import SHARES, STAGES, plan
     from mfubench.campaign.store import Store
 
     store = Store(out)
@@ -129,15 +131,19 @@ def campaign(
             told = compile_for(ahead, tasks, out, limits=limits, progress=progress)
         put(told, lambda: ahead_page(told), json=json, verbose=verbose)
         return
-    store.open(environment(torch.device(device)), tasks)
-    try:
-        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
-            outcome = run_campaign(tasks, store, device, limits=limits, progress=progress, side_by_side=one_a_core())
-    finally:
-        _write(store)
-    if outcome.left:
-        print(f"mfubench: the budget ended before {outcome.left} tasks; the same command goes on", file=sys.stderr)
+    with sole_writer(out):
+        store.open(environment(torch.device(device)), tasks)
+        try:
+            with stages(quiet=quiet, verbose=verbose) as progress:
+                outcome = run_campaign(
+                    tasks, store, device, limits=limits, progress=progress, side_by_side=one_a_core()
+                )
+        finally:
+            _write(store)
+    print(f"mfubench: {outcome.told()}{f'; {goes_on(out)}' if outcome.left else ''}", file=sys.stderr)
     _put(store, json=json, verbose=verbose)
+    if outcome.failed and not any(store.documents(stage) for stage in STAGES):
+        raise ToolBroke(f"no task has a result; {out}/report.md says why")
 
 
 def _put(store: "Store", *, json: bool, verbose: bool) -> None:

@@ -281,7 +281,7 @@ def _asked(models: Sequence[str], **chosen: Any) -> "dict[str, WorkloadSpec]":
 def _absolute(data: str) -> str:
     """Base runs in another folder."""
     source, colon, place = data.partition(":")
-    return f"{source}:{Path(place).resolve()}" if colon else data
+    return f"{source}:{Path(place).expanduser().resolve()}" if colon else data
 
 
 def _device(asked: "dict[str, WorkloadSpec]") -> str:

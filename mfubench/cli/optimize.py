@@ -26,6 +26,7 @@ from .options import (
     Size,
     Steps,
     Verbose,
+    goes_on,
     overrides,
     seconds,
     sole_writer,
@@ -112,7 +113,7 @@ def optimize(
             found = search(Plan(spec, out, budget_s, compile_s, cast(Judge, judge)), progress=progress)
     except KeyboardInterrupt:
         if out is not None and (out / FILE).exists():
-            print(f"mfubench: the same command goes on from what {out} keeps", file=sys.stderr)
+            print(f"mfubench: {goes_on(out)}", file=sys.stderr)
         raise
     page = optimization_page(found)
     if out is not None:

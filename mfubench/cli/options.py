@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEBUG_FLAG = "--debug"
 UNITS = {"s": 1, "m": 60, "h": 3600}
+MOST_HOURS = 500  # a pipe's timeout ends at 596
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -100,9 +101,10 @@ def seconds(option: str, given: str) -> float:
         BadInput: it is none.
     """
     found = DURATION.fullmatch(given)
-    if found is None or float(found[1]) == 0:
-        raise BadInput(f"{option} {given}; allowed: a number above 0 with s, m or h, such as 90s, 9m, 2h")
-    return float(found[1]) * UNITS[found[2]]
+    if found is None or not 0 < (wanted := float(found[1]) * UNITS[found[2]]) <= MOST_HOURS * UNITS["h"]:
+        allowed = f"a number above 0 with s, m or h, such as 90s, 9m, 2h, up to {MOST_HOURS}h"
+        raise BadInput(f"{option} {given}; allowed: {allowed}")
+    return wanted
 
 
 def writable_folder(folder: Path | None, option: str = "--out") -> None:
@@ -137,6 +139,11 @@ def writable_file(file: Path | None, option: str) -> None:
     if file.is_dir():
         raise BadInput(f"{option} {file} is a folder; give a file")
     writable_folder(file.parent, option)
+
+
+def goes_on(out: Path | None) -> str:
+    """What becomes of what is done, where there is more to do."""
+    return f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .options import (
     Json,
     Quiet,
     Verbose,
+    goes_on,
     keep,
     out_option,
     put,
@@ -87,17 +88,17 @@ def scale(
     from mfubench.scaling.document import FILE, scaling_document
     from mfubench.scaling.ladder import Ladder
 
-    ladder = Ladder(plan, out)
-    try:
-        with sole_writer(out), stages(quiet=quiet, verbose=verbose) as progress:
-            ladder.climb(budget_s=budget_s, progress=progress)
-    finally:
-        told, (done, of) = scaling_document(ladder), ladder.progress_made
-        if out is not None and done:
-            keep(told, scaling_page(told), out, FILE)
-        if not told["complete"]:
-            kept = f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
-            print(f"mfubench: {done} of {of} trainings done; {kept}", file=sys.stderr)
+    with sole_writer(out):
+        ladder = Ladder(plan, out)
+        try:
+            with stages(quiet=quiet, verbose=verbose) as progress:
+                ladder.climb(budget_s=budget_s, progress=progress)
+        finally:
+            told, (done, of) = scaling_document(ladder), ladder.progress_made
+            if out is not None and done:
+                keep(told, scaling_page(told), out, FILE)
+            if not told["complete"]:
+                print(f"mfubench: {done} of {of} trainings done; {goes_on(out)}", file=sys.stderr)
     if not done and told["complete"]:
         raise ToolBroke(
             f"no training was done; {'; '.join(f'{name}: {why}' for name, why in told['not_done'].items())}"

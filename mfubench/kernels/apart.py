@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mfubench.errors import ToolBroke
+from mfubench.errors import BadInput, ToolBroke
 from mfubench.progress import Progress, silent
 from mfubench.side_by_side import CONTRACT_PARTS, SharedProgress, one_a_core, one_thread, share_out, workers
 from mfubench.worker import FAILED, Answer, Watch, Worker
@@ -16,7 +16,7 @@ from mfubench.worker import FAILED, Answer, Watch, Worker
 from .bench import NOT_REACHED, BenchRow, bench_op, left_out, named_shapes, not_timed
 from .catalog import examples_of
 from .check import OpResult, check_op, joined
-from .peers import named_peer, peers_of
+from .peers import peers_of
 from .tune import tune_op
 
 CASE_LIMITS_S = {"cuda": 120.0, "cpu": inf}  # compiling for a case takes seconds; the interpreter takes its time
@@ -114,11 +114,13 @@ def bench_all(
     ``peer_limit_s``, or ends its process, is left out with the reason.
 
     Raises:
-        BadInput: an unknown shape or peer.
+        BadInput: an unknown shape or peer, also one to leave out.
         ToolBroke: a kernel of ours fails.
     """
-    for target in peers:
-        named_peer(target)
+    known = {peer.name for op in ops for peer in peers_of(op, examples_of(op), peers)}
+    for name in without:
+        if name not in known:
+            raise BadInput(f"--without {name}: none of these ops has that peer; they have: {', '.join(sorted(known))}")
     wanted = [(op, shape) for op in ops for shape in named_shapes(op, examples_of(op), shapes)]
     rows: list[BenchRow] = []
     won: list[dict[str, Any]] = []

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -287,13 +288,15 @@ def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> 
                 "op": op.op,
                 "cases": len(op.cases),
                 "failed": len(op.failed),
-                "worst_error_of_budget": op.worst,
+                "worst_error_of_budget": op.worst if isfinite(op.worst) else None,
                 "dtypes": sorted({case.case[DTYPE] for case in op.cases}),
                 "not_proved": op.not_proved,
                 "failures": [
                     {
                         "case": {name: _plain(value) for name, value in case.case.items()},
-                        "over_budget": {verdict.name: verdict.ratio for verdict in case.over},
+                        "over_budget": {
+                            verdict.name: verdict.ratio if isfinite(verdict.ratio) else None for verdict in case.over
+                        },
                         "faults": list(case.faults),
                     }
                     for case in op.failed

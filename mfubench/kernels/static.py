@@ -1,18 +1,19 @@
 """Every kernel compiled for GPUs that need not be here, and what the compiled code says of its speed before it runs."""
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mfu_kernels.modes import Extent
+from mfubench.errors import ToolBroke
 from mfubench.progress import Progress, silent
+from mfubench.side_by_side import SharedProgress, one_a_core, share_out, workers
+from mfubench.worker import DONE, Watch, Worker
 
 from .catalog import examples_of
 from .targets import TARGETS, Target, require_targets
 
+_NO_DEVICE = "meta"  # workers on a CPU would interpret
 MATRIX_ROWS = 64  # of a tile, that a warpgroup's instruction takes
 
 
@@ -54,29 +55,37 @@ def compile_statically(
 ) -> list[StaticRow]:
     """Rows of every kernel of ``ops`` at its named shapes, ordered by op, target and kernel.
 
-    Each op and target is compiled in a process of its own, as many at once as there are cores.
+    A worker on each core takes an op for a target at a time.
 
     Raises:
         BadInput: an unknown target, or Triton's interpreter is on, which compiles nothing.
+        ToolBroke: a compiler ended its process.
     """
     require_targets(targets)
     from .ahead import refuse_interpreter
 
     refuse_interpreter()
-    jobs = [(op, target, all_configs) for op in ops for target in targets]
+    jobs = [(op, target) for op in ops for target in targets]
     rows: list[StaticRow] = []
-    context = multiprocessing.get_context("spawn")
-    workers = min(len(jobs), os.cpu_count() or 1) or 1
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_compile_job, *job) for job in jobs]
-        for done, future in enumerate(as_completed(futures), start=1):
-            found = future.result()
-            rows += found
-            progress(f"compiled {done} of {len(jobs)}: {found[0].op} for {found[0].target}", done / len(jobs))
+    told = SharedProgress(progress, len(jobs))
+
+    def compile_one(worker: Worker, job: tuple[str, str]) -> None:
+        op, target = job
+        told.begins(f"compiling {op} for {target}")
+        answer = worker.run(compile_work, {"op": op, "target_name": target, "all_configs": all_configs})
+        if answer.status != DONE and not worker.killed:
+            raise ToolBroke(f"compiling {op} for {target}: {answer.reason}")
+        rows.extend(answer.document or ())
+
+    with workers(_NO_DEVICE, min(one_a_core(), len(jobs)) or 1) as hands:
+        share_out(jobs, hands, compile_one)
     return sorted(rows, key=lambda row: (list(ops).index(row.op), row.target, row.kernel, row.key, not row.default))
 
 
-def _compile_job(op: str, target_name: str, all_configs: bool) -> list[StaticRow]:
+def compile_work(
+    _watch: Watch, *, op: str, target_name: str, all_configs: bool, without: Mapping[str, str]
+) -> list[StaticRow]:
+    """The rows of one op for one target, as work for a worker."""
     from .ahead import activate, compile_op
 
     examples, target = examples_of(op), TARGETS[target_name]

@@ -6,6 +6,7 @@ values. Numbers come first: what is wrong is never timed. Then the time; then, o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Literal
 
 from mfubench.exhausted import release
@@ -97,7 +98,7 @@ def _time(request: Request, trial: Trial, tell: Tell) -> None:
         return log_ratios(old, new, lambda block: arms.samples[1] / arms.samples[0])
 
     trial.logs = measure_gain(blocks, request.alpha)
-    trial.old_ms = sorted(timings)[len(timings) // 2] / arms.steps_a_turn
+    trial.old_ms = median(timings) / arms.steps_a_turn
 
 
 # Arms -------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def make_plans(
 
 def _plan(needs: Needs, gpu: Gpu, rates: Like | None, samples_per_day: float | None) -> dict[str, Any]:
     least = least_step(needs.count, gpu.ceilings())
+    if not least.step_ms:
+        raise BadInput(f"{needs.workload['model']}: a step has no work that is known; there is nothing to plan")
     there = rates if rates is not None and rates.run.device == gpu.name else None  # another GPU has others
     model_flops, peak = needs.count.total().model, needs.memory.peak_bytes
     room = None if gpu.memory_bytes is None else ROOM * gpu.memory_bytes

@@ -168,12 +168,18 @@ def _contract(documents: Sequence[Any]) -> Table:
         (Column("failed", numeric=True), [fmt.count(sum(part["failed"] for part in op)) for op in parts]),
         (
             Column("worst error, % of budget", numeric=True),
-            fmt.percents([max(part["worst_error_of_budget"] for part in op) for op in parts]),
+            fmt.percents([_worst([part["worst_error_of_budget"] for part in op]) for op in parts]),
         ),
         (Column("dtypes"), [", ".join(sorted({name for part in op for name in part["dtypes"]})) for op in parts]),
     ]
     caption = f"Each kernel against its reference in fp64, run by {documents[0]['run_by']}."
     return Table.of(caption, columns)
+
+
+def _worst(errors: Sequence[float | None]) -> float | None:
+    """None where one is beyond all numbers."""
+    known = [error for error in errors if error is not None]
+    return max(known) if known == list(errors) else None
 
 
 def _kernels(documents: Sequence[Any]) -> list[Section]:
@@ -330,6 +336,8 @@ def between_markers(file: Path) -> tuple[str, str, str]:
         before = file.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{file} is not UTF-8; give the text file that the table is to stand in") from None
     head, begin, rest = before.partition(BEGIN)
     old, end, tail = rest.partition(END)
     if not begin or not end:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mfubench.run import Run
 
 from . import charts
+from . import format as fmt
 from .blocks import Chart, Page
 from .comparison import page
 
@@ -43,4 +44,5 @@ def _template() -> "Template":
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["more"] = fmt.more
     return environment.get_template("report.html.j2")

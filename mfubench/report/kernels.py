@@ -71,7 +71,10 @@ def _case(case: Mapping[str, Any]) -> str:
 
 
 def _why(failure: Document) -> str:
-    over = [f"{name} errs {ratio:.2f} times its budget" for name, ratio in failure["over_budget"].items()]
+    over = [
+        f"{name} is not finite" if ratio is None else f"{name} errs {ratio:.2f} times its budget"
+        for name, ratio in failure["over_budget"].items()
+    ]
     return "; ".join([*over, *failure["faults"]])
 
 

@@ -84,7 +84,8 @@ class Store:
     def read_peak(self) -> dict[str, Any] | None:
         """The same, None where it is not kept or damaged."""
         found = None if self.folder is None else _read(self.folder / PEAK)
-        return found if found is not None and found.keys() >= PEAK_FACTS and found["tflops"] > 0 else None
+        whole = found is not None and found.keys() >= PEAK_FACTS and isinstance(found["tflops"], int | float)
+        return found if found is not None and whole and found["tflops"] > 0 else None
 
     def _put(self, file: Path, told: dict[str, Any]) -> None:
         write_text(file, json.dumps({"schema_version": SCHEMA_VERSION, **told}, indent=1) + "\n")

@@ -7,6 +7,8 @@ from torch import nn
 
 from mfu_models import MODELS, ModelSpec
 
+from .regions import is_table
+
 
 def list_models() -> list[dict[str, Any]]:
     """Each model's name, summary and sizes; FLOPs are model FLOPs of one sample at every sequence's full length.
@@ -46,5 +48,5 @@ def _size(spec: ModelSpec, size: str) -> dict[str, Any]:
 def num_params(module: nn.Module) -> tuple[int, int]:
     """All parameters of ``module``, and those outside embedding tables."""
     total = sum(parameter.numel() for parameter in module.parameters())
-    tables = (m.weight.numel() for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
-    return total, total - sum(tables)
+    tables = {m.weight for m in module.modules() if is_table(m)}  # one that two modules share is there once
+    return total, total - sum(table.numel() for table in tables)

@@ -8,7 +8,7 @@ import pytest
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
 from mfubench.run import _EXPECTED_OF_A_GPU as EXPECTED_OF_A_GPU
-from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_text
+from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, place_file, read_run, write_text
 from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
@@ -210,15 +210,13 @@ def test_text_is_written_and_readable_by_others(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("broken", ["os.replace", "os.chmod", "os.fdopen"])
+@pytest.mark.parametrize("broken", ["os.replace", "Path.open"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
     def fail(*args, **kwargs):
-        if isinstance(args[0], int):
-            os.close(args[0])
         raise error
 
     monkeypatch.setattr(f"mfubench.run.{broken}", fail)
@@ -226,6 +224,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         write_text(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_right_after_a_write_is_an_interrupt(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def replaced(*args):
+        replace(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mfubench.run.os.replace", replaced)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.txt", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_umask_which_all_threads_share_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.umask", None)
+    write_text(tmp_path / "a.txt", "new")
+    place_file(tmp_path / "a.txt", tmp_path / "b.txt")
+    assert (tmp_path / "b.txt").read_text() == "new"
 
 
 def test_text_that_cannot_be_encoded_leaves_nothing(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from mfubench.campaign.plan import Task
 from mfubench.campaign.store import Store
 from mfubench.cli import main
+from mfubench.cli.options import sole_writer
 from mfubench.report.campaign import BEGIN, END, campaign_page
 from mfubench.report.markdown import render_page
 
@@ -75,12 +76,27 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments
     assert not (tmp_path / "none").exists()
 
 
+def test_a_folder_where_another_works_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sole_writer(tmp_path):
+        assert run("--out", str(tmp_path), *SMALL) == 2
+    assert "another mfubench works there" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_campaign_without_any_result_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--out", str(tmp_path / "none"), *SMALL[:4], "--quiet", "--task-limit", "0.1s") == 5
+    told = capsys.readouterr().err
+    assert "tasks: 1 failed or cut off" in told and f"{tmp_path / 'none'}/report.md says why" in told
+
+
 def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, readme = tmp_path / "campaign", tmp_path / "README.md"
     assert run("--out", str(out), *SMALL, "--quiet") == 0
     readme.write_text("no place\n")
     assert run("--out", str(out), "--table", str(readme)) == 2
     assert readme.read_text() == "no place\n" and BEGIN in capsys.readouterr().err
+    readme.write_bytes(b"\xff\xfe")
+    assert run("--out", str(out), "--table", str(readme)) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
 
 
 BROKEN = {

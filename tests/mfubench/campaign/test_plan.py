@@ -150,7 +150,9 @@ def test_a_peer_of_no_op_is_refused(peer: str) -> None:
 
 def test_a_ladder_of_sizes_needs_a_log_and_comes_after_the_claim() -> None:
     (task,) = (task for task in plan("cuda", data=LOG) if task.stage == "scale")
-    assert (task.id, task.arguments["data"]) == ("scale/interformer-kunlun-on-kuairand", LOG)
+    assert task.name.startswith("interformer-kunlun-on-kuairand-") and task.arguments["data"] == LOG
+    (other,) = plan("cuda", stages=["scale"], data=f"{LOG} of others")
+    assert task.name != other.name and task.arguments["folder"] != other.arguments["folder"]
     begun = [task.stage for task in plan("cuda", data=LOG)]
     assert begun.index("scale") == begun.index("road") + 1
     assert "scale" not in {task.stage for task in plan("cuda")}

@@ -203,7 +203,7 @@ def test_the_command_goes_on_without_what_hangs_or_crashes(monkeypatch: pytest.M
     monkeypatch.setitem(apart.CASE_LIMITS_S, "cpu", 2.0)
     monkeypatch.setattr(apart, "bench_work", bench_by_word)
     rows, won = apart.bench_all(
-        ["layer_norm", "rms_norm"], CPU, shapes=[], peers=[], without={"x": "left out"}, rounds=2, tune=False,
+        ["layer_norm", "rms_norm"], CPU, shapes=[], peers=[], without={"F.rms_norm": "left out"}, rounds=2, tune=False,
         peer_limit_s=2,
     )  # fmt: skip
     reasons = [(row.op, row.shape, row.implementation, row.reason) for row in rows if row.direction == "forward"]
@@ -211,7 +211,7 @@ def test_the_command_goes_on_without_what_hangs_or_crashes(monkeypatch: pytest.M
     assert reasons[:1] == [("layer_norm", "norm 1.18M x 512", OURS, why)] and won == []
     assert reasons[-4:] == [
         ("rms_norm", "norm 1.18M x 512", OURS, None),
-        ("rms_norm", "norm 1.18M x 512", "hangs", "took over 2 s, {'x': 'left out'}"),
+        ("rms_norm", "norm 1.18M x 512", "hangs", "took over 2 s, {'F.rms_norm': 'left out'}"),
         ("rms_norm", "norm 295k x 512", OURS, None),
         ("rms_norm", "norm 295k x 512", "peer", "not reached: its process ended with code 9"),
     ]
@@ -222,6 +222,14 @@ def test_a_named_peer_that_is_not_there_ends_the_command_at_once() -> None:
         apart.bench_all(
             ["rms_norm"], CPU, shapes=[], peers=["nowhere:f"], without={}, rounds=2, tune=False, peer_limit_s=2
         )
+
+
+def test_a_peer_to_leave_out_that_is_none_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"--without F.rms_nrom: none of these ops has that peer; they have: F.rms_norm"):
+        apart.bench_all(
+            ["rms_norm"], CPU, shapes=[], peers=[], without={"F.rms_nrom": "left out"}, rounds=2, tune=False,
+            peer_limit_s=2,
+        )  # fmt: skip
 
 
 def test_a_row_holds_rates_floor_and_paired_ratio() -> None:

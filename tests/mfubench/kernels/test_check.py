@@ -1,5 +1,6 @@
 """The contract passes what is right, refuses what is wrong in any one way, and says what it did not prove."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -21,6 +22,8 @@ from mfubench.kernels import check
 from mfubench.kernels.budget import OUTPUT, RoundedMatmuls, Verdict, beyond_range, judge, zeroed
 from mfubench.kernels.catalog import examples_of, kernels_of, ops_with_kernels
 from mfubench.kernels.check import CaseResult, OpResult, cases_of, check_op, document, poisoned_memory
+from mfubench.report.kernels import check_page
+from mfubench.report.markdown import render_page
 from mfubench.worker import PartBroke, Watch
 from tests.mfubench.kernels import broken
 
@@ -46,6 +49,15 @@ def test_what_is_wrong_fails(monkeypatch: pytest.MonkeyPatch, name: str) -> None
     cases = check_with(monkeypatch, broken.BROKEN[name])
     assert any(not case.passed for case in cases)
     assert any(case.passed for case in cases), "wrong in one way only, so that the other cases pass"
+
+
+def test_what_is_no_number_is_told_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = OpResult("rms_norm", check_with(monkeypatch, lambda x, *_, **__: x * torch.nan)[:4])
+    told = json.loads(json.dumps(document([found], CPU, full=False), allow_nan=False))
+    (op,) = told["ops"]
+    assert op["failed"] and op["worst_error_of_budget"] is None
+    assert None in [over for failure in op["failures"] for over in failure["over_budget"].values()]
+    assert "is not finite" in render_page(check_page(told))
 
 
 def test_a_crash_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from mfubench.measure.count import Count
 from mfubench.measure.memory import MemoryPeak
 from mfubench.planning.gpu import known_gpu
 from mfubench.planning.needs import Needs, needs_of, step_on
+from mfubench.planning.plan import _plan
 from mfubench.workload.spec import WorkloadSpec
 from tests.compiling import mfubench, process
 
@@ -105,6 +106,12 @@ def test_a_batch_that_this_machine_cannot_hold_ends_the_search() -> None:
 
     assert Needs({}, 100, Count(), MemoryPeak(1500, "(forward)", {}), peak_at).most_requests(2000) == (100, True)
     assert Needs({}, 100, Count(), MemoryPeak(2500, "(forward)", {}), peak_at).most_requests(2000) is None
+
+
+def test_a_step_of_no_work_is_no_plan() -> None:
+    nothing = Needs({"model": "views:build"}, 1, Count(), MemoryPeak(8, "(forward)", {}))
+    with pytest.raises(BadInput, match="views:build: a step has no work that is known"):
+        _plan(nothing, known_gpu("H200", "bf16"), None, None)
 
 
 def test_of_a_users_model_the_most_requests_are_not_known() -> None:

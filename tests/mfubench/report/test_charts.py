@@ -4,6 +4,7 @@ import re
 import socket
 import sys
 from collections import Counter
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mfubench.attribute.roofline import VERDICTS as KNOWN_VERDICTS
 from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
-from mfubench.report.blocks import Chart, Items, Page, Section
+from mfubench.report.blocks import Chart, Column, Items, Page, Section, Table
 from mfubench.report.charts import INK, PAPER, svg, why_not
 from mfubench.report.scaling import scaling_page
 from mfubench.report.specs import FAMILIES, OTHER_FAMILY, OTHER_VERDICT, PALETTE, VERDICTS
@@ -139,6 +140,19 @@ def test_a_large_run_stays_below_a_megabyte(tmp_path):
     write_reports([a_run(modules=rows)], tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 1e6
     assert "The last 600 modules are in run.json alone." in (tmp_path / "report.html").read_text()
+
+
+def test_a_long_table_says_where_the_rest_of_it_is():
+    table = replace(Table.of("Long.", [(Column("n"), list("ab") * 300)], rest="sizes"), listed_in="scaling.json")
+    page = html.render_page(Page("A page", "of one table", [], [Section("All", [table])]))
+    assert "575 more sizes" in page and "The last 200 sizes are in scaling.json alone." in page
+    table = Table.of("Long.", [(Column("n"), ["a"] * 26)], rest="sizes")
+    assert "1 more size<" in html.render_page(Page("A page", "of one table", [], [Section("All", [table])]))
+
+
+def test_a_module_without_an_attainable_time_is_not_drawn():
+    rows = [a_module("a"), a_module("b", attainable_ms=0.0)]
+    assert [mark.row.name for mark in roofline(a_run(modules=rows)).marks] == ["a"]
 
 
 def test_without_what_draws_charts_every_file_is_written_and_says_so(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, 
 from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
 from mfubench.workload.user import tensors_in
-from mfubench.workload.zoo import list_models
+from mfubench.workload.zoo import list_models, num_params
 
 Zoo = Callable[..., Workload]
 DATA = {"kuairand": "kuairand-slice", "movielens": "ml-latest-small"}
@@ -345,3 +345,9 @@ def test_single_ops_have_their_own_implementation() -> None:
 def test_implementations_that_there_are_not(impl: str) -> None:
     with pytest.raises((BadInput, InvalidArgument), match=r"allowed|unknown"):
         WorkloadSpec("kunlun", impl=impl)
+
+
+def test_a_table_that_two_modules_share_is_there_once() -> None:
+    first, second = nn.Embedding(100, 8), nn.Embedding(100, 8)
+    second.weight = first.weight
+    assert num_params(nn.ModuleList([first, second, nn.Linear(2, 3)])) == (809, 9)
