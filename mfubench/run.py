@@ -48,6 +48,11 @@ def family_place(cause: str) -> int:
     return CAUSE_FAMILIES.index(family) if family in CAUSE_FAMILIES else len(CAUSE_FAMILIES)
 
 
+def title_of(workload: Mapping[str, Any]) -> str:
+    """Model, size, mode and dtype of a described workload in a few words."""
+    return " ".join(str(workload[key]) for key in ("model", "size", "mode", "dtype") if workload.get(key))
+
+
 @dataclass(slots=True)
 class ModuleRow:
     """One module's own work, its children's not included, so that the rows of a Run sum to its totals.
@@ -175,8 +180,7 @@ class Run:
     @property
     def title(self) -> str:
         """Model, size, mode and dtype in a few words."""
-        w = self.workload
-        return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
+        return title_of(self.workload)
 
     @property
     def device(self) -> str:

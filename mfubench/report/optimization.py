@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mfubench.figures import Dot, Dots
+from mfubench.run import title_of
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
@@ -20,7 +21,7 @@ def optimization_page(found: "Optimization") -> Page:
     if found.judge == BY_NUMBERS:
         warnings.insert(0, "Judged by numbers only (--judge numbers): no time was judged, and no speed is claimed")
     return Page(
-        title=f"Optimization of {_name(found)}",
+        title=f"Optimization of {title_of(found.workload)}",
         headline=_headline(found),
         warnings=warnings,
         sections=[
@@ -36,15 +37,10 @@ def optimization_page(found: "Optimization") -> Page:
     )
 
 
-def _name(found: "Optimization") -> str:
-    w = found.workload
-    return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
-
-
 def _headline(found: "Optimization") -> str:
     device = found.environment.get("device_name") or found.workload["device"]
     tried, kept = len(found.steps), len(found.kept)
-    parts = [f"{_name(found)} on {device}: {kept} of {tried} changes kept"]
+    parts = [f"{title_of(found.workload)} on {device}: {kept} of {tried} changes kept"]
     if found.judge != BY_NUMBERS and found.speedup is not None:
         parts.append(f"{_interval(found.speedup)} times as fast for each sample as the start")
         plain = found.plain_compile["speedup"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mfubench.figures import least_waterfall
-from mfubench.run import LedgerLine
+from mfubench.run import LedgerLine, title_of
 
 from . import format as fmt
 from .blocks import Block, Column, Facts, Items, Page, Section, Table, known
@@ -39,18 +39,14 @@ def plan_page(told: Document) -> Page:
     )
 
 
-def _name(plan: Document) -> str:
-    w = plan["workload"]
-    return " ".join(str(w[key]) for key in ("model", "size", "mode", "dtype") if w.get(key))
-
-
 def _headline(told: Document, gpus: Mapping[str, Document]) -> str:
     """The first plan in a sentence, and how many of all fit."""
     plans = told["plans"]
     first = plans[0]
     gpu, least = gpus[first["gpu"]], first["least"]
     said = [
-        f"{_name(first)}, {fmt.count(first['requests'])} requests a step, on {first['gpu']}: {_room(first, gpu)}, "
+        f"{title_of(first['workload'])}, {fmt.count(first['requests'])} requests a step, on {first['gpu']}: "
+        f"{_room(first, gpu)}, "
         f"no eager step below {fmt.number(least['step_ms'])} ms, so an MFU of at most {fmt.percent(least['mfu'])}"
     ]
     if first["at_rates"]:
@@ -76,10 +72,10 @@ def _warnings(plans: Sequence[Document]) -> list[str]:
     notes: dict[str, list[str]] = {}
     for plan in plans:
         for note in plan["notes"]:
-            notes.setdefault(note, []).append(_name(plan))
+            notes.setdefault(note, []).append(title_of(plan["workload"]))
         if plan["unknown_ops"]:
             unknown = f"FLOPs of {', '.join(plan['unknown_ops'])} are not known, and missing here"
-            notes.setdefault(unknown, []).append(_name(plan))
+            notes.setdefault(unknown, []).append(title_of(plan["workload"]))
     return [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
 
 
@@ -89,7 +85,7 @@ def _plans(told: Document, gpus: Mapping[str, Document]) -> Table:
     memory = [plan["memory"]["peak_bytes"] for plan in plans]
     a_day = told["samples_per_day"]
     columns = [
-        (Column("workload"), [_name(plan) for plan in plans]),
+        (Column("workload"), [title_of(plan["workload"]) for plan in plans]),
         (Column("GPU"), [plan["gpu"] for plan in plans]),
         (Column("requests", numeric=True), [fmt.count(plan["requests"]) for plan in plans]),
         (Column("peak memory GiB", numeric=True), fmt.column(memory, unit=GIBI)),
@@ -174,7 +170,7 @@ def _part(plan: Document, gpu: Document) -> Page:
         ("Bytes a step", fmt.size(plan["bytes"])),
         *memory_facts(plan["memory"]),
     ]
-    title = f"{_name(plan)} on {plan['gpu']}"
+    title = f"{title_of(plan['workload'])} on {plan['gpu']}"
     chart = waterfall_chart(f"The most MFU of {title}", fall)
     return Page(
         title=title,

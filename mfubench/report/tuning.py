@@ -5,6 +5,7 @@ from typing import Any
 
 from mfubench.figures import Dot, Dots
 from mfubench.kernels.locks import took_over
+from mfubench.run import title_of
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
@@ -34,10 +35,7 @@ def tuning_page(told: Document) -> Page:
         Section("Workload", [Facts.of(told["workload"])]),
         Section("Environment", [Facts.of({**told["environment"], **told["toolchain"]})]),
     ]
-    workload = " ".join(
-        str(told["workload"][key]) for key in ("model", "size", "mode", "dtype") if told["workload"][key]
-    )
-    return Page(f"Kernels tuned for {workload}", _headline(told), [], sections)
+    return Page(f"Kernels tuned for {title_of(told['workload'])}", _headline(told), [], sections)
 
 
 def _headline(told: Document) -> str:
