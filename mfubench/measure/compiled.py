@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from mfu_kernels.cost import OpClass
 
 from .classify import op_class
-from .operators import operator_name
+from .operators import operator_name, tensors_of
 from .traffic import LOOK_UPS
 
 PASSES = ("post_grad_custom_pre_pass", "post_grad_custom_post_pass")
@@ -265,8 +264,8 @@ def _plain_name(name: str) -> str:
 
 
 def _nbytes(value: Any) -> int | None:
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-    return _of_known(sum, *(_of_known(math.prod, leaf.element_size(), *map(_hint, leaf.shape)) for leaf in tensors))
+    tensors = tensors_of(value)
+    return _of_known(sum, *(_of_known(math.prod, each.element_size(), *map(_hint, each.shape)) for each in tensors))
 
 
 def _of_known(combine: Callable[[list[int]], int], *sizes: int | None) -> int | None:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from mfu_kernels.cost import OpClass, PassCost
 from mfu_kernels.modes import watching_launches
 
 from .classify import may_hide_flops, op_class
 from .flops import dispatched_flops
-from .operators import OperatorMode, operator_name
+from .operators import OperatorMode, operator_name, tensors_of
 from .scopes import ROOT, Scope, ScopeTracker
 from .traffic import dispatched_bytes
 
@@ -176,7 +175,7 @@ _ADDEND_FIRST = ("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
 
 def _operand_dtype(name: str, args: Any, kwargs: dict[str, Any]) -> str:
     """The type of a product's factors: behind them come scales and statistics in fp32, offsets and seeds."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_of((args, kwargs))
     factors = tensors[1:] if name in _ADDEND_FIRST else tensors
     factors = [tensor for tensor in factors if tensor.is_floating_point()] or factors  # integers have products too
     return str(factors[0].dtype).removeprefix("torch.") if factors else "unknown"

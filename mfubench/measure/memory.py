@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from .operators import OperatorMode, dense_parts
+from .operators import OperatorMode, dense_parts, tensors_of
 from .scopes import BACKWARD, DATA, OPTIMIZER, ROOT, ScopeTracker
 
 BEFORE = "(before)"  # the step, when only parameters and optimizer state are there
@@ -57,9 +56,8 @@ class MemoryTracker(ScopeTracker):
         owner_of_parameter = self._book_parameters()
         for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
-                for value in tree_leaves(dict(state)):
-                    if isinstance(value, torch.Tensor):
-                        self.book(value, owner_of_parameter.get(parameter, ROOT), "optimizer_state")
+                for value in tensors_of(dict(state)):
+                    self.book(value, owner_of_parameter.get(parameter, ROOT), "optimizer_state")
 
     def _book_parameters(self) -> dict[torch.Tensor, str]:
         owners: dict[torch.Tensor, str] = {}
@@ -95,8 +93,8 @@ class MemoryTracker(ScopeTracker):
 
     def _made(self, _func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book what an operator made; what only looks at an input's storage, such as a view, is no new memory."""
-        given = {part.untyped_storage()._cdata for tensor in _tensors((args, kwargs)) for part in dense_parts(tensor)}
-        for tensor in _tensors(out):
+        given = {part.untyped_storage()._cdata for tensor in tensors_of((args, kwargs)) for part in dense_parts(tensor)}
+        for tensor in tensors_of(out):
             if not all(part.untyped_storage()._cdata in given for part in dense_parts(tensor)):
                 self.book(tensor)
 
@@ -171,10 +169,6 @@ def _plain_attributes(module: nn.Module) -> Iterator[torch.Tensor]:
     for value in vars(module).values():
         held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         yield from (each for each in held if isinstance(each, torch.Tensor))
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def peak_of_step(

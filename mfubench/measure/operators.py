@@ -75,6 +75,11 @@ def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     return []
 
 
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """The tensors in what a call was given or what it made: in lists, tuples and dicts, at any depth."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
 def operator_name(func: Any) -> str:
     """``namespace::name`` of an operator, without its overload."""
     if isinstance(func, torch._ops.OpOverload):

@@ -5,9 +5,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
-from .operators import arguments_by_name, dense_parts
+from .operators import arguments_by_name, dense_parts, tensors_of
 
 # Which write over what they are given, and do not read it.
 OVERWRITES = (
@@ -25,14 +24,14 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     table that rows are looked up in, no more is moved than one row for each index.
     """
     if not isinstance(func, torch._ops.OpOverload):
-        return sum(map(_nbytes, _tensors((args, kwargs, out))))
+        return sum(map(_nbytes, tensors_of((args, kwargs, out))))
     if _moves_nothing(func):
         return 0
     named = arguments_by_name(func, args, kwargs)
     rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
     moved = sum(map(_nbytes, _made(func, out)))
     for argument in func._schema.arguments:
-        for tensor in _tensors(named.get(argument.name)):
+        for tensor in tensors_of(named.get(argument.name)):
             size = _nbytes(tensor)
             if rows is not None and (argument.name in TABLES or argument.name.startswith("momentum")):
                 size = min(size, rows)
@@ -58,7 +57,7 @@ def _made(func: torch._ops.OpOverload, out: Any) -> Iterator[torch.Tensor]:
     returns = func._schema.returns
     for value, made in zip(returns, out if len(returns) > 1 else [out], strict=False):
         if value.alias_info is None:
-            yield from _tensors(made)
+            yield from tensors_of(made)
 
 
 @cache
@@ -79,10 +78,6 @@ def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
     if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
         return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
     return None
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -19,6 +19,7 @@ from mfubench.run import Run
 from mfubench.workload.regions import class_name, is_table, regions, row_sparse
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
+from mfubench.workload.user import tensors_in
 
 from .build import build
 from .rows import bucketed
@@ -90,7 +91,7 @@ def look(workload: Workload, run: Run) -> Survey:
         dtype=workload.dtype,
         batch_size=workload.description["batch_size"],
         interpreted=_interpreted(device),
-        shapes_vary=len({str(_shapes(batch)) for batch in workload.inputs}) > 1,
+        shapes_vary=len({tuple(tensor.shape for tensor in tensors_in(batch)) for batch in workload.inputs}) > 1,
         peaks={name: load_or_calibrate(device, name).gemm_tflops[name] for name in DTYPES[device.type]},
         bandwidth_gb_s=run.peak["bandwidth_gb_s"],
     )
@@ -173,12 +174,6 @@ def _padded_share_won(workload: Workload) -> float | None:
         return sum(needed(batch)[1].total for batch in batches)
 
     return 1.0 - padded(bucketed(workload.inputs)) / padded(workload.inputs)
-
-
-def _shapes(batch: object) -> list[tuple[int, ...]]:
-    from mfubench.workload.user import tensors_in
-
-    return [tuple(tensor.shape) for tensor in tensors_in(batch)]
 
 
 class _Looker(ScopeTracker):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from mfubench.measure.operators import tensors_of
 
 from .autocast import GpuAutocast
 from .prepare import DEFAULT_BATCH_SIZE, prepare
@@ -52,7 +53,7 @@ class _WholeNumbers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        given = tensors_of((args, kwargs))
         if all(_is_whole(tensor) for tensor in given) and (given or _makes_whole_numbers(func, kwargs)):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
