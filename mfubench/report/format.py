@@ -95,10 +95,15 @@ def not_known(why: str = "") -> str:
     return f"{NOT_KNOWN} ({why})" if why else NOT_KNOWN
 
 
+def words(name: str) -> str:
+    """A name in a document as words."""
+    return name.replace("_", " ")
+
+
 def label(key: str) -> str:
     """A document's key as words."""
     ending = max((ending for ending in UNITS if key.endswith(ending)), key=len, default="")
-    return key.removesuffix(ending).replace("_", " ") + UNITS.get(ending, "")
+    return words(key.removesuffix(ending)) + UNITS.get(ending, "")
 
 
 def value(key: str, given: Any) -> str:

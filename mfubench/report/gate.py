@@ -114,11 +114,7 @@ def counted(counts: Mapping[str, int]) -> str:
 
 def metric(row: Row) -> str:
     """What a row is about, in words, without its benchmark."""
-    return f"{_words(row.metric)} of {row.subject}" if row.subject else _words(row.metric)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return f"{fmt.words(row.metric)} of {row.subject}" if row.subject else fmt.words(row.metric)
 
 
 def allowed(name: str, margin: float | None) -> str:
@@ -270,7 +266,7 @@ def compared(told: Document) -> Facts:
             ("Kernels compiled for", ", ".join(told["targets"]) or "no target"),
             *([("Kernels compiled with", toolchain)] if toolchain else []),
             ("Limits", f"of {policy['file']}, the rest by default" if policy["file"] else "by default"),
-            *((f"Allowed of {_words(name)}", allowed(name, limit)) for name, limit in policy["limits"].items()),
+            *((f"Allowed of {fmt.words(name)}", allowed(name, limit)) for name, limit in policy["limits"].items()),
             *(("Waived", waiver) for waiver in waived),
         ]
     )

@@ -9,15 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from mfubench.figures import Curve, Curves, Law, Level, Size, curves
+from mfubench.scaling.names import DEVICE_TIME, FILE, FLOPS, LEAST_POINTS
 
 from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
 
 Document = Mapping[str, Any]
 Estimate = Sequence[Any] | None  # a value and the ends of its interval, each None where it is not known
-DOCUMENT = "scaling.json"  # what the document is called where it is written
 DONE = "done"
-FLOPS, DEVICE_TIME = "flops", "device_time"
 AXES = {FLOPS: "model FLOPs", DEVICE_TIME: "device time x peak"}
 # axis -> what of a point lies on it, and what the chart's axis and the chart are called
 DRAWN = {
@@ -35,7 +34,6 @@ PREDICTORS = {
 ONLY_IN_FULL = {"dense_params", "samples", "flops"}  # of a point
 NOBODY = (None, None)  # how many users a log that does not tell has
 NUM_NAMED = 3  # of the models, in the headline
-LEAST_POINTS = 3  # of a law that its points can contradict
 NOT_ENOUGH = "no slope was fitted"
 SECOND_HAND = "second-hand, the paper itself was not read"
 # What, as published, of which data and scale, and where it is written.
@@ -307,7 +305,7 @@ def _points(points: Sequence[Document], num_done: int) -> list[Block]:
         return Column(header, numeric=True, brief=key not in ONLY_IN_FULL), cells
 
     shares = fmt.percents([point["mfu_of_measured_peak"] for point in points])
-    status = (Column("status"), [_words(point["status"]) for point in points])
+    status = (Column("status"), [fmt.words(point["status"]) for point in points])
     columns = [
         (Column("model"), [point["model"] for point in points]),
         (Column("size"), [point["size"] for point in points]),
@@ -324,11 +322,7 @@ def _points(points: Sequence[Document], num_done: int) -> list[Block]:
         numbers("model TFLOP in all", "flops", fmt.TERA, digits=4),
     ]
     caption = "Each size, trained once with each seed on the same samples; NE of what came after them, lower is better."
-    return [replace(Table.of(caption, known(columns), rest="sizes"), listed_in=DOCUMENT)]
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+    return [replace(Table.of(caption, known(columns), rest="sizes"), listed_in=FILE)]
 
 
 def _predictors(told: Document, done: Sequence[Document]) -> list[Block]:
@@ -371,7 +365,7 @@ def _seeds(done: Sequence[Document]) -> Table:
         ],
         rest="trainings",
     )
-    return replace(table, listed_in=DOCUMENT)
+    return replace(table, listed_in=FILE)
 
 
 def _published() -> Table:
@@ -393,7 +387,7 @@ def _not_done(told: Document) -> list[tuple[str, str]]:
     listed = told["not_done"]
     absent = [(f"{point['model']} {point['size']}", point) for point in told["points"] if point["status"] != DONE]
     own = {
-        name: point["reason"] or _words(point["status"])
+        name: point["reason"] or fmt.words(point["status"])
         for name, point in absent
         if not any(f"{key} ".startswith(f"{name} ") for key in listed)
     }

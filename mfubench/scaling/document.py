@@ -11,15 +11,15 @@ import numpy as np
 from mfubench.measure.environment import command_line
 from mfubench.measure.stats import RESAMPLES
 
-from .fit import LEAST_POINTS, Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
+from .fit import Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
+from .names import DEVICE_TIME, FLOPS, LEAST_POINTS
+from .names import FILE as FILE
 from .plan import LEAST_SIZES, Plan, Training
 from .train import Trained
 from .windows import EVALUATED_SEED, TRAIN_SHARE
 
 SCHEMA_VERSION = 1
-FILE = "scaling.json"
-FLOPS, DEVICE_TIME = "flops", "device_time"
 LEAST_DECADES = 1.5  # of compute that a law should span, research's advice for such fits
 LEAST_USERS = 100
 LEAST_STEPS = 50  # the settings were chosen where a training has 59

@@ -17,9 +17,9 @@ from mfubench.data.histories import Array
 from mfubench.measure.stats import LEVEL, RESAMPLES, percentile_interval, student_quantile
 
 from .entropy import Floats, entropy
+from .names import LEAST_POINTS
 
 AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
-LEAST_POINTS = 3  # a line through two points has no residual
 Interval = tuple[float, float, float]
 """A value, and the low and high end of its 95 % interval."""
 
