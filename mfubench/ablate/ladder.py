@@ -1,6 +1,5 @@
 """Climb the road: profile every setting, time the contrasts in turn, and keep each result as it comes."""
 
-import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import torch
 from mfu_models import model_spec
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
-from mfubench.exhausted import ran_out_of_memory
+from mfubench.exhausted import ran_out_of_memory, release
 from mfubench.identity import ELSEWHERE, code_hash, require_same
 from mfubench.measure.environment import environment
 from mfubench.profiling import profile_workload
@@ -131,7 +130,7 @@ class Ladder:
         if reason is not None:  # outside the handler, whose error holds the tensors
             self.found.failed[noted] = reason
         if reason is not None or self.identity["device"] == "cuda":
-            _free()
+            release((), torch.device(self.identity["device"]))  # the next find it as empty as the first did
 
     def _profile(self, setting: Setting, progress: Progress) -> Run:
         forget_compiled(self.plan.spec)
@@ -177,13 +176,6 @@ def _timings(given: Mapping[str, list[float]], rounds: int) -> Timings:
     if any(len(timings) != rounds or not all(0 < ms < inf for ms in timings) for timings in found.values()):
         raise ValueError("no timings of such rounds")
     return found
-
-
-def _free() -> None:
-    """Give back what the last workloads held, so that the next find the device as empty as the first did."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _key(contrast: Contrast) -> tuple[str, str]:

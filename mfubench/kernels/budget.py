@@ -89,9 +89,14 @@ class Verdict:
     @property
     def ratio(self) -> float:
         """Error in budgets; infinite where the result is not finite."""
-        if self.error != self.error:
-            return float("inf")
-        return self.error / self.budget if self.budget else (0.0 if self.error == 0 else float("inf"))
+        return in_budgets(self.error, self.budget)
+
+
+def in_budgets(error: float, budget: float) -> float:
+    """``error`` over ``budget``: infinite where it is not finite, or where nothing is allowed and there is one."""
+    if not error < math.inf:
+        return math.inf
+    return 0.0 if error == 0 else error / budget if budget else math.inf
 
 
 def beyond_range(fair: Results) -> Results:

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from .compiled import Compilation
 from .scopes import Scope, ScopeTracker
+from .timing import wait_for
 
 SCOPE_PREFIX = "mfu#"  # in the trace: mfu#<index of the scope>:<module>[/<op>]
 STEP_PREFIX = "ProfilerStep#"  # the name by which trace viewers know a step
@@ -82,16 +83,15 @@ def trace_steps(
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with tracker.attached():
         step(tracker, 0)
-        synchronize()
+        wait_for(device)
         with profile(activities=activities) as profiler:
             _do_nothing(device)
             for index in range(num_steps):
                 with record_function(f"{STEP_PREFIX}{index}"):
                     step(tracker, index)
-            synchronize()
+            wait_for(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

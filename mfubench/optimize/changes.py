@@ -4,19 +4,18 @@ A change acts on a spec (dtype, batch size), on input sets (their order), or on 
 can be taken back. What it alters beyond speed stands in ``alters``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfubench.errors import BadInput
+from mfubench.workload.patching import Undo
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from mfubench.workload.spec import Workload, WorkloadSpec
-
-Undo = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)

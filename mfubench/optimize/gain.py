@@ -36,7 +36,7 @@ class Gain:
 
     @property
     def speedup(self) -> dict[str, float]:
-        """Ratio and interval as documents have them, where ``alpha`` is 0.05."""
+        """Ratio and interval as documents have them, where ``alpha`` is ``measure.effect.ALPHA``."""
         return {"median": self.ratio, "ci95_low": self.low, "ci95_high": self.high}
 
     @classmethod

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mfu_models.batch import Batch
+from mfubench.kernels.budget import in_budgets
 from mfubench.measure.classify import op_class
 from mfubench.measure.operators import OperatorMode, operator_name
 from mfubench.workload.spec import Workload
@@ -173,13 +174,9 @@ def _share(found: Tensor, truth: Tensor, runs: Sequence[Tensor], dtype: str) -> 
     if truth.numel() == 0:
         return 0.0
     floor = ROUNDOFF[dtype] ** 2 * float(truth.abs().max())  # where the original happens to make no error at all
-    return max(_ratio(norm(found - truth), FACTOR * max(norm(run - truth) for run in runs) + floor) for norm in NORMS)
-
-
-def _ratio(error: float, budget: float) -> float:
-    if not error < float("inf"):
-        return float("inf")
-    return 0.0 if error == 0 else error / budget if budget else float("inf")
+    return max(
+        in_budgets(norm(found - truth), FACTOR * max(norm(run - truth) for run in runs) + floor) for norm in NORMS
+    )
 
 
 NORMS: tuple[Callable[[Tensor], float], ...] = (
@@ -238,7 +235,7 @@ def check_training(original: Workload, changed: Workload) -> Training:
     for known, loss, expected in zip(noise, _train(changed, seed=0), reference, strict=True):
         widest = max(widest, known, ROUNDOFF["fp32"] * abs(expected))
         floor = ROUNDOFF[changed.dtype] * abs(expected)
-        shares.append(_ratio(abs(loss - expected), FACTOR * widest + floor))
+        shares.append(in_budgets(abs(loss - expected), FACTOR * widest + floor))
     step = max(range(STEPS), key=lambda at: shares[at])
     return Training(step, shares[step])
 

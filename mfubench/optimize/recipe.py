@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mfubench import __version__
 from mfubench.errors import BadInput
 from mfubench.run import write_text
-from mfubench.workload.patching import together
+from mfubench.workload.patching import Undo, together
 
-from .changes import Change, Undo, from_plain, to_plain
+from .changes import Change, from_plain, to_plain
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from mfubench.measure.scopes import OPTIMIZER
 from mfubench.run import Run
 from mfubench.workload.regions import MODEL, REGIONS
 
@@ -31,7 +32,6 @@ Cell = tuple[str, str]  # module, cause
 Cells = dict[Cell, float]  # milliseconds of a step
 FUSED = 0.5
 FUSIBLE = ("elementwise", "norm", "reduction", "copy", "other")
-OPTIMIZER = "(optimizer)"
 DOUBLINGS = 3  # of the batch size
 WORTH = 0.01  # of the step: less is not tried
 ADVICE = "advice, changes the model"

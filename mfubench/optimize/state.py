@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mfubench.measure.effect import ALPHA
 from mfubench.run import Run
 from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import WorkloadSpec
@@ -70,7 +71,7 @@ class State:
 
 def step_taken(state: State, proposal: Proposal, change: Change, trial: Trial, measured: Trial, seconds: float) -> Step:
     """What is told of a trial; ``measured`` is the one whose times count."""
-    gain = Gain.of(measured.logs, 0.05) if measured.logs else None
+    gain = Gain.of(measured.logs, ALPHA) if measured.logs else None
     old_ms = measured.old_ms or 0.0
 
     def won(ratio: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mfubench.identity import code_hash
-from mfubench.measure.effect import log_ratios
+from mfubench.measure.effect import ALPHA, log_ratios
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
@@ -24,7 +24,6 @@ from .recipe import architecture
 from .survey import Survey, survey
 from .trial import TIMING, Arms, arms_of
 
-LEVEL = 0.05
 ENOUGH_S = 30.0  # of timing; more blocks are not worth it
 OWN = ("torch", "mfu_models", "mfu_kernels")
 
@@ -114,7 +113,7 @@ def finale(request: Finale, tell: Tell) -> Ends:
     def gain(old: str, new: str) -> dict[str, float]:
         a, b = names.index(old), names.index(new)
         logs = log_ratios(timings[a], timings[b], lambda block: arms.samples[b] / arms.samples[a])
-        return Gain.of(logs, LEVEL).speedup
+        return Gain.of(logs, ALPHA).speedup
 
     gains = {name: gain("start", name) for name in names[1:]}
     if {"end", "plain"} <= gains.keys():

@@ -1,9 +1,10 @@
 """Changes to live objects that are taken back: one instance's attribute, never its class's."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 Undo = Callable[[], None]
 _MISSING = object()
@@ -31,7 +32,7 @@ def together(undos: Iterable[Undo]) -> Undo:
     return undo
 
 
-def own_forward(module: nn.Module) -> Callable[..., Any]:
+def own_forward(module: "nn.Module") -> Callable[..., Any]:
     """The module's forward as a function of the module: bound, it would keep a copy of the module to the original."""
     own = vars(module).get("forward")
     if own is None:
