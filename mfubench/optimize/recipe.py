@@ -122,7 +122,9 @@ def prepare_with(spec: "WorkloadSpec", recipe: Recipe) -> "Workload":
     Raises:
         BadInput: the recipe is another model's, a change cannot be made here, or ``spec`` asks for something else.
     """
-    from .build import build, change_module
+    from mfubench.workload.prepare import prepare
+
+    from .build import change_module
 
     wanted = spec
     for change in recipe.changes:
@@ -134,7 +136,7 @@ def prepare_with(spec: "WorkloadSpec", recipe: Recipe) -> "Workload":
             raise BadInput(f"--{name} {asked} and the recipe's {has} say different things; leave --{name} out")
     if spec.compile != "none" and any(change.name == "compile" for change in recipe.changes):
         raise BadInput(f"--compile {spec.compile}: the recipe compiles already; leave --compile out")
-    workload = build(wanted).workload
+    workload = prepare(wanted)
     recipe.check_model(workload.description)
     require_runnable(recipe.changes, workload.module)
     made = [change for change in recipe.changes if spec.mode == "train" or not change.trains]

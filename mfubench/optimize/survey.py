@@ -16,12 +16,12 @@ from mfubench.measure.calibrate import DTYPES, load_or_calibrate
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
+from mfubench.workload.prepare import prepare
 from mfubench.workload.regions import class_name, is_table, regions, row_sparse
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 from mfubench.workload.user import tensors_in
 
-from .build import build
 from .rows import bucketed
 from .swap import (
     attention_modules,
@@ -74,7 +74,7 @@ def survey(spec: WorkloadSpec, tell: Callable[[str], None]) -> tuple[Run, Survey
         BadInput, mfu_kernels.errors.InvalidArgument, ToolBroke: as `profiling.profile`.
     """
     tell("profiling")
-    workload = build(spec).workload
+    workload = prepare(spec)
     run = profile_workload(workload)
     tell("looking at the model")
     return run, look(workload, run)

@@ -13,7 +13,7 @@ from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
-from mfubench.workload.prepare import digest
+from mfubench.workload.prepare import digest, prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .build import build
@@ -31,7 +31,7 @@ OWN = ("torch", "mfu_models", "mfu_kernels")
 def identify(spec: WorkloadSpec, tell: Tell) -> dict[str, Any]:
     """Whose search it is: model, data, device and versions; a search goes on only where all are the same."""
     tell("building the model")
-    return _identity(build(spec).workload)
+    return _identity(prepare(spec))
 
 
 def _identity(workload: Workload) -> dict[str, Any]:
@@ -134,4 +134,4 @@ def _step(arms: Arms, arm: int, turns: list[tuple[float, float]]) -> dict[str, A
 def profile_changed(request: Finale, tell: Tell) -> Run:
     """The profile of the start with what was kept."""
     tell("building the model")
-    return profile_workload(build(request.spec, request.kept).workload)
+    return profile_workload(build(request.spec, request.kept))

@@ -12,6 +12,7 @@ from typing import Literal
 from mfubench.exhausted import release
 from mfubench.measure.effect import log_ratios
 from mfubench.measure.timing import time_in_blocks
+from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 
@@ -133,7 +134,7 @@ def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) 
     """
     tell(PREPARING)
     spec = replace(spec, steps=max(spec.steps, NUM_ROTATED))
-    workloads = [build(spec, state).workload for state in states]
+    workloads = [build(spec, state) for state in states]
     whole = any(isinstance(change, BucketByLength) for state in states for change in state)
     num_sets = len(workloads[0].inputs)
     for workload in workloads:
@@ -165,7 +166,7 @@ class _Checked:
     def results(self, notes: list[str]) -> str | None:
         """Why the results of some batch are wrong, or None; what was found goes to ``notes``."""
         self.tell(PREPARING)
-        original, changed = build(self.spec).workload, build(self.spec, self.changes).workload
+        original, changed = prepare(self.spec), build(self.spec, self.changes)
         self.tell(COMPILING)
         results(changed, changed.inputs[0])  # a first pass, in which what is to be compiled is compiled
         self.tell(NUMBERS)
@@ -194,7 +195,7 @@ class _Checked:
             notes.append("losses: not checked, the mode is infer")
             return None
         self.tell(LOSSES)
-        original, changed = build(self.trained).workload, build(self.trained, self.changes).workload
+        original, changed = prepare(self.trained), build(self.trained, self.changes)
         found = check_training(original, changed)
         notes.append(str(found))
         return None if found.passed else f"wrong losses: {found}"

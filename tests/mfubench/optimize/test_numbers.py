@@ -21,6 +21,7 @@ from mfubench.optimize.numbers import (
     rounding,
 )
 from mfubench.optimize.rows import with_empty_histories
+from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=6, steps=2, device="cpu")
@@ -29,7 +30,7 @@ OP = "sum_kron_linear"
 
 @pytest.fixture
 def original(sparse_tables: None) -> Workload:
-    return build(SPEC).workload
+    return prepare(SPEC)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Tensor]], 
         implementation = lambda *args, **kwargs: kernel(reference, *args, **kwargs)  # noqa: E731
         monkeypatch.setitem(OPS[OP].implementations, "triton", implementation)  # type: ignore[arg-type]
         monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
-        return build(SPEC, [UseImpl(OP, "triton")]).workload
+        return build(SPEC, [UseImpl(OP, "triton")])
 
     return planted
 
@@ -52,7 +53,7 @@ def checked(original: Workload, changed: Workload) -> Finding:
 
 
 def test_the_model_itself_is_well_within(original: Workload) -> None:
-    found = checked(original, build(SPEC).workload)
+    found = checked(original, prepare(SPEC))
     assert found.passed and found.share <= 0.25 and found.truth == "fp64"
 
 
@@ -113,14 +114,14 @@ def test_wrong_only_on_empty_rows_is_refused(original: Workload, monkeypatch: py
 
     monkeypatch.setitem(OPS["seed_pooling"].implementations, "triton", kernel)  # type: ignore[arg-type]
     monkeypatch.setattr("mfu_kernels.registry._check_triton_runs", lambda op, device: None)
-    changed = build(SPEC, [UseImpl("seed_pooling", "triton")]).workload
+    changed = build(SPEC, [UseImpl("seed_pooling", "triton")])
     assert check_results(original, changed, {"a batch": original.inputs[0]}).passed
     found = checked(original, changed)
     assert not found.passed and found.batch == "a batch with empty rows"
 
 
 def test_bf16_is_held_to_what_bf16_errs(original: Workload) -> None:
-    changed = build(SPEC, [UseDtype("bf16")]).workload
+    changed = build(SPEC, [UseDtype("bf16")])
     found = checked(original, changed)
     assert found.passed and found.dtype == "bf16"
     strict = checked(original, replace(changed, dtype="fp32"))  # the same module without autocast
@@ -177,7 +178,7 @@ def test_rounding_moves_gradients_too() -> None:
 
 def test_the_same_model_trains_alike_and_is_left_as_it_was(original: Workload) -> None:
     before = {name: value.clone() for name, value in original.module.state_dict().items()}
-    found = check_training(original, build(SPEC).workload)
+    found = check_training(original, prepare(SPEC))
     assert found.passed and found.share == 0.0
     assert all(torch.equal(value, before[name]) for name, value in original.module.state_dict().items())
     assert not any(state for optimizer in original.optimizers[:1] for state in optimizer.state.values())
@@ -185,7 +186,7 @@ def test_the_same_model_trains_alike_and_is_left_as_it_was(original: Workload) -
 
 def test_a_training_that_drifts_is_refused(original: Workload) -> None:
     """Right gradients, wrong updates: nothing but the losses shows it."""
-    changed = build(SPEC).workload
+    changed = prepare(SPEC)
     for group in changed.optimizers[0].param_groups:
         group["lr"] *= 1.05
     assert checked(original, changed).passed
@@ -205,7 +206,7 @@ def test_a_loss_that_is_rounded_the_other_way_passes(
         unit = torch.nextafter(loss.detach(), torch.tensor(torch.inf)) - loss.detach()
         return loss + units * unit
 
-    found = check_training(original, replace(build(SPEC).workload, loss=moved))
+    found = check_training(original, replace(prepare(SPEC), loss=moved))
     assert found.share > 0 and found.passed is passes
 
 

@@ -17,7 +17,6 @@ import mfubench
 from mfu_kernels import OPS
 from mfu_models import MODELS
 from mfubench.errors import BadInput
-from mfubench.optimize.build import build
 from mfubench.optimize.changes import (
     BucketByLength,
     Change,
@@ -31,6 +30,7 @@ from mfubench.optimize.changes import (
 )
 from mfubench.optimize.numbers import results
 from mfubench.optimize.recipe import Kept, Recipe, architecture, prepare_with, read_recipe
+from mfubench.workload.prepare import prepare
 from mfubench.workload.regions import MODEL
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -63,7 +63,7 @@ def written(folder: Path, recipe: Recipe) -> Path:
 
 @pytest.fixture
 def workload() -> Workload:
-    return build(SPEC).workload
+    return prepare(SPEC)
 
 
 # Files ------------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_on_ones_own_model_it_is_applied_and_undone(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_on_the_zoo_it_is_applied_and_undone(name: str, stand_in: dict[str, int]) -> None:
-    made = build(replace(SPEC, model=name, batch_size=2)).workload
+    made = prepare(replace(SPEC, model=name, batch_size=2))
     recipe = recipe_for(made.module, *(UseImpl(op, STAND_IN) for op in OPS), UseDtype("bf16"))
     parameters = {key: value.clone() for key, value in made.module.state_dict().items()}
     expected, before = dense(results(made, made.inputs[0])), hung_on(made.module, made.optimizers)
@@ -354,7 +354,7 @@ def test_where_nothing_is_trained_what_needs_optimizers_is_left_out(workload: Wo
 )
 def test_a_change_that_a_workload_has_no_place_for_is_refused(change: Change, message: str, tmp_path: Path) -> None:
     spec = replace(SPEC, model="tests.mfubench.optimize.test_recipe:built", size=None)
-    made = build(spec).workload
+    made = prepare(spec)
     recipe = read_recipe(written(tmp_path, recipe_for(made.module, change, description=made.description)))
     with pytest.raises(BadInput, match=message):
         prepare_with(spec, recipe)

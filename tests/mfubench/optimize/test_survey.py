@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from mfubench.measure.calibrate import Calibration
-from mfubench.optimize.build import build
 from mfubench.optimize.survey import Survey, look
 from mfubench.run import Run
+from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.optimize.small_model import BLOCKS, ITEMS, WIDTH
 from tests.mfubench.report.factory import a_run
@@ -30,7 +30,7 @@ def seen(workload: Workload, run: Run | None = None) -> Survey:
 
 @pytest.mark.usefixtures("peaks", "sparse_tables")
 def test_a_model_of_the_zoo() -> None:
-    workload = build(KUNLUN).workload
+    workload = prepare(KUNLUN)
     found = seen(workload)
     assert (found.device, found.dtype, found.batch_size) == ("cpu", "fp32", 4)
     ops = {"layer_norm", "seed_pooling", "sum_kron_linear", "gdpa_block", "window_attention"}
@@ -50,7 +50,7 @@ def test_a_model_of_the_zoo() -> None:
 
 @pytest.mark.usefixtures("peaks")
 def test_somebodys_own_model() -> None:
-    workload = build(SMALL).workload
+    workload = prepare(SMALL)
     run = a_run()
     run.kernels[0] = replace(run.kernels[0], operator="aten::scaled_dot_product_attention", module="blocks.2.attention")
     found = seen(workload, run)
@@ -72,7 +72,7 @@ def test_somebodys_own_model() -> None:
 
 @pytest.mark.usefixtures("peaks")
 def test_tables_that_could_have_sparse_gradients_and_odd_widths() -> None:
-    workload = build(SMALL).workload
+    workload = prepare(SMALL)
     workload.module.head = nn.Linear(2 * WIDTH, 5)
     workload.loss = lambda output, batch: output.float().mean()
     workload.optimizers = [torch.optim.Adagrad(workload.module.parameters(), foreach=False)]
@@ -83,7 +83,7 @@ def test_tables_that_could_have_sparse_gradients_and_odd_widths() -> None:
 
 @pytest.mark.usefixtures("peaks")
 def test_a_kernel_whose_package_is_missing_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = build(SMALL).workload
+    workload = prepare(SMALL)
     monkeypatch.setitem(sys.modules, "triton", None)
     found = seen(workload)
     assert not found.interpreted and "needs the package triton; install it" in str(found.ops["layer_norm"].blocked)

@@ -29,6 +29,7 @@ from mfubench.optimize.changes import (
     to_plain,
 )
 from mfubench.optimize.numbers import results
+from mfubench.workload.prepare import prepare
 from mfubench.workload.regions import MODEL, class_name, compile_region
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.conftest import STAND_IN
@@ -49,7 +50,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_an_ops_implementation_is_swapped_alone(stand_in: dict[str, int]) -> None:
-    workload = build(SPEC).workload
+    workload = prepare(SPEC)
     before = numbers(workload)
     undo = swap.use_impl(workload.module, "seed_pooling", STAND_IN)
     during = numbers(workload)
@@ -60,7 +61,7 @@ def test_an_ops_implementation_is_swapped_alone(stand_in: dict[str, int]) -> Non
 
 
 def test_several_ops_are_undone_in_reverse(stand_in: dict[str, int]) -> None:
-    workload = build(SPEC).workload
+    workload = prepare(SPEC)
     before, impls = numbers(workload), [getattr(m, "impl", None) for m in workload.module.modules()]
     undos = [swap.use_impl(workload.module, op, STAND_IN) for op in ("layer_norm", "gdpa_block", "window_attention")]
     numbers(workload)
@@ -220,7 +221,7 @@ def test_a_looping_optimizer_updates_together(how: str, kind: Any) -> None:
 
 
 def test_an_optimizer_of_row_sparse_gradients_is_left_alone(sparse_tables: None) -> None:
-    workload = build(SPEC).workload
+    workload = prepare(SPEC)
     assert [type(o).__name__ for o in workload.optimizers] == ["AdamW", "Adagrad"]
     assert swap.looping_optimizers(workload.module, workload.optimizers, "fused") == []
 
@@ -243,7 +244,7 @@ def test_blocks_of_a_class_are_compiled_and_undone(
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
 def test_tables_with_sparse_gradients_stay_eager(quick_compiler: list[Any], sparse_tables: None) -> None:
-    workload = build(SPEC).workload
+    workload = prepare(SPEC)
     before = numbers(workload)
     undo = compile_region(workload.module, MODEL, dynamic=True)
     during = numbers(workload)
@@ -274,13 +275,12 @@ def test_a_change_is_plain_values(change: Change) -> None:
 
 def test_changes_of_a_workload_are_in_its_description(quick_compiler: list[Any]) -> None:
     made = EVERY[:5]  # the others find nothing to change in this model and its optimizers
-    built = build(SPEC, made)
-    w = built.workload
+    w = build(SPEC, made)
     assert (w.dtype, w.num_samples, w.description["batch_size"]) == ("bf16", [6, 6], 6)
-    assert w.may_be_compiled and not build(SPEC).workload.may_be_compiled  # a profile looks for compiled kernels
+    assert w.may_be_compiled and not prepare(SPEC).may_be_compiled  # a profile looks for compiled kernels
     assert w.description["compile"] == "Mlp" and w.description["impl"] == "auto,layer_norm=reference"
     assert w.description["changes"] == [change.title for change in made]
-    assert w.description["data_hash"] != build(SPEC, [UseBatchSize(6)]).workload.description["data_hash"]
+    assert w.description["data_hash"] != build(SPEC, [UseBatchSize(6)]).description["data_hash"]
 
 
 def test_of_one_kind_the_last_stays() -> None:
