@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
 from mfu_models.batch import Batch, SequenceField
+from mfu_models.common.config import num_context_tokens
 from mfu_models.common.merging import Alignment
 from mfu_models.interformer.arches import InteractionArch, SelfGate, SequenceArch, SequenceSummary
 from mfu_models.interformer.config import InterFormerConfig
@@ -108,7 +109,7 @@ def test_schemas_of_recorded_data(source: str) -> None:
 )
 def test_sizes(size: str, context: int, gflops: float, dense_params: float) -> None:
     config = SPEC.config(size)
-    assert config.num_context_tokens == context
+    assert num_context_tokens(config.schema) == context
     zoo_checks.check_size(SPEC, config, gflops, dense_params)
     last_digit = 10 ** -len(str(gflops).partition(".")[2])
     assert SPEC.full_length_flops(config).fwd / 1e9 == pytest.approx(gflops, abs=1.5 * last_digit)

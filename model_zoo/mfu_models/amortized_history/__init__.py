@@ -1,8 +1,9 @@
 """LinkedIn's amortised history modelling (arXiv 2412.06924): all candidates of a request share one history pass."""
 
+from mfu_models.common.config import max_length_of_one
 from mfu_models.spec import ModelSpec
 
-from .config import SIZES, max_lengths
+from .config import SIZES
 from .flops import model_flops
 
 SPEC = ModelSpec(
@@ -10,7 +11,7 @@ SPEC = ModelSpec(
     summary="one transformer pass over a history that all candidates of a request query, instead of one for each",
     sizes=SIZES,
     model_flops=model_flops,
-    max_lengths=max_lengths,
+    max_lengths=max_length_of_one,
     module="mfu_models.amortized_history.model:AmortizedHistory",
     request_level=True,
 )

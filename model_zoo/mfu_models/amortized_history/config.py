@@ -52,11 +52,6 @@ class AmortizedHistoryConfig:
         return self.token_width + (1 + len(self.schema.sparse)) * self.width
 
 
-def max_lengths(config: AmortizedHistoryConfig) -> dict[str, int]:
-    """The most events that its one sequence keeps."""
-    return {config.history.name: config.max_length}
-
-
 # max_length, width, num_layers, num_heads, expansion, head_mlp
 _SIZES = {
     "tiny": (32, 32, 1, 2, 4, (64, 32)),

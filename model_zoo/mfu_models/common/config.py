@@ -41,6 +41,21 @@ SYNTHETIC_SCHEMAS: Mapping[str, Schema] = {
 """What the synthetic source offers each size: the same for every model, so that models compare on the same data."""
 
 
+def max_lengths_of_all(config: Any) -> dict[str, int]:
+    """The most events that each sequence keeps, of a model that reads them all and as much of each."""
+    return {sequence.name: config.max_length for sequence in config.schema.sequences}
+
+
+def max_length_of_one(config: Any) -> dict[str, int]:
+    """The most events that its one sequence keeps, of a model that reads a single ``history``."""
+    return {config.history.name: config.max_length}
+
+
+def num_context_tokens(schema: Schema) -> int:
+    """Tokens of what is no sequence: one for each sparse field and one for the dense features."""
+    return len(schema.sparse) + 1
+
+
 def override(config: C, changes: Mapping[str, Any]) -> C:
     """A copy of ``config`` with fields replaced; ``a.b`` names a field of a nested config; text is parsed by type.
 

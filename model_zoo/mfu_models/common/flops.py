@@ -34,6 +34,15 @@ def mlp(rows: int, widths: Sequence[int]) -> int:
     return sum(linear(rows, a, b) for a, b in pairwise(widths))
 
 
+def with_backward(work: Mapping[str, int], dense: int) -> FlopCount:
+    """Forward and backward of components that a forward has.
+
+    Every matrix product has two gradients, but the dense features need none: ``dense`` is the product with them.
+    """
+    fwd = sum(work.values())
+    return FlopCount(fwd=fwd, bwd=2 * fwd - dense)
+
+
 def check_lengths(lengths: Mapping[str, Sequence[int]], names: Iterable[str]) -> int:
     """Number of samples that ``lengths`` describes.
 

@@ -58,11 +58,6 @@ class DinConfig:
         return (own, *self.head_mlp, 1)
 
 
-def max_lengths(config: DinConfig) -> dict[str, int]:
-    """The most events that its one sequence keeps."""
-    return {config.history.name: config.max_length}
-
-
 # max_length, width, att_mlp, head_mlp, interest_width, aux_mlp
 _SIZES = {
     "tiny": (32, 32, (32,), (64, 32), 32, (32,)),

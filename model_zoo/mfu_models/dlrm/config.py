@@ -35,11 +35,6 @@ class DlrmConfig:
         require(bool(self.schema.sequences), f"source {self.schema.source} has no event sequence; dlrm needs one")
 
 
-def max_lengths(config: DlrmConfig) -> dict[str, int]:
-    """The most events that each sequence keeps."""
-    return {sequence.name: config.max_length for sequence in config.schema.sequences}
-
-
 # max_length, width, bottom_mlp, num_cross, cross_rank, over_mlp
 _SIZES = {
     "tiny": (32, 32, (64,), 1, 16, (64, 32)),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp, with_backward
 from mfu_models.common.pooled_tokens import num_pooled_tokens
 
 from .config import DlrmConfig
@@ -21,8 +21,8 @@ def components(config: DlrmConfig, lengths: Mapping[str, Sequence[int]]) -> Coun
 
 
 def model_flops(config: DlrmConfig, lengths: Mapping[str, Sequence[int]]) -> FlopCount:
-    """Forward and backward of a batch. Every matrix product has two gradients, but the dense features need none."""
-    fwd = sum(components(config, lengths).values())
+    """Forward and backward of a batch."""
+    work = components(config, lengths)
     num_samples = len(next(iter(lengths.values())))
-    first = linear(num_samples, len(config.schema.dense), (*config.bottom_mlp, config.width)[0])
-    return FlopCount(fwd=fwd, bwd=2 * fwd - first)
+    dense = linear(num_samples, len(config.schema.dense), (*config.bottom_mlp, config.width)[0])
+    return with_backward(work, dense)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 import mfu_kernels as ops
 from mfu_kernels.registry import Impl
+from mfu_models.common.config import num_context_tokens
 from mfu_models.common.layers import CrossLayer, JaggedSelfAttention, LayerNorm, Mlp, SeedAttention, TokenMix
 
 from .config import InterFormerConfig
@@ -29,7 +30,7 @@ class ContextSummary(nn.Module):
 
     def __init__(self, config: InterFormerConfig) -> None:
         super().__init__()
-        self.compress = TokenMix(config.num_context_tokens, config.num_summary)
+        self.compress = TokenMix(num_context_tokens(config.schema), config.num_summary)
         self.linear = nn.Linear(config.width, config.width)
         self.gate = SelfGate(config)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from mfu_models.batch import Schema
-from mfu_models.common.config import SYNTHETIC_SCHEMAS, require
+from mfu_models.common.config import SYNTHETIC_SCHEMAS, num_context_tokens, require
 
 Interaction = Literal["dot", "dcn", "dhen"]
 Gate = Literal["scale", "printed"]
@@ -64,11 +64,6 @@ class InterFormerConfig:
         )
 
     @property
-    def num_context_tokens(self) -> int:
-        """Tokens of X: one for each sparse field and one for the dense features."""
-        return len(self.schema.sparse) + 1
-
-    @property
     def side_width(self) -> int:
         """Width of one side id's embedding: all sides together have half of an event, the item has the rest."""
         sides = len(self.schema.sides)
@@ -82,24 +77,19 @@ class InterFormerConfig:
     @property
     def num_interaction_tokens(self) -> int:
         """Tokens that interact: X and S_sum."""
-        return self.num_context_tokens + self.num_sequence_summary
+        return num_context_tokens(self.schema) + self.num_sequence_summary
 
     @property
     def interaction_widths(self) -> tuple[int, ...]:
         """All widths of the MLP after the interaction: tokens (crossed or not) and their products in, X out."""
         tokens, d = self.num_interaction_tokens, self.width
         products = 0 if self.interaction == "dcn" else tokens * (tokens + 1) // 2
-        return (products + tokens * d, *self.interaction_mlp, self.num_context_tokens * d)
+        return (products + tokens * d, *self.interaction_mlp, num_context_tokens(self.schema) * d)
 
     @property
     def num_sequence_summaries(self) -> int:
         """How often the history is summarised: once a layer, and in parallel order once more for the head."""
         return self.num_layers + (self.order == "parallel")
-
-
-def max_lengths(config: InterFormerConfig) -> dict[str, int]:
-    """The most events that each sequence keeps."""
-    return {sequence.name: config.max_length for sequence in config.schema.sequences}
 
 
 # max_length, width, num_layers, num_heads, num_summary, num_cls, num_pma, num_recent, cross_rank, event_width,

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
-from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.config import num_context_tokens
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp, with_backward
 from mfu_models.common.merging import merged_lengths
 
 from .config import InterFormerConfig
@@ -32,17 +33,17 @@ def components(config: InterFormerConfig, lengths: Mapping[str, Sequence[int]]) 
 
 
 def model_flops(config: InterFormerConfig, lengths: Mapping[str, Sequence[int]]) -> FlopCount:
-    """Forward and backward of a batch. Every matrix product has two gradients, but the dense features need none."""
-    fwd = sum(components(config, lengths).values())
+    """Forward and backward of a batch."""
+    work = components(config, lengths)
     num_samples = len(next(iter(lengths.values())))
-    first = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
-    return FlopCount(fwd=fwd, bwd=2 * fwd - first)
+    dense = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
+    return with_backward(work, dense)
 
 
 def _context_summary(config: InterFormerConfig) -> int:
     """Tokens mixed to n_sum, a linear map of each, and the gate's."""
     d, tokens = config.width, config.num_summary
-    return linear(d, config.num_context_tokens, tokens) + mlp(tokens, (d, d, d))
+    return linear(d, num_context_tokens(config.schema), tokens) + mlp(tokens, (d, d, d))
 
 
 def _sequence_summary(config: InterFormerConfig, rows: Sequence[int]) -> int:

@@ -91,11 +91,6 @@ class KunlunConfig:
         return ((tuple(sequence.name for sequence in self.schema.sequences), self.engagement),)
 
     @property
-    def num_context_tokens(self) -> int:
-        """Tokens of X at the start: one for each sparse field and one for the dense features."""
-        return len(self.schema.sparse) + 1
-
-    @property
     def num_pooled_tokens(self) -> int:
         """Tokens of all towers' H together."""
         return sum(tower.num_tokens for _, tower in self.event_towers)

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
-from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.config import num_context_tokens
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp, with_backward
 from mfu_models.common.merging import merged_lengths
 
 from .config import KunlunConfig, Tower
@@ -18,7 +19,7 @@ def components(config: KunlunConfig, lengths: Mapping[str, Sequence[int]]) -> Co
     d = config.width
     work: Counter[str] = Counter()
     work["dense"] = num_samples * mlp(1, (len(config.schema.dense), DENSE_EXPANSION * d, d))
-    tokens = config.num_context_tokens
+    tokens = num_context_tokens(config.schema)
     for _ in range(config.num_layers):
         work["weight_gen"] += num_samples * _weight_gen(config, tokens)
         work["interaction"] += num_samples * sum(sum(block.flops().values()) for block in config.expert_blocks)
@@ -31,12 +32,11 @@ def components(config: KunlunConfig, lengths: Mapping[str, Sequence[int]]) -> Co
 
 
 def model_flops(config: KunlunConfig, lengths: Mapping[str, Sequence[int]]) -> FlopCount:
-    """Forward and backward of a batch. Every matrix product has two gradients, but the dense features need none."""
+    """Forward and backward of a batch."""
     work = components(config, lengths)
     num_samples = len(next(iter(lengths.values())))
-    fwd = sum(work.values())
-    first = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
-    return FlopCount(fwd=fwd, bwd=2 * fwd - first)
+    dense = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
+    return with_backward(work, dense)
 
 
 def _weight_gen(config: KunlunConfig, tokens: int) -> int:

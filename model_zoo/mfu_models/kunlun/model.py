@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
+from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import FieldEmbedding
 from mfu_models.common.layers import Mlp, TokenMix
 from mfu_models.common.wukong import WukongBlock
@@ -93,7 +94,7 @@ class Kunlun(nn.Module):
         self.towers = nn.ModuleDict(
             {"+".join(names): EventTower(config, tower, len(names), impl) for names, tower in config.event_towers}
         )
-        tokens = [config.num_context_tokens] + [widest] * (config.num_layers - 1)
+        tokens = [num_context_tokens(config.schema)] + [widest] * (config.num_layers - 1)
         self.weight_gens = nn.ModuleList(WeightGen(config, count) for count in tokens)
         self.interactions = nn.ModuleList(Interaction(config, impl) for _ in tokens)
         self.head = Mlp(((widest + config.num_pooled_tokens) * d, *config.head_mlp, 1))

@@ -39,11 +39,6 @@ class LigrConfig:
         return history_of(self.schema)
 
 
-def max_lengths(config: LigrConfig) -> dict[str, int]:
-    """The most events that its one sequence keeps."""
-    return {config.history.name: config.max_length}
-
-
 # max_length, num_candidates, width, num_layers, num_heads, expansion, head_mlp
 _SIZES = {
     "tiny": (32, 4, 32, 2, 2, 4, (16,)),

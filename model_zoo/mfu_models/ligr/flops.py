@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
-from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp, with_backward
 
 from .config import LigrConfig
 
@@ -27,7 +27,6 @@ def components(config: LigrConfig, lengths: Mapping[str, Sequence[int]]) -> Coun
 
 
 def model_flops(config: LigrConfig, lengths: Mapping[str, Sequence[int]]) -> FlopCount:
-    """Forward and backward of a batch. Every matrix product has two gradients, but the dense features need none."""
+    """Forward and backward of a batch."""
     work = components(config, lengths)
-    fwd = sum(work.values())
-    return FlopCount(fwd=fwd, bwd=2 * fwd - work["dense"])
+    return with_backward(work, work["dense"])

@@ -1,8 +1,9 @@
 """The baseline: a transformer encoder over one history and the candidate, as BST and SASRec have it."""
 
+from mfu_models.common.config import max_length_of_one
 from mfu_models.spec import ModelSpec
 
-from .config import SIZES, max_lengths
+from .config import SIZES
 from .flops import model_flops
 
 SPEC = ModelSpec(
@@ -10,6 +11,6 @@ SPEC = ModelSpec(
     summary="baseline ranker: a transformer over one history and the candidate, context joins at the head",
     sizes=SIZES,
     model_flops=model_flops,
-    max_lengths=max_lengths,
+    max_lengths=max_length_of_one,
     module="mfu_models.transformer.model:TransformerRanker",
 )

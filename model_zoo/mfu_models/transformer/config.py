@@ -7,6 +7,7 @@ from typing import Literal
 
 from mfu_models.batch import Schema, SequenceField
 from mfu_models.common.config import require, require_sizes
+from mfu_models.common.requests import history_of, require_history
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +33,12 @@ class TransformerConfig:
         require(
             self.width % sides == 0, f"width={self.width}; allowed: a multiple of {sides}, the side ids of an event"
         )
-        require(
-            bool(self.schema.sequences), f"source {self.schema.source} has no event sequence; transformer needs one"
-        )
+        require_history(self.schema, "transformer")
 
     @property
     def history(self) -> SequenceField:
         """The one sequence that it reads: all events where the source has them, else its first sequence."""
-        sequences = self.schema.sequences
-        return next((sequence for sequence in sequences if sequence.kind == "exposure"), sequences[0])
-
-    @property
-    def num_context_tokens(self) -> int:
-        """One for each sparse field and one for the dense features."""
-        return len(self.schema.sparse) + 1
-
-
-def max_lengths(config: TransformerConfig) -> dict[str, int]:
-    """The most events that its one sequence keeps."""
-    return {config.history.name: config.max_length}
+        return history_of(self.schema)
 
 
 # max_length, width, num_layers, num_heads, expansion, head_mlp

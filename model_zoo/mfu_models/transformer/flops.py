@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mfu_kernels.window_attention.cost import kept_pairs
-from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp
+from mfu_models.common.config import num_context_tokens
+from mfu_models.common.flops import FlopCount, check_lengths, linear, mlp, with_backward
 
 from .config import TransformerConfig
 
@@ -22,13 +23,13 @@ def components(config: TransformerConfig, lengths: Mapping[str, Sequence[int]]) 
     work["event_proj"] = linear(tokens, 2 * d, d)
     work["attention"] = config.num_layers * (4 * linear(tokens, d, d) + 4 * pairs * d)
     work["ffn"] = config.num_layers * mlp(tokens, (d, config.expansion * d, d))
-    work["head"] = num_samples * mlp(1, ((2 + config.num_context_tokens) * d, *config.head_mlp, 1))
+    work["head"] = num_samples * mlp(1, ((2 + num_context_tokens(config.schema)) * d, *config.head_mlp, 1))
     return work
 
 
 def model_flops(config: TransformerConfig, lengths: Mapping[str, Sequence[int]]) -> FlopCount:
-    """Forward and backward of a batch. Every matrix product has two gradients, but the dense features need none."""
-    fwd = sum(components(config, lengths).values())
+    """Forward and backward of a batch."""
+    work = components(config, lengths)
     num_samples = len(next(iter(lengths.values())))
-    first = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
-    return FlopCount(fwd=fwd, bwd=2 * fwd - first)
+    dense = linear(num_samples, len(config.schema.dense), DENSE_EXPANSION * config.width)
+    return with_backward(work, dense)

@@ -16,6 +16,7 @@ import mfu_kernels as ops
 from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch, EventSequence
+from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
 from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp
 
@@ -59,7 +60,7 @@ class TransformerRanker(nn.Module):
         self.project = nn.Linear(self.events.width, d)
         self.position = nn.Embedding(config.max_length + 1, d)
         self.layers = nn.ModuleList(EncoderLayer(config, impl) for _ in range(config.num_layers))
-        self.head = Mlp(((2 + config.num_context_tokens) * d, *config.head_mlp, 1))
+        self.head = Mlp(((2 + num_context_tokens(config.schema)) * d, *config.head_mlp, 1))
         self.impl: Impl = impl
 
     def forward(self, batch: Batch) -> Tensor:

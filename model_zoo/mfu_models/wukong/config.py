@@ -54,11 +54,6 @@ class WukongConfig:
         return ((self.num_fm + self.num_linear) * self.width, *self.head_mlp, 1)
 
 
-def max_lengths(config: WukongConfig) -> dict[str, int]:
-    """The most events that each sequence keeps."""
-    return {sequence.name: config.max_length for sequence in config.schema.sequences}
-
-
 # max_length, width, num_layers, num_fm, num_linear, fm_rank, fm_mlp, head_mlp
 _SIZES = {
     "tiny": (32, 32, 2, 4, 4, 4, (64,), (64, 32)),
