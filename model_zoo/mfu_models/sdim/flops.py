@@ -24,8 +24,3 @@ def model_flops(config: SdimConfig, lengths: Mapping[str, Sequence[int]]) -> Flo
     """Forward and backward of a batch. Every matrix product has two gradients, but hashes have none."""
     work = components(config, lengths)
     return FlopCount(fwd=sum(work.values()), bwd=2 * (work["short_din"] + work["head"]))
-
-
-def bucket_additions(config: SdimConfig, lengths: Mapping[str, Sequence[int]]) -> int:
-    """Additions of a forward that puts every event of the long history in a bucket of each group: not model FLOPs."""
-    return sum(lengths[config.long_history.name]) * config.width * config.num_hashes // config.hash_bits
