@@ -16,8 +16,9 @@ DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float6
 class Ceilings:
     """Rates that bound the device: TFLOP/s and GB/s.
 
-    ``in_use`` is the peak that MFU is reported against (datasheet, else measured), ``measured`` what a large GEMM
-    reaches in the run's dtype, ``by_dtype`` the same for other dtypes that were seen, ``bandwidth_gb_s`` a large copy.
+    ``in_use_tflops`` is the peak that MFU is reported against (datasheet, else measured), ``measured_tflops`` what a
+    large GEMM reaches in the run's dtype, ``by_dtype`` the same for other dtypes that were seen, ``bandwidth_gb_s`` a
+    large copy.
     """
 
     in_use_tflops: float

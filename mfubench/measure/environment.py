@@ -1,6 +1,7 @@
 """The pedigree that travels with every number: which code ran, on what, under which settings.
 
-It records and never steers. It is also the one place that reads environment variables.
+It records and never steers. It also reads environment variables, as only `kernels.interpreter`, which sets the one by
+which Triton interprets, and `measure.trace`, which sets the one that silences the profiler's log, do beside it.
 """
 
 import os
