@@ -1,16 +1,12 @@
 """A report as one HTML file that fetches nothing and runs nothing."""
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfubench.run import Run
-
 from . import charts
 from . import format as fmt
 from .blocks import Chart, Page
-from .comparison import page
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -19,13 +15,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 ROWS, MOST_ROWS = 25, 400  # of a table: shown at once, and in all, so that a page stays below a megabyte
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report of ``runs``; a long table is folded after its first rows, and a very long one ends."""
-    return render_page(page(runs))
-
-
 def render_page(given: Page) -> str:
-    """Any page."""
+    """Any page; a long table is folded after its first rows, and a very long one ends."""
     why_not = charts.why_not() if has_charts(given) else ""
     return _template().render(page=given, shown=ROWS, most=MOST_ROWS, draw=charts.svg, why_no_charts=why_not)
 

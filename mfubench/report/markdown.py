@@ -1,13 +1,10 @@
 """A report as GitHub Markdown."""
 
 import re
-from collections.abc import Callable, Sequence
-
-from mfubench.run import Run
+from collections.abc import Callable
 
 from . import format as fmt
 from .blocks import Block, Chart, Facts, Items, Page, Table
-from .comparison import page
 
 ROWS = 20
 # Markup that GitHub would act on: an underscore inside a word and a bracket that opens no link are left alone.
@@ -16,13 +13,11 @@ Picture = Callable[[Chart], str]
 SPECIAL = re.compile(r"[\\`*<>|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])")
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report of ``runs``; the first rows of a long table, and how many more there are."""
-    return render_page(page(runs))
-
-
 def render_page(given: Page, level: int = 1, picture: Picture | None = None) -> str:
-    """Any page, its title a heading of ``level``; without ``picture``, a chart is what it says in words."""
+    """Any page, its title a heading of ``level``; without ``picture``, a chart is what it says in words.
+
+    Of a long table there are the first rows, and how many more it has.
+    """
     return "\n\n".join(_page(given, level, picture)) + "\n"
 
 

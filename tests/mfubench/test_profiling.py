@@ -17,6 +17,7 @@ from mfubench.measure.calibrate import Calibration
 from mfubench.measure.scopes import DATA, OPTIMIZER
 from mfubench.profiling import profile, profile_workload
 from mfubench.report import markdown
+from mfubench.report.comparison import page as page_of
 from mfubench.run import KernelConfig, LedgerLine, Run
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.measure.stand_in_driver import Driver
@@ -270,7 +271,7 @@ def test_a_gpu_s_counters_stand_beside_the_timing_pass(zoo: ZooWorkload, monkeyp
     assert any("sm_clock_mhz, memory_clock_mhz (NVML)" in line for line in run.not_measured)
     assert any("the clock was held down: sw_power_cap 100% of the time" in line for line in run.warnings)
     assert json.loads(run.to_json())["nvml"] == run.nvml
-    assert "Energy a sample" in markdown.render([run])
+    assert "Energy a sample" in markdown.render_page(page_of([run]))
 
 
 def test_the_peaks_of_a_run_are_told_by_dtype(run: Run) -> None:

@@ -14,6 +14,7 @@ from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
 from mfubench.report.blocks import Chart, Column, Items, Page, Section, Table
 from mfubench.report.charts import INK, PAPER, svg, why_not
+from mfubench.report.comparison import page as page_of
 from mfubench.report.scaling import scaling_page
 from mfubench.report.specs import FAMILIES, OTHER_FAMILY, OTHER_VERDICT, PALETTE, VERDICTS
 from mfubench.run import CAUSE_FAMILIES
@@ -116,19 +117,19 @@ def test_every_verdict_and_family_has_a_look():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_palette_of_charts_hascontrast(scheme):
     """With the page, also for the names that stand in a segment in the page's colour (WCAG 2, 1.4.3 and 1.4.11)."""
-    palette = palettes(html.render([a_run()]))[scheme]
+    palette = palettes(html.render_page(page_of([a_run()])))[scheme]
     assert {name.removeprefix("chart-") for name in palette if name.startswith("chart-")} == PALETTE.keys()
     assert all(contrast(palette[f"chart-{name}"], palette["page"]) >= 4.5 for name in PALETTE)
 
 
 def test_the_values_behind_the_variables_are_the_light_page_s():
-    light = palettes(html.render([a_run()]))["light"]
+    light = palettes(html.render_page(page_of([a_run()])))["light"]
     assert {name: light[f"chart-{name}"] for name in PALETTE} == PALETTE
 
 
 @drawn
 def test_the_page_of_a_run_has_its_charts_and_ids_that_do_not_collide():
-    page = Document(html.render([a_run(), a_gpu_run()]))
+    page = Document(html.render_page(page_of([a_run(), a_gpu_run()])))
     charts = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     assert len(charts) == 1 + 2 * 2
     assert max(Counter(page.attributes("id")).values()) == 1
@@ -164,7 +165,7 @@ def test_without_what_draws_charts_every_file_is_written_and_says_so(tmp_path, m
     assert not any(attributes.get("role") == "img" for tag, attributes in page.tags if tag == "svg")
     for words in ("From 100 % of the median step down to 33.2 %", "peak_gap"):  # what they show, and the tables
         assert words in page.text
-    assert (tmp_path / "report.md").read_text() == markdown.render([a_run(), a_run()])
+    assert (tmp_path / "report.md").read_text() == markdown.render_page(page_of([a_run(), a_run()]))
 
 
 def test_a_page_without_charts_misses_none(monkeypatch):
@@ -173,7 +174,7 @@ def test_a_page_without_charts_misses_none(monkeypatch):
 
 
 def test_markdown_says_what_charts_show():
-    text = markdown.render([a_run()])
+    text = markdown.render_page(page_of([a_run()]))
     assert "*MFU waterfall*: From 100 %" in text and "![" not in text
     assert "*Roofline of the modules*: The 32 longest of 32 modules" in text
 

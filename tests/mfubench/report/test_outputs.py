@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from mfubench.report import html, markdown, terminal, write_reports
+from mfubench.report.comparison import page as page_of
 from mfubench.report.format import GROUP
 from mfubench.run import LedgerLine
 from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run, some_counters
@@ -35,7 +36,11 @@ def plain(text: str) -> str:
     return " ".join(text.replace(GROUP, "").replace("\\", "").split())
 
 
-OUTPUTS = {"terminal": on_terminal, "markdown": markdown.render, "html": html.render}
+OUTPUTS = {
+    "terminal": on_terminal,
+    "markdown": lambda runs: markdown.render_page(page_of(runs)),
+    "html": lambda runs: html.render_page(page_of(runs)),
+}
 
 
 @pytest.fixture(params=OUTPUTS)
@@ -186,7 +191,7 @@ def test_a_console_that_is_no_terminal_is_wide_and_not_live(monkeypatch):
 
 def test_markdown_escapes_what_it_would_act_on():
     run = a_run(modules=[a_module("a|b<c>*d*__e__`f`"), a_module("two\nlines"), a_module("[x](http://y)")])
-    text = markdown.render([run])
+    text = markdown.render_page(page_of([run]))
     assert r"| a\|b\<c\>\*d\*\_\_e\_\_\`f\` |" in text
     assert "| two lines |" in text and r"[x\](http://y)" in text
     assert "not_attributed" in text
@@ -194,7 +199,7 @@ def test_markdown_escapes_what_it_would_act_on():
 
 def test_markdown_tables_are_even():
     rows: list[int] = []
-    for line in [*markdown.render([a_run(), a_gpu_run()]).splitlines(), ""]:
+    for line in [*markdown.render_page(page_of([a_run(), a_gpu_run()])).splitlines(), ""]:
         if line.startswith("|"):
             rows.append(len(re.findall(r"(?<!\\)\|", line)))
         else:
@@ -203,7 +208,7 @@ def test_markdown_tables_are_even():
 
 
 def test_markdown_says_how_many_rows_it_leaves_out():
-    assert "12 more modules; run.json lists them all." in markdown.render([a_run()])
+    assert "12 more modules; run.json lists them all." in markdown.render_page(page_of([a_run()]))
 
 
 def test_reports_are_written_whole(tmp_path):
@@ -212,7 +217,9 @@ def test_reports_are_written_whole(tmp_path):
     pictures = sorted(name for name in made if name.endswith(".svg"))
     assert made.keys() - set(pictures) == {"report.html", "report.md"}
     shown = re.sub(r"!\[[^]]*\]\(([^)]*)\)\n\n", "", made["report.md"])
-    assert shown == markdown.render([a_run()]) and all(f"({name})" in made["report.md"] for name in pictures)
+    assert shown == markdown.render_page(page_of([a_run()])) and all(
+        f"({name})" in made["report.md"] for name in pictures
+    )
 
 
 def test_a_report_needs_neither_torch_nor_pandas():
