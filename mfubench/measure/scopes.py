@@ -55,7 +55,6 @@ class ScopeTracker:
     """
 
     def __init__(self, model: nn.Module, *, with_costs: bool = False, compiled: bool = False) -> None:
-        self.model = model
         self.compiled = compiled  # such code would be compiled again if it found its ops observed
         self.names = module_names(model)
         self.with_costs = with_costs

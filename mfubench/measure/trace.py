@@ -53,7 +53,6 @@ class Trace:
 
     events: list[dict[str, Any]]
     tracker: TraceTracker
-    num_steps: int
     compilation: Compilation = field(default_factory=Compilation)
 
 
@@ -101,4 +100,4 @@ def trace_steps(
             with path.open("rb") as plain, gzip.open(packed, "wb", compresslevel=6) as stream:
                 shutil.copyfileobj(plain, stream)
             shutil.move(packed, keep)
-    return Trace(events, tracker, num_steps, compilation or Compilation())
+    return Trace(events, tracker, compilation or Compilation())

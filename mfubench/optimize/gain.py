@@ -19,12 +19,11 @@ Verdict = Literal["faster", "not faster", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How many times faster, with the interval that ``alpha`` leaves, and what that says; over ``blocks`` blocks."""
+    """How many times faster, with an interval, and what that says; over ``blocks`` blocks."""
 
     ratio: float
     low: float
     high: float
-    alpha: float
     blocks: int
 
     @property
@@ -36,14 +35,14 @@ class Gain:
 
     @property
     def speedup(self) -> dict[str, float]:
-        """Ratio and interval as documents have them, where ``alpha`` is ``measure.effect.ALPHA``."""
+        """Ratio and interval as documents have them, of a gain whose ``alpha`` is ``measure.effect.ALPHA``."""
         return {"median": self.ratio, "ci95_low": self.low, "ci95_high": self.high}
 
     @classmethod
     def of(cls, logs: Sequence[float], alpha: float) -> "Gain":
-        """The gain of blocks with these log ratios."""
+        """The gain of blocks with these log ratios, and the interval that ``alpha`` leaves."""
         middle, low, high = bootstrap_median(logs, alpha)
-        return cls(math.exp(middle), math.exp(low), math.exp(high), alpha, len(logs))
+        return cls(math.exp(middle), math.exp(low), math.exp(high), len(logs))
 
 
 def measure_gain(

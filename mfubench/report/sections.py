@@ -17,7 +17,6 @@ FLOPS = {
     "model": "Model FLOPs a step",
     "fwd_model": "of these forward",
     "bwd_model": "of these backward",
-    "closed_form": "Model FLOPs in closed form",
     "counts_agree": "Count and closed form agree",
     "padded": "Padded FLOPs a step",
     "hardware": "Hardware FLOPs a step",
@@ -88,14 +87,12 @@ def _utilization(run: Run) -> Facts:
 def _flops(run: Run) -> Facts:
     flops = run.flops
     known = FLOPS | (PER_REQUEST if of_requests(run) else {})
-    rest = [key for key in flops if key not in {*FLOPS, *PER_REQUEST, "coverage", "unknown_ops"}]
     coverage = (
         f"{fmt.percent(flops['coverage'])} of the device time; unknown ops: {fmt.value('', flops['unknown_ops'])}"
     )
     return Facts(
         [
             *((words, _flops_or_other(key, flops[key])) for key, words in known.items() if key in flops),
-            *((fmt.label(key).capitalize(), _flops_or_other(key, flops[key])) for key in rest),
             ("FLOP coverage", coverage),
         ]
     )
@@ -146,7 +143,8 @@ def _hotspots(spots: list[dict[str, Any]]) -> Block:
     return Table.of(
         "Where time can be won back, and how much of it the advice can win at most.",
         [
-            *(texts(key) for key in ("module", "phase", "cause") if key in spots[0]),
+            texts("module"),
+            texts("cause"),
             (Column("ms", numeric=True), fmt.column([spot["time_ms"] for spot in spots])),
             (Column("ms to win", numeric=True), fmt.column([spot["won_ms"] for spot in spots])),
             texts("advice"),

@@ -23,7 +23,7 @@ def tuning_page(told: Document) -> Page:
     entries, step = told["entries"], told["step"]
     sections = [
         Section("The step itself", [_step(step), *_chart(entries, step)], brief=True),
-        Section("Kernels", [tuned_table(entries, "lock.json") if entries else Items(["None was tuned."])], brief=True),
+        Section("Kernels", [tuned_table(entries) if entries else Items(["None was tuned."])], brief=True),
     ]
     if told["not_tuned"]:
         sections.append(Section("Not tuned", [Facts(list(told["not_tuned"].items()))], brief=True))
@@ -98,7 +98,7 @@ def _dot(row: str, of: str, value: float, low: float, high: float) -> Dot:
     return Dot(row, of, value, low, high, f"{row}: {fmt.interval(value, low, high)} times as fast")
 
 
-def tuned_table(entries: Sequence[Document], listed_in: str = "run.json") -> Table:
+def tuned_table(entries: Sequence[Document]) -> Table:
     """Each kernel's config that won."""
 
     def config(entry: Document, which: str) -> str:
@@ -119,5 +119,4 @@ def tuned_table(entries: Sequence[Document], listed_in: str = "run.json") -> Tab
         "Each kernel's config that won. The time is that of the op's whole forward or whole backward, in which the "
         "kernel is launched, with this kernel's config alone varied."
     )
-    table = Table.of(caption, known(columns))
-    return Table(table.caption, table.columns, table.rows, listed_in=listed_in)
+    return Table.of(caption, known(columns))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import BadInput
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from mfu_models.common.flops import FlopCount
 
-Mode = Literal["train", "infer"]
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "impl": ("auto", "reference", "triton"),
     "compile": ("none", "regions", "model", "cudagraphs"),

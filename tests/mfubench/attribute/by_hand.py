@@ -51,6 +51,6 @@ def kernel(correlation: int, start: float, duration: float, category: str = "ker
 
 def joined(events: list[dict], tracker: Known, device: str, compilation: Compilation | None = None) -> Attribution:
     """The attribution of a trace by hand; the order of its events must not matter."""
-    found = attribute(Trace(events[::-1], tracker, 1, compilation or Compilation()), device)  # type: ignore[arg-type]
-    assert found == attribute(Trace(events, tracker, 1, compilation or Compilation()), device)  # type: ignore[arg-type]
+    found = attribute(Trace(events[::-1], tracker, compilation or Compilation()), device)  # type: ignore[arg-type]
+    assert found == attribute(Trace(events, tracker, compilation or Compilation()), device)  # type: ignore[arg-type]
     return found

@@ -52,7 +52,6 @@ def a_run(**changes: Any) -> Run:
             "coverage": 0.991,
             "fwd_model": 694_000_000,
             "bwd_model": 1_390_000_000,
-            "closed_form": 2_084_000_000,
             "unknown_ops": ["aten::_cdist_forward"],
         },
         mfu=None,
@@ -65,7 +64,6 @@ def a_run(**changes: Any) -> Run:
         hotspots=[
             {
                 "module": "blocks.0.gdpa",
-                "phase": "forward",
                 "cause": "inefficiency.attention",
                 "time_ms": 2.31,
                 "won_ms": 0.66,

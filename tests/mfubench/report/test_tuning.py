@@ -81,7 +81,7 @@ def test_a_run_without_any_entry_has_a_page(tmp_path: Path) -> None:
     assert "took over 60 s" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_table_names_the_configs_and_where_all_of_it_is() -> None:
+def test_the_table_names_the_configs() -> None:
     (table,) = (block for block in tuning_page(told()).sections[1].blocks if isinstance(block, Table))
-    assert table.listed_in == "lock.json" and table.rows[1][3] == "ROWS=4 num_warps=2 num_stages=3"
+    assert table.rows[1][3] == "ROWS=4 num_warps=2 num_stages=3"
     assert "ms before" in [column.header for column in table.columns]
