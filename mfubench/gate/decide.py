@@ -19,7 +19,7 @@ FAR = 20.0  # of two pairs an interval may reach beyond what a float holds
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class PairEstimate:
     """Head's step over base's with its interval, of so many pairs."""
 
     ratio: float
@@ -28,7 +28,7 @@ class Estimate:
     pairs: int
 
     @classmethod
-    def of(cls, logs: Sequence[float], alpha: float) -> "Estimate":
+    def of(cls, logs: Sequence[float], alpha: float) -> "PairEstimate":
         """Of the pairs' log ratios, two or more; the interval holds with a probability of 1 - ``alpha``."""
         ratio, low, high = (math.exp(min(max(log, -FAR), FAR)) for log in student_interval(logs, alpha))
         return cls(ratio, low, high, len(logs))
@@ -47,9 +47,9 @@ class Estimate:
         return self.ratio, self.low, self.high
 
 
-def decided(logs: Sequence[float], margin: float, alpha: float = ALPHA) -> Estimate | None:
+def decided(logs: Sequence[float], margin: float, alpha: float = ALPHA) -> PairEstimate | None:
     """The estimate where it is time for a look and the look decides, or where it is the last; else None."""
     if len(logs) not in LOOKS:
         return None
-    found = Estimate.of(logs, alpha / len(LOOKS))
+    found = PairEstimate.of(logs, alpha / len(LOOKS))
     return found if found.verdict(margin) != "INCONCLUSIVE" or len(logs) == LOOKS[-1] else None

@@ -13,7 +13,7 @@ from mfubench.measure.effect import ALPHA
 from mfubench.measure.stats import student_quantile
 from mfubench.progress import Progress
 
-from .decide import LOOKS, Estimate, decided
+from .decide import LOOKS, PairEstimate, decided
 from .rows import Verdict
 from .source import Source
 from .timing import BLOCKS, SideBroke, SideRefused, pairs
@@ -88,8 +88,8 @@ def rates(logs: Mapping[str, Sequence[float]], margin: float) -> dict[str, Any]:
     same, worse = replay(equal, spread, margin), replay(slower, spread, margin)
     return {
         "margin": margin,
-        "noise": list(Estimate.of(logs["equal"], ALPHA).as_tuple),
-        "found": list(Estimate.of(logs["slower"], ALPHA).as_tuple),
+        "noise": list(PairEstimate.of(logs["equal"], ALPHA).as_tuple),
+        "found": list(PairEstimate.of(logs["slower"], ALPHA).as_tuple),
         "trials": TRIALS,
         "false_alarms": same["FAIL"],
         "undecided_equal": same["INCONCLUSIVE"],

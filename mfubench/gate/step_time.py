@@ -8,7 +8,7 @@ from typing import Any
 from mfubench.measure.effect import ALPHA
 from mfubench.measure.stats import median_ci
 
-from .decide import LOOKS, Estimate, decided
+from .decide import LOOKS, PairEstimate, decided
 from .rows import Row
 from .timing import BLOCKS, Pair
 
@@ -31,7 +31,7 @@ def time_row(
         return Row("INCONCLUSIVE", name, "time", "step_time", None, None, why, unit="ms", margin=margin), None
     found, out_of_time = decided(logs, margin, risk), ""
     if found is None:
-        found = Estimate.of(logs, risk / len(LOOKS))  # a look that is left to it
+        found = PairEstimate.of(logs, risk / len(LOOKS))  # a look that is left to it
         out_of_time = f"; the budget ended after {len(had)} of {LOOKS[-1]} pairs"
     verdict = found.verdict(margin)
     why = f"{found.ratio - 1:+.1%} [{found.low - 1:+.1%}, {found.high - 1:+.1%}], allowed {margin:.1%}{out_of_time}"
@@ -51,7 +51,7 @@ def time_row(
         **{f"{side}_ms": list(step) for side, step in steps.items()},
         "ratio": list(found.as_tuple),
         "margin": margin,
-        "against_itself": list(Estimate.of([pair.itself for pair in had], ALPHA).as_tuple),
+        "against_itself": list(PairEstimate.of([pair.itself for pair in had], ALPHA).as_tuple),
         "ratios_of_pairs": [exp(log) for log in logs],
         "samples": [asdict(pair) for pair in had],
         "why": why,

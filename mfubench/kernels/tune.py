@@ -43,12 +43,12 @@ from .timing import time_in_turns
 ROUNDS = 5  # of all configs
 CONFIRMING = 9  # of the fastest beside what launches take now: 95 % is then all but one round on one side
 
-Wanted = Callable[[str, MetaParameters], bool]
+ToTune = Callable[[str, MetaParameters], bool]
 """Whether a kernel is to be tuned, by its name and key."""
 
 
 @dataclass(slots=True)
-class Launched:
+class Candidates:
     """One kernel at one key: the configs that may win, in which direction it runs, and what is left out and why."""
 
     kernel: str
@@ -103,7 +103,7 @@ class Gpu:
 
 
 class _NoneFits(Exception):
-    """No config of a kernel can be timed; its `Launched` says why."""
+    """No config of a kernel can be timed; its `Candidates` says why."""
 
 
 def device_target(device: torch.device) -> Target:
@@ -120,18 +120,18 @@ def device_target(device: torch.device) -> Target:
     return TARGETS[name]
 
 
-def launched_kernels(
-    examples: Examples, shape: str, target: Target, wanted: Wanted = lambda kernel, key: True
-) -> list[Launched]:
+def candidates_of(
+    examples: Examples, shape: str, target: Target, wanted: ToTune = lambda kernel, key: True
+) -> list[Candidates]:
     """The ``wanted`` kernels that the op launches at ``shape``, with the configs that compile and fit."""
-    found: dict[tuple[str, str], Launched] = {}
+    found: dict[tuple[str, str], Candidates] = {}
     direction = "forward"
 
     def keep(compiled: Compiled) -> None:
         if not wanted(compiled.kernel, compiled.key):
             return
         place = found.setdefault(
-            (compiled.kernel, key_text(compiled.key)), Launched(compiled.kernel, compiled.key, direction)
+            (compiled.kernel, key_text(compiled.key)), Candidates(compiled.kernel, compiled.key, direction)
         )
         why = _unfit(compiled.result, target)
         if why is None:
@@ -149,6 +149,9 @@ def launched_kernels(
     return list(found.values())
 
 
+launched_kernels = candidates_of  # as `campaign.tasks` calls it
+
+
 def _unfit(compiled: Any, target: Target) -> str | None:
     """Why a compiled kernel is not run."""
     if isinstance(compiled, Exception):
@@ -162,7 +165,7 @@ def _unfit(compiled: Any, target: Target) -> str | None:
     return None
 
 
-def not_locked(device_name: str) -> Wanted:
+def not_locked(device_name: str) -> ToTune:
     """Wants the kernels of which no config is locked for the GPU of this name, or not all were tried there."""
     return lambda kernel, key: (
         not any(entry["device"] == device_name and all_tried(entry, kernel, key) for entry in entries_of(kernel, key))
@@ -191,7 +194,7 @@ def tune_op(
 
     ``again``: of all kernels but one whose config was just won, not only of those that are `not_locked`.
     ``other_forms``: also forms of a kernel other than its default's. ``without``: configs that are not run, by
-    `Launched.part`, and why.
+    `Candidates.part`, and why.
 
     Raises:
         PartBroke: a config made a fault after which this process can use the GPU no more.
@@ -206,13 +209,13 @@ def tune_op(
         return not tuned and (again or not_locked(gpu.name)(kernel, key))
 
     for shape in shapes:
-        for launched in launched_kernels(examples, shape, gpu.target, wanted):
+        for candidates in candidates_of(examples, shape, gpu.target, wanted):
             if not other_forms:
-                _leave_out_other_forms(launched)
+                _leave_out_other_forms(candidates)
             try:
-                entry = _tune_kernel(examples, shape, launched, gpu, without, watch)
+                entry = _tune_kernel(examples, shape, candidates, gpu, without, watch)
             except _NoneFits:
-                unfit.append(f"{launched.kernel} at {shape}: {launched.left_out}")
+                unfit.append(f"{candidates.kernel} at {shape}: {candidates.left_out}")
                 continue
             if entry is None:
                 continue  # what the kernel would take the place of stays
@@ -224,20 +227,20 @@ def tune_op(
     return won
 
 
-def _leave_out_other_forms(launched: Launched) -> None:
+def _leave_out_other_forms(candidates: Candidates) -> None:
     from mfu_kernels.launching import KERNELS
 
-    form_of = KERNELS[launched.kernel].form_of
-    for config in list(launched.configs):
-        if form_of(config) != form_of(launched.default):
-            launched.configs.remove(config)
-            launched.left_out[spelled(config)] = "the op's contract fails with some of its configs"
+    form_of = KERNELS[candidates.kernel].form_of
+    for config in list(candidates.configs):
+        if form_of(config) != form_of(candidates.default):
+            candidates.configs.remove(config)
+            candidates.left_out[spelled(config)] = "the op's contract fails with some of its configs"
 
 
 def _tune_kernel(
     examples: Examples,
     shape: str,
-    launched: Launched,
+    candidates: Candidates,
     gpu: Gpu,
     without: Mapping[str, str],
     watch: Watch,
@@ -259,29 +262,29 @@ def _tune_kernel(
     def backward() -> Sequence[torch.Tensor]:
         return torch.autograd.grad(outputs, list(leaves.values()), weights, retain_graph=True)
 
-    run = forward if launched.direction == "forward" else backward
+    run = forward if candidates.direction == "forward" else backward
 
     def with_config(config: Any) -> Callable[[], Sequence[torch.Tensor]]:
         def call() -> Sequence[torch.Tensor]:
-            with forced_config(lambda kernel, _: config if kernel == launched.kernel else None):
+            with forced_config(lambda kernel, _: config if kernel == candidates.kernel else None):
                 return run()
 
         return call
 
-    calls = {launched.part(config): with_config(config) for config in launched.configs}
-    by_part = {launched.part(config): config for config in launched.configs}
+    calls = {candidates.part(config): with_config(config) for config in candidates.configs}
+    by_part = {candidates.part(config): config for config in candidates.configs}
     wrong = _wrong(run, calls, without, gpu.device, watch)
-    launched.left_out |= {spelled(by_part[part]): why for part, why in wrong.items()}
+    candidates.left_out |= {spelled(by_part[part]): why for part, why in wrong.items()}
     right = {part: call for part, call in calls.items() if part not in wrong}
     if not right:
         raise _NoneFits
-    locked = launched.locked(gpu)
-    waits = launched.instead_of if locked is None else ""
-    default = waits or launched.part(launched.default)
+    locked = candidates.locked(gpu)
+    waits = candidates.instead_of if locked is None else ""
+    default = waits or candidates.part(candidates.default)
     offered = right | ({waits: run} if waits else {})
     screened = {name: float(np.median(samples)) for name, samples in _timed(offered, ROUNDS, watch).items()}
     best = min(right, key=lambda part: screened[part])
-    stands = launched.part(locked) if locked is not None and launched.part(locked) in right else default
+    stands = candidates.part(locked) if locked is not None and candidates.part(locked) in right else default
     again = {name: offered[name] for name in (best, stands, default) if name in offered}
     ms = _timed(again, CONFIRMING, watch)
     ratio = bootstrap_median(ms[best] / ms[stands]) if stands in ms else None
@@ -290,21 +293,21 @@ def _tune_kernel(
         return None
     config = by_part[won]
     return {
-        "kernel": launched.kernel,
+        "kernel": candidates.kernel,
         "device": gpu.name,
         "target": gpu.target.name,
-        "key": key_text(launched.key),
+        "key": key_text(candidates.key),
         "config": as_locked(config),
         "shape": shape,
-        "measured": f"the op's {launched.direction} with this kernel's config alone varied",
+        "measured": f"the op's {candidates.direction} with this kernel's config alone varied",
         "ms": float(np.median(ms[won])),
         "ms_of_default": float(np.median(ms[default])) if default in ms else None,
-        "config_before": None if waits else as_locked(locked or launched.default),
+        "config_before": None if waits else as_locked(locked or candidates.default),
         "ms_before": float(np.median(ms[stands])) if stands in ms else None,
         "ratio_of_fastest": ratio,
         "configs_timed": len(right),
         "ms_by_config": {spelled(by_part[part]): screened[part] for part in right},
-        "left_out": launched.left_out,
+        "left_out": candidates.left_out,
         "date": now(),
         "toolchain": toolchain(),
     }

@@ -23,7 +23,7 @@ from mfubench.kernels.catalog import ops_with_kernels
 from mfubench.kernels.check import OpResult
 from mfubench.kernels.locks import read_lock, took_over
 from mfubench.kernels.machine_code import toolchain
-from mfubench.kernels.tune import Wanted, device_target, launched_kernels, not_locked, tune_op
+from mfubench.kernels.tune import ToTune, candidates_of, device_target, not_locked, tune_op
 from mfubench.measure.compiled import run_eagerly
 from mfubench.measure.effect import ALPHA, log_ratios
 from mfubench.measure.environment import environment
@@ -251,9 +251,9 @@ def compile_call(
     """Every config of the kernels that a call launches, into Triton's cache."""
     adopt(held)
     where = torch.device(device)
-    wanted: Wanted = (lambda kernel, key: True) if again else not_locked(torch.cuda.get_device_name(where))
+    wanted: ToTune = (lambda kernel, key: True) if again else not_locked(torch.cuda.get_device_name(where))
     with one_thread():
-        launched_kernels(examples_of_calls([call]), call.title, device_target(where), wanted)
+        candidates_of(examples_of_calls([call]), call.title, device_target(where), wanted)
 
 
 def _tune(

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mfubench.gate import selfcheck
-from mfubench.gate.decide import LOOKS, Estimate, decided
+from mfubench.gate.decide import LOOKS, PairEstimate, decided
 from mfubench.gate.selfcheck import rates, replay
 from mfubench.measure.stats import student_interval
 
@@ -16,7 +16,7 @@ TRUE = (("equal", 0.0), ("slower", 0.1))
 RATES = ("false_alarms", "undecided_equal", "missed", "undecided_slower")
 
 
-def gate(change: float, spread: float, draw: random.Random) -> Estimate:
+def gate(change: float, spread: float, draw: random.Random) -> PairEstimate:
     logs = [draw.gauss(math.log1p(change), spread) for _ in range(LOOKS[-1])]
     return next(found for n in LOOKS if (found := decided(logs[:n], MARGIN)) is not None)
 
@@ -46,7 +46,7 @@ def test_it_looks_at_its_times_only() -> None:
 
 
 def test_what_is_faster_is_said() -> None:
-    assert Estimate.of([-0.1, -0.11, -0.1, -0.09], 0.05).verdict(MARGIN) == "IMPROVED"
+    assert PairEstimate.of([-0.1, -0.11, -0.1, -0.09], 0.05).verdict(MARGIN) == "IMPROVED"
 
 
 def test_students_interval_is_the_textbooks() -> None:

@@ -124,14 +124,14 @@ def make_here(case: Case, draw: Draw) -> Inputs:
 EXAMPLES_HERE = type(EXAMPLES)(EXAMPLES.function, {}, make_here, {"small": SMALL})
 
 
-def launched(direction: str = "forward") -> tune.Launched:
+def candidates(direction: str = "forward") -> tune.Candidates:
     name = f"rms_norm_{'fwd' if direction == 'forward' else 'bwd'}_kernel"
     kernel = next(kernel for kernel in kernels_of("rms_norm") if kernel.name == name)
-    return tune.Launched(kernel.name, KEY, direction, list(kernel.space(KEY))[:3])
+    return tune.Candidates(kernel.name, KEY, direction, list(kernel.space(KEY))[:3])
 
 
 def tuned(
-    found: tune.Launched, *, without: dict[str, str] | None = None, watch: Watch = UNWATCHED
+    found: tune.Candidates, *, without: dict[str, str] | None = None, watch: Watch = UNWATCHED
 ) -> tuple[dict[str, Any], list[list[str]]]:
     """The entry, and what was timed, by turn: the second config takes the least, the default the most."""
     timed: list[list[str]] = []
@@ -155,7 +155,7 @@ def as_locked(found: Any) -> dict[str, Any]:
 
 
 def test_the_fastest_config_wins_and_its_measurement_is_kept() -> None:
-    found = launched()
+    found = candidates()
     entry, (timed, again) = tuned(found)
     best = found.configs[1]
     assert entry["config"] == as_locked(best)
@@ -167,7 +167,7 @@ def test_the_fastest_config_wins_and_its_measurement_is_kept() -> None:
 
 def entry_of(time: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What tuning three configs finds, all of them right, where ``time(config, rounds)`` gives a turn's samples."""
-    found = launched()
+    found = candidates()
     by_part = {found.part(config): index for index, config in enumerate(found.configs)}
 
     def in_turns(calls: dict[str, Call], *, rounds: int, part: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def entry_of(time: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_luckiest_of_equal_configs_does_not_take_over_and_a_faster_one_does(
     ratio: float, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, default = np.random.default_rng(0), as_locked(launched().default)
+    draw, default = np.random.default_rng(0), as_locked(candidates().default)
 
     def time(configs: Sequence[int], rounds: int) -> list[Any]:
         pace = draw.normal(1.0, 0.1, rounds)  # the machine's, which all of a round share
@@ -208,15 +208,15 @@ def in_this_order(*turns: dict[int, float]) -> Any:
 def test_the_luck_of_the_first_rounds_is_not_in_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     first = {0: 2.0, 1: 1.0, 2: 2.0}
     entry = entry_of(in_this_order(first, {0: 2.0, 1: 1.6}), monkeypatch)
-    assert entry["config"] == as_locked(launched().configs[1])
+    assert entry["config"] == as_locked(candidates().configs[1])
     assert (entry["ms"], entry["ms_of_default"]) == (1.6, 2.0) and entry["ratio_of_fastest"] == (0.8, 0.8, 0.8)
     entry = entry_of(in_this_order(first, {0: 2.1, 1: 2.1}), monkeypatch)
-    assert entry["config"] == as_locked(launched().default) and entry["ms"] == entry["ms_of_default"] == 2.1
+    assert entry["config"] == as_locked(candidates().default) and entry["ms"] == entry["ms_of_default"] == 2.1
     assert sorted(entry["ms_by_config"].values()) == [1.0, 2.0, 2.0]
 
 
 def test_what_is_locked_stands_against_one_that_is_no_faster(monkeypatch: pytest.MonkeyPatch, no_lock: None) -> None:
-    locked = launched().configs[2]
+    locked = candidates().configs[2]
     lock.adopt([{**entry(2), "key": lock.key_text(KEY), "config": as_locked(locked)}])
     found = entry_of(in_this_order({0: 2.0, 1: 1.0, 2: 1.2}, {0: 2.0, 1: 1.4, 2: 1.4}), monkeypatch)
     assert found["config"] == as_locked(locked) and (found["ms"], found["ms_of_default"]) == (1.4, 2.0)
@@ -235,7 +235,7 @@ def test_what_is_locked_stands_against_one_that_is_no_faster(monkeypatch: pytest
 def test_a_config_that_is_not_right_is_never_timed(
     direction: str, fault: Any, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = launched(direction)
+    found = candidates(direction)
     wrong = found.configs[1]
     plain = tune.forced_config
 
@@ -269,7 +269,7 @@ def test_a_config_that_is_not_right_is_never_timed(
 
 
 def test_a_config_that_hung_is_not_run_again_and_each_is_a_part_while_it_runs() -> None:
-    found, parts = launched(), list[str]()
+    found, parts = candidates(), list[str]()
 
     def part(name: str) -> Any:
         parts.append(name)
@@ -285,10 +285,10 @@ def test_a_kernel_of_which_nothing_can_be_timed_is_named_and_the_others_stand(
     monkeypatch: pytest.MonkeyPatch, no_lock: None
 ) -> None:
     told: list[Any] = []
-    unfit = tune.Launched("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "does not fit"})
+    unfit = tune.Candidates("rms_norm_bwd_kernel", KEY, "backward", [], {"ROWS=4": "does not fit"})
     monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [unfit, launched()])
+    monkeypatch.setattr(tune, "candidates_of", lambda *_: [unfit, candidates()])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
         return {name: [1.0, 1.0] for name in calls}
@@ -321,12 +321,12 @@ def test_what_is_unfit_says_why() -> None:
 def test_a_kernel_that_is_slower_than_what_it_is_instead_of_is_not_locked(
     ms_of_matmuls: float, wins: bool, monkeypatch: pytest.MonkeyPatch, no_lock: None
 ) -> None:
-    found = launched()
+    found = candidates()
     kernel = KERNELS[found.kernel]
     monkeypatch.setattr(kernel, "instead_of", "matmuls")
     monkeypatch.setattr(tune, "device_target", lambda device: TARGETS["sm_90"])
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(tune, "launched_kernels", lambda *_: [found])
+    monkeypatch.setattr(tune, "candidates_of", lambda *_: [found])
 
     def time(calls: dict[str, Call], **_: Any) -> dict[str, list[float]]:
         return {name: [ms_of_matmuls if name == "matmuls" else 1.0] * 2 for name in calls}
@@ -356,7 +356,7 @@ def two_forms(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def test_forms_that_the_contract_does_not_hold_are_left_out(two_forms: Kernel) -> None:
-    found = tune.Launched("plain", {}, "forward", two_forms.space({})[1:])
+    found = tune.Candidates("plain", {}, "forward", two_forms.space({})[1:])
     tune._leave_out_other_forms(found)
     assert found.configs == two_forms.space({})[1:4] and found.default == two_forms.space({})[0]
     assert all("contract fails" in why for why in found.left_out.values()) and len(found.left_out) == 2

@@ -70,21 +70,21 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, no_lock: None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
     for module in (tune, tuning):
         monkeypatch.setattr(module, "device_target", lambda device: TARGETS["sm_90"])
-    monkeypatch.setattr(tune, "launched_kernels", launched_in_turn)
+    monkeypatch.setattr(tune, "candidates_of", launched_in_turn)
     monkeypatch.setattr(tune, "time_in_turns", partial(second_is_fastest, set()))
 
 
-def launched_in_turn(examples: Any, shape: str, target: Any, wanted: Any) -> list[tune.Launched]:
+def launched_in_turn(examples: Any, shape: str, target: Any, wanted: Any) -> list[tune.Candidates]:
     """What the call launches, by running it: no compiler is here for what an interpreter runs."""
     inputs = examples.make(examples.shapes[shape], tune.Draw(torch.float32, CPU))
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
-    found: dict[str, tune.Launched] = {}
+    found: dict[str, tune.Candidates] = {}
     direction = "forward"
 
     def note(kernel: str, key: str, *_: str) -> None:
         parsed = key_of(key)
         if wanted(kernel, parsed):
-            found[kernel] = tune.Launched(kernel, parsed, direction, list(KERNELS[kernel].space(parsed)))
+            found[kernel] = tune.Candidates(kernel, parsed, direction, list(KERNELS[kernel].space(parsed)))
 
     with watching_launches(note):
         out = examples.function(**leaves, **inputs.others, impl="triton")
