@@ -8,6 +8,8 @@ from typing import Any
 
 from mfubench.errors import BadInput
 
+FILES = {"mfubench.toml": (), "pyproject.toml": ("tool", "mfubench")}  # and where in it the commands' tables are
+
 
 def read_toml(file: Path) -> dict[str, Any]:
     """The whole document.

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
-from mfubench.toml_file import inside, read_toml, unknown
+from mfubench.toml_file import FILES, inside, read_toml, unknown
 
-FILES = {"mfubench.toml": (), "pyproject.toml": ("tool", "mfubench")}  # and where in it the commands' tables are
 NOT_SET = ("--help", "--debug", "--version", "--json", "--quiet", "--verbose", "--out")  # are of one call
 FLAG, ONE, SEVERAL = "true or false", "text or a number", "text or a number, or a list of them"
 ELSEWHERE = {"gate": ("limits", "waivers")}  # what else a group's table holds; `mfubench.gate.policy` reads it
@@ -64,9 +63,10 @@ def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
     tables = {name: table for name, file in here.items() if (table := inside(read_toml(file), FILES[name]))}
     if len(tables) > 1:
         raise BadInput(f"{' and '.join(tables)} both configure mfubench; keep one of them")
-    for name, table in tables.items():
-        return _known(table, command, ".".join((name, *FILES[name]))), name
-    return {}, None
+    if not tables:
+        return {}, None
+    [(name, table)] = tables.items()
+    return _known(table, command, ".".join((name, *FILES[name]))), name
 
 
 def _is_plain(value: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
-from mfubench.toml_file import inside, read_toml, unknown
+from mfubench.toml_file import FILES, inside, read_toml, unknown
 
 from .rows import Row
 
@@ -24,9 +24,7 @@ LIMITS: Mapping[str, float] = {
     "instructions": 0.15,
 }
 ABSOLUTE = ("spill_bytes", "registers")  # by how many more; the others by which share
-PYPROJECT = "pyproject.toml"
 COMMANDS = ("check", "run", "self-check")  # whose options stand beside limits and waivers
-FILES = ("mfubench.toml", PYPROJECT)
 ABOUT = "see `mfubench gate check --help`"
 
 
@@ -93,10 +91,10 @@ def _table(file: Path, *, needed: bool = True) -> dict[str, Any]:
 
     Nothing only where it is not ``needed``, and there is no sign that it was meant to.
     """
-    told = read_toml(file)
-    keys = ("tool", "mfubench", "gate") if file.name == PYPROJECT else ("gate",)
+    told, below = read_toml(file), FILES.get(file.name, ())
+    keys = (*below, "gate")
     found = inside(told, keys)
-    meant = needed or (file.name != PYPROJECT and "mfubench" in str(told.get("tool", "")))
+    meant = needed or (not below and "mfubench" in str(told.get("tool", "")))
     if not found and meant:
         raise BadInput(f"{file} says nothing of the gate; its limits and waivers stand under [{'.'.join(keys)}] there")
     told = _known(found, ("limits", "waivers", *COMMANDS), f"{file}: {'.'.join(keys)}")
