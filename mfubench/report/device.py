@@ -21,7 +21,7 @@ def peaks(run: Run) -> list[Block]:
     """What bounds the device: which peak is in use, and the calibration beside the datasheet."""
     peak, rows = run.peak, run.peaks
     source = peak["source"] if peak["datasheet_tflops"] else fmt.not_known(why_no_mfu(run))
-    how = "".join(f"; {peak[key]}" for key in ("measured_how",) if key in peak)
+    how = f"; {peak['measured_how']}" if "measured_how" in peak else ""
     facts = Facts(
         [
             ("Peak in use", f"{peak['in_use']}, {peak['dtype']}"),

@@ -188,13 +188,11 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor anywhere in ``value``: in lists, tuples, dicts, dataclasses, at any depth."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in fields(value)]
     for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from tensors_in(leaf)
+            yield from tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
 
 
 def _shapes(batch: Any) -> list[str]:
