@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from mfubench.errors import BadInput
-
 from .gpm import GpmWindow
 
-MIN_INTERVAL_S = 0.05
+INTERVAL_S = 0.1  # between samples; a shorter one could disturb the timing
 # The energy register moves every 20 to 100 ms, so that each end of a window is off by as much, and the power sensor
 # covers a quarter of an A100's or H100's run time (arXiv 2312.02741): the energy of a short window is mostly noise.
 MIN_ENERGY_WINDOW_S = 5.0
@@ -157,16 +155,10 @@ class NvmlSampler:
     ``device_uuid`` is the GPU's UUID, with or without "GPU-"; the driver's index would be wrong under
     CUDA_VISIBLE_DEVICES. None means that no GPU is measured. ``library`` stands in for NVIDIA's ``pynvml``. Nothing
     that the driver lacks is an error here.
-
-    Raises:
-        BadInput: an interval shorter than 50 ms.
     """
 
-    def __init__(self, device_uuid: str | None, interval_s: float = 0.1, library: Any = None) -> None:
-        if interval_s < MIN_INTERVAL_S:
-            raise BadInput(f"interval_s={interval_s} would disturb the timing; use {MIN_INTERVAL_S} or more")
+    def __init__(self, device_uuid: str | None, library: Any = None) -> None:
         self._uuid = device_uuid
-        self._interval_s = interval_s
         self._library = library
         self._handle: Any = None
         self._reason: str | None = "the sampler has not run"
@@ -229,7 +221,7 @@ class NvmlSampler:
         return {
             "available": True,
             "window_s": self._window_s,
-            "interval_s": self._interval_s,
+            "interval_s": INTERVAL_S,
             "counters": {name: series.summary() for name, series in self._counters.items()},
             "energy": self._energy_summary(),
             "clock_events": self._clock_events_summary(),
@@ -238,7 +230,7 @@ class NvmlSampler:
         }
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while not self._stop.wait(INTERVAL_S):
             self._sample()
 
     def _sample(self) -> None:
