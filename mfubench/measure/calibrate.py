@@ -131,30 +131,22 @@ def calibrate(device: "torch.device", dtype_names: Sequence[str], plan: Plan | N
     )
 
 
-def load_or_calibrate(
-    device: "torch.device",
-    dtype: str,
-    refresh: bool = False,
-    cache: Path | None = None,
-    plan: Plan | None = None,
-) -> Calibration:
+def load_or_calibrate(device: "torch.device", dtype: str, refresh: bool = False) -> Calibration:
     """The kept calibration of this device for one dtype, measured first if there is none or ``refresh`` is set.
 
-    It is kept per device, dtype, torch version, thread count (on a CPU) and method in ``cache``, by default
-    ``calibration.json`` in the user's cache folder. A damaged file is measured anew; one that cannot be written is a
-    warning. What was measured on a ``busy`` machine is not kept.
+    It is kept per device, dtype, torch version, thread count (on a CPU) and method in ``calibration.json`` in the
+    user's cache folder. A damaged file is measured anew; one that cannot be written is a warning. What was measured on
+    a ``busy`` machine is not kept.
 
     Raises:
         BadInput, ToolBroke: as ``calibrate``.
     """
-    if not refresh and (found := kept_calibration(device, dtype, cache, plan)):
+    if not refresh and (found := kept_calibration(device, dtype)):
         return found
-    plan = plan or PLANS[device.type]
-    cache = cache or cache_directory() / "calibration.json"
-    measured = calibrate(device, [dtype], plan)
+    measured = calibrate(device, [dtype])
     if measured.busy:
         return measured
-    key = _fingerprint(device, dtype, plan)
+    cache, key = _cache(), _fingerprint(device, dtype)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(cache, json.dumps(_entries(cache) | {key: asdict(measured)}, indent=1))
@@ -171,19 +163,15 @@ def adopt(calibration: Calibration) -> None:
     _adopted.update({(calibration.device_name, dtype): calibration for dtype in calibration.gemm_tflops})
 
 
-def kept_calibration(
-    device: "torch.device", dtype: str, cache: Path | None = None, plan: Plan | None = None
-) -> Calibration | None:
+def kept_calibration(device: "torch.device", dtype: str) -> Calibration | None:
     """The adopted or kept calibration of this device for one dtype; None where there is none. Nothing is measured.
 
     Raises:
         BadInput: a device or dtype that cannot be calibrated.
     """
     _check(device, dtype)
-    if cache is None and plan is None and (adopted := _adopted.get((device_name(device), dtype))) is not None:
-        return adopted
-    entries = _entries(cache or cache_directory() / "calibration.json")
-    return _parse(entries.get(_fingerprint(device, dtype, plan or PLANS[device.type])), dtype)
+    adopted = _adopted.get((device_name(device), dtype))
+    return adopted or _parse(_entries(_cache()).get(_fingerprint(device, dtype)), dtype)
 
 
 def peaks_by_dtype(
@@ -291,11 +279,15 @@ def _event_seconds(call: Callable[[], object], device: "torch.device", repeats: 
     return [start.elapsed_time(end) / 1e3 for start, end in pairwise(events)]
 
 
-def _fingerprint(device: "torch.device", dtype: str, plan: Plan) -> str:
+def _cache() -> Path:
+    return cache_directory() / "calibration.json"
+
+
+def _fingerprint(device: "torch.device", dtype: str) -> str:
     import torch
 
     unit = device_uuid(device) or f"{torch.get_num_threads()} threads"
-    return " | ".join((device_name(device), unit, f"torch {torch.__version__}", dtype, plan.how))
+    return " | ".join((device_name(device), unit, f"torch {torch.__version__}", dtype, PLANS[device.type].how))
 
 
 def _entries(cache: Path) -> dict[str, Any]:

@@ -24,13 +24,17 @@ CPU = torch.device("cpu")
 TINY = Plan(shapes=((32, 32, 32), (64, 64, 64)), limit_s=1.0, repeats=3, warmup=1, copy_bytes=1 << 20)
 
 
-def kept(cache, **changes) -> Calibration:
-    return load_or_calibrate(CPU, "fp32", cache=cache, plan=TINY, **changes)
+def kept(**changes) -> Calibration:
+    return load_or_calibrate(CPU, "fp32", **changes)
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "deep" / "calibration.json"
+def cache(tmp_path, monkeypatch):
+    """A file of the test's own, and a method that is quick."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "deep"))
+    monkeypatch.setitem(PLANS, "cpu", TINY)
+    monkeypatch.setattr(calibration_module, "_adopted", {})
+    return tmp_path / "deep" / "mfubench" / "calibration.json"
 
 
 def test_the_peak_is_the_best_shape_at_its_median():
@@ -61,7 +65,7 @@ def test_a_dtype_the_cpu_does_not_have_is_refused(dtype, cache):
     with pytest.raises(BadInput, match="allowed: fp32, bf16"):
         calibrate(CPU, [dtype])
     with pytest.raises(BadInput, match="allowed: fp32, bf16"):
-        load_or_calibrate(CPU, dtype, cache=cache)
+        load_or_calibrate(CPU, dtype)
 
 
 def test_another_kind_of_device_is_refused():
@@ -70,10 +74,10 @@ def test_another_kind_of_device_is_refused():
 
 
 def test_a_kept_calibration_is_read_back(cache):
-    first = kept(cache)
-    assert kept(cache) == first
-    assert kept(cache, refresh=True) != first
-    assert kept(cache) != first
+    first = kept()
+    assert kept() == first
+    assert kept(refresh=True) != first
+    assert kept() != first
     assert [path.name for path in cache.parent.iterdir()] == ["calibration.json"]
 
 
@@ -88,60 +92,59 @@ def on_a_processor(monkeypatch, share, call_s=2.0):
 
 def test_what_a_busy_machine_reached_is_told_and_not_kept(cache, monkeypatch):
     on_a_processor(monkeypatch, 0.5)
-    found = kept(cache)
+    found = kept()
     assert found.busy and found.cpu_share == pytest.approx(0.5)
     assert not cache.exists()
     on_a_processor(monkeypatch, 0.9)
-    assert not kept(cache).busy
-    assert kept_calibration(CPU, "fp32", cache, TINY) == kept(cache)
+    assert not kept().busy
+    assert kept_calibration(CPU, "fp32") == kept()
 
 
 def test_what_was_reached_beside_others_on_the_gpu_is_not_kept(cache, monkeypatch):
     monkeypatch.setattr("mfubench.measure.calibrate.other_processes", lambda uuid: 2)
-    assert kept(cache).busy == "2 other processes on the GPU" and not cache.exists()
+    assert kept().busy == "2 other processes on the GPU" and not cache.exists()
     monkeypatch.setattr("mfubench.measure.calibrate.other_processes", lambda uuid: None)
-    assert not kept(cache).busy and cache.exists()
+    assert not kept().busy and cache.exists()
 
 
 def test_short_calls_say_nothing_of_the_machine(cache, monkeypatch):
     """One thread alone does a small product, and the other's share of its time is nothing."""
     on_a_processor(monkeypatch, 0.5, call_s=1e-3)
-    found = kept(cache)
+    found = kept()
     assert found.cpu_share is None and not found.busy
 
 
-def test_another_dtype_thread_count_or_method_is_another_calibration(cache):
-    first = kept(cache)
-    load_or_calibrate(CPU, "bf16", cache=cache, plan=TINY)
-    other = Plan(((48, 48, 48),), 1.0, 3, 1, 1 << 20)
-    assert load_or_calibrate(CPU, "fp32", cache=cache, plan=other).how != first.how
+def test_another_dtype_thread_count_or_method_is_another_calibration(cache, monkeypatch):
+    first = kept()
+    load_or_calibrate(CPU, "bf16")
+    with monkeypatch.context() as patch:
+        patch.setitem(PLANS, "cpu", Plan(((48, 48, 48),), 1.0, 3, 1, 1 << 20))
+        assert kept().how != first.how
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        assert kept(cache).threads == threads + 1
+        assert kept().threads == threads + 1
     finally:
         torch.set_num_threads(threads)
     assert len(json.loads(cache.read_text())) == 4
-    assert kept(cache) == first
+    assert kept() == first
 
 
 def test_a_calibration_is_only_looked_up(cache):
-    assert kept_calibration(CPU, "fp32", cache, TINY) is None and not cache.exists()
-    first = kept(cache)
-    assert kept_calibration(CPU, "fp32", cache, TINY) == first
-    assert kept_calibration(CPU, "bf16", cache, TINY) is None
+    assert kept_calibration(CPU, "fp32") is None and not cache.exists()
+    first = kept()
+    assert kept_calibration(CPU, "fp32") == first
+    assert kept_calibration(CPU, "bf16") is None
     with pytest.raises(BadInput, match="allowed: fp32, bf16"):
-        kept_calibration(CPU, "fp8", cache, TINY)
+        kept_calibration(CPU, "fp8")
 
 
-def test_an_adopted_calibration_holds_before_a_kept_one(cache, monkeypatch):
-    monkeypatch.setattr(calibration_module, "_adopted", {})
-    first = kept(cache)
+def test_an_adopted_calibration_holds_before_a_kept_one(cache):
+    first = kept()
     better = replace(first, gemm_tflops={"fp32": 1000.0})
     adopt(better)
     adopt(replace(better, device_name="another device", gemm_tflops={"fp32": 1.0}))
     assert kept_calibration(CPU, "fp32") == load_or_calibrate(CPU, "fp32") == better
-    assert kept(cache) == first, "asked for one file's"
 
 
 def test_peaks_are_listed_by_dtype_beside_the_datasheet(own_cache, calibrated):
@@ -161,29 +164,30 @@ def test_peaks_are_listed_by_dtype_beside_the_datasheet(own_cache, calibrated):
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "\x00", '{"a": 1}'])
 def test_a_damaged_file_is_measured_anew(cache, damage):
-    cache.parent.mkdir()
+    cache.parent.mkdir(parents=True)
     cache.write_text(damage)
-    assert kept(cache) == kept(cache)
+    assert kept() == kept()
 
 
 @pytest.mark.parametrize(
     "change", [{"gemm_tflops": {}}, {"gemm_tflops": {"fp32": 0}}, {"copy_gb_s": "fast"}, {"unknown": 1}]
 )
 def test_a_damaged_entry_is_measured_anew(cache, change):
-    first = kept(cache)
+    first = kept()
     document = json.loads(cache.read_text())
     (entry,) = document.values()
     entry |= change
     cache.write_text(json.dumps(document))
-    again = kept(cache)
+    again = kept()
     assert again.gemm_tflops["fp32"] > 0 and again.samples != first.samples
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path):
+def test_a_cache_that_cannot_be_written_is_a_warning(cache, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     with pytest.warns(RuntimeWarning, match="not kept"):
-        assert kept(file / "calibration.json").gemm_tflops["fp32"] > 0
+        assert kept().gemm_tflops["fp32"] > 0
     assert file.read_text() == ""
 
 
