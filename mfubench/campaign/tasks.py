@@ -111,12 +111,12 @@ def contract_of(arguments: Mapping[str, Any], device: torch.device) -> "tuple[Ex
 
 def _compile(arguments: dict[str, Any], here: Here) -> Any:
     """Every config of the kernels that are to be tuned, so that tuning finds them in Triton's cache."""
-    from mfubench.kernels.tune import device_target, launched_kernels, not_locked
+    from mfubench.kernels.tune import candidates_of, device_target, not_locked
 
     wanted, target = not_locked(torch.cuda.get_device_name(here.device)), device_target(here.device)
     examples, shapes = shapes_of(arguments)
-    found = [launched for shape in shapes for launched in launched_kernels(examples, shape, target, wanted)]
-    return {launched.kernel: len(launched.configs) for launched in found}
+    found = [kernel for shape in shapes for kernel in candidates_of(examples, shape, target, wanted)]
+    return {candidates.kernel: len(candidates.configs) for candidates in found}
 
 
 def shapes_of(arguments: Mapping[str, Any]) -> "tuple[Examples, list[str]]":

@@ -149,9 +149,6 @@ def candidates_of(
     return list(found.values())
 
 
-launched_kernels = candidates_of  # as `campaign.tasks` calls it
-
-
 def _unfit(compiled: Any, target: Target) -> str | None:
     """Why a compiled kernel is not run."""
     if isinstance(compiled, Exception):
