@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mfu_kernels.launching import KERNELS, config
-from mfu_kernels.lock import key_text
+from mfu_kernels.lock import key_text, spelled
 from mfu_kernels.modes import Compiled, compile_ahead
 from mfubench.kernels.ahead import Launch, activate, recorded, refuse_interpreter
 from mfubench.kernels.machine_code import MachineCode, codes_or_errors
-from mfubench.kernels.static import config_text
 from mfubench.kernels.targets import Target
 
 
@@ -117,7 +116,7 @@ def _ours(made: Compiled) -> _Seen:
         KERNELS[made.kernel].function if failed else made.result.src.fn,
         made.kernel,
         key_text(made.key),
-        config_text(made.config),
+        spelled(made.config),
         {} if failed else _words(made.result.src),
         made.result,
         _grid(made.grid),
@@ -134,7 +133,7 @@ def _foreign(launch: Launch) -> _Seen:
         launch.source.fn,
         launch.source.fn.fn.__name__,
         key_text({name: word for name, word in words.items() if name not in launch.tuned}),
-        config_text(config(options.num_warps, options.num_stages, **tiles)),
+        spelled(config(options.num_warps, options.num_stages, **tiles)),
         {},
         launch.result,
         _grid(launch.grid),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mfu_kernels.lock import key_text, spelled
 from mfu_kernels.modes import Extent
 from mfubench.errors import ToolBroke
 from mfubench.progress import Progress, silent
@@ -95,7 +96,7 @@ def compile_work(
 
     def wanted(kernel: str, key: Mapping[str, Any]) -> Extent:
         """Nothing where an earlier shape has led to the same kernel and key."""
-        place = (kernel, _text(key))
+        place = (kernel, key_text(key))
         again = place in met
         met.add(place)
         return "none" if again else "all" if all_configs else "launched"
@@ -104,7 +105,7 @@ def compile_work(
 
         def keep(compiled: Any, shape: str = shape) -> None:
             row = StaticRow(
-                op, shape, compiled.kernel, target_name, _text(compiled.key), config_text(compiled.config),
+                op, shape, compiled.kernel, target_name, key_text(compiled.key), spelled(compiled.config),
                 compiled.taken, compiled.locked,
             )  # fmt: skip
             found.append((row, compiled.result))
@@ -122,18 +123,6 @@ def _with_code(found: Sequence[tuple[StaticRow, Any]], target: Target) -> list[S
         replace(row, error=code) if isinstance(code, str) else replace(row, **asdict(code))
         for (row, _), code in zip(found, codes, strict=True)
     ]
-
-
-def _text(key: Mapping[str, Any]) -> str:
-    from mfu_kernels.lock import key_text
-
-    return key_text(key)
-
-
-def config_text(config: Any) -> str:
-    """One spelling for a config, such as ``BLOCK_M=64 warps=4 stages=2``."""
-    tiles = " ".join(f"{name}={value}" for name, value in config.kwargs.items())
-    return f"{tiles} warps={config.num_warps} stages={config.num_stages}".strip()
 
 
 def faults(rows: Sequence[StaticRow]) -> Iterator[str]:

@@ -140,7 +140,7 @@ def test_a_kernel_of_base_alone_is_named_by_its_file_as_head_would_call_it(taken
 def test_a_config_is_held_against_itself_and_code_against_the_same() -> None:
     """Base launches a default and a locked config; head makes the locked one its default, or calls it otherwise."""
     default, locked = kernel(config="warps=4"), kernel({"registers": 99}, config="warps=8", locked=True)
-    for left in (locked, {**locked, "config": "warps=8 stages=2"}):
+    for left in (locked, {**locked, "config": "num_stages=2 num_warps=8"}):
         same, gone = of_kernels(stock(None, default, locked), stock(None, left))
         assert (same.verdict, same.why) == ("PASS", "the same instructions")
         assert (gone.metric, gone.why) == ("launched", "no longer launched")

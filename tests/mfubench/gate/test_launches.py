@@ -167,7 +167,7 @@ def test_a_kernel_of_the_users_own_is_seen(modules: Path, own: Rows) -> None:
     whole, rest = named(own, "scale_kernel")
     assert whole["variant"] == "BLOCK=128 count=i32:16 out=*bf16:16 x=*bf16:16"
     assert rest["variant"] == "BLOCK=128 count=i32 out=*bf16:16 x=*bf16:16"
-    assert (whole["config"], whole["launches"], whole["grids"]) == ("warps=8 stages=3", 2, ["16x1x1"])
+    assert (whole["config"], whole["launches"], whole["grids"]) == ("num_stages=3 num_warps=8", 2, ["16x1x1"])
     assert whole["taken"] and not whole["locked"] and whole["code"]["warps"] == 8
     assert whole["file"] == str(modules / "own_kernels.py")
     assert KERNELS.splitlines()[whole["line"] - 1] == "def scale_kernel("
@@ -177,8 +177,12 @@ def test_an_autotuner_lists_its_candidates_and_takes_one_that_compiles(own: Rows
     large, first, second = named(own, "tuned_kernel")
     assert not any(row["taken"] for row in (large, first, second)), "a GPU would tell"
     assert large["error"].startswith("CompilationError") and (large["code"], large["launches"]) == (None, 0)
-    assert (first["config"], first["launches"], first["grids"]) == ("BLOCK=256 warps=2 stages=3", 2, ["8x2x1"])
-    assert (second["config"], second["launches"], second["grids"]) == ("BLOCK=512 warps=2 stages=3", 0, ["4x2x1"])
+    assert (first["config"], first["launches"], first["grids"]) == ("BLOCK=256 num_stages=3 num_warps=2", 2, ["8x2x1"])
+    assert (second["config"], second["launches"], second["grids"]) == (
+        "BLOCK=512 num_stages=3 num_warps=2",
+        0,
+        ["4x2x1"],
+    )
     assert "WHOLE=True" in first["variant"] and "BLOCK" not in first["variant"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mfu_kernels.lock import committed
+from mfu_kernels.lock import committed, key_text
 from mfubench.errors import BadInput
 from mfubench.kernels.static import StaticRow, compile_statically, faults
 from tests.compiling import mfubench, python
@@ -108,10 +108,7 @@ def test_what_is_locked_for_a_gpu_of_the_target_is_compiled_too(command: list[st
     entries = [entry for entry in committed() if entry["kernel"].startswith("rms_norm")]
     assert entries and {entry["target"] for entry in entries} == {"sm_90"}
     for entry in entries:
-        options = {**entry["config"]}
-        warps, stages = options.pop("num_warps"), options.pop("num_stages")
-        spelled = f"{' '.join(f'{name}={value}' for name, value in options.items())} warps={warps} stages={stages}"
-        place = (entry["kernel"], entry["key"], spelled)
+        place = (entry["kernel"], entry["key"], key_text(entry["config"]))
         (found,) = [row for row in told["rows"] if (row["kernel"], row["key"], row["config"]) == place]
         assert found["default"]
     assert len({row["config"] for row in told["rows"] if row["kernel"] == entries[0]["kernel"]}) > 1
