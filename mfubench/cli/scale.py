@@ -85,8 +85,9 @@ def scale(
     )
     writable_folder(out)
     from mfubench.report.scaling import scaling_page
-    from mfubench.scaling.document import FILE, scaling_document
+    from mfubench.scaling.document import scaling_document
     from mfubench.scaling.ladder import Ladder
+    from mfubench.scaling.names import FILE
 
     with sole_writer(out):
         ladder = Ladder(plan, out)

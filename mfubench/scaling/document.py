@@ -14,7 +14,6 @@ from mfubench.measure.stats import RESAMPLES
 from .fit import Interval, Law, Points, document_of, efficiency, fit_law, lead, resample
 from .ladder import NOT_REACHED, Ladder
 from .names import DEVICE_TIME, FLOPS, LEAST_POINTS
-from .names import FILE as FILE
 from .plan import LEAST_SIZES, Plan, Training
 from .train import Trained
 from .windows import EVALUATED_SEED, TRAIN_SHARE
