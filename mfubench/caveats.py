@@ -16,7 +16,7 @@ from .passes import LATER, Passes
 from .run import Run
 from .workload.spec import Workload
 
-MAX_DISTORTION, MIN_COVERAGE = 1.2, 0.95
+MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
 
 
 def not_measured(workload: Workload, passes: Passes) -> list[str]:
@@ -62,6 +62,11 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
     if (run.trace["distortion"] or 0.0) > MAX_DISTORTION:
         found.append(
             f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"
+        )
+    if 0 < (run.trace["distortion"] or 0.0) < MIN_DISTORTION:
+        found.append(
+            f"the traced step took {run.trace['distortion']:.2f} times as long as the timed one, with all that tracing "
+            "adds: something else ran while it was timed; run it again when nothing else runs"
         )
     low = min(
         (line for line in run.ledger if line.cause.startswith("inefficiency")), key=lambda line: line.ms, default=None

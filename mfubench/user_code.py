@@ -27,7 +27,8 @@ def named_function(target: str, use: str, usual: str = "function") -> Callable[.
     try:
         imported = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        hint = f"give {module_name[:-3]}:{attribute}, without .py; " if module_name.endswith(".py") else ""
+        dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        hint = f"give {dotted}:{attribute}, a module's name; " if dotted != module_name else ""
         where = f"{hint}it is looked for from {Path.cwd()}"
         raise BadInput(f"cannot import {module_name}: {short(error)}; {where}") from error
     function = getattr(imported, attribute, None)

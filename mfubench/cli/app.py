@@ -1,7 +1,8 @@
 """The application, and how its errors end: one line on stderr and the exit code that the contract names.
 
 0 fine, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 4 no comparable baseline, 5 the tool or benchmark broke,
-130 interrupted, 143 ended by SIGTERM, which cleans up as an interrupt does. A traceback shows with ``--debug`` only.
+130 interrupted, 143 ended by SIGTERM and 129 by SIGHUP, which clean up as an interrupt does. A traceback shows with
+``--debug`` only.
 """
 
 import inspect
@@ -36,6 +37,7 @@ from .report import report
 from .scale import scale
 
 INTERRUPTED = 130
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def _show_version(asked: bool) -> None:
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _show_own_warnings_only()
-    with _sigterm_as_interrupt() as ended:
+    with _ended_as_interrupted() as ended:
         try:
             code = app(given or ["--help"], standalone_mode=False)
         except KeyboardInterrupt:
@@ -95,14 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = _end(error)
     if code == INTERRUPTED:
         code = ended[0] if ended else code
-        how = "ended by SIGTERM" if ended else "interrupted"
+        how = f"ended by {signal.Signals(code - 128).name}" if ended else "interrupted"
         print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """What a CI or a scheduler ends has its folders and processes to take away, too; the exit code, if it did."""
+def _ended_as_interrupted() -> Iterator[list[int]]:
+    """What a CI, a scheduler or a closed terminal ends has its folders and processes to take away, too; the exit code,
+    if one did."""
     ended: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
@@ -112,11 +115,13 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield ended
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has one not heard
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield ended
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(error: Exception | SystemExit) -> int:

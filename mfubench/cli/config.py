@@ -21,8 +21,8 @@ def show(
 ) -> None:
     """Show what mfubench.toml, or pyproject.toml under tool.mfubench, sets, with where it is from; with -v, all else.
 
-    A table for each command has the long names of its options: [profile] batch-size = 512, [gate.run] budget = "20m".
-    The command line goes before it. Limits and waivers of the gate stand in [gate], too: see docs/gate.md.
+    A table for each command has the long names of its options: batch-size = 512 in profile's, budget = "20m" in
+    gate.run's. The command line goes before it. Limits and waivers of the gate stand in its table: see docs/gate.md.
 
     Examples:
 

@@ -131,7 +131,9 @@ class CountTracker(ScopeTracker):
             work.recomputed = flops.hardware if recompute else flops.recomputed
             work.dtypes[_operand_dtype(name, args, kwargs)] = flops.hardware
             if not in_op and not recompute:
-                work.model = work.padded = flops.model * (scope.shared if scope else 1)
+                shared = scope.shared if scope else 1
+                work.model = flops.model * shared
+                work.padded = (flops.hardware - flops.recomputed) * shared  # with what a mask drops
         if not in_op:
             work.bytes = dispatched_bytes(func, args, kwargs, out)
         kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)

@@ -14,6 +14,7 @@ OVERWRITES = (
     *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "log_normal_", "cauchy_"),
 )
 TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
+ROW_BY_ROW = ("add_", "sub_", "sparse_mask")  # with what holds rows alone, as optimizers of sparse gradients do
 LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
 
 
@@ -70,14 +71,21 @@ def _moves_nothing(func: torch._ops.OpOverload) -> bool:
 
 
 def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
-    """Bytes of the rows that a call looks up in a table, None where it reads its inputs whole."""
+    """Bytes of the rows that a call looks up in a table, or changes, None where it reads its inputs whole."""
     if name in LOOK_UPS:
         return _nbytes(out)
+    if name in ROW_BY_ROW and named["self"].layout == torch.strided:
+        rows = next((each for each in (named.get("other"), named.get("mask")) if _is_sparse(each)), None)
+        return None if rows is None else int(rows._values().nbytes)
     if name.startswith("_embedding_bag") and "weight" in named:
         return int(named["indices"].numel() * named["weight"][:1].nbytes)
     if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
         return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
     return None
+
+
+def _is_sparse(given: Any) -> bool:
+    return isinstance(given, torch.Tensor) and given.layout == torch.sparse_coo
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

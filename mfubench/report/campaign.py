@@ -93,7 +93,10 @@ def _warnings(results: Results) -> list[str]:
         and item["document"]["nvml"].get("counters", {}).get("other_processes", {}).get("max")
     ]
     found = [f"{_ranged(warnings)} ({len(warnings)} of the profiles)" for warnings in alike.values()]
-    return found + [f"another process was on the GPU during {task}" for task in busy]
+    found += [f"another process was on the GPU during {task}" for task in busy]
+    peaks = [peak for calibration in _of(results, "calibration") for peak in calibration["by_dtype"].values()]
+    found += [f"the peaks were measured on a busy machine ({peak['busy']}): too low" for peak in peaks if peak["busy"]]
+    return found + [warning for ladder in _of(results, "scale") for warning in ladder["warnings"]]
 
 
 def _ranged(warnings: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from .windows import EVALUATED_SEED, TRAIN_SHARE
 SCHEMA_VERSION = 1
 LEAST_DECADES = 1.5  # of compute that a law should span, research's advice for such fits
 LEAST_USERS = 100
+MOST_APART = 1.5  # of the seconds that seeds take
 LEAST_STEPS = 50  # the settings were chosen where a training has 59
 METHOD = (
     f"Each model learns once, in random order, from the first {TRAIN_SHARE:.0%} of the log's impressions in time (or "
@@ -188,6 +189,17 @@ def _peak_facts(ladder: Ladder) -> dict[str, Any]:
     return {} if peak is None else {f"measured_peak_{name}": peak[name] for name in ("tflops", "dtype", "date", "how")}
 
 
+def _unsteady(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Whose seeds took so different times that something else must have run."""
+    took = [(row, [seed["seconds"] for seed in row["seeds"]]) for row in rows if row["seeds"]]
+    return [
+        f"{row['model']} {row['size']}: one seed took {max(times) / min(times):.1f} times as long as another; device "
+        "time is not to be trusted"
+        for row, times in took
+        if max(times) > MOST_APART * min(times)
+    ]
+
+
 def _warnings(ladder: Ladder, rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know before believing a number."""
     found, said = ladder.found, []
@@ -195,6 +207,7 @@ def _warnings(ladder: Ladder, rows: Sequence[dict[str, Any]], fits: Sequence[dic
         said.append(f"the peak was measured on a busy machine ({found.peak['busy']}): device time is not to be trusted")
     if ladder.plan.seeds == 1:
         said.append("one seed: no interval knows what another seed would give")
+    said += _unsteady(rows)
     steps = min((each.steps for each in found.trained.values()), default=LEAST_STEPS)
     if steps < LEAST_STEPS:
         said.append(f"{steps} steps a training are few: give more --samples, or a smaller --batch-size")

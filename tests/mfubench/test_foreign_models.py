@@ -219,6 +219,21 @@ class Threaded(Through):
             return self.last(sum(threads.map(self.first, [x, x])))
 
 
+def test_what_a_mask_drops_is_padding(profiled: Callable[..., Run]) -> None:
+    """The kernel computes all pairs, and half of them are needed."""
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.view(1, 1, B, D)
+            keep = torch.arange(B) < B // 2
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows, attn_mask=keep.expand(B, B))
+
+    run = profiled(nn.Sequential(Masked(), nn.Linear(D, H)), "infer")
+    whole, linear = 4 * B * B * D, 2 * B * D * H
+    assert run.flops["model"] == whole // 2 + linear
+    assert run.flops["padded"] == run.flops["hardware"] == whole + linear
+
+
 def test_what_runs_in_other_threads_is_not_known_rather_than_none(profiled: Callable[..., Run]) -> None:
     """Neither operators nor memory are seen there, and the scopes of two threads are not nested."""
     run = profiled(Threaded(), "infer")

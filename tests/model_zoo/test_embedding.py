@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mfu_models.batch import Field
-from mfu_models.common.embedding import MAX_DENSE_ROWS, FusedTable
+from mfu_models.batch import Field, Schema
+from mfu_models.common.embedding import MAX_DENSE_ROWS, EventEmbedding, FusedTable
 
 
 @pytest.mark.parametrize("rows", [MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1])
@@ -24,3 +24,10 @@ def test_under_autocast_small_tables_are_looked_up_in_its_dtype() -> None:
     assert rows.dtype == torch.bfloat16
     rows.sum().backward()
     assert table.weight.grad is not None and table.weight.grad.dtype == torch.float32
+
+
+def test_an_event_without_side_ids_is_its_item() -> None:
+    schema = Schema("made up", (), (), Field("item", 9), (), (), "label")
+    events = EventEmbedding(schema, 4, 0)
+    found = events(torch.tensor([2, 5]), torch.empty(2, 0, dtype=torch.int64))
+    assert events.width == 4 and torch.equal(found, events.tables[0].weight[[2, 5]])

@@ -109,3 +109,9 @@ def test_the_order_of_history_counts() -> None:
     events = batch.sequences["views"]
     back = change(batch, "views", item_ids=events.item_ids.flip(0), side_ids=events.side_ids.flip(0))
     assert_differ(encoded(TRANSFORMER, back)[1], encoded(TRANSFORMER, batch)[1])
+
+
+def test_positions_are_as_small_as_what_they_are_added_to() -> None:
+    """Drawn with a variance of 1, they are nearly all of a token, and histories in another order score the same."""
+    model = built(replace(TRANSFORMER, max_length=200))
+    assert model.position.weight.std().item() == pytest.approx(TRANSFORMER.width**-0.5, rel=0.1)

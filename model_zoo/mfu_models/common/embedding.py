@@ -59,7 +59,8 @@ class EventEmbedding(nn.Module):
 
     def __init__(self, schema: Schema, item_width: int, side_width: int, impl: Impl = "auto") -> None:
         super().__init__()
-        fields = [[schema.item, *schema.sides]] if item_width == side_width else [[schema.item], schema.sides]
+        one = item_width == side_width or not schema.sides
+        fields = [[schema.item, *schema.sides]] if one else [[schema.item], schema.sides]
         self.tables = nn.ModuleList(
             FusedTable(group, width, impl) for group, width in zip(fields, (item_width, side_width), strict=False)
         )

@@ -41,7 +41,7 @@ class CandidateContext(nn.Module):
         super().__init__()
         self.fields = FieldEmbedding(schema, width, impl)
         self.dense = nn.Linear(len(schema.dense), width)
-        self.scale = len(schema.sparse) ** -0.5
+        self.scale = max(1, len(schema.sparse)) ** -0.5
 
     def forward(self, batch: Batch) -> Tensor:
         """[B*m, d]."""

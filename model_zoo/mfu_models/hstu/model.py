@@ -1,4 +1,4 @@
-"""HSTU (arXiv 2402.17152) as a ranker, as its public code has it, with the savings of ULTRA-HSTU (arXiv 2602.16986).
+"""HSTU (arXiv 2402.17152) as a ranker, with the savings of ULTRA-HSTU (arXiv 2602.16986).
 
     x_t      = [item | sides] W_in + position + age (+ fields + dense W, of a candidate)   history, then m candidates
     U,V,Q,K  = split(SiLU(LN(X) W_uvqk))                      [N, H d_v], [N, H d_v], [N, H d_qk], [N, H d_qk]
@@ -10,13 +10,17 @@ A token sees the tokens before it; the m candidates of a request see the history
 each scores as if it were alone and one pass over the history serves all. 1/N_max is the config's, never the batch's.
 
 ULTRA-HSTU's switches: semi-local attention (the K1 keys that end with the query's own and the row's first K2, which its
-notes name, not the paper's inequality), and attention truncation (later layers go on with the last n tokens). As in its
-paper an event is one token that holds item and action, and a candidate's action is the unknown one.
+notes name, not the paper's inequality; of a candidate, too, where TorchEasyRec's lets one see all of the history), and
+attention truncation (later layers go on with the last n tokens). As in its paper an event is one token that holds item
+and action, and a candidate's action is the unknown one.
 
-Readings: the paper's relative bias of the scores, by position only, is a switch; by default time and position are
-encodings added to the tokens, as in DLRMv3. The paper has no numeric features: here those of a candidate join its
-token, as its fields do, so that models compare on the same inputs. All layers work on all tokens, as in the public
-code, though no score reads the history's rows of the last. The sizes' N counts the candidate; 8 tasks are one here.
+Readings: SiLU is over all of U, V, Q and K, as in the paper, where the public code has it on U alone; the score reads
+the candidate's token alone, where that code multiplies it with a map of the item; tokens and encodings are only added,
+where DLRMv3 scales tokens by sqrt(d). The paper's relative bias of the scores, by position only, is a switch; by
+default time and position are encodings added to the tokens, as in DLRMv3. The paper has no numeric features: here those
+of a candidate join its token, as its fields do, so that models compare on the same inputs. All layers work on all
+tokens, as in the public code, though no score reads the history's rows of the last. The sizes' N counts the candidate,
+and 8 tasks are one here.
 
 Not in it: the relative bias by time, stochastic length, mixture of transducers, dropout, FP8.
 """

@@ -19,6 +19,7 @@ from mfu_models.batch import Batch, EventSequence
 from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
 from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp
+from mfu_models.common.requests import place_table
 
 from .config import TransformerConfig
 from .flops import DENSE_EXPANSION
@@ -58,7 +59,7 @@ class TransformerRanker(nn.Module):
         self.fields = FieldEmbedding(schema, d, impl)
         self.events = EventEmbedding(schema, d, d // len(schema.sides), impl)
         self.project = nn.Linear(self.events.width, d)
-        self.position = nn.Embedding(config.max_length + 1, d)
+        self.position = place_table(config.max_length + 1, d)
         self.layers = nn.ModuleList(EncoderLayer(config, impl) for _ in range(config.num_layers))
         self.head = Mlp(((2 + num_context_tokens(config.schema)) * d, *config.head_mlp, 1))
         self.impl: Impl = impl
@@ -81,11 +82,12 @@ class TransformerRanker(nn.Module):
         offsets = sequence.offsets + torch.arange(batch.num_impressions + 1, device=rows.device)
         last = offsets[1:] - 1
         index = torch.arange(sequence.item_ids.shape[0], device=rows.device)
-        place = index + row_of_each(sequence.offsets, index.shape[0])
+        row = row_of_each(sequence.offsets, index.shape[0])
+        place = index + row
         order = torch.cat([place, last])
         items = torch.cat([sequence.item_ids, batch.candidate_items])
         sides = torch.cat([sequence.side_ids, batch.candidate_sides])
-        recency = (last[torch.searchsorted(offsets, order, right=True) - 1] - order).clamp(max=self.config.max_length)
+        recency = (last[torch.cat([row, rows])] - order).clamp(max=self.config.max_length)
         packed = self.project(self.events(items, sides)) + self.position(recency)
         tokens = torch.empty_like(packed).index_copy(0, order, packed)
         return tokens, offsets, place, last

@@ -22,25 +22,37 @@ def test_a_time_limit_is_in_seconds_or_says_its_unit(given: str, limit_s: float)
     assert _limit_s(given) == limit_s
 
 
-def test_sigterm_cleans_up_as_an_interrupt_does(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_it_from_outside_cleans_up_as_an_interrupt_does(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleaned = []
 
     def terminated(**_: object) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         finally:
             cleaned.append(True)
 
     monkeypatch.setattr("mfubench.doctor.examine", terminated)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--quiet"])
     (out, err), code = capsys.readouterr(), ended.value.code
-    assert (code, out, cleaned) == (128 + signal.SIGTERM, "", [True])
-    assert err.strip().splitlines()[-1] == "mfubench: ended by SIGTERM; nothing was left half written"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert (code, out, cleaned) == (128 + number, "", [True])
+    assert err.strip().splitlines()[-1] == f"mfubench: ended by {number.name}; nothing was left half written"
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfubench.doctor.examine", lambda **_: os.kill(os.getpid(), signal.SIGHUP) or {})
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["doctor", "--quiet", "--json"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended.value.code == 0
 
 
 def test_two_commands_do_not_mix_their_results_in_one_folder(tmp_path: Path) -> None:
