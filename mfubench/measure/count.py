@@ -33,8 +33,9 @@ class WorkKey(NamedTuple):
 class Work:
     """FLOPs and bytes of a group of operators.
 
-    ``model`` is useful, ``padded`` as if every row were the longest, ``hardware`` executed, ``recomputed`` the part of
-    it that repeats earlier work; ``dtypes`` holds the hardware FLOPs by operand type.
+    ``model`` is useful, ``padded`` as if every row were the longest and no mask dropped a pair that is computed,
+    ``hardware`` executed, ``recomputed`` the part of it that repeats earlier work; ``dtypes`` holds the hardware FLOPs
+    by operand type.
     """
 
     model: int = 0
