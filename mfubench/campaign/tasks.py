@@ -83,8 +83,12 @@ def _calibration(_arguments: dict[str, Any], here: Here) -> Any:
     from mfubench.measure.environment import environment
 
     dtypes = (TIMED,) if here.device.type == "cuda" else ("fp32",)  # what the tasks run in
-    found = {dtype: asdict(load_or_calibrate(here.device, dtype, refresh=True)) for dtype in dtypes}
-    return {"environment": environment(here.device), "by_dtype": found}
+    found = {dtype: load_or_calibrate(here.device, dtype, refresh=True) for dtype in dtypes}
+    return {
+        "environment": environment(here.device),
+        "by_dtype": {dtype: asdict(calibration) for dtype, calibration in found.items()},
+        "busy": [calibration.busy for calibration in found.values() if calibration.busy],
+    }
 
 
 def _contract(arguments: dict[str, Any], here: Here) -> Any:

@@ -94,8 +94,8 @@ def _warnings(results: Results) -> list[str]:
     ]
     found = [f"{_ranged(warnings)} ({len(warnings)} of the profiles)" for warnings in alike.values()]
     found += [f"another process was on the GPU during {task}" for task in busy]
-    peaks = [peak for calibration in _of(results, "calibration") for peak in calibration["by_dtype"].values()]
-    found += [f"the peaks were measured on a busy machine ({peak['busy']}): too low" for peak in peaks if peak["busy"]]
+    for calibration in _of(results, "calibration"):
+        found += [f"the peaks were measured on a busy machine ({why}): too low" for why in calibration.get("busy", ())]
     return found + [warning for ladder in _of(results, "scale") for warning in ladder["warnings"]]
 
 

@@ -67,6 +67,14 @@ def test_ours_alone_shows_only_until_there_is_a_run_beside_peers() -> None:
     assert shown(alone) == 1 and shown(alone, beside) == 1 and shown(beside, beside) == 2
 
 
+def test_peaks_of_a_busy_machine_are_told() -> None:
+    document = {"environment": {"device_name": "a CPU"}, "by_dtype": {}, "busy": ["18 % of the cores' time"]}
+    done = {"task": "calibration/peaks", "status": "done", "reason": None, "document": document}
+    index = {"identity": {"device": "a CPU", "code": "0"}, "environment": {}}
+    page = render_page(campaign_page(index, {"calibration": [done]}))
+    assert "the peaks were measured on a busy machine (18 % of the cores' time): too low" in page
+
+
 def test_what_is_not_measured_stands_by_its_reason() -> None:
     absent = [{"task": f"bench/{n}", "status": "not run", "reason": "no GPU", "document": None} for n in range(3)]
     page = render_page(
