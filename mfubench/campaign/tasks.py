@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mfubench.progress import Progress
 from mfubench.side_by_side import one_thread
 from mfubench.worker import DONE, NotHere, Watch
 
@@ -18,6 +19,8 @@ from .store import CACHE, Store
 
 if TYPE_CHECKING:
     from mfu_kernels.examples import Examples
+    from mfubench.ablate.ladder import Ladder as AblationLadder
+    from mfubench.scaling.ladder import Ladder as ScalingLadder
     from mfubench.scaling.plan import Plan
     from mfubench.tuning.calls import Call
 
@@ -266,18 +269,23 @@ def _road(arguments: dict[str, Any], here: Here) -> Any:
 
     place = here.store.folder / "road" / f"kunlun-{arguments['size']}"
     ladder = Ladder(WorkloadSpec("kunlun", size=arguments["size"], device=here.device.type), place)
+    ladder.climb(progress=_each_step(here.watch, ladder, lambda: json.loads(ladder.ablation().to_json())))
+    found = ladder.ablation()
+    write_page(ablation_page(found), place)
+    return json.loads(found.to_json())
+
+
+def _each_step(watch: Watch, ladder: "AblationLadder | ScalingLadder", document: Callable[[], Any]) -> Progress:
+    """A progress that gives ``watch`` the document whenever the ladder has made a step."""
     made = ladder.progress_made
 
     def keep(_stage: str, _share: float) -> None:
         nonlocal made
         if ladder.progress_made != made:
             made = ladder.progress_made
-            here.watch.so_far(json.loads(ladder.ablation().to_json()))
+            watch.so_far(document())
 
-    ladder.climb(progress=keep)
-    found = ladder.ablation()
-    write_page(ablation_page(found), place)
-    return json.loads(found.to_json())
+    return keep
 
 
 def _scale(arguments: dict[str, Any], here: Here) -> Any:
@@ -291,15 +299,7 @@ def _scale(arguments: dict[str, Any], here: Here) -> Any:
     plan = ladder_of(arguments, here.device.type, impl)
     place = here.store.folder / "scale" / arguments["folder"]
     ladder = Ladder(plan, place)
-    made = ladder.progress_made
-
-    def keep(_stage: str, _share: float) -> None:
-        nonlocal made
-        if ladder.progress_made != made:
-            made = ladder.progress_made
-            here.watch.so_far(scaling_document(ladder))
-
-    ladder.climb(progress=keep)
+    ladder.climb(progress=_each_step(here.watch, ladder, lambda: scaling_document(ladder)))
     told = scaling_document(ladder)
     write_page(scaling_page(told), place)
     return told

@@ -47,7 +47,7 @@ def campaign(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="A real log to train sizes of two models on, last: kuairand:PATH or movielens:PATH."),
+        typer.Option(help="A real log to train sizes of models on, after the road: kuairand:PATH or movielens:PATH."),
     ] = None,
     peer: Annotated[
         list[str] | None,

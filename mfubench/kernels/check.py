@@ -288,15 +288,13 @@ def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> 
                 "op": op.op,
                 "cases": len(op.cases),
                 "failed": len(op.failed),
-                "worst_error_of_budget": op.worst if isfinite(op.worst) else None,
+                "worst_error_of_budget": _finite(op.worst),
                 "dtypes": sorted({case.case[DTYPE] for case in op.cases}),
                 "not_proved": op.not_proved,
                 "failures": [
                     {
                         "case": {name: _plain(value) for name, value in case.case.items()},
-                        "over_budget": {
-                            verdict.name: verdict.ratio if isfinite(verdict.ratio) else None for verdict in case.over
-                        },
+                        "over_budget": {verdict.name: _finite(verdict.ratio) for verdict in case.over},
                         "faults": list(case.faults),
                     }
                     for case in op.failed
@@ -305,6 +303,11 @@ def document(found: Sequence[OpResult], device: torch.device, *, full: bool) -> 
             for op in found
         ],
     }
+
+
+def _finite(ratio: float) -> float | None:
+    """JSON has no infinity."""
+    return ratio if isfinite(ratio) else None
 
 
 def _plain(value: Any) -> Any:

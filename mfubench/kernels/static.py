@@ -60,7 +60,7 @@ def compile_statically(
 
     Raises:
         BadInput: an unknown target, or Triton's interpreter is on, which compiles nothing.
-        ToolBroke: a compiler ended its process.
+        ToolBroke: compiling broke, or ended its process.
     """
     require_targets(targets)
     from .ahead import refuse_interpreter
