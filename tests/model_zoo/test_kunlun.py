@@ -168,7 +168,7 @@ def test_gdpa_is_the_block_of_the_kernel_library_without_projections() -> None:
     """Another order of norms and residuals, softmax, or hidden projections: not Kunlun's PFFN."""
     ffn = feed_forward(KUNLUN)
     x, summary, offsets, longest = ffn_inputs(KUNLUN)
-    assert {name for name, _ in ffn.named_parameters()} == {"mix.weight", "to_kv.weight", "to_kv.bias"}
+    assert {name for name, _ in ffn.named_parameters()} == {"mix.weight", "to_kv.weight"}
     keys, values = ffn.to_kv(ffn.mix.weight @ summary).chunk(2, dim=-1)
     expected = []
     for event, b in zip(x, [0, 0, 2, 2, 2, 2], strict=True):
@@ -189,7 +189,6 @@ def test_gdpa_has_no_softmax(qo_proj: bool) -> None:
     ffn = deepcopy(feed_forward(config))
     with torch.no_grad():
         ffn.to_kv.weight[: config.engagement.width].zero_()
-        ffn.to_kv.bias[: config.engagement.width].zero_()
     normed = oracles.layer_norm(x)
     assert_close(ffn(x, summary, offsets, longest)[0], x + oracles.rms_norm(normed, eps=1e-5))
 
@@ -218,8 +217,7 @@ def test_the_scale_is_inside_the_activation_and_of_the_config(qo_proj: bool) -> 
     scaled.load_state_dict(one.state_dict())
     assert_differ(scaled(*inputs)[0], one(*inputs)[0])
     with torch.no_grad():
-        for part in (scaled.to_kv.weight, scaled.to_kv.bias):
-            part[: KUNLUN.engagement.width] *= KUNLUN.engagement.max_length
+        scaled.to_kv.weight[: KUNLUN.engagement.width] *= KUNLUN.engagement.max_length
     assert_close(scaled(*inputs)[0], one(*inputs)[0])
 
 

@@ -21,13 +21,13 @@ class GeneratedFfn(nn.Module):
     """Kunlun's PFFN: a two-layer MLP on every event whose weights K and V are generated from the sample's X_sum.
 
     K = (M X_sum) W_k and V = (M X_sum) W_v, then the GDPA block: q' = LN(q), o = act(scale q' K^T) V + q',
-    out = q + RMSNorm(o).
+    out = q + RMSNorm(o). The equations have no biases.
     """
 
     def __init__(self, config: KunlunConfig, tower: Tower, impl: Impl) -> None:
         super().__init__()
         self.mix = TokenMix(config.num_summary, config.kv_width)
-        self.to_kv = nn.Linear(config.width, 2 * tower.width)
+        self.to_kv = nn.Linear(config.width, 2 * tower.width, bias=False)
         self.num_heads, self.activation = tower.num_heads, config.activation
         self.scale = 1.0 if config.gdpa_scale == "one" else 1.0 / tower.max_length
         self.q_proj = nn.Linear(tower.width, tower.width, bias=False) if config.qo_proj else None
@@ -169,7 +169,7 @@ class EventTower(nn.Module):
     def __init__(self, config: KunlunConfig, tower: Tower, num_sequences: int, impl: Impl) -> None:
         super().__init__()
         self.embedding = EventEmbedding(config.schema, tower.width, tower.width, impl)
-        self.project = nn.Linear(self.embedding.width, tower.width)
+        self.project = nn.Linear(self.embedding.width, tower.width, bias=False)  # an item's row can hold one
         self.merge = None if config.towers else MaskNet(num_sequences * tower.width, tower.width)
         self.layers = nn.ModuleList(TowerLayer(config, tower, layer, impl) for layer in range(tower.num_layers))
         self.final_pool = SeedPooling(config, tower, impl)
