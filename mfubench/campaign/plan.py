@@ -61,16 +61,16 @@ FIRST_PROFILES = (
     ("interformer", "large", "train", "kernels"),
 )
 NEXT_PROFILES = (
-    ("kunlun", "large_plus", "train", "kernels_batch_3072"),
-    ("kunlun", "xl", "train", "kernels_batch_512"),
-    ("kunlun", "large_plus", "train", "kernels_regions"),
     ("kunlun", "large_plus", "train", "kernels_regions_batch_2048"),
-    ("interformer", "xl", "train", "eager"),
+    ("kunlun", "large_plus", "train", "kernels_batch_3072"),
     ("interformer", "xl", "train", "eager_batch_128"),
+    ("kunlun", "xl", "train", "kernels_batch_512"),
     ("interformer", "xl", "train", "kernels"),
     ("interformer", "large", "train", "kernels_regions"),
     ("interformer", "xl", "train", "kernels_regions"),
     ("interformer", "large", "train", "regions"),
+    ("kunlun", "large_plus", "train", "kernels_regions"),
+    ("interformer", "xl", "train", "eager"),
     ("kunlun", "large_plus", "train", "eager"),
     ("interformer", "large", "train", "compiled"),
 )
