@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mfubench.errors import BadInput
@@ -11,7 +12,7 @@ from mfubench.errors import BadInput
 SHOWS = ("report", "cli")  # folders of mfubench whose code changes no measurement
 ELSEWHERE = "choose another --out, or remove what is there"
 # What is a hash tells a reader nothing.
-HASHED = {"architecture", "code", "data", "data_fingerprint", "data_hash", "model_code", "model_hash"}
+HASHED = {"architecture", "code", "data", "data_fingerprint", "data_hash", "kernels", "model_code", "model_hash"}
 
 
 def code_hash() -> str:
@@ -23,8 +24,24 @@ def code_hash() -> str:
     import mfu_models
     import mfubench
 
+    return _hash_of(mfu_kernels, mfu_models, mfubench)
+
+
+def kernels_hash() -> str:
+    """A hash of what a kernel's numeric verdict hangs on: its sources, those of its reference and of the contract.
+
+    Models are no part of it, nor is `mfubench.tuning`: only a contract on a model's own step asks them. Nor is
+    lock.json, as in `code_hash`: tuning holds a config's numbers to those that are proved before it locks it.
+    """
+    import mfu_kernels
+    import mfubench.kernels
+
+    return _hash_of(mfu_kernels, mfubench.kernels)
+
+
+def _hash_of(*packages: ModuleType) -> str:
     digest = hashlib.sha256()
-    for package in (mfu_kernels, mfu_models, mfubench):
+    for package in packages:
         folder = Path(package.__path__[0])
         for file in sorted(folder.rglob("*.py")):
             name = file.relative_to(folder)
@@ -33,8 +50,12 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def require_same(file: Path, kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def require_same(
+    file: Path, kind: str, there: Mapping[str, Any], here: Mapping[str, Any], *, instead: str = ELSEWHERE
+) -> None:
     """Refuse to go on with what another ladder, search or such (``kind``) has measured: ``file`` holds its identity.
+
+    ``instead`` is what to do.
 
     Raises:
         BadInput: naming all that differs.
@@ -46,4 +67,4 @@ def require_same(file: Path, kind: str, there: Mapping[str, Any], here: Mapping[
         if there.get(name) != here.get(name)
     ]
     if told:
-        raise BadInput(f"{file} belongs to another {kind} ({'; '.join(told)}); {ELSEWHERE}")
+        raise BadInput(f"{file} belongs to another {kind} ({'; '.join(told)}); {instead}")

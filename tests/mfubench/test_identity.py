@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import mfubench
+import mfu_kernels
+import mfu_models
+import mfubench.kernels
 from mfubench.errors import BadInput
-from mfubench.identity import code_hash, require_same
+from mfubench.identity import code_hash, kernels_hash, require_same
 
 
 def test_an_edit_makes_other_code_unless_it_only_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +22,18 @@ def test_an_edit_makes_other_code_unless_it_only_shows(tmp_path: Path, monkeypat
     assert code_hash() == before
     (tmp_path / "measure" / "a.py").write_text("x = 2\n")
     assert code_hash() != before
+
+
+def test_other_models_are_no_other_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in (mfubench.kernels, mfu_kernels, mfu_models):
+        before = kernels_hash()
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "a.py").write_text("x = 1\n")
+        with monkeypatch.context() as patched:
+            patched.setattr(package, "__path__", [str(folder)])
+            after = kernels_hash()
+        assert (before == after) == (package is mfu_models), package
 
 
 def test_all_that_differs_is_named_and_what_to_do(tmp_path: Path) -> None:
