@@ -188,6 +188,12 @@ def plan(
     return chosen
 
 
+def of_kernels(device: str, *, tune: bool) -> list[Task]:
+    """What is proved, and with ``tune`` tuned, of the kernels by themselves: it hangs on no model and on no choice."""
+    tasks = plan(device, stages=("contract", "tune"), tune=tune)
+    return [task for task in tasks if "step" not in task.arguments]
+
+
 def _told(stages: Sequence[str], sizes: Sequence[str], models: Sequence[str]) -> str:
     """The choices as they were made."""
     given = (("--stage", stages), ("--size", sizes), ("--model", models))

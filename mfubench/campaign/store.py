@@ -1,15 +1,17 @@
 """A campaign's folder: one JSON file a task, written whole, and what says whose they are.
 
 A folder belongs to one device, toolchain and state of the code, so that a later call resumes it and never mixes two.
+What hangs on the kernels' sources alone may be taken over from the folder of other code, and says so.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
-from mfubench.identity import code_hash, require_same
+from mfubench.identity import code_hash, kernels_hash, require_same
 from mfubench.run import write_text
 from mfubench.worker import DONE, FAILED, PART
 
@@ -41,11 +43,11 @@ class Store:
         Raises:
             BadInput: it holds another campaign.
         """
-        toolchain = {name: environment.get(name) for name in ("torch", "triton")}
-        identity = {"device": environment["device_name"], **toolchain, "code": code_hash()}
+        identity = {**_proved_on(environment), "code": code_hash()}
         index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
         if (self.folder / INDEX).exists():
             index = self.index()
+            index["identity"].setdefault("kernels", identity["kernels"])  # which an older one tells by its code alone
             require_same(self.folder / INDEX, "campaign", index["identity"], identity)
         index["planned"] = list(dict.fromkeys([*index.get("planned", ()), *(task.id for task in tasks)]))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,42 @@ class Store:
             raise BadInput(f"{file} is no campaign of schema_version {SCHEMA_VERSION}; run `mfubench campaign` anew")
         return found
 
+    def require_lender(self, source: "Store", environment: Mapping[str, Any]) -> None:
+        """Refuse to `take_over` from ``source`` where its verdicts on kernels do not hold in ``environment``.
+
+        Raises:
+            BadInput: it is this campaign or none, is of another device, toolchain or kernels, or does not tell which.
+        """
+        file = source.folder / INDEX
+        if source.folder.resolve() == self.folder.resolve():
+            raise BadInput(f"--from {source.folder} is --out itself, which goes on by itself; give another campaign's")
+        there, here = source.index()["identity"], _proved_on(environment)
+        if "kernels" not in there:
+            raise BadInput(
+                f"{file} does not tell its kernels' sources, as an older mfubench wrote it; leave --from out: their "
+                "contract is then run anew"
+            )
+        shared = {name: there.get(name) for name in here}
+        instead = "give --from a campaign of the same, or leave it out: the contract is then run anew"
+        require_same(file, "campaign", shared, here, instead=instead)
+
+    def take_over(self, source: "Store", tasks: Sequence[Task]) -> Counter[str]:
+        """Take what ``source`` has done of ``tasks`` and this campaign has not; each result says whose it is.
+
+        Returns:
+            How many by stage.
+        """
+        index = source.index()
+        of = {"code": index["identity"].get("code"), **{n: index["environment"].get(n) for n in ("git_sha", "date")}}
+        taken: Counter[str] = Counter()
+        for task in tasks:
+            found = source._of(task)
+            if found is None or found["status"] != DONE or not _is_of(task.stage, found) or self.is_done(task):
+                continue
+            self._keep(task, {**found, "of": found.get("of", of)})  # which may have taken it over itself
+            taken[task.stage] += 1
+        return taken
+
     def place(self, task: Task) -> Path:
         """Where the task's result lies."""
         return self.folder / task.stage / f"{task.name}.json"
@@ -90,10 +128,13 @@ class Store:
         before = self._of(task)
         if status == FAILED and before is not None and before["status"] == PART:
             status, document = PART, before["document"]
+        result = {"task": task.id, "arguments": dict(task.arguments), "status": status, "reason": reason}
+        self._keep(task, {**result, "document": document})
+
+    def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
         place = self.place(task)
         place.parent.mkdir(parents=True, exist_ok=True)
-        result = {"task": task.id, "arguments": dict(task.arguments), "status": status, "reason": reason}
-        write_text(place, json.dumps({**result, "document": document}, indent=1) + "\n")
+        write_text(place, json.dumps(result, indent=1) + "\n")
 
     def read(self, stage: str, name: str) -> dict[str, Any] | None:
         """The result of a task, None where there is none or it is unreadable."""
@@ -115,6 +156,12 @@ class Store:
     def shown(self, stage: str) -> list[dict[str, Any]]:
         """Those that a page can show: without a file whose document is none that the stage writes."""
         return [result for result in self.results(stage) if _is_of(stage, result)]
+
+
+def _proved_on(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a verdict on kernels hangs on."""
+    toolchain = {name: environment.get(name) for name in ("torch", "triton")}
+    return {"device": environment["device_name"], **toolchain, "kernels": kernels_hash()}
 
 
 def _is_result(found: Any) -> bool:

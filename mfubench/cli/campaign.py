@@ -8,12 +8,13 @@ from urllib.parse import quote
 
 import typer
 
-from mfubench.errors import ToolBroke
+from mfubench.errors import BadInput, ToolBroke
 
 from .options import Debug, Json, Quiet, Verbose, goes_on, put, seconds, sole_writer, writable_folder
 from .progress import stages
 
 if TYPE_CHECKING:
+    from mfubench.campaign.plan import Task
     from mfubench.campaign.store import Store
 
 
@@ -62,6 +63,14 @@ def campaign(
             help="Run nothing; compile into DIR what it will launch on a GPU that is not here: sm_80, sm_90 or sm_100.",
         ),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="An earlier campaign here with the same kernels: take over their contract and, with --tune, configs.",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +93,9 @@ def campaign(
     Where a GPU is rented, minutes of it go to compiling. --ahead does that before, on any machine with the same Triton
     and Python; then copy DIR there.
 
+    Where an earlier campaign on the same device and toolchain differs in models or in the profiler, but not in kernels,
+    --from takes over what it proved of them.
+
     Examples:
 
     mfubench campaign --budget 9m --out out/campaign
@@ -92,16 +104,21 @@ def campaign(
 
     mfubench campaign --budget 30m --data kuairand:PATH --out out/campaign
 
+    mfubench campaign --from out/earlier --budget 9m --out out/campaign
+
     mfubench campaign --ahead sm_90 --tune --budget 30m --out out/campaign
 
     mfubench campaign --out out/campaign --table README.md
     """
     given = {"--budget": budget, "--task-limit": task_limit, "--peer-limit": peer_limit}
     budget_s, task_s, peer_s = (seconds(name, text) for name, text in given.items())
-    from mfubench.campaign.plan import SHARES, STAGES, plan
+    if source is not None and (table is not None or ahead is not None):
+        beside = "--ahead" if table is None else "--table"
+        raise BadInput(f"--from {source} is for a campaign that runs tasks, {beside} runs none; give one of them")
+    from mfubench.campaign.plan import SHARES, STAGES, of_kernels, plan
     from mfubench.campaign.store import Store
 
-    store = Store(out)
+    store, lender = Store(out), None if source is None else Store(source)
     if table is not None:
         _put_results(store, table)
         print(f"mfubench: wrote {out}'s results into {table}, and its reports again", file=sys.stderr)
@@ -132,7 +149,12 @@ def campaign(
         put(told, lambda: ahead_page(told), json=json, verbose=verbose)
         return
     with sole_writer(out):
-        store.open(environment(torch.device(device)), tasks)
+        here = environment(torch.device(device))
+        if lender is not None:
+            store.require_lender(lender, here)
+        store.open(here, tasks)
+        if lender is not None:
+            _take_over(store, lender, of_kernels(device, tune=tune))
         try:
             with stages(quiet=quiet, verbose=verbose) as progress:
                 outcome = run_campaign(
@@ -144,6 +166,13 @@ def campaign(
     _put(store, json=json, verbose=verbose)
     if outcome.failed and not any(store.documents(stage) for stage in STAGES):
         raise ToolBroke(f"no task has a result; {out}/report.md says why")
+
+
+def _take_over(store: "Store", lender: "Store", tasks: "list[Task]") -> None:
+    taken = store.take_over(lender, tasks)
+    named = {"contract": "contracts", "tune": "tuned shapes"}
+    told = " and ".join(f"{taken[stage]} {name}" for stage, name in named.items() if taken[stage])
+    print(f"mfubench: took over {told or 'nothing new'} from {lender.folder}", file=sys.stderr)
 
 
 def _put(store: "Store", *, json: bool, verbose: bool) -> None:

@@ -37,7 +37,7 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
     profiles, contracts = _of(results, "profile"), _of(results, "contract")
     tuned = [entry for document in _of(results, "tune") for entry in document["entries"]]
     sections = [
-        Section("Device", [_device(index, _of(results, "calibration"))], brief=True),
+        Section("Device", [_device(index, results)], brief=True),
         *([Section("Models", [*best_step(profiles), _models(profiles)], brief=True)] if profiles else []),
         *([Section("Numeric contract", [_contract(contracts)], brief=True)] if contracts else []),
         *([Section("Tuned configs", [tuned_table(tuned)])] if tuned else []),
@@ -106,18 +106,33 @@ def _ranged(warnings: Sequence[str]) -> str:
     return NUMBER.sub(lambda _: next(ranges), warnings[0])
 
 
-def _device(index: Mapping[str, Any], calibrations: Sequence[Any]) -> Facts:
+def _device(index: Mapping[str, Any], results: Results) -> Facts:
     environment = index["environment"]
     pairs = [
         ("device", str(index["identity"]["device"])),
         ("code", f"{index['identity']['code']} (hash of the sources)"),
         *((name, str(environment[name])) for name in ("torch", "triton", "driver", "python") if environment.get(name)),
     ]
-    for found in calibrations:
+    pairs += [("taken over", told) for told in _taken_over(results)]
+    for found in _of(results, "calibration"):
         for dtype, peak in found["by_dtype"].items():
             pairs.append((f"measured GEMM peak, {dtype}", f"{fmt.number(peak['gemm_tflops'][dtype])} TFLOP/s"))
             pairs.append((f"measured copy bandwidth, beside {dtype}", f"{fmt.number(peak['copy_gb_s'])} GB/s"))
     return Facts(pairs)
+
+
+def _taken_over(results: Results) -> list[str]:
+    """What is of other campaigns, a sentence for each of them."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for stage, items in results.items():
+        for of in (item["of"] for item in items if "of" in item):
+            found.setdefault((of["code"], of["date"]), Counter())[stage] += 1
+    named = {"contract": "the numeric contract of {} tasks", "tune": "{} tuned shapes"}
+    return [
+        f"{' and '.join(text.format(taken[stage]) for stage, text in named.items() if taken[stage])}, "
+        f"from a campaign of code {code} ({date}), whose kernels' sources are the same"
+        for (code, date), taken in found.items()
+    ]
 
 
 def _models(runs: Sequence[Any]) -> Table:

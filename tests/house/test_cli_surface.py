@@ -37,6 +37,7 @@ FROZEN = {
     | {
         "--ahead",
         "--data",
+        "--from",
         "--out",
         "--budget",
         "--task-limit",
