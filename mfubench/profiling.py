@@ -29,7 +29,7 @@ from .measure.trace import trace_steps
 from .passes import Passes
 from .progress import Progress, silent
 from .run import Run
-from .user_code import short
+from .user_code import located
 from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
@@ -108,7 +108,7 @@ def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[]
         if exhausted is None and workload.needed is not None:
             raise  # a model of the zoo with inputs of ours: a defect
         passes.missing[name] = (
-            f"out of memory: {exhausted}" if exhausted else f"the model's step fails in it: {short(error)}"
+            f"out of memory: {exhausted}" if exhausted else f"the model's step fails in it: {located(error)}"
         )
     if name in passes.missing:
         release(workload.module.parameters(), workload.device)
@@ -200,7 +200,7 @@ def _told_as_input(workload: Workload, what: str | Callable[[], str]) -> Iterato
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
         told = what if isinstance(what, str) else what()
-        raise BadInput(f"{told}: {short(error)}{_hint(error)}") from error
+        raise BadInput(f"{told}: {located(error)}{_hint(error)}") from error
 
 
 def _hint(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from mfubench.errors import BadInput
 
 MOST = 200  # characters of an error
+MADE_WITH = ("torch", "triton", "numpy", "mfubench", "mfu_kernels", "mfu_models")
 
 
 def named_function(target: str, use: str, usual: str = "function") -> Callable[..., Any]:
@@ -30,7 +33,7 @@ def named_function(target: str, use: str, usual: str = "function") -> Callable[.
         dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
         hint = f"give {dotted}:{attribute}, a module's name; " if dotted != module_name else ""
         where = f"{hint}it is looked for from {Path.cwd()}"
-        raise BadInput(f"cannot import {module_name}: {short(error)}; {where}") from error
+        raise BadInput(f"cannot import {module_name}: {located(error)}; {where}") from error
     function = getattr(imported, attribute, None)
     if not callable(function):
         raise BadInput(f"{module_name} has no function {attribute!r}; {use}")
@@ -43,3 +46,21 @@ def short(error: BaseException) -> str:
     if len(text) > MOST:
         text = f"{text[: MOST // 2]} ... {text[-MOST // 2 :]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def located(error: BaseException) -> str:
+    """`short`, with the last line of the model's own code that it came through, if it came through any."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_models(Path(frame.filename))]
+    if not own:
+        return short(error)
+    path, here = Path(own[-1].filename), Path.cwd()
+    return f"{short(error)} ({path.relative_to(here) if path.is_relative_to(here) else path}:{own[-1].lineno})"
+
+
+def _is_models(file: Path) -> bool:
+    """Neither Python's nor ours nor torch's; other packages are whoever's model it is."""
+    makers = [sys.modules[name].__path__[0] for name in MADE_WITH if name in sys.modules]
+    if not file.is_file() or any(file.is_relative_to(maker) for maker in makers):
+        return False
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return installed or not file.is_relative_to(sysconfig.get_path("stdlib"))

@@ -31,7 +31,7 @@ def take_stock(
     ``refused`` says why a model cannot be had or run, with ``missing`` or ``outside`` if its code is not in ``paths``:
     then nothing else is there.
     """
-    from mfubench.user_code import short
+    from mfubench.user_code import located, short
 
     with _no_gpu(targets) if workload["device"] == "cpu" and targets else nullcontext():
         found, prepared = _had(workload, paths)
@@ -40,7 +40,7 @@ def take_stock(
         try:
             found |= _counted(prepared)
         except Exception as error:
-            return {**found, "refused": f"its step fails where it is counted: {short(error)}"}
+            return {**found, "refused": f"its step fails where it is counted: {located(error)}"}
     found |= {"kernels": {}, "not_compiled": dict(without)}
     for target in targets:
         if target in without:

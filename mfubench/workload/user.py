@@ -16,7 +16,7 @@ from mfu_kernels.precision import widened
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
 from mfubench.measure.compiled import compiler_loaded
-from mfubench.user_code import named_function, short
+from mfubench.user_code import located, named_function, short
 
 from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
@@ -78,7 +78,7 @@ def _moved(name: str, module: nn.Module, device: torch.device) -> nn.Module:
         exhausted = out_of_memory(error, device)
         if exhausted:
             raise OutOfMemory(f"{name}: its module does not fit {device}: {exhausted}") from error
-        raise BadInput(f"{name}: its module cannot be moved to {device}: {short(error)}") from error
+        raise BadInput(f"{name}: its module cannot be moved to {device}: {located(error)}") from error
 
 
 def _refuse_zoo_options(spec: WorkloadSpec) -> None:
@@ -108,7 +108,7 @@ def _build(name: str) -> _Model:
     try:
         built = build()
     except (Exception, SystemExit) as error:
-        raise BadInput(f"{name} raised {short(error)}") from error
+        raise BadInput(f"{name} raised {located(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
     defaults = (None, None, default_loss, make_optimizers)
@@ -130,7 +130,7 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
     try:
         made = function(module)
     except (Exception, SystemExit) as error:
-        raise BadInput(f"{name}: optimizers(module) raised {short(error)}") from error
+        raise BadInput(f"{name}: optimizers(module) raised {located(error)}") from error
     listed = [made] if isinstance(made, torch.optim.Optimizer) else made
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
         raise BadInput(f"{name}: optimizers(module) returned {_kind(made)}; a torch optimizer or a list is needed")
@@ -150,7 +150,7 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     try:
         batch = make_batch(batch_size, device)
     except (Exception, SystemExit) as error:
-        raise BadInput(f"make_batch({batch_size}, {device}) raised {short(error)}") from error
+        raise BadInput(f"make_batch({batch_size}, {device}) raised {located(error)}") from error
     if not isinstance(batch, (tuple, Mapping)):
         raise BadInput(
             f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"

@@ -144,13 +144,16 @@ def test_movielens_folder_without_ratings_refused(invoke: Invoke, tmp_path: Path
 
 
 USER_MODULES = {
-    "raises at import": ("raise OSError('no disk')\ndef build(): ...", ["no disk"]),
+    "raises at import": ("raise OSError('no disk')\ndef build(): ...", ["no disk", ".py:3)"]),
     "takes an argument": ("def build(size): ...", ["build()"]),
-    "raises": ("def build():\n    raise KeyError('vocab')", ["vocab"]),
+    "raises": ("def build():\n    raise KeyError('vocab')", ["vocab", ".py:4)"]),
     "returns no tuple": ("def build():\n    return 3", ["make_batch"]),
     "returns no module": ("def build():\n    return 3, lambda b, d: ()", ["(module, make_batch)"]),
     "make_batch of one argument": ("def build():\n    return nn.Linear(2, 1), lambda b: ()", ["batch_size, device"]),
-    "make_batch raises": ("def build():\n    return nn.Linear(2, 1), lambda b, d: 1 / 0", ["ZeroDivisionError"]),
+    "make_batch raises": (
+        "def build():\n    return nn.Linear(2, 1), lambda b, d: 1 / 0",
+        ["ZeroDivisionError", ".py:4)"],
+    ),
     "batch of a wrong kind": ("def build():\n    return nn.Linear(2, 1), lambda b, d: torch.ones(b, 2)", ["tuple"]),
     "forward fails": ("def build():\n    return nn.Linear(2, 1), lambda b, d: (torch.ones(b, 3),)", ["step failed"]),
     "forward wants another batch": (
@@ -171,7 +174,7 @@ USER_MODULES = {
     "leaves in its step": (
         "class M(nn.Linear):\n    def forward(self, x):\n        raise SystemExit(0)\n"
         "def build():\n    return M(2, 1), lambda b, d: (torch.ones(b, 2),)",
-        ["the model's step failed: SystemExit: 0"],
+        ["the model's step failed: SystemExit: 0 (user_", ".py:5)"],
     ),
     "on the device meta": (
         "def build():\n    return nn.Linear(2, 1, device='meta'), lambda b, d: (torch.ones(b, 2),)",
