@@ -139,6 +139,7 @@ def plan(
     ops = ops_with_kernels()
     named = _peers_by_op(peers, ops)
     first, every = _shapes(ops, FIRST_SHAPES), _shapes(ops, {op: tuple(examples_of(op).shapes) for op in ops})
+    foremost, less = first[: len(FIRST_SHAPES)], first[len(FIRST_SHAPES) :]
     others = [place for place in every if place not in first]
     worth = [*FIRST_SHAPES, *ops]  # to tune, the most first
     zoo = sorted((place for place in every if place[1] in ZOO), key=lambda place: worth.index(place[0]))
@@ -170,11 +171,10 @@ def plan(
         *(_shape_task("tune", *place) for place in zoo if tune and device == "cuda"),
         *alone(first),
         *(_profile_task(place, tuned) for place in claims),
-        *beside(first),
+        *beside(foremost),
         *(task for place in nexts for task in tuned_first(place)),
         *(last if nexts else []),
-        *alone(others),
-        *beside(others),
+        *(*beside(less), *alone(others), *beside(others)),
         *(_profile_task(place, tuned) for place in profiles if place not in (*claims, *nexts)),
         *([] if nexts else last),  # after the zoo, where no profile is worth more than another
     ]

@@ -48,13 +48,15 @@ def test_ours_comes_first_then_the_claim_then_the_peers() -> None:
     tasks = plan("cuda", tune=True, peers=["gdpa=a.b:c", "gdpa=d:e", "rms_norm=f:g"])
     begun = [task.id for task in tasks]
     first = [f"{op}-{shape}".replace(" ", "-") for op, shapes in FIRST_SHAPES.items() for shape in shapes]
-    alone, torchs = [f"bench/{name}" for name in first], [f"bench/{name}-beside-torch" for name in first]
+    foremost = [f"{op}-{shapes[0]}".replace(" ", "-") for op, shapes in FIRST_SHAPES.items()]
+    alone, torchs = [f"bench/{name}" for name in first], [f"bench/{name}-beside-torch" for name in foremost]
+    later = [f"bench/{name}-beside-torch" for name in first if name not in foremost]
     named = [task for task in tasks if task.stage == "bench" and task.arguments["peers"]]
-    of_first = [task.id for task in named if task.id.startswith(tuple(f"{one}-beside" for one in alone))]
+    of_first = [task.id for task in named if task.id.startswith(tuple(f"bench/{name}-beside" for name in foremost))]
     claims, nexts = ([f"profile/{'-'.join(place)}" for place in group] for group in (FIRST_PROFILES, NEXT_PROFILES))
     tuned = [f"tune/{op}-{shape}".replace(" ", "-") for op in ops_with_kernels() for shape in ZOO]
     rest = [task.id for task in tasks if task.stage == "profile"][len(claims) + len(nexts) :]
-    turns = [tuned, alone, claims, torchs, of_first, nexts, ["road/kunlun-large"], rest]
+    turns = [tuned, alone, claims, torchs, of_first, nexts, ["road/kunlun-large"], later, rest]
     places = [[begun.index(one) for one in turn if one in begun] for turn in turns]
     assert all(places)
     for before, after in pairwise(places):
