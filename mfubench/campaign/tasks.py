@@ -1,7 +1,8 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mfubench.kernels.catalog import ops_with_kernels
 from mfubench.progress import Progress
 from mfubench.side_by_side import one_thread
 from mfubench.worker import DONE, NotHere, Watch
@@ -140,14 +142,21 @@ def shapes_of(arguments: Mapping[str, Any]) -> "tuple[Examples, list[str]]":
 
 def _calls_of(arguments: Mapping[str, Any]) -> "list[Call]":
     """Those of the task's op."""
-    specified = json.dumps({key: arguments[key] for key in SPECIFIED if key in arguments and key != "compile"})
-    return [call for call in _calls(specified) if call.op == arguments["op"]]
+    return [call for call in _calls(_specified(arguments)) if call.op == arguments["op"]]
+
+
+def _called(arguments: Mapping[str, Any]) -> set[str]:
+    """The ops that the task's step calls."""
+    return {call.op for call in _calls(_specified(arguments))}
+
+
+def _specified(arguments: Mapping[str, Any]) -> str:
+    return json.dumps({key: arguments[key] for key in SPECIFIED if key in arguments and key != "compile"})
 
 
 @cache
 def _calls(specified: str) -> "list[Call]":
     """Of a step with all kernels: the tasks of its ops, one after the other in this process, ask for it once."""
-    from mfubench.kernels.catalog import ops_with_kernels
     from mfubench.tuning.calls import calls_without_numbers
     from mfubench.workload.spec import WorkloadSpec
 
@@ -243,16 +252,33 @@ def _profile(arguments: dict[str, Any], here: Here) -> Any:
 
     chosen = {key: arguments[key] for key in SPECIFIED if key in arguments}
     if chosen["impl"] == KERNELS:
-        chosen["impl"] = _kernels(here.store)
+        chosen["impl"] = _kernels(here.store, lambda: _called(arguments))
     return json.loads(profile(WorkloadSpec(**chosen, device=here.device.type)).to_json())
 
 
-def _kernels(store: Store) -> str:
-    """The reference everywhere but where this campaign has proved a kernel."""
+def _kernels(store: Store, called: Callable[[], Collection[str]] = ops_with_kernels) -> str:
+    """The reference everywhere but where this campaign has proved a kernel, for what calls the ops ``called``.
+
+    Raises:
+        NotHere: no kernel is proved, or one of those that are called is not proved yet: with the reference in its place
+            much more time and memory may be taken, and all would be measured again once it is.
+    """
+    cut_off = _cut_off(store)
+    waited_for = cut_off and sorted(cut_off.intersection(called()))
+    if waited_for:
+        raise NotHere(f"the contract of {', '.join(waited_for)} was cut off; the same command goes on")
     ops = proved(store)
     if not ops:
         raise NotHere("no kernel's contract has passed in this campaign")
     return with_kernels(ops)
+
+
+def _cut_off(store: Store) -> set[str]:
+    """The ops whose contract is begun, and not all of its parts are."""
+    begun = [item["arguments"] for item in store.results("contract") if not item["arguments"].get("step", "")]
+    missing = Counter({given["op"]: given["parts"] for given in begun})
+    missing.subtract(given["op"] for given in begun)
+    return {op for op, parts in missing.items() if parts}
 
 
 def with_kernels(ops: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
         BadInput: they are not all of one device.
     """
     _check_device(index, results)
-    profiles, contracts = _of(results, "profile"), _of(results, "contract")
+    profiles, contracts = _of(results, "profile"), _standing(results, "contract")
     tuned = [entry for document in _of(results, "tune") for entry in document["entries"]]
     sections = [
         Section("Device", [_device(index, results)], brief=True),
@@ -64,7 +64,11 @@ def campaign_page(index: Mapping[str, Any], results: Results) -> Page:
 
 def _of(results: Results, stage: str) -> list[Any]:
     """The documents of a stage's tasks that are done, in part, too."""
-    return [item["document"] for item in results.get(stage, ()) if item["status"] in STANDS]
+    return [item["document"] for item in _standing(results, stage)]
+
+
+def _standing(results: Results, stage: str) -> list[Any]:
+    return [item for item in results.get(stage, ()) if item["status"] in STANDS]
 
 
 def _check_device(index: Mapping[str, Any], results: Results) -> None:
@@ -172,16 +176,26 @@ def _step(run: Any) -> str:
     return fmt.interval(time["median"], time["ci95_low"], time["ci95_high"])
 
 
-def _contract(documents: Sequence[Any]) -> Table:
-    """The parts of each op's contract as one row."""
+def _contract(items: Sequence[Any]) -> Table:
+    """The parts of each op's contract as one row; a pass is one of all its parts."""
     ops: dict[str, list[Any]] = {}
-    for document in documents:
-        for part in document["ops"]:
+    whole: dict[str, dict[str, int]] = {}  # of an op how many parts there are, of its own contract and of each step's
+    for item in items:
+        for part in item["document"]["ops"]:
             ops.setdefault(part["op"], []).append(part)
+            whole.setdefault(part["op"], {})[item["arguments"].get("step", "")] = item["arguments"]["parts"]
+    done = Counter(part["op"] for item in items if item["status"] == DONE for part in item["document"]["ops"])
+
+    def verdict(op: str) -> str:
+        if any(part["failed"] for part in ops[op]):
+            return "FAIL"
+        wanted = sum(whole[op].values())
+        return "pass" if done[op] == wanted else f"{done[op]} of {wanted} parts, none fails"
+
     parts = list(ops.values())
     columns = [
         (Column("op"), list(ops)),
-        (Column("verdict"), ["FAIL" if any(part["failed"] for part in op) else "pass" for op in parts]),
+        (Column("verdict"), [verdict(op) for op in ops]),
         (Column("cases", numeric=True), [fmt.count(sum(part["cases"] for part in op)) for op in parts]),
         (Column("failed", numeric=True), [fmt.count(sum(part["failed"] for part in op)) for op in parts]),
         (
@@ -190,7 +204,7 @@ def _contract(documents: Sequence[Any]) -> Table:
         ),
         (Column("dtypes"), [", ".join(sorted({name for part in op for name in part["dtypes"]})) for op in parts]),
     ]
-    caption = f"Each kernel against its reference in fp64, run by {documents[0]['run_by']}."
+    caption = f"Each kernel against its reference in fp64, run by {items[0]['document']['run_by']}."
     return Table.of(caption, columns)
 
 

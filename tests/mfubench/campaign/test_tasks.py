@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mfubench.campaign import tasks
-from mfubench.campaign.plan import Task, plan
+from mfubench.campaign.plan import KERNELS, Task, plan
 from mfubench.campaign.store import Store
 from mfubench.kernels import bench, tune
 from mfubench.kernels.peers import CannotRun
@@ -93,6 +93,26 @@ def test_a_step_is_tuned_where_its_own_contract_has_passed(monkeypatch: pytest.M
     monkeypatch.setattr(tune, "tune_op", lambda examples, device, **chosen: asked.update(chosen) or [])
     assert tasks._tune(arguments, here) == {"entries": []}
     assert asked["other_forms"] and "towers.clicks.layers.1.norm (layer_norm)" in asked["shapes"]
+
+
+def test_a_profile_waits_for_the_contract_of_what_its_step_calls(here: tasks.Here) -> None:
+    """With the reference where a contract was only cut off, a model of an H200's size ran out of memory."""
+
+    def held(op: str, part: int) -> None:
+        document = {"ops": [{"op": op, "failures": []}]}
+        given = {"op": op, "part": part, "parts": 2}
+        here.store.write(Task("contract", f"{op}-{part}", given), DONE, None, document)
+
+    place = {"model": "kunlun", "size": "tiny", "mode": "train", "impl": KERNELS, "compile": "none", "batch_size": 2}
+    for op, part in (("layer_norm", 0), ("layer_norm", 1), ("gdpa_block", 0), ("hstu_attention", 1)):
+        held(op, part)
+    with pytest.raises(NotHere, match=r"the contract of gdpa_block was cut off; the same command goes on"):
+        tasks._profile(dict(place), here)
+    held("gdpa_block", 1)
+    impl = tasks._kernels(here.store, lambda: tasks._called(place))
+    assert impl == "reference,gdpa_block=triton,layer_norm=triton", "hstu_attention is none of its ops"
+    with pytest.raises(NotHere, match="the contract of hstu_attention"):
+        tasks._kernels(here.store)
 
 
 def test_kernels_are_timed_on_a_gpu_only(tmp_path: Path) -> None:

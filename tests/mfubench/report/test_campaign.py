@@ -161,3 +161,25 @@ def test_locked_configs_of_the_device_are_shown() -> None:
     results = {"bench": [bench(row("mfubench", 2.0))]}
     lines = [line for line in results_table(INDEX, results, entries).splitlines() if line.startswith("| a_kernel")]
     assert lines == ["| a_kernel | X | d=64 | TILE=64 | 1.50 | 2.50 | 7 |"]
+
+
+def test_a_contract_passes_with_all_of_its_parts() -> None:
+    """What was cut off would read as a pass."""
+
+    def item(op: str, at: int, *, failed: int = 0, status: str = "done", **step: str) -> dict[str, Any]:
+        of_op = {"op": op, "cases": 2, "failed": failed, "worst_error_of_budget": 0.5, "dtypes": ["bf16"]}
+        given = {"op": op, "part": at, "parts": 1 if step else 2, **step}
+        document = {"ops": [of_op], "run_by": "a GPU"}
+        return {"task": op, "arguments": given, "status": status, "reason": None, "document": document}
+
+    items = [
+        item("whole", 0),
+        item("whole", 1),
+        item("whole", 0, step="a step"),
+        item("missing", 0),
+        item("wrong", 1, failed=1),
+    ]
+    items += [item("in part", 0), item("in part", 1, status="in part")]
+    told = render_page(campaign_page({**INDEX, "identity": {"device": "a GPU", "code": "c"}}, {"contract": items}))
+    assert "| whole | pass | 6 |" in told and "| wrong | FAIL |" in told
+    assert "| missing | 1 of 2 parts, none fails |" in told and "| in part | 1 of 2 parts, none fails |" in told
