@@ -157,10 +157,15 @@ def require_comparable(named: Mapping[str, Run], *, force: bool = False) -> None
 
 
 def _options_apart(runs: Sequence[Run]) -> str:
-    """Which options gave the runs other data."""
+    """Which options gave the runs other data, or what else may have."""
     options = ("data", "batch_size", "num_candidates", "seed", "size")
     values = {option: [str(run.workload.get(option)) for run in runs] for option in options}
+    values["batches in turn"] = [str(run.step["num_input_sets"]) for run in runs if "num_input_sets" in run.step]
     told = [f"{option} {', '.join(found)}" for option, found in values.items() if len(set(found)) > 1]
+    if not told and all(run.workload.get("size") is None for run in runs):  # models of the user's
+        told = [
+            "make_batch gave other shapes, lengths, ids or masks; --seed seeds torch, random and numpy.random alone"
+        ]
     return f" ({'; '.join(told)})" if told else ""
 
 

@@ -1,5 +1,6 @@
 """The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``."""
 
+import hashlib
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from mfu_kernels.precision import widened
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
 from mfubench.measure.compiled import compiler_loaded
+from mfubench.measure.operators import dense_parts
 from mfubench.user_code import located, named_function, short
 
 from .prepare import describe, digest
@@ -40,13 +42,14 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = _moved(spec.model, module, device)
     module.train(spec.mode == "train")
+    _seed(spec.seed ^ 1)  # whatever the model has drawn, and not what it has drawn
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     description = describe(
         spec, module, device, dtype, size=None, batch_size=batch_size, data="the model's own make_batch",
         model_id=f"{module!r} {shapes}",
     )  # fmt: skip
-    description["data_hash"] = digest(spec.model, spec.seed, batch_size, [_shapes(batch) for batch in inputs])
+    description["data_hash"] = digest(batch_size, [_work_of(batch) for batch in inputs])
     return Workload(
         spec=spec,
         description=description,
@@ -197,6 +200,26 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def _shapes(batch: Any) -> list[str]:
     return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(batch)]
+
+
+def _work_of(batch: Any) -> list[str]:
+    """What decides how much work a batch is, on whatever model: shapes, and numbers that are lengths, ids or masks."""
+    told = [repr(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, (bool, int, str))]
+    for tensor in tensors_in(batch):
+        parts = _parts(tensor)
+        told += _shapes(parts if tensor.is_nested else [tensor, *parts])
+        told += [_digest_of(part) for part in parts if not (part.is_floating_point() or part.is_complex())]
+    return told
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if not tensor.is_nested:
+        return dense_parts(tensor)
+    return [tensor.values(), tensor.offsets()] if tensor.layout == torch.jagged else list(tensor.unbind())  # type: ignore[attr-defined]
+
+
+def _digest_of(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _of_another_size(make_batch: Callable[..., Any], batch_size: int, device: torch.device, batch: Any) -> list[str]:

@@ -97,6 +97,36 @@ def test_what_is_drawn_from_python_and_numpy_is_the_same_again(
     assert not torch.equal(one[0][0], one[1][0])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_data_are_the_same_for_another_model_and_not_for_other_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two builds on the same batches would not compare, or a model would with itself on more events."""
+
+    def data(name: str, model: str, batch: str) -> str:
+        body = f"return {model}, lambda b, d: ({batch},)"
+        return str(users_model(body, f"mine_{name}", tmp_path, monkeypatch).description["data_hash"])
+
+    drawn = "torch.randint(9, (b, 3))"
+    first = data("ids", "nn.Embedding(9, 2)", drawn)
+    assert first == data("twin", "nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 7))", drawn)
+    assert first != data("fewer", "nn.Embedding(9, 2)", "torch.randint(8, (b, 3))")
+    dense = data("dense", "nn.Linear(3, 1)", "torch.randn(b, 3)")
+    assert dense == data("scaled", "nn.Linear(3, 1)", "2 * torch.rand(b, 3)"), "numbers that decide no work"
+    assert dense != data("double", "nn.Linear(3, 1).double()", "torch.randn(b, 3).double()")
+
+    def jagged(*lengths: int, layout: str = "jagged") -> str:
+        rows = f"[torch.randn(n, 3) for n in {lengths}]"
+        batch = f"torch.nested.nested_tensor({rows}, layout=torch.{layout})"
+        name = "_".join(map(str, (layout, *lengths)))
+        return data(name, "nn.Linear(3, 1)", batch)
+
+    assert jagged(1, 3) != jagged(2, 2)
+    assert jagged(1, 3, layout="strided") != jagged(2, 2, layout="strided")
+    adjacent = data("sparse", "nn.Linear(3, 1)", "torch.eye(3).to_sparse()")
+    assert adjacent != data("other_sparse", "nn.Linear(3, 1)", "torch.eye(3).flip(0).to_sparse()")
+
+
 def test_a_filter_of_complex_numbers_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No fused optimizer takes it, and nobody asked for one."""
     model = "class M(nn.Linear): forward = lambda self, x: nn.Linear.forward(self, (x * self.filter).abs())"
