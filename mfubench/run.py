@@ -30,6 +30,7 @@ FLOP_CONVENTION = (
     "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
 )
 
+TOGETHER = " + "  # between the names of modules that share a kernel
 CAUSE_FAMILIES = (
     *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer"),
     *("data", "communication", "launch", "host_sync", "idle_other", "not_attributed"),
@@ -98,7 +99,7 @@ class KernelRow:
     """Device time of one operator, or of the kernels that it launched, in one module: the trace's share, scaled.
 
     ``calls`` is a step's mean. A kernel that serves several modules at once, as a compiler fuses them, names them all
-    in ``module``, joined by ``+``.
+    in ``module``, joined by TOGETHER.
     """
 
     module: str

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mfubench.measure.compiled import ORDER, PRODUCTS, Compilation, CompiledKernel
 from mfubench.measure.count import Count, Work, WorkKey
+from mfubench.run import TOGETHER
 
 if TYPE_CHECKING:
     from .join import Attribution
 
 REGION, CALL, FUNCTION = "Torch-Compiled Region: ", "## Call CompiledFxGraph", "CompiledFunction"
 NUM_NAMES = 3
-TOGETHER = " + "  # between the names of modules that share a kernel
 
 
 @dataclass(slots=True)

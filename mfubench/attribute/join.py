@@ -24,8 +24,9 @@ from mfubench.measure.compiled import CompiledKernel
 from mfubench.measure.count import RECOMPUTE, WorkKey
 from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
 from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
+from mfubench.run import TOGETHER
 
-from .fused import CALL, REGION, TOGETHER, GraphCall, align, of_module, regions_of_functions
+from .fused import CALL, REGION, GraphCall, align, of_module, regions_of_functions
 
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")

@@ -10,9 +10,8 @@ from torch import nn
 from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, module_names
-from mfubench.run import KernelRow, LedgerLine, ModuleRow, family_of, family_place
+from mfubench.run import TOGETHER, KernelRow, LedgerLine, ModuleRow, family_of, family_place
 
-from .fused import TOGETHER
 from .join import UNOWNED, Attribution
 from .roofline import Ceilings, Split, advice, causes, verdict
 
