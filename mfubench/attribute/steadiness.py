@@ -4,6 +4,7 @@ from mfubench.measure.stats import bimodal
 from mfubench.run import Run
 
 MAX_MEAN_OF_MEDIAN, MIN_CLOCK_SHARE = 1.15, 0.95
+FEWEST_STEPS = 6  # the least number of timings whose whole range holds the median in 95 of 100 runs
 HARMLESS_CLOCK_EVENTS = ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
 
 
@@ -11,6 +12,12 @@ def unsteady(run: Run) -> list[str]:
     """What says that the device or the host was not the run's alone, or did not keep its pace."""
     found = []
     timings, middle = run.step["timings_ms"], run.step["time_ms"]["median"]
+    if len(timings) < FEWEST_STEPS:
+        sure = 1 - 0.5 ** (len(timings) - 1)
+        found.append(
+            f"{len(timings)} timed steps: even their whole range holds the median in {sure:.0%} of such runs at most, "
+            f"no interval of theirs in 95 %; --steps {FEWEST_STEPS} or more"
+        )
     mean = sum(timings) / len(timings)
     if mean > MAX_MEAN_OF_MEDIAN * middle:
         found.append(f"some steps were much slower: the mean step is {mean / middle:.2f} times the median one")

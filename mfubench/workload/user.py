@@ -219,7 +219,7 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _digest_of(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _of_another_size(make_batch: Callable[..., Any], batch_size: int, device: torch.device, batch: Any) -> list[str]:

@@ -47,6 +47,13 @@ def test_a_few_slow_steps_are_told() -> None:
     assert "the mean step is 1.30 times the median one" in warning
 
 
+def test_timings_too_few_for_their_interval_are_told() -> None:
+    """Five would claim 95 % and hold the median in 94 of 100 runs."""
+    (warning,) = unsteady(a_run(step={"timings_ms": [10.0] * 5, "time_ms": {"median": 10.0}}))
+    assert "5 timed steps: even their whole range holds the median in 94%" in warning and "--steps 6" in warning
+    assert unsteady(a_run(step={"timings_ms": [10.0] * 6, "time_ms": {"median": 10.0}})) == []
+
+
 def test_a_run_that_was_not_disturbed_has_no_warning() -> None:
     missing = {"unavailable": "not available: no such counter"}
     quiet = [a_run(), a_gpu_run()]

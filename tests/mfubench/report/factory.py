@@ -43,7 +43,7 @@ def a_run(**changes: Any) -> Run:
         step={
             "time_ms": {"median": STEP_MS, "ci95_low": 12.11, "ci95_high": 12.61},
             "samples_per_s": 2604.2,
-            "timings_ms": [12.1, 12.34, 12.6],
+            "timings_ms": [12.1, 12.2, 12.3, 12.38, 12.5, 12.6],
         },
         flops={
             "model": 2_084_000_000,

@@ -111,6 +111,7 @@ def test_data_are_the_same_for_another_model_and_not_for_other_lengths(
     first = data("ids", "nn.Embedding(9, 2)", drawn)
     assert first == data("twin", "nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 7))", drawn)
     assert first != data("fewer", "nn.Embedding(9, 2)", "torch.randint(8, (b, 3))")
+    assert data("column", "nn.Embedding(9, 2)", "torch.randint(9, (b, 3))[:, 0]"), "numbers that do not lie together"
     dense = data("dense", "nn.Linear(3, 1)", "torch.randn(b, 3)")
     assert dense == data("scaled", "nn.Linear(3, 1)", "2 * torch.rand(b, 3)"), "numbers that decide no work"
     assert dense != data("double", "nn.Linear(3, 1).double()", "torch.randn(b, 3).double()")
