@@ -264,7 +264,7 @@ def _kernels(store: Store, called: Callable[[], Collection[str]] = ops_with_kern
             much more time and memory may be taken, and all would be measured again once it is.
     """
     cut_off = _cut_off(store)
-    waited_for = cut_off and sorted(cut_off.intersection(called()))
+    waited_for = sorted(cut_off.intersection(called())) if cut_off else []  # what is called takes long to find
     if waited_for:
         raise NotHere(f"the contract of {', '.join(waited_for)} was cut off; the same command goes on")
     ops = proved(store)
