@@ -52,3 +52,10 @@ def test_readme_examples_name_commands_and_options_that_exist() -> None:
             assert {word for word in words if word.startswith("--")} <= FROZEN[command], example
     shown = {tuple(example.split()[:2]) for example in examples}
     assert {name for name in FROZEN if not any(f"{' '.join(pair)} ".startswith(f"{name} ") for pair in shown)} == set()
+
+
+def test_every_report_is_listed() -> None:
+    listed = (ROOT / "reports" / "README.md").read_text()
+    kept = {entry for device in (ROOT / "reports").iterdir() if device.is_dir() for entry in device.iterdir()}
+    assert kept
+    assert [str(entry) for entry in kept if f"`{entry.parent.name}/{entry.name}" not in listed] == []
