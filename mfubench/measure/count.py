@@ -14,6 +14,7 @@ from mfu_kernels.modes import watching_launches
 
 from .classify import may_hide_flops, op_class
 from .flops import dispatched_flops
+from .masked import MaskedProducts
 from .operators import OperatorMode, operator_name, tensors_of
 from .scopes import ROOT, Scope, ScopeTracker
 from .traffic import dispatched_bytes
@@ -93,12 +94,14 @@ class CountTracker(ScopeTracker):
         super().__init__(model, with_costs=True)
         self.count = Count()
         self._counted_backward: set[int] = set()
+        self._masked = MaskedProducts()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks, op reports, every dispatched operator, and every launch of a kernel of ours."""
         with super().attached(), OperatorMode(self.book), watching_launches(self.launched):
             yield
+        self._masked.discount()
 
     def launched(self, kernel: str, key: str, config: str, origin: str) -> None:
         """Note a launch."""
@@ -135,10 +138,14 @@ class CountTracker(ScopeTracker):
                 shared = scope.shared if scope else 1
                 work.model = flops.model * shared
                 work.padded = (flops.hardware - flops.recomputed) * shared  # with what a mask drops
-        if not in_op:
-            work.bytes = dispatched_bytes(func, args, kwargs, out)
         kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)
-        self.count.work[WorkKey(scope.module if scope else ROOT, direction, kind)].add(work)
+        booked = self.count.work[WorkKey(scope.module if scope else ROOT, direction, kind)]
+        if in_op:
+            self._masked.read((args, kwargs))
+        else:
+            work.model = self._masked.useful(name, args, kwargs, out, work.model, booked)
+            work.bytes = dispatched_bytes(func, args, kwargs, out)
+        booked.add(work)
 
     def _responsible(self) -> tuple[Scope | None, str]:
         """Scope and direction of what is being dispatched now."""

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
+from .masked import DROPPED
 from .operators import arguments_by_name, dense_parts, is_nested
 
 SDPA_FORWARD = (
@@ -41,7 +42,6 @@ LOWER_RIGHT = (
 )
 
 MASKS = ("attn_mask", "attn_bias", "bias")  # which queries see which keys, or what is added to their scores
-DROPPED = -1e4  # a score that is lowered by so much has no weight left in any dtype
 
 # All steps of a recurrent network in one: of all its layers, or of one layer in one direction.
 RECURRENT = ("_cudnn_rnn", "_cudnn_rnn_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")
@@ -168,7 +168,7 @@ def _attention(name: str, named: Mapping[str, Any]) -> Flops:
 def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
     """Of a call's ``pairs`` those that a mask in a tensor keeps: no kernel skips what it drops, but nobody needs it.
 
-    Where torch's math backend takes attention apart, nothing says which products a mask is for: all are needed there.
+    Where attention is written out, as in torch's math backend, `MaskedProducts` finds them.
     """
     mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
     if mask is None or mask.is_meta or is_fake(mask) or not mask.numel():
