@@ -4,8 +4,9 @@ from typing import Any
 
 from .attribute.crosscheck import cross_check
 from .attribute.fused import count_of_kernels
+from .attribute.hotspots import hotspots
 from .attribute.join import Attribution
-from .attribute.ledger import hotspots, kernel_rows, ledger_lines, module_rows, slice_step
+from .attribute.ledger import kernel_rows, ledger_lines, module_rows, slice_step
 from .caveats import not_measured, warnings
 from .measure.calibrate import peaks_by_dtype
 from .measure.count import Count
@@ -14,6 +15,7 @@ from .measure.memory import MemoryPeak
 from .measure.stats import median_ci
 from .passes import Passes
 from .run import KernelConfig, Run
+from .workload.regions import update_bytes
 from .workload.spec import Workload
 
 NOT_MEASURED = "(not measured)"
@@ -36,7 +38,9 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         return None if tflops is None else flops * steps / total_s / (tflops * 1e12)
 
     placed = count_of_kernels(count, attribution, attribution.steps)
-    slices = slice_step(attribution, placed, passes.ceilings, median)
+    least = update_bytes(workload.module, workload.optimizers)
+    slices = slice_step(attribution, placed, passes.ceilings, median, least)
+    modules = module_rows(workload.module, slices, placed, memory, passes.ceilings, median)
     measured = passes.ceilings.measured_tflops
     run = Run(
         workload=workload.description,
@@ -55,10 +59,10 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         hfu=utilisation(total.hardware, passes.sheet_tflops),
         mfu_of_measured_peak=utilisation(total.model, measured),
         hfu_of_measured_peak=utilisation(total.hardware, measured),
-        modules=module_rows(workload.module, slices, placed, memory, passes.ceilings, median),
+        modules=modules,
         kernels=kernel_rows(attribution, median),
         ledger=ledger_lines(slices, median),
-        hotspots=hotspots(slices, median),
+        hotspots=hotspots(modules, slices.floors, median),
         memory={
             "peak_bytes": memory.peak_bytes,
             "by_kind": memory.by_kind,

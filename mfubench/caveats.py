@@ -17,6 +17,7 @@ from .run import Run
 from .workload.spec import Workload
 
 MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
+MIN_SHARE, MAX_ROOFLINE = 0.03, 1.1  # of a step: less is not told; of the roofline: more is no rounding
 
 
 def not_measured(workload: Workload, passes: Passes) -> list[str]:
@@ -76,6 +77,7 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so what it moves stays in a cache, "
             "as in a small step, or a formula is off, or the peak: `mfubench doctor --calibrate` measures it anew"
         )
+    found += _beyond_the_roofline(run)
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
@@ -83,6 +85,23 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
     return found
+
+
+def _beyond_the_roofline(run: Run) -> list[str]:
+    """Modules and phases of some size that took less than the roofline allows, whatever others lose."""
+    beyond = [
+        row
+        for row in run.modules
+        if row.share > MIN_SHARE and row.attainable_ms > MAX_ROOFLINE * row.time_ms and "amortized" not in row.causes
+    ]
+    if not beyond:
+        return []
+    named = ", ".join(f"{row.name} ({row.time_ms:.3g} ms for at least {row.attainable_ms:.3g})" for row in beyond[:3])
+    more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+    return [
+        f"faster than the roofline allows: {named}{more}; what they move stays in a cache, or the measured bandwidth "
+        "or peak is too low: `mfubench doctor --calibrate` measures them anew"
+    ]
 
 
 def _off_its_fused_path(run: Run, module: nn.Module) -> list[str]:

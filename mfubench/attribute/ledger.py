@@ -3,22 +3,19 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
 from mfubench.measure.count import RECOMPUTE, Count, Work, WorkKey, by_module
 from mfubench.measure.memory import MemoryPeak
-from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, module_names
-from mfubench.run import TOGETHER, KernelRow, LedgerLine, ModuleRow, family_of, family_place
+from mfubench.measure.scopes import DATA, OPTIMIZER, module_names
+from mfubench.run import TOGETHER, KernelRow, LedgerLine, ModuleRow, family_place
 
 from .join import UNOWNED, Attribution
-from .roofline import Ceilings, Split, advice, causes, verdict
+from .roofline import Ceilings, Split, causes, verdict
 
 WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
-WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "optimizer", "data", "launch")
 NUM_TOP_MODULES = 3
-NUM_HOTSPOTS = 10
 NUM_KERNELS = 1000  # of a Run: enough to find what matters, and the file stays small
 NO_SPAN_US = 1e-3  # the trace's own resolution
 
@@ -56,8 +53,14 @@ def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
     return work, (step_ms - work * busy) / attribution.idle
 
 
-def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
-    """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline."""
+def slice_step(
+    attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float, update_bytes: int | None = None
+) -> Slices:
+    """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline.
+
+    ``update_bytes``: the least that the optimizers move, which is less than what is counted where an update is many
+    kernels.
+    """
     scale, gap_scale = _scales(attribution, step_ms)
     slices = Slices()
     for key, busy in attribution.busy.items():
@@ -75,6 +78,8 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     for key, work in count.work.items():
         if key.module in WHOLE_PHASES:
             slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
+    if update_bytes is not None:
+        slices.floors["optimizer"] = min(slices.floors["optimizer"], ceilings.byte_ms(update_bytes))
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices
@@ -161,26 +166,3 @@ def kernel_rows(attribution: Attribution, step_ms: float) -> list[KernelRow]:
         rest = KernelRow("(others)", "", "", "other", sum(r.time_ms for r in tail), sum(r.calls for r in tail))
         rows = [*rows[:NUM_KERNELS], rest]
     return rows
-
-
-def hotspots(slices: Slices, step_ms: float) -> list[dict[str, Any]]:
-    """Where most milliseconds could be won: (module, cause) pairs, largest first, with what would mend them.
-
-    A cause is won as a whole, but for a phase that has bytes of its own to move.
-    """
-    found = [
-        {
-            "module": module,
-            "cause": cause,
-            "time_ms": sum(slices.times[module].values()),
-            "won_ms": won_ms,
-            "share": won_ms / step_ms,
-            "advice": advice(cause),
-        }
-        for module, split in slices.causes.items()
-        for cause, ms in split.items()
-        if (won_ms := ms - slices.floors[cause]) > 0
-        and family_of(cause) in WINNABLE
-        and module not in (FORWARD, BACKWARD, UNOWNED)
-    ]
-    return sorted(found, key=lambda spot: -float(spot["won_ms"]))[:NUM_HOTSPOTS]

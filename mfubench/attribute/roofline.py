@@ -79,6 +79,20 @@ def causes(time_ms: float, work: Work, kind: OpClass, ceilings: Ceilings) -> Spl
     return split
 
 
+def winnable(split: Mapping[str, float]) -> dict[str, float]:
+    """What of a module's causes could be won: all that is lost.
+
+    Operators that were faster than their floor did not lose as much to memory as it says.
+    """
+    lost = {cause: ms for cause, ms in split.items() if ms > 0}
+    for cause, ms in split.items():
+        family, _, kind = cause.partition(".")
+        bound = f"memory_bound.{kind}"
+        if ms < 0 and family == "inefficiency" and bound in lost:
+            lost[bound] += ms
+    return {cause: ms for cause, ms in lost.items() if ms > 0}
+
+
 VERDICTS = {
     "useful": "compute-bound",
     "peak_gap": "compute-bound",
@@ -101,30 +115,3 @@ def verdict(split: Mapping[str, float]) -> str:
         return "idle"
     name, ms = max(families.items(), key=lambda item: item[1])
     return name if ms > 0 else "idle"
-
-
-def advice(cause: str) -> str:
-    """What would mend a cause, in a few words."""
-    family, _, kind = cause.partition(".")
-    if family == "memory_bound" and kind in _FUSE:
-        return _FUSE[kind]
-    return _ADVICE.get(family, "")
-
-
-_ADVICE: dict[str, str] = {
-    "padding": "jagged or windowed kernels that skip padded and masked work; bucket batches by length",
-    "recompute": "keep more activations if memory allows",
-    "dtype": "run this product in the run's own dtype",
-    "launch": "torch.compile, CUDA graphs, or a larger batch",
-    "memory_bound": "fuse with its neighbours, or move fewer bytes",
-    "optimizer": "one fused kernel for all parameters, or fewer bytes of state; its bytes at the copy bandwidth remain",
-    "data": "prepare and copy the next batch while this one runs",
-    "inefficiency": "a better kernel, shape or layout; it is above its own roofline",
-}
-_FUSE = {
-    "norm": "a fused norm, or fuse it into its neighbours",
-    "elementwise": "torch.compile or a fused kernel",
-    "embedding": "narrower or fewer tables; a fused optimizer",
-    "copy": "drop the copy: layouts that need no concatenation or cast",
-    "attention": "a fused attention kernel",
-}

@@ -7,10 +7,11 @@ roofline, between ops or on padding can be won whole, time at a slower peak by t
 fusing saves by half (of two operators in a chain, one's output is no longer written and read).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from mfubench.attribute.roofline import winnable
 from mfubench.measure.scopes import OPTIMIZER
 from mfubench.run import Run
 from mfubench.workload.regions import MODEL, REGIONS
@@ -78,8 +79,8 @@ class Proposal:
 
 
 def cells_of(run: Run) -> Cells:
-    """Every cell of the profile in which time is lost; what is below zero is no loss."""
-    return {(row.name, cause): ms for row in run.modules for cause, ms in row.causes.items() if ms > 0}
+    """Every cell of the profile in which time is lost."""
+    return {(row.name, cause): ms for row in run.modules for cause, ms in winnable(row.causes).items()}
 
 
 @dataclass(slots=True)
@@ -87,6 +88,7 @@ class _Ledger:
     """The profile's cells by what remedies ask for."""
 
     cells: Cells
+    backward: Mapping[str, float]  # share of a module's time
     total_ms: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,7 +110,7 @@ Remedy = Callable[[_Ledger, Survey], Iterator[Proposal]]
 def proposals(run: Run, survey: Survey, judge: str) -> list[Proposal]:
     """Every remedy for the profile, the best prediction first; those with ``why_not`` cannot or must not be tried."""
     cells = cells_of(run)
-    ledger = _Ledger(cells)
+    ledger = _Ledger(cells, {row.name: row.bwd_time_ms / row.time_ms for row in run.modules if row.time_ms})
     found = [proposal for remedy in REMEDIES for proposal in remedy(ledger, survey)]
     if judge == "numbers":
         found = [_kernels_only(proposal) for proposal in found]
@@ -214,6 +216,8 @@ _PRODUCTS = ("useful", "peak_gap", "padding", "inefficiency.gemm")
 def _batches(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     """What a step costs whatever its size is shared by more samples; padding goes where like lengths meet."""
     halved = ledger.shares(lambda cause: 0.5 * (cause in ("launch", "optimizer")))
+    gradients = _gradients(ledger, [*survey.dense_tables, *survey.stuck_tables])
+    halved |= {cell: 0.5 * share for cell, share in gradients.items()}
     smaller = None
     for doubling in range(1, DOUBLINGS + 1):
         larger = UseBatchSize(survey.batch_size * 2**doubling)
@@ -244,12 +248,30 @@ def _tables(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     """Dense gradients of tables: filled with zeros, then read by the optimizer, as large as the tables."""
     cell = (OPTIMIZER, "optimizer")
     ms = ledger.cells.get(cell, 0.0)
+
+    def claims(tables: Mapping[str, int]) -> dict[Cell, float]:
+        moved_ms = 3 * sum(tables.values()) / (survey.bandwidth_gb_s * 1e6)
+        return {cell: min(1.0, moved_ms / ms), **_gradients(ledger, tables)}
+
     if survey.dense_tables and ms:
-        moved_ms = 3 * sum(survey.dense_tables.values()) / (survey.bandwidth_gb_s * 1e6)
-        yield _try(SparseGradients(), {cell: min(1.0, moved_ms / ms)})
+        yield _try(SparseGradients(), claims(survey.dense_tables))
+    if survey.stuck_tables and ms:
+        why = (
+            "advice, changes the training: their optimizer takes dense gradients alone, and updates every row in every "
+            "step; SparseAdam, Adagrad or SGD update those of the batch, as torchrec's fused optimizers do"
+        )
+        num = len(survey.stuck_tables)
+        title = f"row-sparse gradients of {num} table{'s' * (num > 1)}"
+        yield Proposal(title, claims(survey.stuck_tables), why_not=why)
     if survey.sparse_tables and ms:
         why = "advice, changes the training: one number of state for a row in place of one for each element"
         yield Proposal("row-wise optimizer of tables", {cell: FUSED}, why_not=why)
+
+
+def _gradients(ledger: _Ledger, tables: Iterable[str]) -> dict[Cell, float]:
+    """What the dense gradients of ``tables`` take: they are filled with zeros before rows are added."""
+    looked_up = ledger.shares(lambda cause: float(cause.endswith((".copy", ".embedding"))), list(tables))
+    return {(table, cause): ledger.backward.get(table, 0.0) for table, cause in looked_up}
 
 
 REMEDIES: tuple[Remedy, ...] = (_kernels, _regions, _attention_weights, _dtypes, _batches, _optimizers, _tables)

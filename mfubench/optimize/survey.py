@@ -17,7 +17,7 @@ from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
 from mfubench.workload.prepare import prepare
-from mfubench.workload.regions import class_name, is_table, regions, row_sparse
+from mfubench.workload.regions import class_name, is_table, regions, update_bytes
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 from mfubench.workload.user import tensors_in
@@ -25,6 +25,7 @@ from mfubench.workload.user import tensors_in
 from .rows import bucketed
 from .swap import (
     attention_modules,
+    dense_tables,
     looping_optimizers,
     tables_to_make_sparse,
     torch_modules_of,
@@ -63,6 +64,7 @@ class Survey:
     update_bytes: int = 0  # least that optimizers of dense gradients move
     sparse_tables: list[str] = field(default_factory=list)  # row-sparse now
     dense_tables: dict[str, int] = field(default_factory=dict)  # dense, could be row-sparse: bytes
+    stuck_tables: dict[str, int] = field(default_factory=dict)  # dense, as their optimizer is: bytes
     odd_widths: list[str] = field(default_factory=list)
     padded_share_won: float | None = None  # of padded FLOPs that bucketing by length would leave out
 
@@ -105,12 +107,11 @@ def look(workload: Workload, run: Run) -> Survey:
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]
     found.sparse_tables = [name for name, m in model.named_modules() if is_table(m) and m.sparse]
-    rows = row_sparse(model)
-    found.update_bytes = sum(_update_bytes(optimizer, rows) for optimizer in workload.optimizers)
-    found.dense_tables = {
-        name: m.weight.numel() * m.weight.element_size()
-        for name, m in tables_to_make_sparse(model, workload.optimizers)
-    }
+    found.update_bytes = update_bytes(model, workload.optimizers)
+    if workload.optimizers:
+        found.dense_tables = {n: table.weight.nbytes for n, table in tables_to_make_sparse(model, workload.optimizers)}
+        dense = {name: table.weight.nbytes for name, table in dense_tables(model)}
+        found.stuck_tables = {name: size for name, size in dense.items() if name not in found.dense_tables}
     found.odd_widths = _odd_widths(model, WIDTH_MULTIPLE[device.type])
     found.padded_share_won = _padded_share_won(workload)
     return found
@@ -144,15 +145,6 @@ def _op(name: str, seen: "_Looker", device: torch.device) -> tuple[str, str, str
     except UnsupportedImpl as error:
         blocked = str(error)
     return op.kind, seen.impls.get(name, "torch"), blocked
-
-
-def _update_bytes(optimizer: torch.optim.Optimizer, sparse: set[int]) -> int:
-    """Bytes of parameters, gradients and state, read once, and of parameters and state, written once."""
-    total = 0
-    for parameter in (p for group in optimizer.param_groups for p in group["params"] if id(p) not in sparse):
-        state = [item for item in optimizer.state.get(parameter, {}).values() if isinstance(item, torch.Tensor)]
-        total += 3 * parameter.nbytes + 2 * sum(item.nbytes for item in state)
-    return total
 
 
 def _odd_widths(model: nn.Module, multiple: int) -> list[str]:

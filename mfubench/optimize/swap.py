@@ -175,10 +175,17 @@ def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Opt
 def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, Table]]:
     """Tables with dense gradients whose optimizer does the same with row-sparse ones, by name."""
     takes = {id(parameter) for optimizer in optimizers for parameter in _takes_sparse(optimizer)}
+    for name, table in dense_tables(model):
+        plain = table.max_norm is None and not table.scale_grad_by_freq
+        if plain and id(table.weight) in takes:
+            yield name, table
+
+
+def dense_tables(model: nn.Module) -> Iterator[tuple[str, Table]]:
+    """Tables that are trained with gradients as large as they are, by name."""
     for name, module in model.named_modules():
-        plain = is_table(module) and module.max_norm is None and not module.scale_grad_by_freq
-        if plain and not module.sparse and id(module.weight) in takes:
-            yield name, cast(Table, module)
+        if is_table(module) and not module.sparse and module.weight.requires_grad:
+            yield name, module
 
 
 def _takes_sparse(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

@@ -1,5 +1,6 @@
 """A search as a page: how much faster the model became, what did it, and what did not."""
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mfubench.figures import Dot, Dots
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from mfubench.optimize.document import NotTried, Optimization, Step
 
 BY_NUMBERS = "numbers"
+BATCHES = "batch_size"  # the change's name
 OTHERS = {"end": "The end's step", "plain": "Plain torch.compile's step"}
 
 
@@ -42,11 +44,22 @@ def _headline(found: "Optimization") -> str:
     tried, kept = len(found.steps), len(found.kept)
     parts = [f"{title_of(found.workload)} on {device}: {kept} of {tried} changes kept"]
     if found.judge != BY_NUMBERS and found.speedup is not None:
-        parts.append(f"{_interval(found.speedup)} times as fast for each sample as the start")
+        faster = f"{_interval(found.speedup)} times as fast for each sample as the start"
+        parts.append(f"{faster}{_by_larger_batches(found)}")
         plain = found.plain_compile["speedup"]
         known = f"{_interval(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
         parts.append(f"plain torch.compile of the whole model {known}")
     return f"{'; '.join(parts)}; stopped: {found.stopped}"
+
+
+def _by_larger_batches(found: "Optimization") -> str:
+    """How much of a speedup is that of larger batches, which change the training."""
+    gains = [
+        step.speedup["median"]
+        for step in found.steps
+        if step.kept and step.plain["change"] == BATCHES and step.speedup is not None
+    ]
+    return f", {fmt.number(prod(gains), 3)} times of it by larger batches alone" if gains else ""
 
 
 def _interval(of: dict[str, float], unit: str = "") -> str:

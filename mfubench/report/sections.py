@@ -37,7 +37,7 @@ def run_page(run: Run) -> Page:
         Section(
             "MFU loss ledger", [*waterfall_chart("MFU waterfall", fall), ledger_table(run.ledger, fall)], brief=True
         ),
-        Section("Hotspots", [_hotspots(run.hotspots)]),
+        Section("Hotspots", [_hotspots(run.hotspots)], brief=True),
         Section("Modules", [*module_tree(run), _modules(run)], brief=True),
         Section("Module rooflines", _rooflines(run)),
         Section("Memory", [_memory(run.memory)]),

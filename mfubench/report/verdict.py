@@ -11,9 +11,16 @@ def headline(run: Run) -> str:
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {run.device}: {step_time(run, 'ms a step')} "
         f"(median), {throughput(run)} on average, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
-        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; "
-        f"{fmt.part_of(run.flops['model'], run.flops['padded'])} of the padded FLOPs are useful model FLOPs"
+        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; {_useful(run)}"
     )
+
+
+def _useful(run: Run) -> str:
+    """How much of the FLOPs is useful, as far as it is known: a dense batch of a user's does not tell its padding."""
+    model, padded = run.flops["model"], run.flops["padded"]
+    if run.flops.get("counts_agree", True) is None and model is not None and model == padded:
+        return "padding is unknown, as no mask or offsets of the model's tell it"
+    return f"{fmt.part_of(model, padded)} of the padded FLOPs are useful model FLOPs"
 
 
 def name(run: Run) -> str:

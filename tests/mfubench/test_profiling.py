@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,12 @@ def test_a_cpu_has_no_datasheet(run: Run) -> None:
     assert not run.nvml["available"] and run.nvml["reason"]
 
 
+def test_no_hotspot_promises_more_than_its_modules_took(run: Run) -> None:
+    times = {row.name: row.time_ms for row in run.modules}
+    for spot in run.hotspots:
+        assert 0 < spot["won_ms"] <= spot["time_ms"] == pytest.approx(sum(times[name] for name in spot["modules"]))
+
+
 def test_every_operator_is_known(run: Run) -> None:
     assert run.flops["coverage"] == 1.0
     assert run.flops["unknown_ops"] == []
@@ -197,6 +204,18 @@ def test_what_is_faster_than_its_floor_may_be_in_a_cache(zoo: ZooWorkload, fixed
     fast = a_run(ledger=[LedgerLine("useful", 13.0, 1.05, []), LedgerLine("inefficiency.elementwise", -0.6, -0.05, [])])
     (told,) = (text for text in warnings(fast, zoo(), fixed_calibration, {}) if "faster than its floor" in text)
     assert told.startswith("inefficiency.elementwise is -5.0%") and "stays in a cache" in told
+
+
+def test_a_phase_that_beats_the_roofline_is_told(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
+    """Also where others of its cause lose more: half the time that its bytes take is no update that was seen."""
+    rows = a_run().modules
+    fast = replace(rows[0], name="(optimizer)", time_ms=5.0, share=0.4, attainable_ms=10.0, causes={"optimizer": 5.0})
+    shared = replace(fast, name="once", causes={"useful": 10.0, "amortized": -5.0})
+    lines = warnings(a_run(modules=[*rows, fast, shared]), zoo(), fixed_calibration, {})
+    (told,) = (text for text in lines if "faster than the roofline allows" in text)
+    assert "(optimizer) (5 ms for at least 10)" in told and "once" not in told
+    small = replace(fast, share=0.01)
+    assert not any("roofline allows" in text for text in warnings(a_run(modules=[small]), zoo(), fixed_calibration, {}))
 
 
 def test_products_in_another_dtype_than_the_run_s_are_told(

@@ -1,4 +1,4 @@
-"""The ledger, the module table and the hotspots of a step: they add up to its time, and name who is responsible."""
+"""The ledger, and the module table of a step: they add up to its time, and name who is responsible."""
 
 from collections import Counter
 
@@ -9,11 +9,8 @@ from torch import nn
 
 from mfubench.attribute.join import UNOWNED, Attribution
 from mfubench.attribute.ledger import (
-    NUM_HOTSPOTS,
     NUM_KERNELS,
     NUM_TOP_MODULES,
-    WINNABLE,
-    hotspots,
     kernel_rows,
     ledger_lines,
     module_rows,
@@ -22,7 +19,7 @@ from mfubench.attribute.ledger import (
 from mfubench.attribute.roofline import Ceilings
 from mfubench.measure.count import Count, Work, WorkKey
 from mfubench.measure.memory import MemoryPeak
-from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER, ROOT
+from mfubench.measure.scopes import DATA, FORWARD, OPTIMIZER, ROOT
 from mfubench.run import CAUSE_FAMILIES
 
 CEILINGS = Ceilings(1.0, 0.5, 100.0, {"fp32": 0.5})
@@ -229,38 +226,6 @@ def test_what_is_beyond_the_longest_kernels_is_one_row(extra: int) -> None:
 
 def test_an_empty_trace_has_no_kernels() -> None:
     assert kernel_rows(Attribution(), STEP_MS) == []
-
-
-def test_hotspots_are_ranked_by_what_could_be_won(attribution: Attribution, count: Count) -> None:
-    spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
-    ranked = [(spot["module"], spot["cause"], spot["won_ms"]) for spot in spots]
-    assert ranked[0] == (OPTIMIZER, "optimizer", pytest.approx(7.0 - 0.4))  # but for its 40 MB at 100 GB/s
-    assert [name for name, *_ in ranked[1:3]] == ["a", "a"] and ranked[1][1:] == ("launch", pytest.approx(5.0))
-    assert [won for *_, won in ranked] == sorted((won for *_, won in ranked), reverse=True)
-    assert all(won > 0 and cause.partition(".")[0] in WINNABLE for _, cause, won in ranked)
-    assert not {name for name, *_ in ranked} & {UNOWNED, FORWARD, BACKWARD}
-    assert all(spot["advice"] and spot["share"] == pytest.approx(spot["won_ms"] / STEP_MS) for spot in spots)
-    assert spots[1]["time_ms"] == pytest.approx(30.0)
-
-
-def test_an_optimizer_can_win_all_but_the_time_that_its_bytes_take(attribution: Attribution) -> None:
-    """And a wait for data all of it."""
-    count = Count()
-    count.work[WorkKey(OPTIMIZER, "fwd", "other")].bytes = 200 * MB  # 2 ms at 100 GB/s
-    attribution.busy.clear()
-    attribution.host.clear()
-    attribution.span = STEP_MS * 1e3
-    attribution.busy[WorkKey(OPTIMIZER, "fwd", "other")] = 7e3
-    attribution.host[DATA, "fwd"] = 3e3
-    spots = hotspots(slice_step(attribution, count, CEILINGS, STEP_MS), STEP_MS)
-    assert [(spot["module"], spot["cause"]) for spot in spots] == [(OPTIMIZER, "optimizer"), (DATA, "data")]
-    assert [spot["won_ms"] for spot in spots] == pytest.approx([5.0, 3.0])
-    assert all(spot["advice"] for spot in spots)
-
-
-def test_there_are_only_so_many_hotspots(attribution: Attribution) -> None:
-    attribution.host.update({(f"m{index}", "fwd"): 100.0 for index in range(50)})
-    assert len(hotspots(slice_step(attribution, Count(), CEILINGS, STEP_MS), STEP_MS)) == NUM_HOTSPOTS
 
 
 def test_an_empty_trace_leaves_the_step_unattributed() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfubench.attribute.roofline import VERDICTS, Ceilings, advice, causes, verdict
+from mfubench.attribute.hotspots import advice
+from mfubench.attribute.roofline import VERDICTS, Ceilings, causes, verdict
 from mfubench.measure.count import Work
 
 # 1 GFLOP takes 1 ms at the datasheet's peak, 2 ms at the measured one, 8 ms in fp32; 1 MB takes 0.01 ms.

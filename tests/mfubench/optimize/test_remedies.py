@@ -25,6 +25,7 @@ SURVEY = Survey(
     update_bytes=10**9,
     sparse_tables=["users"],
     dense_tables={"items": 10**9},
+    stuck_tables={"tags": 2 * 10**9},
     odd_widths=["head [5, 33]"],
     padded_share_won=0.05,
 )  # fmt: skip
@@ -138,6 +139,19 @@ def test_what_cannot_be_tried_says_why() -> None:
     }
     rows = why_not(proposals(a_profile("(optimizer)", "optimizer"), survey, "time"))
     assert rows["row-wise optimizer of tables"].startswith("advice, changes the training")
+    assert "SparseAdam" in rows["row-sparse gradients of 1 table"]
+
+
+def test_zeros_of_tables_are_won_with_their_update() -> None:
+    run = a_profile("items", "inefficiency.embedding", 8.0)
+    run.modules[1] = replace(run.modules[1], time_ms=8.0, fwd_time_ms=2.0, bwd_time_ms=6.0)
+    run.modules.append(replace(run.modules[0], name="(optimizer)", causes={"optimizer": 10.0}))
+    found = promised(run)
+    assert found["sparse_gradients"] == 3.0 + 6.0  # three times 1 GB at 1 TB/s, and the zeros
+    assert found["batch_size 64"] == 5.0 + 3.0  # a step has them once, whatever its size
+    cells = cells_of(run)
+    (advice,) = (p for p in proposals(run, SURVEY, "time") if p.title.startswith("row-sparse"))
+    assert advice.predicted_ms(cells) == 6.0  # of the optimizer, and no time of these tables
 
 
 def test_judged_by_numbers_kernels_alone_are_tried() -> None:

@@ -81,6 +81,16 @@ def test_the_whole_model_is_compiled_after_its_parts_for_what_they_left() -> Non
     assert (kept["compile Tower"], kept["compile model"]) == ("replaced", "yes")
 
 
+def test_what_larger_batches_win_is_told_apart() -> None:
+    """They change the training, and a step's fixed cost is shared by more samples."""
+    found = search(Answers())
+    gains = [s.speedup["median"] for s in found.steps if s.kept and s.change.startswith("batch_size") and s.speedup]
+    assert len(gains) > 1
+    share = optimization_page(found).headline.partition(" as the start, ")[2].partition(" times of it by larger")[0]
+    assert float(share) == pytest.approx(math.prod(gains), rel=0.01)
+    assert "larger batches" not in optimization_page(replace(found, steps=[])).headline
+
+
 def test_what_was_not_tried_is_listed_by_what_it_could_still_win() -> None:
     won = [each.predicted_ms for each in search(Answers(), budget_s=1.0).not_tried]
     assert won == sorted(won, reverse=True) and len(set(won)) > 3

@@ -67,7 +67,7 @@ def test_somebodys_own_model() -> None:
     numbers = sum(parameter.numel() for parameter in workload.module.parameters())
     state = 2 * numbers + len(list(workload.module.parameters()))  # two moments of each, and a count of steps
     assert found.update_bytes == 4 * (3 * numbers + 2 * state)
-    assert not found.dense_tables  # Adam reads whole tables
+    assert not found.dense_tables and found.stuck_tables == {"items": 4 * ITEMS * WIDTH}  # Adam reads whole tables
 
 
 @pytest.mark.usefixtures("peaks")
