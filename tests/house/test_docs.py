@@ -59,3 +59,10 @@ def test_every_report_is_listed() -> None:
     kept = {entry for device in (ROOT / "reports").iterdir() if device.is_dir() for entry in device.iterdir()}
     assert kept
     assert [str(entry) for entry in kept if f"`{entry.parent.name}/{entry.name}" not in listed] == []
+
+
+def test_every_cause_of_a_ledger_is_explained() -> None:
+    from mfubench.run import CAUSE_FAMILIES
+
+    guide = (ROOT / "docs" / "reading-a-report.md").read_text()
+    assert [family for family in CAUSE_FAMILIES if f"| `{family}" not in guide] == []

@@ -13,7 +13,10 @@ PACKAGES = {  # import name -> folder; imports point down this list only
 CODE = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOCS = sorted(
-    [*ROOT.glob("*.md"), *(doc for folder in ("kernels", "model_zoo") for doc in (ROOT / folder).glob("*.md"))]
+    [
+        *ROOT.glob("*.md"),
+        *(doc for folder in ("docs", "kernels", "model_zoo", "reports") for doc in (ROOT / folder).glob("*.md")),
+    ]
 )
 assert CODE and TESTS and DOCS, "nothing found: the rules would pass by testing nothing"
 
