@@ -32,8 +32,8 @@ FLOP_CONVENTION = (
 
 TOGETHER = " + "  # between the names of modules that share a kernel
 CAUSE_FAMILIES = (
-    *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency", "optimizer"),
-    *("data", "communication", "launch", "host_sync", "idle_other", "not_attributed"),
+    *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency"),
+    *("optimizer", "data", "launch", "not_attributed"),
 )
 """What a cause's name begins with, up to a dot, in the order in which the ledger accounts."""
 
@@ -134,7 +134,8 @@ class LedgerLine:
 class Run:
     """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are.
 
-    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why.
+    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why. ``parallel`` and
+    ``ranks`` are the schema's place for a run on several devices; no run has one yet.
     """
 
     workload: dict[str, Any]

@@ -1,5 +1,6 @@
 """The search: profile, try what is predicted to win most, keep what is proved, until nothing is left or time is up."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from time import monotonic
@@ -8,9 +9,10 @@ from typing import Any, Protocol
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
 from mfubench.identity import require_same
-from mfubench.measure.effect import ALPHA
+from mfubench.measure.effect import ALPHA, LEAST
 from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run
+from mfubench.worker import LEAST_S
 
 from .changes import Change, added, from_plain
 from .document import Optimization, Step
@@ -24,7 +26,6 @@ from .tasks import Finale, finale, identify, profile_changed, take_stock
 from .trial import COMPILING, Request, Trial, confirm, try_change
 
 FINISHING = 0.5  # of the budget at most is kept for the end: start, end and plain torch.compile in turn, its profile
-LEAST_S = 5.0  # less is left: no trial is begun
 
 
 class Runner(Protocol):
@@ -281,5 +282,5 @@ def _logged(given: Mapping[str, Any]) -> Step:
 def _behind_plain(gains: Mapping[str, Mapping[str, float]]) -> bool:
     """Whether plain torch.compile was faster than the end, or with nothing kept than the start, by more than 1 %."""
     if "end over plain" in gains:
-        return gains["end over plain"]["ci95_high"] < 1 / (1 + WORTH)
-    return "plain" in gains and gains["plain"]["ci95_low"] > 1 + WORTH
+        return math.log(gains["end over plain"]["ci95_high"]) < -LEAST
+    return "plain" in gains and math.log(gains["plain"]["ci95_low"]) > LEAST

@@ -17,10 +17,7 @@ MEANING = {
     "calibration is wrong",
     "optimizer": "the whole optimizer phase",
     "data": "waiting for the next batch",
-    "communication": "transfers between devices that no computation hides",
-    "launch": "the device idle while the host issues work; on a CPU, the time between ops",
-    "host_sync": "the device idle because the host waits for it",
-    "idle_other": "the device idle for another reason",
+    "launch": "the device idle while the host issues work or waits for it; on a CPU, the time between ops",
     "not_attributed": "what no line above explains",
 }
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.house.tree import DOCS, ROOT, named
 
-FOLDERS = "mfubench|kernels|model_zoo|reports|tests"
-PATH_IN_DOC = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)|\.ci/\w+)`")
+FOLDERS = "mfubench|kernels|model_zoo|examples|reports|tests"
+PATH_IN_DOC = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)|\.ci/\w+|LICENSE)`")
 MADE_BY_A_USER = {"mfubench.toml"}
 MADE_BY_A_RUN = {"run.json", "report.md", "report.html", "trace.json.gz", "recipe.toml"}
 IN_AN_OP_OR_MODEL = {

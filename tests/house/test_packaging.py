@@ -1,4 +1,4 @@
-"""The wheel holds the three packages, their typing marks and the report's templates, and nothing else."""
+"""The wheel holds the three packages, their typing marks, the report's templates and the licence, and nothing else."""
 
 import subprocess
 import sys
@@ -22,5 +22,6 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
         assert names >= {f"{package}/{path.relative_to(folder).as_posix()}" for path in files}
     templates = {path.name for path in (ROOT / "mfubench" / "report" / "templates").iterdir()}
     assert templates and names >= {f"mfubench/report/templates/{name}" for name in templates}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top == set(PACKAGES)

@@ -13,6 +13,7 @@ from mfubench.attribute.roofline import VERDICTS as KNOWN_VERDICTS
 from mfubench.figures import Dot, Dots, Figure, roofline, stacks, waterfall
 from mfubench.report import html, markdown, write_reports
 from mfubench.report.blocks import Chart, Column, Items, Page, Section, Table
+from mfubench.report.causes import MEANING
 from mfubench.report.charts import INK, PAPER, svg, why_not
 from mfubench.report.comparison import page as page_of
 from mfubench.report.scaling import scaling_page
@@ -107,7 +108,7 @@ def test_a_verdict_has_a_shape_as_well_as_a_colour():
 
 def test_every_verdict_and_family_has_a_look():
     assert set(KNOWN_VERDICTS.values()) <= VERDICTS.keys()
-    assert FAMILIES.keys() <= set(CAUSE_FAMILIES)
+    assert FAMILIES.keys() <= set(CAUSE_FAMILIES) == MEANING.keys()
     looks = [*VERDICTS.values(), OTHER_VERDICT]
     assert len(set(looks)) == len({hue for hue, _ in looks}) == len({shape for _, shape in looks}) == len(looks)
     assert {*FAMILIES.values(), OTHER_FAMILY, *(hue for hue, _ in looks)} <= PALETTE.keys()
