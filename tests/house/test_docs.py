@@ -30,8 +30,8 @@ IN_AN_OP_OR_MODEL = {
 @pytest.mark.parametrize("path", DOCS, ids=named)
 def test_named_files_exist(path: Path) -> None:
     mentioned = set(PATH_IN_DOC.findall(path.read_text())) - MADE_BY_A_RUN - MADE_BY_A_USER - IN_AN_OP_OR_MODEL
-    missing = [name for name in mentioned if not (ROOT / name).exists() and not (path.parent / name).exists()]
-    assert not missing
+    places = (ROOT, path.parent, ROOT / "reports" / "nvidia-h200")  # of the last, docs/measured-facts.md tells
+    assert not [name for name in mentioned if not any((place / name).exists() for place in places)]
 
 
 def test_ci_runs_the_readme_test_command() -> None:
