@@ -184,16 +184,15 @@ def _put(store: "Store", *, json: bool, verbose: bool) -> None:
 
 def _put_results(store: "Store", file: Path) -> None:
     """The reports of the campaign again, and its tables and charts into ``file``, unless one of them cannot be."""
-    from mfu_kernels.lock import committed
     from mfubench.report.campaign import between_markers, put_table, results_table
 
     index, results = store.index(), _results(store)
-    results_table(index, results, committed())
+    results_table(index, results)
     between_markers(file)
     writable_folder(store.folder)
     place = Path(os.path.relpath(store.folder, file.parent))
     pictures = {title: quote((place / name).as_posix()) for title, name in _write_page(index, results, store).items()}
-    put_table(results_table(index, results, committed(), pictures), file)
+    put_table(results_table(index, results, pictures), file)
 
 
 def _results(store: "Store") -> dict[str, list[dict[str, Any]]]:

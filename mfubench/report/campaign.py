@@ -13,7 +13,7 @@ from mfubench.run import write_text
 from . import format as fmt
 from .blocks import Column, Facts, Items, Page, Section, Table
 from .campaign_charts import Pair, beside_peers, best_step
-from .kernels import bench_table
+from .kernels import about_roofline, bench_table
 from .markdown import render_chart, render_table
 from .scaling import scaling_section, slopes_table
 from .tuning import tuned_table
@@ -166,9 +166,11 @@ def _models(runs: Sequence[Any]) -> Table:
 
 
 def _ops(impl: str) -> str:
-    """``impl`` with the number of the ops that it names one by one, which a campaign gives one implementation."""
+    """What computed the ops: a campaign names those with kernels one by one."""
     head, *named = impl.split(",")
-    return f"{head}, {len(named)} of them {named[0].partition('=')[2]}" if named else head
+    if head != "reference":
+        return head
+    return f"our kernels ({len(named)} ops)" if named else "PyTorch (references)"
 
 
 def _step(run: Any) -> str:
@@ -263,13 +265,11 @@ def _road(found: Any) -> Table:
 def results_table(
     index: Mapping[str, Any],
     results: Results,
-    locked: Sequence[Any] = (),
     pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The models' table, the kernels' and what compute buys in Markdown, with the device and the command.
 
-    ``locked`` are the entries of the lock; those of the device are shown. ``pictures`` are files of
-    the report's charts by their titles, which then stand above the tables.
+    ``pictures`` are files of the report's charts by their titles, which then stand above the tables.
 
     Raises:
         BadInput: there is nothing for a table yet, or the results are not all of one device.
@@ -291,16 +291,14 @@ def results_table(
     charts = [chart for chart in (*best_step(runs), *beside_peers(pairs)) if chart.title in pictures]
     texts += [render_chart(chart, lambda chart: pictures[chart.title]) for chart in charts]
     texts += [render_table(_models(runs))] if runs else []
-    texts += [render_table(_beside_peers(pairs))] if benches else []
+    texts += [_folded(f"Kernels beside their peers, {len(pairs)} rows", _beside_peers(pairs))] if benches else []
     texts += [render_table(slopes_table(told)) for told in ladders]
-    here = [entry for entry in locked if entry["device"] == device]
-    texts += [_folded(f"The {len(here)} configs that won", render_table(tuned_table(here)))] if here else []
     return "\n\n".join(texts)
 
 
-def _folded(title: str, text: str) -> str:
-    """Markdown that a reader opens by its title."""
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+def _folded(title: str, table: Table) -> str:
+    """A table that a reader opens by its title."""
+    return f"<details><summary>{title}</summary>\n\n{render_table(table)}\n\n</details>"
 
 
 def _pairs(documents: Sequence[Any]) -> list[Pair]:
@@ -321,16 +319,16 @@ def _beside_peers(pairs: Sequence[Pair]) -> Table:
         (Column("direction"), [row["direction"] for row in rows]),
         (Column("ms [95 % CI]", numeric=True), [fmt.interval(*row["ms"]) for row in rows]),
         (Column("TFLOP/s", numeric=True), fmt.column([row["tflops"] for row in rows])),
-        (Column("floor, % of time", numeric=True), fmt.percents([row["share_of_floor"] for row in rows])),
+        (Column("% of roofline", numeric=True), fmt.percents([row["share_of_floor"] for row in rows])),
         (Column("fastest peer"), [fmt.NOT_KNOWN if row is None else row["implementation"] for row in best]),
         (
-            Column("its time in ours [95 % CI]", numeric=True),
+            Column("peer's time / ours [95 % CI]", numeric=True),
             [fmt.NOT_KNOWN if row is None else fmt.interval(*row["times_ours"]) for row in best],
         ),
     ]
     caption = (
-        "Kernels in bf16 beside the fastest peer that computes the same. The floor is the longer of bytes at copy "
-        "bandwidth and FLOPs at the GEMM peak, both measured; an attention's backward counts as 2.5 forwards."
+        f"Kernels in bf16 beside the fastest peer that computes the same. {about_roofline(rows)} An attention's backward "
+        "counts as 2.5 forwards."
     )
     return Table.of(caption, columns)
 

@@ -155,12 +155,15 @@ def test_without_results_there_is_no_table() -> None:
         results_table(INDEX, {})
 
 
-def test_locked_configs_of_the_device_are_shown() -> None:
-    entry = {"kernel": "a_kernel", "shape": "X", "key": "d=64", "config": {"TILE": 64}, "ms": 1.5, "ms_of_default": 2.5}
-    entries = [{**entry, "configs_timed": 7, "device": device} for device in ("a GPU", "another GPU")]
-    results = {"bench": [bench(row("mfubench", 2.0))]}
-    lines = [line for line in results_table(INDEX, results, entries).splitlines() if line.startswith("| a_kernel")]
-    assert lines == ["| a_kernel | X | d=64 | TILE=64 | 1.50 | 2.50 | 7 |"]
+@pytest.mark.parametrize(
+    ("impl", "words"),
+    [("reference", "PyTorch (references)"), ("reference,a=triton,b=triton", "our kernels (2 ops)"), ("auto", "auto")],
+)
+def test_what_computed_the_ops_is_told_in_words(impl: str, words: str) -> None:
+    item = profile(0.1, "tiny")
+    item["document"]["workload"]["impl"] = impl
+    index = {**INDEX, "identity": {"device": a_gpu_run().device}}
+    assert f"| {words} |" in results_table(index, {"profile": [item]})
 
 
 def test_a_contract_passes_with_all_of_its_parts() -> None:
