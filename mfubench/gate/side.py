@@ -71,7 +71,7 @@ def _counted(prepared: "Workload") -> dict[str, Any]:
     total = count.total()
     counts = (
         prepared.description["num_params"], total.model, total.hardware, total.bytes,
-        peak.kept_activations.total(), peak.peak_bytes, count.operators,
+        peak.kept_activations.total(), peak.peak_bytes, count.operators.total(),
     )  # fmt: skip
     return {
         "counts": dict(zip(COUNTS, counts, strict=True)),
