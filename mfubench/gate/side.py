@@ -15,7 +15,7 @@ from mfubench.worker import Watch
 if TYPE_CHECKING:
     from mfubench.workload.spec import Workload
 
-HARNESS = "mfubench"  # is head's on both sides
+HARNESS = "mfubench"  # is the one that runs the gate, on both sides: so both say the same things in the same form
 ZOO = "mfu_models"
 COUNTS = ("parameters", "model_flops", "hardware_flops", "bytes", "kept_activations", "peak_memory", "operators")
 TURN_S = 0.25  # of steps in a turn: far longer than handing over to it takes, and than a neighbour's short burst
@@ -67,6 +67,8 @@ def _no_gpu(targets: Sequence[str]) -> Iterator[None]:
 def _counted(prepared: "Workload") -> dict[str, Any]:
     from mfubench.profiling import count_of, memory_of
 
+    from .where import places, sources
+
     count, peak = count_of(prepared, 0), memory_of(prepared)
     total = count.total()
     counts = (
@@ -75,6 +77,9 @@ def _counted(prepared: "Workload") -> dict[str, Any]:
     )  # fmt: skip
     return {
         "counts": dict(zip(COUNTS, counts, strict=True)),
+        "where": places(prepared.module, count, peak),
+        "sources": sources(prepared.module, Path.cwd()),
+        "peak_phase": peak.phase,
         "unknown_ops": sorted(count.unknown_ops),
         "data_hash": prepared.description["data_hash"],
         "workload": {name: prepared.description[name] for name in ("batch_size", "mode", "dtype", "device")},
