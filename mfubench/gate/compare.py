@@ -68,7 +68,8 @@ def _count_row(benchmark: str, name: str, base: Stock, head: Stock, margin: floa
     if name == "peak_memory" and base["peak_phase"] != head["peak_phase"]:
         why += f", reached in {head['peak_phase']}, not in {base['peak_phase']}"
     where, elsewhere = differences(base["where"][name], head["where"][name])
-    file, line = head["sources"].get(where[0].module, (None, None)) if where else (None, None)
+    known = (head["sources"][each.module] for each in where if each.module in head["sources"])
+    file, line = next(known, (None, None))
     return replace(row, why=why, where=where, elsewhere=elsewhere, file=file, line=line)
 
 

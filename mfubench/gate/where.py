@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +94,11 @@ def sources(model: "nn.Module", folder: Path) -> dict[str, tuple[str, int]]:
 def differences(base: Iterable[Entry], head: Iterable[Entry]) -> tuple[tuple[Difference, ...], int]:
     """The largest differences of a count between both sides, and how many more there are.
 
-    What moves from one module to another, as where one is renamed, is none.
+    What moves from one module to another is none, and a module that is renamed is the same one.
     """
     before, after = _summed(base), _summed(head)
+    names = _renamed(before, after)
+    before = {(names.get(module, module), what, part): had for (module, what, part), had in before.items()}
     changed = {key: (before.get(key, 0), after.get(key, 0)) for key in before | after}
     alike: dict[Key, list[tuple[Key, int, int]]] = defaultdict(list)
     for key, (old, new) in _without_moves(changed).items():
@@ -112,6 +114,28 @@ def _summed(entries: Iterable[Entry]) -> dict[Key, int]:
         module, operators, part = key
         found[module, operators, part] += amount
     return dict(found)
+
+
+def _renamed(before: Mapping[Key, int], after: Mapping[Key, int]) -> dict[str, str]:
+    """What head calls modules that only base has, by its names: those of its own that have the most in common."""
+    old_names, new_names = ({module for module, _, _ in side} for side in (before, after))
+    same: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+    for (module, operators, part), has in after.items():
+        if module not in old_names:
+            same[operators, part, has].append(module)
+    shared = Counter(
+        (module, new)
+        for (module, operators, part), had in before.items()
+        if module not in new_names
+        for new in same[operators, part, had]
+    )
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for (old, new), _ in shared.most_common():
+        if old not in names and new not in taken:
+            names[old] = new
+            taken.add(new)
+    return names
 
 
 def _without_moves(changed: Mapping[Key, tuple[int, int]]) -> dict[Key, tuple[int, int]]:

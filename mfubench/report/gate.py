@@ -190,7 +190,7 @@ def where_table(rows: Sequence[Row]) -> list[Table]:
         (Column("metric"), [metric(row) for row in located]),
         (Column("where head needs more or less"), [row.located for row in located]),
     ]
-    caption = "The largest differences by module and class of operator; numbers in a list of modules are *."
+    caption = "The largest differences by module and class of operator; * is the number of a module in a list."
     return [replace(Table.of(caption, columns, rest="rows"), listed_in=DOCUMENT)]
 
 

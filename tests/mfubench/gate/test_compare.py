@@ -75,6 +75,18 @@ def test_a_place_that_head_has_no_source_of_has_no_line() -> None:
     assert row.where and (row.file, row.line) == (None, None)
 
 
+def test_the_line_is_that_of_the_largest_place_that_head_has() -> None:
+    """What only base has is the larger difference here."""
+    base, head = stock(), stock({"bytes": 101})
+    base["where"]["bytes"].append(["gone", "gemm", "forward", 50])
+    head["where"]["bytes"] = [["net.mlp", "copy", "forward", 151]]
+    row = of_model(base, head)["bytes"]
+    assert [each.more for each in row.where] == [51, -50] and row.line == 7
+    head["where"]["bytes"] = [["net.mlp", "copy", "forward", 101]]
+    row = of_model(base, head)["bytes"]
+    assert [each.more for each in row.where] == [-50, 1] and row.line == 7
+
+
 def test_a_peak_that_is_reached_elsewhere_in_the_step_says_so() -> None:
     """Its places are those of two moments."""
     row = of_model(stock(), stock({"peak_memory": 120}, peak_phase="(optimizer)"))["peak_memory"]

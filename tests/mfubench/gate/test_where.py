@@ -63,6 +63,17 @@ def test_what_only_moves_hides_nothing() -> None:
     assert found([*renamed, ("net.items", "copy", "forward", 3)]) == [("net.items", "copy", "forward", 3)]
 
 
+def test_a_module_that_is_renamed_and_changed_is_held_against_itself() -> None:
+    """By what is the same in both; one that has nothing in common with it is another."""
+    head = [
+        ("products", "gemm", "forward", 100),
+        ("products", "gemm", "backward", 210),
+        ("other", "gemm", "forward", 9),
+    ]
+    assert found([*head, BASE[2]]) == [("products", "gemm", "backward", 10), ("other", "gemm", "forward", 9)]
+    assert differences(in_list(0, 1), [(f"a.{module}", *rest) for module, *rest in in_list(0, 1)]) == ((), 0)
+
+
 def test_the_modules_of_a_list_are_one_place() -> None:
     shown, others = differences(in_list(0, 1, 2), in_list(0, 1, 2, more=5))
     assert shown == (Difference("net.layers.*.mlp", "gemm", "forward", 300, 315, modules=3),) and others == 0
