@@ -1,14 +1,11 @@
 """``mfubench gate check | run | self-check``."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from mfubench.errors import BadInput
 
 from .options import (
     BatchSize,
@@ -37,8 +34,8 @@ from .options import (
 from .progress import stages
 
 if TYPE_CHECKING:
+    from mfubench.gate.run import Request
     from mfubench.report.blocks import Page
-    from mfubench.workload.spec import WorkloadSpec
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="package.module:build of your own, or models of this zoo.")
@@ -119,15 +116,15 @@ def check(
     mfubench gate check kunlun hstu --size tiny --base main --path kernels --path model_zoo --target sm_90
     """
     files = _Files(out, summary, junit, annotations)
-    asked = _asked(
-        models, size=size, overrides=overrides(set_), impl=impl, mode=mode, dtype=dtype, device="cpu",
-        batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
-    )  # fmt: skip
-    told = _told(
-        asked, base, path or [], _targets(target), config, None,
-        require_baseline=require_baseline, quiet=quiet, verbose=verbose,
-    )  # fmt: skip
-    _end(told, files, json=json, verbose=verbose)
+    from mfubench.gate.run import AskedModels, Request
+
+    asked = AskedModels(models, {
+        "size": size, "overrides": overrides(set_), "impl": impl, "mode": mode, "dtype": dtype, "device": "cpu",
+        "batch_size": batch_size, "candidates": candidates, "seed": seed, "data": data,
+    })  # fmt: skip
+    exits = {"require_baseline": require_baseline}
+    request = Request(asked, base, path or (), target or (), config, exits=exits)
+    _report(_gated(request, quiet=quiet, verbose=verbose), files, json=json, verbose=verbose)
 
 
 @gate.command()
@@ -177,17 +174,15 @@ def run(
     """
     budget_s = seconds("--budget", budget)
     files = _Files(out, summary, junit, annotations)
-    asked = _asked(
-        models, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
-        device=device, batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
-    )  # fmt: skip
-    timed_on = _device(asked)
-    targets = _targets(target) if target else _own_target(timed_on)
-    told = _told(
-        asked, base, path or [], targets, config, timed_on,
-        budget_s=budget_s, strict=strict, require_baseline=require_baseline, quiet=quiet, verbose=verbose,
-    )  # fmt: skip
-    _end(told, files, json=json, verbose=verbose)
+    from mfubench.gate.run import AskedModels, Request
+
+    asked = AskedModels(models, {
+        "size": size, "overrides": overrides(set_), "impl": impl, "compile": compile_, "mode": mode, "dtype": dtype,
+        "device": device, "batch_size": batch_size, "candidates": candidates, "seed": seed, "data": data,
+    })  # fmt: skip
+    exits = {"strict": strict, "require_baseline": require_baseline}
+    request = Request(asked, base, path or (), target or (), config, timed=True, budget_s=budget_s, exits=exits)
+    _report(_gated(request, quiet=quiet, verbose=verbose), files, json=json, verbose=verbose)
 
 
 @gate.command("self-check")
@@ -224,26 +219,16 @@ def self_check(
     mfubench gate self-check kunlun --size tiny --path kernels --path model_zoo --json
     """
     budget_s = seconds("--budget", budget)
-    asked = _asked(
-        [model], size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
-        device=device, batch_size=batch_size, candidates=candidates, seed=seed, data=_absolute(data),
-    )  # fmt: skip
-    timed_on = _device(asked)
     writable_folder(out)
-    import torch
-
-    from mfubench.gate.policy import read_policy
-    from mfubench.gate.selfcheck import self_check as check_itself
-    from mfubench.gate.source import working_directory
-    from mfubench.measure.environment import environment
+    from mfubench.gate.run import AskedModels, run_self_check
     from mfubench.report.gate import self_check_page
 
-    margin = read_policy(config).limits["step_time"]
-    ((name, spec),) = asked.items()
-    side = working_directory(path or [])
+    asked = AskedModels([model], {
+        "size": size, "overrides": overrides(set_), "impl": impl, "compile": compile_, "mode": mode, "dtype": dtype,
+        "device": device, "batch_size": batch_size, "candidates": candidates, "seed": seed, "data": data,
+    })  # fmt: skip
     with stages(quiet=quiet, verbose=verbose) as progress:
-        rates = check_itself(side, asdict(spec), timed_on, margin=margin, budget_s=budget_s, progress=progress)
-    told = {**rates, "benchmark": name, "environment": environment(torch.device(timed_on))}
+        told = run_self_check(asked, path or (), config, budget_s=budget_s, progress=progress)
     if out is not None:
         keep(told, self_check_page(told), out, "self-check.json")
     put(told, lambda: self_check_page(told), json=json, verbose=verbose)
@@ -267,73 +252,22 @@ class _Files:
         writable_file(self.junit, "--junit")
 
 
-def _asked(models: Sequence[str], **chosen: Any) -> "dict[str, WorkloadSpec]":
-    """The workloads by the names that rows give them."""
-    from mfubench.workload.prepare import DEFAULT_SIZE
-    from mfubench.workload.spec import NUM_ROTATED, WorkloadSpec
+def _gated(request: "Request", *, quiet: bool, verbose: bool) -> dict[str, Any]:
+    """The gate's document, with progress on stderr."""
+    from mfubench.gate.run import run_gate
 
-    if len(set(models)) < len(models):
-        raise BadInput(f"{', '.join(models)}: a model is given twice")
-    specs = [WorkloadSpec(model=model, steps=NUM_ROTATED, **chosen) for model in models]
-    return {spec.model if ":" in spec.model else f"{spec.model} {spec.size or DEFAULT_SIZE}": spec for spec in specs}
+    with stages(quiet=quiet, verbose=verbose) as progress:
+        return run_gate(request, progress)
 
 
-def _absolute(data: str) -> str:
-    """Base runs in another folder."""
-    source, colon, place = data.partition(":")
-    return f"{source}:{Path(place).expanduser().resolve()}" if colon else data
-
-
-def _device(asked: "dict[str, WorkloadSpec]") -> str:
-    from mfubench.workload.prepare import device_and_dtype
-
-    return device_and_dtype(next(iter(asked.values())))[0].type
-
-
-def _targets(given: list[str] | None) -> list[str]:
-    from mfubench.kernels.targets import TARGETS, require_targets
-
-    require_targets(given or [])
-    return list(dict.fromkeys(given or TARGETS))
-
-
-def _own_target(device: str) -> list[str]:
-    """The generation of the GPU at hand, if kernels are compiled for it."""
-    import torch
-
-    from mfubench.kernels.targets import TARGETS
-
-    if device != "cuda":
-        return []
-    major, minor = torch.cuda.get_device_capability()
-    return [name for name in (f"sm_{major}{minor}",) if name in TARGETS]
-
-
-def _told(
-    asked: "dict[str, WorkloadSpec]", base: str, paths: Sequence[str], targets: list[str], config: Path | None,
-    timed_on: str | None, *, budget_s: float = 0.0, quiet: bool, verbose: bool, **exits: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """The document of a gate."""
-    from mfubench.gate.document import document
-    from mfubench.gate.judge import Question, judge
-    from mfubench.gate.policy import read_policy
-    from mfubench.gate.source import both_sides
-
-    policy = read_policy(config)
-    question = Question(asked, targets, policy.limits)
-    with both_sides(base, paths) as (before, after), stages(quiet=quiet, verbose=verbose) as progress:
-        judged = judge(question, before, after, timed_on=timed_on, budget_s=budget_s, progress=progress)
-        return document(judged, before, after, policy, device=timed_on or "cpu", targets=targets, exits=exits)
-
-
-def _end(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> None:
-    """Write and print it, and leave with the gate's own exit code; a verdict is told also where no file can be."""
+def _report(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> None:
+    """Write and print it, and leave with the gate's own exit code; a verdict is told even if no file can be written."""
     from mfubench.report import ci
     from mfubench.report.gate import gate_page
 
     page, wrong = gate_page(told), None
     try:
-        _write(told, page, files)
+        _write_files(told, page, files)
     except OSError as error:
         wrong = error
     if files.annotations:
@@ -346,7 +280,7 @@ def _end(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -> N
         raise typer.Exit(told["exit_code"])
 
 
-def _write(told: dict[str, Any], page: "Page", files: _Files) -> None:
+def _write_files(told: dict[str, Any], page: "Page", files: _Files) -> None:
     from mfubench.report import ci
     from mfubench.run import write_text
 

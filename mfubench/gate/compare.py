@@ -1,9 +1,11 @@
 """What both sides' stocks come to, row by row: counts of the model. Its kernels are next door, in `code`."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .rows import Row, Verdict
+from .where import differences
 
 Stock = Mapping[str, Any]
 """What `side.take_stock` says of a model."""
@@ -48,19 +50,27 @@ def model_rows(benchmark: str, base: Stock, head: Stock, limits: Limits) -> Iter
         other = "as its batches are others"
         why = "its batches are not base's: what is counted and timed is other work"
         yield Row("CHANGED", benchmark, "model", "batches", base["data_hash"], head["data_hash"], why)
-    for name in after:
-        old, new = before[name], after[name]
-        margin = limits.get(name)
-        ratio = new / old if old else None
-        verdict, why = _counted(name, old, new, margin, other)
-        exact = None if ratio is None else (ratio, ratio, ratio)
-        yield Row(
-            verdict, benchmark, "model", name, old, new, why, unit=UNITS.get(name, ""), ratio=exact, margin=margin
-        )
+    yield from (_count_row(benchmark, name, base, head, limits.get(name), other) for name in after)
     unknown = [name for name in head["unknown_ops"] if name not in base["unknown_ops"]]
     if unknown:
         why = f"operators whose FLOPs are not known, so that MFU misses them: {', '.join(unknown)}"
         yield Row("CHANGED", benchmark, "model", "unknown_ops", len(base["unknown_ops"]), len(head["unknown_ops"]), why)
+
+
+def _count_row(benchmark: str, name: str, base: Stock, head: Stock, margin: float | None, other: str) -> Row:
+    """One count, and where in the model it differs; ``other``: why more of it may be meant, if so."""
+    old, new = base["counts"][name], head["counts"][name]
+    verdict, why = _counted(name, old, new, margin, other)
+    ratio = (new / old,) * 3 if old else None
+    row = Row(verdict, benchmark, "model", name, old, new, why, unit=UNITS.get(name, ""), ratio=ratio, margin=margin)
+    if old == new:
+        return row
+    if name == "peak_memory" and base["peak_phase"] != head["peak_phase"]:
+        why += f", reached in {head['peak_phase']}, not in {base['peak_phase']}"
+    where, elsewhere = differences(base["where"][name], head["where"][name])
+    known = (head["sources"][each.module] for each in where if each.module in head["sources"])
+    file, line = next(known, (None, None))
+    return replace(row, why=why, where=where, elsewhere=elsewhere, file=file, line=line)
 
 
 def _counted(name: str, old: float, new: float, margin: float | None, other: str) -> tuple[Verdict, str]:

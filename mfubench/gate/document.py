@@ -13,6 +13,8 @@ from .policy import Policy
 from .rows import Outcome
 from .source import Source
 
+SCHEMA_VERSION = 1  # what is added leaves it; what is renamed, left out or means something else raises it
+
 
 def document(
     judged: Judged,
@@ -28,7 +30,7 @@ def document(
     rows, warnings = policy.waive(judged.rows, datetime.now(UTC).date())
     outcome = Outcome.of(rows)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "command_line": command_line(),
         "verdict": outcome.verdict,
         "exit_code": outcome.exit_code(**exits),

@@ -1,7 +1,8 @@
 """The gate itself: take stock of every model on both sides, time them if asked to, and judge each by its limits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -16,13 +17,13 @@ from mfubench.progress import Progress
 from mfubench.workload.spec import WorkloadSpec
 
 from .code import kernel_rows
-from .compare import is_same_code, missing_row, model_rows
+from .compare import Limits, Stock, is_same_code, missing_row, model_rows
 from .decide import LOOKS
 from .rows import Row
 from .source import Source
 from .step_time import time_row
 from .stocks import both_stocks
-from .timing import SideBroke, pairs, until_decided
+from .timing import Pair, SideBroke, pairs, until_decided
 
 STOCK_SHARE = 0.3  # of a run's progress
 NAMED = 5  # files, in a sentence
@@ -71,21 +72,18 @@ def judge(
         question.workloads, question.targets, {"base": base, "head": head}, timed_on,
         lambda stage, done: progress(stage, share * done),
     )  # fmt: skip
-    judged = Judged(warnings=_company() if timed_on == "cuda" else [])
+    judged = Judged(warnings=_warning_of_others() if timed_on == "cuda" else [])
     for index, (name, spec) in enumerate(question.workloads.items()):
         before, after = stocks[name, "base"], stocks[name, "head"]
-        row = missing_row(name, before, after)
-        if row is not None:
-            judged.rows.append(row)
+        missing = missing_row(name, before, after)
+        if missing is not None:
+            judged.rows.append(missing)
             continue
-        exact = [
-            *model_rows(name, before, after, question.limits),
-            *kernel_rows(name, before, after, question.limits, (base.folder, head.folder)),
-        ]
+        exact = _exact_rows(name, before, after, question.limits, (base.folder, head.folder))
         judged.rows += exact
-        judged.notes += _notes(name, before, after)
-        judged.warnings += _unseen(name, after)
-        judged.workloads[name] = _workload(spec, after)
+        judged.notes += _changed_files(name, before, after)
+        judged.warnings += _kernels_not_launched(name, after)
+        judged.workloads[name] = _workload_as_counted(spec, after)
         if timed_on is None:
             continue
 
@@ -93,20 +91,41 @@ def judge(
             part = (index + done / LOOKS[-1]) / len(question.workloads)
             progress(f"timing {name}: pair {done + 1} of processes", share + (1 - share) * part)
 
-        left = (ends - monotonic()) / (len(question.workloads) - index)
-        margin, risk = question.limits["step_time"], ALPHA / len(question.workloads)
-        try:
-            had = until_decided(pairs(base, head, asdict(spec), timed_on), margin, risk, left, tell)
-        except SideBroke as broke:
-            judged.rows.append(Row("ERROR", name, "time", "step_time", None, None, str(broke)))
-            continue
-        row, timing = time_row(name, had, margin, risk, same_code=is_same_code(before, after), beside=exact)
+        offered = pairs(base, head, asdict(spec), timed_on)
+        left_s = (ends - monotonic()) / (len(question.workloads) - index)
+        row, timing = _timed_row(question, name, offered, (before, after), exact, left_s, tell)
         judged.rows.append(row)
         judged.timings += [timing] if timing else []
     return judged
 
 
-def _company() -> list[str]:
+def _exact_rows(name: str, base: Stock, head: Stock, limits: Limits, folders: tuple[Path, Path]) -> list[Row]:
+    """The rows of counts and of compiled kernels; ``folders``: base's and head's."""
+    return [*model_rows(name, base, head, limits), *kernel_rows(name, base, head, limits, folders)]
+
+
+def _timed_row(
+    question: Question,
+    name: str,
+    offered: Generator[Pair],
+    stocks: tuple[Stock, Stock],
+    beside: Sequence[Row],
+    budget_s: float,
+    tell: Callable[[int], None],
+) -> tuple[Row, dict[str, Any] | None]:
+    """The row of a step's time, and its timing if there is one: as many of the pairs ``offered`` as decide it.
+
+    ``stocks``: base's and head's; ``beside``: the exact rows, which may say why a step is slower.
+    """
+    margin, risk = question.limits["step_time"], ALPHA / len(question.workloads)
+    try:
+        had = until_decided(offered, margin, risk, budget_s, tell)
+    except SideBroke as broke:
+        return Row("ERROR", name, "time", "step_time", None, None, str(broke)), None
+    return time_row(name, had, margin, risk, same_code=is_same_code(*stocks), beside=beside)
+
+
+def _warning_of_others() -> list[str]:
     """That others are on the GPU before anything of ours is timed there."""
     device = torch.device("cuda")
     wait_for(device)  # for the driver to list this process, too: where it does not, nobody can tell others apart
@@ -114,13 +133,13 @@ def _company() -> list[str]:
     return [f"{others} other processes are on the GPU: intervals are wider than they need to be"] if others else []
 
 
-def _workload(spec: WorkloadSpec, head: Mapping[str, Any]) -> dict[str, Any]:
+def _workload_as_counted(spec: WorkloadSpec, head: Mapping[str, Any]) -> dict[str, Any]:
     """What was counted, and how many kernels of it were compiled for each target."""
     kernels = {target: len(found) for target, found in head["kernels"].items()}
     return {**head["workload"], "kernels": kernels, "kernels_dtype": (spec.dtype or "bf16") if kernels else None}
 
 
-def _unseen(name: str, head: Mapping[str, Any]) -> Iterator[str]:
+def _kernels_not_launched(name: str, head: Mapping[str, Any]) -> Iterator[str]:
     """That kernels are there, and none was launched: what is compiled for nobody passes nothing."""
     silent = [target for target, found in head["kernels"].items() if not found]
     if silent and head["has_kernels"]:
@@ -130,7 +149,8 @@ def _unseen(name: str, head: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _notes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _changed_files(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """In which files both sides' code differs."""
     old, new = before["code"], after["code"]
     changed = [file for file in dict.fromkeys([*new, *old]) if old.get(file) != new.get(file)]
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""

@@ -1,9 +1,11 @@
 """What a gate says: one row for each thing that it looked at, and the verdict that all of them come to."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from .where import Difference, in_words
 
 Verdict = Literal["FAIL", "ERROR", "INCONCLUSIVE", "ENVIRONMENT", "NO_BASELINE", "CHANGED", "IMPROVED", "PASS"]
 VERDICTS: dict[Verdict, str] = {  # the worst first
@@ -27,7 +29,8 @@ class Row:
     ``subject``: the kernel that it is about; empty for the whole model. ``ratio`` is head over base, with its 95 %
     interval where it was measured; ``margin`` by which share head may be above base, or by how many of them
     (`policy.ABSOLUTE`). ``file`` and ``line``: where to look.
-    ``waived``: the reason why a FAIL does not count, until a date.
+    ``waived``: the reason why a FAIL does not count, until a date. ``where``: the places in the model that make the
+    most of a count's difference, beside which there are so many ``elsewhere``.
     """
 
     verdict: Verdict
@@ -44,6 +47,26 @@ class Row:
     file: str | None = None
     line: int | None = None
     waived: str | None = None
+    where: tuple[Difference, ...] = ()
+    elsewhere: int = 0
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "Row":
+        """A row as a document has it; one from before a field was there lacks it."""
+        return cls(**{**told, "where": tuple(Difference(**each) for each in told.get("where", ()))})
+
+    @property
+    def located(self) -> str:
+        """What in the model makes the difference, in words; empty where that is not known."""
+        if not self.where or isinstance(self.base, str | None) or isinstance(self.head, str | None):
+            return ""
+        rest = self.head - self.base - sum(each.more for each in self.where)
+        return in_words(self.where, self.elsewhere, rest, self.unit)
+
+    @property
+    def explanation(self) -> str:
+        """Why it has its verdict, and what in the model makes the difference."""
+        return "; ".join(part for part in (self.why, self.located) if part)
 
     @property
     def counts(self) -> Verdict:

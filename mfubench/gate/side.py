@@ -15,7 +15,7 @@ from mfubench.worker import Watch
 if TYPE_CHECKING:
     from mfubench.workload.spec import Workload
 
-HARNESS = "mfubench"  # is head's on both sides
+HARNESS = "mfubench"  # is the one that runs the gate, on both sides: so both say the same things in the same form
 ZOO = "mfu_models"
 COUNTS = ("parameters", "model_flops", "hardware_flops", "bytes", "kept_activations", "peak_memory", "operators")
 TURN_S = 0.25  # of steps in a turn: far longer than handing over to it takes, and than a neighbour's short burst
@@ -34,11 +34,11 @@ def take_stock(
     from mfubench.user_code import located, short
 
     with _no_gpu(targets) if workload["device"] == "cpu" and targets else nullcontext():
-        found, prepared = _had(workload, paths)
+        found, prepared = _prepared_after_a_step(workload, paths)
         if prepared is None:
             return found
         try:
-            found |= _counted(prepared)
+            found |= _counts_of_a_step(prepared)
         except Exception as error:
             return {**found, "refused": f"its step fails where it is counted: {located(error)}"}
     found |= {"kernels": {}, "not_compiled": dict(without)}
@@ -47,7 +47,7 @@ def take_stock(
             continue
         try:
             with watch.part(target):
-                found["kernels"][target] = _kernels(workload, target)
+                found["kernels"][target] = _kernels_of_a_step(workload, target)
         except Exception as error:  # a step that needs the numbers that its kernels did not write
             found["not_compiled"][target] = short(error)
     return {**found, "code": code_under(paths), "has_kernels": _has_kernels(paths)}
@@ -64,24 +64,29 @@ def _no_gpu(targets: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _counted(prepared: "Workload") -> dict[str, Any]:
+def _counts_of_a_step(prepared: "Workload") -> dict[str, Any]:
     from mfubench.profiling import count_of, memory_of
+
+    from .where import places, sources
 
     count, peak = count_of(prepared, 0), memory_of(prepared)
     total = count.total()
     counts = (
         prepared.description["num_params"], total.model, total.hardware, total.bytes,
-        peak.kept_activations.total(), peak.peak_bytes, count.operators,
+        peak.kept_activations.total(), peak.peak_bytes, count.operators.total(),
     )  # fmt: skip
     return {
         "counts": dict(zip(COUNTS, counts, strict=True)),
+        "where": places(prepared.module, count, peak),
+        "sources": sources(prepared.module, Path.cwd()),
+        "peak_phase": peak.phase,
         "unknown_ops": sorted(count.unknown_ops),
         "data_hash": prepared.description["data_hash"],
         "workload": {name: prepared.description[name] for name in ("batch_size", "mode", "dtype", "device")},
     }
 
 
-def _kernels(workload: Asked, target: str) -> list[dict[str, Any]]:
+def _kernels_of_a_step(workload: Asked, target: str) -> list[dict[str, Any]]:
     """Those of one step."""
     from mfubench.kernels.targets import TARGETS
     from mfubench.workload.ahead import step_without_numbers
@@ -93,7 +98,7 @@ def _kernels(workload: Asked, target: str) -> list[dict[str, Any]]:
     return [asdict(one) for one in launched_kernels(lambda: step_without_numbers(spec), TARGETS[target])]
 
 
-def _had(workload: Asked, paths: Sequence[str]) -> "tuple[dict[str, Any], Workload | None]":
+def _prepared_after_a_step(workload: Asked, paths: Sequence[str]) -> "tuple[dict[str, Any], Workload | None]":
     """The model of the code in ``paths``, after a first step; or why there is none."""
     from mfu_kernels.errors import InvalidArgument
     from mfubench.errors import MfubenchError
@@ -183,7 +188,7 @@ def get_ready(watch: Watch, *, workload: Asked, paths: Sequence[str], without: M
     from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS
     from mfubench.workload.step import run_step
 
-    found, prepared = _had(workload, paths)
+    found, prepared = _prepared_after_a_step(workload, paths)
     if prepared is None:
         return found
     held = ExitStack()

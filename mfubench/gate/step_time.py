@@ -60,5 +60,5 @@ def time_row(
 
 def _causes(beside: Sequence[Row]) -> str:
     """What else is not as it was."""
-    told = [f"{row.subject or row.metric}: {row.why}" for row in beside if row.verdict in TOLD]
+    told = [f"{row.subject or row.metric}: {row.explanation}" for row in beside if row.verdict in TOLD]
     return f"; beside it, {'; '.join(told[:NAMED])}" if told else ""

@@ -1,6 +1,6 @@
 """The count pass: FLOPs and bytes of an eager step with its real sequence lengths, by module, direction and class."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,14 +68,14 @@ _SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
 class Count:
     """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran.
 
-    ``operators``: how many were dispatched. ``configs`` has the config of each kernel of ours at each key that it was
-    launched with, and where that comes from.
+    ``operators``: how many were dispatched, by key. ``configs`` has the config of each kernel of ours at each key that
+    it was launched with, and where that comes from.
     """
 
     work: dict[WorkKey, Work] = field(default_factory=lambda: defaultdict(Work))
     unknown_ops: set[str] = field(default_factory=set)
     impls: dict[str, str] = field(default_factory=dict)
-    operators: int = 0
+    operators: Counter[WorkKey] = field(default_factory=Counter)
     configs: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def total(self, direction: str | None = None) -> Work:
@@ -120,7 +120,6 @@ class CountTracker(ScopeTracker):
 
     def book(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
-        self.count.operators += 1
         scope, direction = self._responsible()
         recompute = direction == RECOMPUTE
         flops = dispatched_flops(func, args, kwargs, out)
@@ -139,7 +138,9 @@ class CountTracker(ScopeTracker):
                 work.model = flops.model * shared
                 work.padded = (flops.hardware - flops.recomputed) * shared  # with what a mask drops
         kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)
-        booked = self.count.work[WorkKey(scope.module if scope else ROOT, direction, kind)]
+        key = WorkKey(scope.module if scope else ROOT, direction, kind)
+        self.count.operators[key] += 1
+        booked = self.count.work[key]
         if in_op:
             self._masked.read((args, kwargs))
         else:

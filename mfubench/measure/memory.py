@@ -11,23 +11,37 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .operators import OperatorMode, dense_parts, tensors_of
-from .scopes import BACKWARD, DATA, OPTIMIZER, ROOT, ScopeTracker
+from .classify import op_class
+from .operators import OperatorMode, dense_parts, operator_name, tensors_of
+from .scopes import BACKWARD, DATA, OPTIMIZER, ROOT, Scope, ScopeTracker
 
 BEFORE = "(before)"  # the step, when only parameters and optimizer state are there
 KINDS = ("parameters", "gradients", "optimizer_state", "activations", "other")
+MADE = ("activations", "other")  # kinds of which it matters what made them
+
+
+class MemoryKey(NamedTuple):
+    """What memory is: its module, its kind, and the class of the operator that made it, empty where none did.
+
+    A parameter, its gradient and its optimizer state are themselves, whatever operator made them.
+    """
+
+    module: str
+    kind: str
+    made_by: str
 
 
 @dataclass(slots=True)
 class MemoryPeak:
-    """Bytes alive at the peak: in all, by kind, by module; and the phase in which it was reached.
+    """Bytes alive at the peak: in all, by kind, by module, by both and maker; and the phase in which it was reached.
 
-    ``kept_activations``: by module, what the forward and the loss made and the backward finds when it begins.
+    ``kept_activations``: by module, what the forward and the loss made and the backward finds when it begins;
+    ``kept_by_key`` the same by maker, too.
     """
 
     peak_bytes: int
@@ -35,6 +49,8 @@ class MemoryPeak:
     by_kind: dict[str, int]
     by_module: Counter[str] = field(default_factory=Counter)
     kept_activations: Counter[str] = field(default_factory=Counter)
+    by_key: Counter[MemoryKey] = field(default_factory=Counter)
+    kept_by_key: Counter[MemoryKey] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -42,6 +58,11 @@ class _Storage:
     nbytes: int
     module: str
     kind: str
+    made_by: str
+
+    @property
+    def key(self) -> MemoryKey:
+        return MemoryKey(self.module, self.kind, self.made_by if self.kind in MADE else "")
 
 
 class MemoryTracker(ScopeTracker):
@@ -91,21 +112,23 @@ class MemoryTracker(ScopeTracker):
         if name == BACKWARD:
             self._mark_gradients()
 
-    def _made(self, _func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    def _made(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book what an operator made; what only looks at an input's storage, such as a view, is no new memory."""
         given = {part.untyped_storage()._cdata for tensor in tensors_of((args, kwargs)) for part in dense_parts(tensor)}
         for tensor in tensors_of(out):
             if not all(part.untyped_storage()._cdata in given for part in dense_parts(tensor)):
-                self.book(tensor)
+                scope = self._owner()
+                maker = (scope.kind if scope else None) or op_class(operator_name(func))
+                self.book(tensor, scope.module if scope else ROOT, self._kind(), maker)
 
-    def book(self, tensor: torch.Tensor, module: str | None = None, kind: str | None = None) -> None:
+    def book(self, tensor: torch.Tensor, module: str, kind: str, made_by: str = "") -> None:
         """Note the storages of ``tensor``, unless they are known already."""
         for part in dense_parts(tensor):
             storage = part.untyped_storage()
             if storage._cdata in self._alive or storage.nbytes() == 0:
                 continue
             index = len(self._storages)
-            self._storages.append(_Storage(storage.nbytes(), module or self._owner(), kind or self._kind()))
+            self._storages.append(_Storage(storage.nbytes(), module, kind, made_by))
             self._alive[storage._cdata] = index
             self._note(index, +1)
             weakref.finalize(storage, self._died, storage._cdata, index).atexit = False
@@ -119,12 +142,11 @@ class MemoryTracker(ScopeTracker):
         self._log.append((index, sign))
         self._phases.append(self.stack[0].module if self.stack else BEFORE)
 
-    def _owner(self) -> str:
+    def _owner(self) -> Scope | None:
         node = torch._C._current_autograd_node()
         if node is None or (self.current is not None and self.current.recompute):
-            return self.current.module if self.current else ROOT
-        scope = self.owner_of_node(node)
-        return scope.module if scope else ROOT
+            return self.current
+        return self.owner_of_node(node)
 
     def _kind(self) -> str:
         if torch._C._current_autograd_node() is not None:
@@ -142,7 +164,7 @@ class MemoryTracker(ScopeTracker):
 
     def peak(self) -> MemoryPeak:
         """What was alive when the most was."""
-        by_kind, by_module = dict.fromkeys(KINDS, 0), Counter[str]()
+        by_kind, by_module, by_key = dict.fromkeys(KINDS, 0), Counter[str](), Counter[MemoryKey]()
         live = list(accumulate(sign * self._storages[index].nbytes for index, sign in self._log))
         if not live:
             return MemoryPeak(0, BEFORE, by_kind, by_module)
@@ -151,17 +173,21 @@ class MemoryTracker(ScopeTracker):
             storage = self._storages[index]
             by_kind[storage.kind] += sign * storage.nbytes
             by_module[storage.module] += sign * storage.nbytes
-        return MemoryPeak(live[top], self._phases[top], by_kind, by_module, self._kept())
+            by_key[storage.key] += sign * storage.nbytes
+        kept_by_key, kept = self._kept(), Counter[str]()
+        for key, nbytes in kept_by_key.items():
+            kept[key.module] += nbytes
+        return MemoryPeak(live[top], self._phases[top], by_kind, by_module, kept, by_key, kept_by_key)
 
-    def _kept(self) -> Counter[str]:
-        kept = Counter[str]()
+    def _kept(self) -> Counter[MemoryKey]:
+        kept = Counter[MemoryKey]()
         for (index, sign), phase in zip(self._log, self._phases, strict=True):
             if phase == BACKWARD:
                 break
             storage = self._storages[index]
             if storage.kind == "activations":
-                kept[storage.module] += sign * storage.nbytes
-        return kept if BACKWARD in self._phases else Counter[str]()
+                kept[storage.key] += sign * storage.nbytes
+        return kept if BACKWARD in self._phases else Counter[MemoryKey]()
 
 
 def _plain_attributes(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -15,13 +15,14 @@ from .gate import (
     Document,
     compared,
     counted,
+    explained,
     forest,
     headline,
     method,
     rows_of,
     rows_table,
     timings_of,
-    why,
+    where_table,
 )
 from .markdown import render_page
 
@@ -66,15 +67,15 @@ def _case(suite: ElementTree.Element, row: Row) -> None:
     case = ElementTree.SubElement(suite, "testcase", {**named, **known})
     if row.verdict == "FAIL" and row.waived is not None:
         outcome = ElementTree.SubElement(case, "skipped", message=f"waived {row.waived}")
-        outcome.text = row.why
+        outcome.text = row.explanation
     elif row.verdict in ("FAIL", "ERROR"):
         kind = "failure" if row.verdict == "FAIL" else "error"
-        outcome = ElementTree.SubElement(case, kind, message=row.why, type=row.verdict)
+        outcome = ElementTree.SubElement(case, kind, message=row.explanation, type=row.verdict)
         outcome.text = _numbers(row)
     elif row.verdict in NOT_JUDGED:
-        ElementTree.SubElement(case, "skipped", message=f"{row.verdict}: {row.why}")
+        ElementTree.SubElement(case, "skipped", message=f"{row.verdict}: {row.explanation}")
     elif row.verdict != "PASS":
-        ElementTree.SubElement(case, "system-out").text = f"{row.verdict}: {row.why}; {_numbers(row)}"
+        ElementTree.SubElement(case, "system-out").text = f"{row.verdict}: {row.explanation}; {_numbers(row)}"
 
 
 def _numbers(row: Row) -> str:
@@ -105,7 +106,7 @@ def _annotated(kind: str, rows: Sequence[Row]) -> Iterator[str]:
     shown = rows if len(rows) <= MOST_ANNOTATIONS else rows[: MOST_ANNOTATIONS - 1]
     for row in shown:
         at = {"file": row.file, "line": row.line} if row.file is not None else {}
-        yield _command(kind, {**at, "title": row.name}, f"{row.counts}: {why(row)}")
+        yield _command(kind, {**at, "title": row.name}, f"{row.counts}: {explained(row)}")
     more = len(rows) - len(shown)
     if more:
         yield _command(kind, {"title": "mfubench gate"}, f"{more} more; {DOCUMENT} lists them all")
@@ -147,7 +148,9 @@ def _above(told: Document, shown: Sequence[Row], number: int) -> str:
     after = [f"All rows: {counted(told['counted']) or 'none'}."]
     if shown[number:]:
         after.insert(0, f"{fmt.count(len(shown[number:]))} more rows that do not pass; {DOCUMENT} lists them all.")
-    table = [rows_table(list(map(_shortened, shown[:number])), "Head beside base, the worst first.")] if number else []
+    first = list(map(_shortened, shown[:number]))
+    where = [replace(table, rows=[list(map(_short, row)) for row in table.rows]) for table in where_table(first)]
+    table = [rows_table(first, "Head beside base, the worst first."), *where] if first else []
     time = [replace(chart, summary=_short(chart.summary)) for chart in forest(timings_of(told))]
     page = Page(
         title="Performance gate",

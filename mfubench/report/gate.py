@@ -50,7 +50,8 @@ def gate_page(told: Document) -> Page:
         sections.append(Section("Time", [*forest(timings), _times(timings)], brief=True))
         sections.append(Section("Every pair of processes", [_pairs(timings)]))
     if passed:
-        sections.append(Section("Within their limits", listed(passed, "What did not become worse than it may.")))
+        blocks = [*listed(passed, "What did not become worse than it may."), *where_table(passed[:MOST_ROWS])]
+        sections.append(Section("Within their limits", blocks))
     return Page(
         title=f"Performance gate: {told['head']['given']} against {told['base']['given']}",
         headline=headline(told),
@@ -65,7 +66,7 @@ def gate_page(told: Document) -> Page:
 
 def rows_of(told: Document) -> list[Row]:
     """The document's rows, the worst first."""
-    return [Row(**row) for row in told["rows"]]
+    return [Row.of_json(row) for row in told["rows"]]
 
 
 def timings_of(told: Document) -> list[dict[str, Any]]:
@@ -126,9 +127,13 @@ def allowed(name: str, margin: float | None) -> str:
     return f"{margin:g} more" if name in ABSOLUTE else f"{1 + margin:.6g} times"
 
 
-def why(row: Row) -> str:
-    """Why a row has its verdict, and until when that is waived."""
-    return "; ".join(part for part in (row.waived and f"waived {row.waived}", row.why) if part)
+def explained(row: Row) -> str:
+    """Why a row has its verdict, what in the model makes the difference, and until when that is waived."""
+    return _why(row, row.explanation)
+
+
+def _why(row: Row, reason: str) -> str:
+    return "; ".join(part for part in (row.waived and f"waived {row.waived}", reason) if part)
 
 
 def _verdict(rows: Sequence[Row]) -> list[Block]:
@@ -136,6 +141,7 @@ def _verdict(rows: Sequence[Row]) -> list[Block]:
     shown = [row for row in rows if not _is_passed_over(row)]
     tiers = Counter(row.tier for row in rows if _is_passed_over(row))
     blocks = listed(shown, "Head beside base, the worst first. In brackets the 95 % interval of what was measured.")
+    blocks += where_table(shown[:MOST_ROWS])
     if tiers:
         blocks.append(Items([f"{'And w' if shown else 'W'}ithin their limits: {_by_tier(tiers)}."]))
     return blocks or [Items(["There was nothing to look at."])]
@@ -168,10 +174,24 @@ def rows_table(rows: Sequence[Row], caption: str) -> Table:
         (Column("head", numeric=numeric), [_value(row.head, row.unit) for row in rows]),
         (Column("ratio [95 % CI]", numeric=True), [_ratio(row.ratio) for row in rows]),
         (Column("allowed", brief=False), [allowed(row.metric, row.margin) for row in rows]),
-        (Column("why"), [why(row) for row in rows]),
+        (Column("why"), [_why(row, row.why) for row in rows]),
     ]
     filled = [(column, cells) for column, cells in known(columns) if any(cells)]
     return replace(Table.of(caption, filled, rest="rows"), listed_in=DOCUMENT)
+
+
+def where_table(rows: Sequence[Row]) -> list[Table]:
+    """What in the model makes the differences of these rows, a line a row; nothing where none is a model's count."""
+    located = [row for row in rows if row.where]
+    if not located:
+        return []
+    columns = [
+        (Column("benchmark"), [row.benchmark for row in located]),
+        (Column("metric"), [metric(row) for row in located]),
+        (Column("where head needs more or less"), [row.located for row in located]),
+    ]
+    caption = "The largest differences by module and class of operator; * is the number of a module in a list."
+    return [replace(Table.of(caption, columns, rest="rows"), listed_in=DOCUMENT)]
 
 
 def _value(given: float | str | None, unit: str) -> str:

@@ -59,13 +59,18 @@ def test_a_change_that_needs_more_fails_and_leaves_all_its_files(repository: Pat
     assert "FAIL" in ended.stdout and "::error" in ended.stderr
     document = json.loads((out / "gate.json").read_text(encoding="utf-8"))
     failed = {row["metric"]: row["waived"] for row in document["rows"] if row["verdict"] == "FAIL"}
+    (where,) = (row["where"] for row in document["rows"] if row["metric"] == "bytes")
+    assert {(each["module"], each["part"]): each["operators"] for each in where}["(model)", "forward"] == "elementwise"
+    culprit, at = "(model): +512 B elementwise, forward", "file=net.py,line=11"
+    assert culprit in ended.stdout and culprit in ended.stderr and at in ended.stderr
     assert failed["bytes"] is None and failed.pop("kept_activations") == "until 2999-12-31: till it is fused"
     assert document["base"]["commit"] == git(repository, "rev-parse", "main")
     assert (out / "report.html").is_file() and "FAIL" in (out / "report.md").read_text(encoding="utf-8")
     appended = summary.read_text(encoding="utf-8")
-    assert appended.startswith("# before\n") and "FAIL" in appended
+    assert appended.startswith("# before\n") and "FAIL" in appended and "512 B elementwise" in appended
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert int(suite.get("failures", "0")) == len(failed)
+    assert culprit in next(case[0].get("message", "") for case in suite.iter("testcase") if case.get("name") == "bytes")
 
 
 def test_a_change_of_words_passes(repository: Path) -> None:
@@ -76,6 +81,16 @@ def test_a_change_of_words_passes(repository: Path) -> None:
     workload = document["workloads"]["net:build"]
     assert (workload["batch_size"], workload["dtype"], workload["kernels"]) == (4, "fp32", {"sm_90": 0})
     assert document["head"]["dirty"] and not document["warnings"]
+
+
+def test_both_sides_are_measured_by_the_mfubench_that_runs_the_gate(repository: Path) -> None:
+    """Whatever base has under that name: so both sides' stocks have the same form."""
+    (repository / "mfubench").mkdir()
+    (repository / "mfubench" / "__init__.py").write_text("raise ImportError('of base')\n", encoding="utf-8")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "another mfubench")
+    git(repository, "rm", "--quiet", "-r", "mfubench")
+    assert told("check", "net:build", "--base", "HEAD", *FOR_SM90)["verdict"] == "PASS"
 
 
 def test_kernels_that_are_not_launched_are_warned_of(repository: Path) -> None:

@@ -24,6 +24,9 @@ KERNEL = {
 def stock(counts: dict[str, int] | None = None, *kernels: dict[str, Any], **other: Any) -> dict[str, Any]:
     return {
         "counts": {**dict.fromkeys(COUNTS, 100), **(counts or {})},
+        "where": {name: [["net.mlp", "copy", "forward", (counts or {}).get(name, 100)]] for name in COUNTS},
+        "sources": {"net.mlp": ["net.py", 7]},
+        "peak_phase": "(backward)",
         "unknown_ops": [],
         "data_hash": "same",
         "code": {"net.py": "x"},
@@ -55,6 +58,40 @@ def test_what_is_the_same_passes() -> None:
 def test_more_in_the_same_model_fails_and_less_is_better(metric: str) -> None:
     more, less = (of_model(stock(), stock({metric: count}))[metric] for count in (101, 99))
     assert (more.verdict, less.verdict) == ("FAIL", "IMPROVED") and "+1.00%" in more.why and more.ratio == (1.01,) * 3
+
+
+def test_a_count_that_differs_says_where() -> None:
+    rows = of_model(stock(), stock({"bytes": 101, "operators": 98}))
+    assert rows["bytes"].located == "net.mlp: +1.00 B copy, forward" and rows["operators"].located.startswith(
+        "net.mlp: -2"
+    )
+    assert (rows["bytes"].file, rows["bytes"].line) == ("net.py", 7)
+    same = rows["peak_memory"]
+    assert (same.where, same.elsewhere, same.file, same.explanation) == ((), 0, None, "")
+
+
+def test_a_place_that_head_has_no_source_of_has_no_line() -> None:
+    row = of_model(stock(), stock({"bytes": 101}, sources={}))["bytes"]
+    assert row.where and (row.file, row.line) == (None, None)
+
+
+def test_the_line_is_that_of_the_largest_place_that_head_has() -> None:
+    """What only base has is the larger difference here."""
+    base, head = stock(), stock({"bytes": 101})
+    base["where"]["bytes"].append(["gone", "gemm", "forward", 50])
+    head["where"]["bytes"] = [["net.mlp", "copy", "forward", 151]]
+    row = of_model(base, head)["bytes"]
+    assert [each.more for each in row.where] == [51, -50] and row.line == 7
+    head["where"]["bytes"] = [["net.mlp", "copy", "forward", 101]]
+    row = of_model(base, head)["bytes"]
+    assert [each.more for each in row.where] == [-50, 1] and row.line == 7
+
+
+def test_a_peak_that_is_reached_elsewhere_in_the_step_says_so() -> None:
+    """Its places are those of two moments."""
+    row = of_model(stock(), stock({"peak_memory": 120}, peak_phase="(optimizer)"))["peak_memory"]
+    assert "reached in (optimizer), not in (backward)" in row.why
+    assert "reached" not in of_model(stock(), stock({"peak_memory": 120}))["peak_memory"].why
 
 
 def test_a_limit_is_a_share() -> None:

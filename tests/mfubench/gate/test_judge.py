@@ -12,4 +12,4 @@ def test_others_are_counted_when_the_driver_lists_this_process(monkeypatch: pyte
     monkeypatch.setattr(judge, "device_uuid", lambda _device: "GPU-aaaa")
     monkeypatch.setattr("torch.cuda.synchronize", used.append)
     monkeypatch.setattr(judge, "other_processes", lambda _uuid: 2 if used else None)
-    assert judge._company() == ["2 other processes are on the GPU: intervals are wider than they need to be"]
+    assert judge._warning_of_others() == ["2 other processes are on the GPU: intervals are wider than they need to be"]

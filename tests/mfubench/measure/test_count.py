@@ -280,6 +280,12 @@ def test_lookups_and_the_optimizer_move_bytes_and_need_no_flops() -> None:
     assert any(key == WorkKey(ROOT, "fwd", "embedding") for key in counted.work)
 
 
+def test_operators_are_counted_where_they_run(x: Tensor) -> None:
+    operators = count(layers(2), x).operators
+    assert operators[WorkKey("0", "fwd", "gemm")] == 1 and operators[WorkKey("1", "bwd", "gemm")] == 2
+    assert all(operators.values())
+
+
 def test_views_move_nothing(x: Tensor) -> None:
     class Views(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

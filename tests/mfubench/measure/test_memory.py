@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mfubench.measure.memory import KINDS, MemoryPeak, peak_of_step
+from mfubench.measure.memory import KINDS, MADE, MemoryPeak, peak_of_step
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
 from mfubench.workload.step import make_optimizers, run_step
 
@@ -99,6 +99,16 @@ def test_what_is_freed_is_taken_off() -> None:
     model = nn.Sequential(*(Planted(kept=False) for _ in range(3)))
     found = peak(model, torch.randn(2, 4))
     assert FLOAT * 2 * BIG <= found.peak_bytes < FLOAT * 2 * BIG + 10_000
+
+
+def test_what_made_it_is_known() -> None:
+    """What is made is known by its operators; a parameter, a gradient and optimizer state are what they are."""
+    model, x = mlp(), torch.randn(16, 8)
+    found = peak(model, x, optimizers=trained(model, x))
+    assert found.by_key.total() == found.peak_bytes and found.kept_by_key.total() == found.kept_activations.total()
+    assert {key.made_by for key in found.by_key if key.kind not in MADE} == {""}
+    kept = {(key.module, key.made_by): size for key, size in found.kept_by_key.items() if size}
+    assert kept[("1", "elementwise")] == FLOAT * 16 * 64 and kept[("2", "gemm")] == FLOAT * 16 * 8
 
 
 def test_inference_keeps_no_activations() -> None:

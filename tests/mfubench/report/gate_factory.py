@@ -5,6 +5,7 @@ from typing import Any
 
 from mfubench.gate.policy import LIMITS, Policy, Waiver
 from mfubench.gate.rows import Outcome, Row
+from mfubench.gate.where import Difference
 
 WHY_SLOWER = "the whole interval is above what is allowed"
 HOSTILE = "a|b <i>c</i> `d`\n::error::e % \x00\x1b[31m @triton.jit #12 ::f,g:h \ud800"
@@ -27,6 +28,16 @@ def of_a_kernel(verdict: Any = "PASS", **changes: Any) -> Row:
     place = {"file": "kernels/mfu_kernels/gdpa/kernel.py", "line": 41}
     why = "spills 176 bytes a thread, 0 before"
     return a_row(verdict, **{"tier": "kernels", "why": why, "unit": "", **given, **place, **changes})
+
+
+def located(verdict: Any = "FAIL", **changes: Any) -> Row:
+    """A count that says where it differs."""
+    where = (
+        Difference("items", "copy", "forward", 0, 12 << 20),
+        Difference("users.blocks.*", "gemm", "backward", 3 << 20, 2 << 20, 4),
+    )
+    given = {"base": 100 << 20, "head": 111 << 20, "why": "+11.00%", "where": where, "elsewhere": 0, "margin": 0.0}
+    return a_row(verdict, **{**given, **changes})
 
 
 def some_rows() -> list[Row]:
@@ -99,7 +110,9 @@ def a_hostile_gate(number: int = 1) -> dict[str, Any]:
     row = of_a_kernel("FAIL", benchmark=HOSTILE, subject=HOSTILE, why=HOSTILE, file=HOSTILE, base=HOSTILE, head=HOSTILE)
     waived = of_a_kernel("FAIL", benchmark=HOSTILE, metric=HOSTILE, waived=HOSTILE)
     texts = {"notes": [HOSTILE], "warnings": [HOSTILE], "method": HOSTILE, "command_line": HOSTILE}
-    told = a_gate(*[row, waived, slower(benchmark=HOSTILE)] * number, **texts, environment={HOSTILE: HOSTILE})
+    where = (Difference(HOSTILE, HOSTILE, HOSTILE, 0, 1),)
+    count = located("IMPROVED", benchmark=HOSTILE, metric=HOSTILE, where=where)
+    told = a_gate(*[row, waived, slower(benchmark=HOSTILE), count] * number, **texts, environment={HOSTILE: HOSTILE})
     for side in ("base", "head"):
         told[side] = {"given": HOSTILE, "commit": HOSTILE, "dirty": None, "folder": HOSTILE}
     return told

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mfubench.gate.where import Difference
 from mfubench.report.ci import MARKER, MOST_SUMMARY, annotations, junit, summary
 from tests.mfubench.report.gate_factory import (
     HOSTILE,
@@ -12,6 +13,7 @@ from tests.mfubench.report.gate_factory import (
     a_gate,
     a_hostile_gate,
     a_row,
+    located,
     of_a_kernel,
     slower,
     some_rows,
@@ -71,6 +73,21 @@ def test_every_verdict_has_its_element():
     told, text = outcome(found["kunlun small gdpa_fwd (bf16) on sm_90 registers"])
     assert told == "system-out" and text.startswith("CHANGED: registers 128 to 168; base 128, head 168")
     assert len(found["tiger small step_time"]) == 0
+
+
+WHERE = "items: +12.0 MiB copy, forward; users.blocks.* (4 modules): -1.00 MiB gemm, backward"
+
+
+def test_every_output_says_where_a_count_differs():
+    told = a_check(located(), located("CHANGED", metric="operators", elsewhere=2, head=(111 << 20) + 512))
+    failed, changed = cases(junit(told)).values()
+    assert outcome(failed) == ("failure", f"+11.00%; {WHERE}")
+    assert f"CHANGED: +11.00%; {WHERE}; and +512 B in 2 more places; base" in outcome(changed)[1]
+    assert commands(told)[0][2] == f"FAIL: +11.00%; {WHERE}"
+    text = summary(told).replace("\\", "")
+    assert f"| bytes | {WHERE} |" in text and "and +512 B in 2 more places |" in text
+    waived = cases(junit(a_check(located(waived=WAIVED))))["kunlun small bytes"]
+    assert waived[0].text == f"+11.00%; {WHERE}"
 
 
 def test_a_case_says_where_its_kernel_is():
@@ -157,6 +174,11 @@ def test_a_summary_fits_a_comment_whatever_its_texts(sign):
     assert MARKER in text and len(text) <= MOST_SUMMARY and text.count("<details>") == text.count("</details>")
     assert f"{50 - len(rows_in(text))} more rows" in text and rows_in(text) and "40 more; gate.json" in text
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows_in(text)} == {8}
+
+
+def test_a_summary_fits_a_comment_however_long_the_names_of_modules():
+    text = summary(a_check(*[located(where=(Difference("x" * 10**5, "copy", "", 0, 1),))] * 50))
+    assert len(text) <= MOST_SUMMARY and text.count("x…") == 20
 
 
 def test_a_summary_without_room_keeps_its_verdict():

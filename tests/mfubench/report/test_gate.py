@@ -20,7 +20,7 @@ from mfubench.report.blocks import Chart, Page, Table
 from mfubench.report.charts import svg, why_not
 from mfubench.report.ci import summary
 from mfubench.report.format import cleaned
-from mfubench.report.gate import MOST_ROWS, compared, gate_page, self_check_page
+from mfubench.report.gate import MOST_ROWS, compared, gate_page, rows_of, self_check_page
 from tests.mfubench.report.gate_factory import (
     HOSTILE,
     RATIO,
@@ -30,6 +30,7 @@ from tests.mfubench.report.gate_factory import (
     a_row,
     a_self_check,
     a_timing,
+    located,
     of_a_kernel,
     slower,
     some_rows,
@@ -145,6 +146,21 @@ def test_columns_that_say_nothing_are_left_out():
     rows = [of_a_kernel("CHANGED", metric="launched", base="no", head="yes", margin=None)]
     headers = [each.header for each in table(gate_page(a_check(*rows))).columns]
     assert headers == ["verdict", "benchmark", "metric", "base", "head", "why"]
+
+
+def test_where_counts_differ_stands_below_the_verdicts():
+    page = gate_page(a_check(located(), located("PASS", metric="peak_memory"), of_a_kernel("FAIL")))
+    (below,) = [block for block in section(page, "Verdict").blocks if isinstance(block, Table)][1:]
+    assert below.rows == [["kunlun small", "bytes", located().located]] and "items: +12.0 MiB copy" in located().located
+    (passed,) = [block for block in section(page, "Within their limits").blocks if isinstance(block, Table)][1:]
+    assert [row[1] for row in passed.rows] == ["peak memory"]
+
+
+def test_a_document_from_before_places_is_read():
+    told = a_check(located())
+    for row in told["rows"]:
+        del row["where"], row["elsewhere"]
+    assert rows_of(told) == [located(where=(), elsewhere=0)]
 
 
 def test_a_check_has_no_time():
