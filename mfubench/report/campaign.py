@@ -327,8 +327,8 @@ def _beside_peers(pairs: Sequence[Pair]) -> Table:
         ),
     ]
     caption = (
-        f"Kernels in bf16 beside the fastest peer that computes the same. {about_roofline(rows)} An attention's backward "
-        "counts as 2.5 forwards."
+        "Kernels in bf16 beside the fastest peer that computes the same; an attention's backward counts as 2.5 forwards. "
+        f"{about_roofline(rows)}"
     )
     return Table.of(caption, columns)
 
