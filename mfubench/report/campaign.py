@@ -327,7 +327,7 @@ def _beside_peers(pairs: Sequence[Pair]) -> Table:
         ),
     ]
     caption = (
-        "Kernels in bf16 beside the fastest peer that computes the same; an attention's backward counts as 2.5 forwards. "
+        "Kernels in bf16 beside the fastest peer that computes the same; an attention's backward is 2.5 forwards. "
         f"{about_roofline(rows)}"
     )
     return Table.of(caption, columns)
