@@ -2,7 +2,6 @@
 
 import json as json_module
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 DEBUG_FLAG = "--debug"
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_HOURS = 500  # a pipe's timeout ends at 596
-DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -95,14 +93,18 @@ def overrides(pairs: list[str] | None) -> dict[str, str]:
 
 
 def seconds(option: str, given: str) -> float:
-    """A duration such as 9m in seconds.
+    """A duration such as 9m in seconds, which are also the unit of a bare number.
 
     Raises:
         BadInput: it is none.
     """
-    found = DURATION.fullmatch(given)
-    if found is None or not 0 < (wanted := float(found[1]) * UNITS[found[2]]) <= MOST_HOURS * UNITS["h"]:
-        allowed = f"a number above 0 with s, m or h, such as 90s, 9m, 2h, up to {MOST_HOURS}h"
+    number, unit = (given[:-1], given[-1]) if given[-1:] in UNITS else (given, "s")
+    try:
+        wanted = float(number) * UNITS[unit]
+    except ValueError:
+        wanted = 0.0
+    if not 0 < wanted <= MOST_HOURS * UNITS["h"]:
+        allowed = f"a time above 0, up to {MOST_HOURS}h: 90s, 9m, 2h, or a number of seconds"
         raise BadInput(f"{option} {given}; allowed: {allowed}")
     return wanted
 

@@ -12,7 +12,6 @@ import typer
 from mfubench.errors import BadInput, TimeUp
 
 from .options import (
-    DURATION,
     BatchSize,
     Candidates,
     Compile,
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 TRACE_NAME = "trace.json.gz"
 TENSORBOARD = "tensorboard"  # a log folder that torch-tb-profiler opens
 
-MAX_TIMEOUT_S = 1e8  # years; what a timer takes has an end
-
 
 def profile(
     model: Annotated[
@@ -69,7 +66,7 @@ def profile(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Give up on a workload that takes longer than 90s, 9m, 2h or so many seconds; keep what was measured.",
+            help="Give up on a workload that takes longer than 90s, 9m or 2h; keep what was measured.",
             show_default=False,
         ),
     ] = None,
@@ -108,7 +105,7 @@ def profile(
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
         lock=lock,
     )  # fmt: skip
-    limit_s = None if timeout is None else _limit_s(timeout)
+    limit_s = None if timeout is None else seconds("--timeout", timeout)
     writable_folder(out)
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
@@ -140,17 +137,6 @@ def profile(
         from mfubench.report.terminal import print_runs, stdout_console
 
         print_runs([run], stdout_console(), full=verbose)
-
-
-def _limit_s(given: str) -> float:
-    """``--timeout`` in seconds, which is also the unit of a bare number."""
-    try:
-        limit_s = seconds("--timeout", given) if DURATION.fullmatch(given) else float(given)
-    except ValueError:
-        raise BadInput(f"--timeout {given}; allowed: a number of seconds, or one such as 90s, 9m, 2h") from None
-    if not 0 < limit_s <= MAX_TIMEOUT_S:
-        raise BadInput(f"--timeout {limit_s:g}; allowed: more than 0 seconds, up to {MAX_TIMEOUT_S:g}")
-    return limit_s
 
 
 def _keep(known: "list[Callable[[], Run]]", out: Path | None, trace_path: Path | None) -> None:

@@ -53,9 +53,9 @@ def test_a_small_campaign_and_its_table(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "soon"], "--budget soon; allowed: a number above 0 with s, m or h"),
+        (["--budget", "soon"], "--budget soon; allowed: a time above 0"),
         (["--budget", "0s"], "--budget 0s"),
-        (["--task-limit", "9"], "--task-limit 9"),
+        (["--task-limit", "9d"], "--task-limit 9d"),
         (["--peer-limit", "never"], "--peer-limit never"),
         (["--stage", "lunch"], "--stage lunch is unknown; allowed: calibration"),
         (["--table", "README.md"], "cannot read"),
