@@ -21,6 +21,7 @@ from .measure.count import Count, count_step
 from .measure.environment import device_uuid
 from .measure.memory import MemoryPeak, peak_of_step
 from .measure.nvml import NvmlSampler, per_step
+from .measure.operators import tensors_of
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
 from .measure.stats import median_ci
@@ -34,7 +35,6 @@ from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
 from .workload.step import run_passes, run_step, update
-from .workload.user import tensors_in
 
 UNLIKE = 0.01  # by so much, two steps need different FLOPs: more than a router's choice that training moves a little
 
@@ -131,7 +131,7 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
 
 def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
     """What is alive at the peak of a ``step``, run eagerly; a user's batch is on the device before it."""
-    batch = tensors_in(workload.inputs[0]) if workload.needed is None else ()
+    batch = tensors_of(workload.inputs[0]) if workload.needed is None else ()
     with run_eagerly():
         return peak_of_step(
             workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase), batch
@@ -174,7 +174,7 @@ def first_step(workload: Workload) -> None:
 
 def _versions(workload: Workload) -> list[int]:
     """How often each tensor of a user's first batch was changed in place."""
-    tensors = tensors_in(workload.inputs[0]) if workload.needed is None else ()
+    tensors = tensors_of(workload.inputs[0]) if workload.needed is None else ()
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 

@@ -8,6 +8,7 @@ A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -76,8 +77,14 @@ def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """The tensors in what a call was given or what it made: in lists, tuples and dicts, at any depth."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    """The tensors in what a call or a model was given or made: in lists, tuples, dicts, dataclasses, at any depth."""
+    found = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
 
 
 def operator_name(func: Any) -> str:

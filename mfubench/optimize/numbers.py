@@ -22,10 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mfu_models.batch import Batch
 from mfubench.kernels.budget import in_budgets
 from mfubench.measure.classify import op_class
-from mfubench.measure.operators import OperatorMode, operator_name
+from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_passes, update
-from mfubench.workload.user import tensors_in
 
 FACTOR = 4.0
 ROUNDED = 5  # runs with moved results
@@ -97,7 +96,7 @@ def results(workload: Workload, batch: Any) -> Results:
         parameter.grad = None
     with _buffers_kept(workload.module):
         output, _ = run_passes(workload, batch)
-    found = {f"output {place}": tensor.detach() for place, tensor in enumerate(tensors_in(output))}
+    found = {f"output {place}": tensor.detach() for place, tensor in enumerate(tensors_of(output))}
     for name, parameter in workload.module.named_parameters():
         if parameter.grad is not None:
             found[f"gradient of {name}"], parameter.grad = parameter.grad, None

@@ -13,6 +13,7 @@ from torch import nn
 from mfu_kernels import OPS, UnsupportedImpl
 from mfu_kernels.registry import interpreting
 from mfubench.measure.calibrate import DTYPES, load_or_calibrate
+from mfubench.measure.operators import tensors_of
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
@@ -20,7 +21,6 @@ from mfubench.workload.prepare import prepare
 from mfubench.workload.regions import class_name, is_table, regions, row_sparse
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
-from mfubench.workload.user import tensors_in
 
 from .rows import bucketed
 from .swap import (
@@ -91,7 +91,7 @@ def look(workload: Workload, run: Run) -> Survey:
         dtype=workload.dtype,
         batch_size=workload.description["batch_size"],
         interpreted=_interpreted(device),
-        shapes_vary=len({tuple(tensor.shape for tensor in tensors_in(batch)) for batch in workload.inputs}) > 1,
+        shapes_vary=len({tuple(tensor.shape for tensor in tensors_of(batch)) for batch in workload.inputs}) > 1,
         peaks={name: load_or_calibrate(device, name).gemm_tflops[name] for name in DTYPES[device.type]},
         bandwidth_gb_s=run.peak["bandwidth_gb_s"],
     )

@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from mfu_kernels.precision import widened
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
 from mfubench.measure.compiled import compiler_loaded
-from mfubench.measure.operators import dense_parts
+from mfubench.measure.operators import dense_parts, tensors_of
 from mfubench.user_code import located, named_function, short
 
 from .prepare import describe, digest
@@ -158,7 +157,7 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
         raise BadInput(
             f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"
         )
-    tensors = list(tensors_in(batch))
+    tensors = tensors_of(batch)
     if tensors and not any(tensor.numel() for tensor in tensors):
         raise BadInput(f"make_batch({batch_size}, {device}) made a batch without rows; nothing would be measured")
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
@@ -181,7 +180,7 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     Raises:
         BadInput: there is none that a gradient could flow from.
     """
-    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
+    found = [tensor for tensor in tensors_of(output) if tensor.is_floating_point() and tensor.requires_grad]
     if not found:
         raise BadInput(
             f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
@@ -189,23 +188,14 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     return torch.stack([widened(tensor).mean() for tensor in found]).sum()
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor anywhere in ``value``: in lists, tuples, dicts, dataclasses, at any depth."""
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
-
-
 def _shapes(batch: Any) -> list[str]:
-    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(batch)]
+    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_of(batch)]
 
 
 def _work_of(batch: Any) -> list[str]:
     """What decides how much work a batch is, on whatever model: shapes, and numbers that are lengths, ids or masks."""
     told = [repr(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, (bool, int, str))]
-    for tensor in tensors_in(batch):
+    for tensor in tensors_of(batch):
         parts = _parts(tensor)
         told += _shapes(parts if tensor.is_nested else [tensor, *parts])
         told += [_digest_of(part) for part in parts if not (part.is_floating_point() or part.is_complex())]

@@ -11,11 +11,11 @@ from torch import nn
 from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
 from mfubench.errors import BadInput
+from mfubench.measure.operators import tensors_of
 from mfubench.workload import prepare as prepare_module
 from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, mover, prepare
 from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
-from mfubench.workload.user import tensors_in
 from mfubench.workload.zoo import list_models, num_params
 
 Zoo = Callable[..., Workload]
@@ -89,7 +89,7 @@ def test_defaults_on_a_gpu() -> None:
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_batches_wait_for_a_gpu_in_page_locked_memory(candidates: int) -> None:
     workload = prepare(WorkloadSpec("transformer", size="tiny", steps=1, batch_size=4, candidates=candidates))
-    assert all(tensor.is_pinned() for batch in workload.inputs for tensor in tensors_in(batch))
+    assert all(tensor.is_pinned() for batch in workload.inputs for tensor in tensors_of(batch))
 
 
 def test_batches_in_page_locked_memory_are_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_batches_in_page_locked_memory_are_the_same(zoo: Zoo, monkeypatch: pytes
     pinned: list[int] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: [pinned.append(id(tensor)), tensor.clone()][1])
     copied = batch.pin_memory()
-    assert sorted(pinned) == sorted(map(id, tensors_in(batch)))
-    pairs = zip(tensors_in(batch), tensors_in(copied), strict=True)
+    assert sorted(pinned) == sorted(map(id, tensors_of(batch)))
+    pairs = zip(tensors_of(batch), tensors_of(copied), strict=True)
     assert all(torch.equal(one, other) and one is not other for one, other in pairs)
 
 
@@ -110,7 +110,7 @@ def test_memory_of_a_batch_waits_for_the_stream_that_reads_it(zoo: Zoo, monkeypa
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: kept.append((id(tensor), stream)))
     stream: Any = object()
     batch.record_stream(stream)
-    assert sorted(key for key, _ in kept) == sorted(map(id, tensors_in(batch)))
+    assert sorted(key for key, _ in kept) == sorted(map(id, tensors_of(batch)))
     assert all(of is stream for _, of in kept)
 
 
@@ -129,7 +129,7 @@ def test_a_gpu_fetches_a_batch_while_it_computes(monkeypatch: pytest.MonkeyPatch
     fetched = fetch(batch)
     made[0].synchronize()
     assert not computed.query()
-    for one, other in zip(tensors_in(batch), tensors_in(fetched), strict=True):
+    for one, other in zip(tensors_of(batch), tensors_of(fetched), strict=True):
         assert torch.equal(one, other.cpu())
     assert computed.query()  # reading it on the stream that computes has waited
 
