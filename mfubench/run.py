@@ -7,18 +7,15 @@ document is migrated or refused, never guessed.
 """
 
 import json
-import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args, get_origin, get_type_hints
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from .errors import BadInput
+from .files import read_json
+from .files import write_text as write_text  # also for kernels/locks.py, whose hash is in what was measured
 
 if TYPE_CHECKING:
     import pandas
@@ -215,26 +212,13 @@ def read_run(path: Path | str) -> Run:
     """
     path = Path(path)
     file = path / "run.json" if path.is_dir() else path
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
-    except OSError as error:
-        raise BadInput(
-            f"cannot read {file}: {error.strerror}; give a run.json that `mfubench profile --out` wrote"
-        ) from None
-    except ValueError:
-        raise BadInput(f"{file} is not JSON; give a run.json that `mfubench profile --out` wrote") from None
-    return run_of(document, str(file))
+    return run_of(read_json(file, "give a run.json that `mfubench profile --out` wrote"), str(file))
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large")
-    return number
+def write_run(run: Run, folder: Path) -> None:
+    """Write ``run`` as the run.json of ``folder``, which is made where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.json", run.to_json())
 
 
 # What readers take for granted inside a Run, by dotted path.
@@ -349,36 +333,3 @@ def run_of(document: Any, file: str) -> Run:
     for key, kind in _ROWS.items():
         values[key] = _rows(kind, values[key], f"{file}: {key}")
     return Run(**values)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` whole or not at all: a reader never sees half a file, also after an interrupt."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """The same for bytes."""
-    with _replacing(path) as stream:
-        stream.write(data)
-
-
-def place_file(source: Path, target: Path) -> None:
-    """Copy ``source`` to ``target`` whole or not at all."""
-    with source.open("rb") as read, _replacing(target) as stream:
-        shutil.copyfileobj(read, stream)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` once it is written; until then it lies beside it, under another name."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):  # it is gone where an interrupt came right after
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise

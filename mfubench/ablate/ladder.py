@@ -14,11 +14,12 @@ from mfu_models import model_spec
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput
 from mfubench.exhausted import ran_out_of_memory, release
+from mfubench.files import write_text
 from mfubench.identity import ELSEWHERE, code_hash, require_same
 from mfubench.measure.environment import environment
 from mfubench.profiling import profile_workload
 from mfubench.progress import Progress, silent
-from mfubench.run import Run, read_run, write_text
+from mfubench.run import Run, read_run, write_run
 from mfubench.workload.prepare import DEFAULT_SIZE, device_and_dtype, prepare
 from mfubench.workload.spec import WorkloadSpec
 
@@ -82,9 +83,7 @@ class Ladder:
             return
         for name, run in self.found.runs.items():
             if name not in self.found.written:
-                file = self.folder / "runs" / name / "run.json"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_text(file, run.to_json())
+                write_run(run, self.folder / "runs" / name)
                 self.found.written.add(name)
         write_text(self.folder / FILE, self.ablation().to_json())
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.files import kept_json, read_json, write_json
 from mfubench.identity import code_hash, kernels_hash, require_same
-from mfubench.run import write_text
 from mfubench.worker import DONE, FAILED, PART
 
 from .plan import Task
@@ -51,7 +51,7 @@ class Store:
             require_same(self.folder / INDEX, "campaign", index["identity"], identity)
         index["planned"] = list(dict.fromkeys([*index.get("planned", ()), *(task.id for task in tasks)]))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        write_json(self.folder / INDEX, index)
 
     def index(self) -> dict[str, Any]:
         """Identity, environment, and the ids of the tasks that were planned.
@@ -60,12 +60,7 @@ class Store:
             BadInput: no campaign is here, or one of another schema.
         """
         file = self.folder / INDEX
-        try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"cannot read {file}: {error.strerror}; give a folder of `mfubench campaign`") from None
-        except ValueError:
-            raise BadInput(f"{file} is not JSON; give a folder of `mfubench campaign`") from None
+        found: dict[str, Any] = read_json(file, "give a folder of `mfubench campaign`")
         known = isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION
         if not known or not all(isinstance(found.get(part), dict) for part in ("identity", "environment")):
             raise BadInput(f"{file} is no campaign of schema_version {SCHEMA_VERSION}; run `mfubench campaign` anew")
@@ -134,15 +129,12 @@ class Store:
     def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
         place = self.place(task)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_text(place, json.dumps(result, indent=1) + "\n")
+        write_json(place, result)
 
     def read(self, stage: str, name: str) -> dict[str, Any] | None:
         """The result of a task, None where there is none or it is unreadable."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / stage / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if _is_result(found) else None
+        found = kept_json(self.folder / stage / f"{name}.json")
+        return found if found is not None and _is_result(found) else None
 
     def documents(self, stage: str) -> list[Any]:
         """The documents of a stage's tasks that are done, in part, too."""
@@ -164,9 +156,9 @@ def _proved_on(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": environment["device_name"], **toolchain, "kernels": kernels_hash()}
 
 
-def _is_result(found: Any) -> bool:
+def _is_result(found: Mapping[str, Any]) -> bool:
     """Whether a file holds a task's result: with a document, if there is something in it."""
-    named = isinstance(found, dict) and all(name in found for name in ("task", "arguments", "status", "reason"))
+    named = all(name in found for name in ("task", "arguments", "status", "reason"))
     return named and (found["status"] not in (DONE, PART) or "document" in found)
 
 

@@ -39,10 +39,11 @@ def compare(
     """
     from mfubench.comparison import compare as compare_runs
     from mfubench.comparison import require_comparable
+    from mfubench.files import write_json
     from mfubench.report import write_page
     from mfubench.report.comparison import comparison_page
     from mfubench.report.terminal import print_page, stdout_console
-    from mfubench.run import read_run, write_text
+    from mfubench.run import read_run
 
     place = _place(runs, baseline)
     documents = [read_run(path) for path in runs]
@@ -50,12 +51,12 @@ def compare(
     writable_folder(out)
     found = compare_runs(documents, baseline=place)
     page = comparison_page(documents, found)
-    text = json_module.dumps(found.to_document(documents), indent=1)
+    told = found.to_document(documents)
     if out is not None:
         write_page(page, out)
-        write_text(out / "comparison.json", text)
+        write_json(out / "comparison.json", told)
     if json:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(json_module.dumps(told, indent=1) + "\n")
     else:
         print_page(page, stdout_console(), full=verbose)
 

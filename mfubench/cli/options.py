@@ -178,11 +178,11 @@ def sole_writer(folder: Path | None) -> Iterator[None]:
 
 def keep(told: Any, page: "Page", folder: Path, name: str) -> None:
     """The result in ``folder``: its document, which is called ``name``, and its reports."""
+    from mfubench.files import write_json
     from mfubench.report import write_page
-    from mfubench.run import write_text
 
     write_page(page, folder)
-    write_text(folder / name, json_module.dumps(told, indent=1) + "\n")
+    write_json(folder / name, told)
 
 
 def put(told: Any, page: "Callable[[], Page]", *, json: bool, verbose: bool) -> None:

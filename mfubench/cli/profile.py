@@ -147,8 +147,9 @@ def _keep(known: "list[Callable[[], Run]]", out: Path | None, trace_path: Path |
 
 
 def _write(run: "Run", out: Path, trace_path: Path | None) -> None:
+    from mfubench.files import place_file
     from mfubench.report import write_reports
-    from mfubench.run import place_file, write_text
+    from mfubench.run import write_run
 
     out.mkdir(parents=True, exist_ok=True)
     if trace_path is not None and run.trace["path"] is not None:
@@ -156,5 +157,5 @@ def _write(run: "Run", out: Path, trace_path: Path | None) -> None:
         place_file(trace_path, out / TRACE_NAME)
         (out / TENSORBOARD).mkdir(exist_ok=True)
         place_file(trace_path, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
-    write_text(out / "run.json", run.to_json())
+    write_run(run, out)
     write_reports([run], out)

@@ -6,7 +6,6 @@ that multiplies constants toggles fewer bits, draws less power and clocks higher
   cf. Horace He, thonking.ai/p/strangely-matrix-multiplications
 """
 
-import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import BadInput, ToolBroke
-from mfubench.run import write_text
+from mfubench.files import kept_json, write_json
 
 from .environment import cache_directory, device_name, device_uuid, now
 from .nvml import other_processes
@@ -149,7 +148,7 @@ def load_or_calibrate(device: "torch.device", dtype: str, refresh: bool = False)
     cache, key = _cache(), _fingerprint(device, dtype)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cache, json.dumps(_entries(cache) | {key: asdict(measured)}, indent=1))
+        write_json(cache, _entries() | {key: asdict(measured)})
     except OSError as error:
         warnings.warn(f"the calibration is not kept: cannot write {cache}: {error}", RuntimeWarning, stacklevel=2)
     return measured
@@ -171,7 +170,7 @@ def kept_calibration(device: "torch.device", dtype: str) -> Calibration | None:
     """
     _check(device, dtype)
     adopted = _adopted.get((device_name(device), dtype))
-    return adopted or _parse(_entries(_cache()).get(_fingerprint(device, dtype)), dtype)
+    return adopted or _parse(_entries().get(_fingerprint(device, dtype)), dtype)
 
 
 def peaks_by_dtype(
@@ -283,19 +282,15 @@ def _cache() -> Path:
     return cache_directory() / "calibration.json"
 
 
+def _entries() -> dict[str, Any]:
+    return kept_json(_cache()) or {}
+
+
 def _fingerprint(device: "torch.device", dtype: str) -> str:
     import torch
 
     unit = device_uuid(device) or f"{torch.get_num_threads()} threads"
     return " | ".join((device_name(device), unit, f"torch {torch.__version__}", dtype, PLANS[device.type].how))
-
-
-def _entries(cache: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _parse(entry: Any, dtype: str) -> Calibration | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mfubench.errors import BadInput
+from mfubench.files import write_text
 from mfubench.identity import ELSEWHERE
-from mfubench.run import write_text
 
 SCHEMA_VERSION = 1
 FILE = "optimize.jsonl"

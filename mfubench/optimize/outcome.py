@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mfubench.run import Run, write_text
+from mfubench.files import write_text
+from mfubench.run import Run, write_run
 
 from .changes import to_plain
 from .document import NotTried, Optimization, step_of
@@ -56,17 +57,11 @@ def document_of(plan: Plan, state: State, stopped: str, end: End, seconds: float
 def write(out: Path, plan: Plan, state: State, found: Optimization, end: End) -> None:
     """Recipe, document and the end's run, in the folder ``out``."""
     if end.run is not None:
-        put_run(end.run, out / "end")
+        write_run(end.run, out / "end")
     else:  # an earlier search's end is not this one's
         (out / "end" / "run.json").unlink(missing_ok=True)
     _recipe(plan, state, found).write(out / "recipe.toml")
     write_text(out / "optimize.json", found.to_json())
-
-
-def put_run(run: Run, folder: Path) -> None:
-    """The run as the folder's ``run.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", run.to_json())
 
 
 def _recipe(plan: Plan, state: State, found: Optimization) -> Recipe:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfubench import __version__
 from mfubench.errors import BadInput
-from mfubench.run import write_text
+from mfubench.files import write_text
 from mfubench.workload.patching import Undo, together
 
 from .changes import Change, from_plain, to_plain

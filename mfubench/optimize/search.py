@@ -11,14 +11,14 @@ from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
 from mfubench.identity import require_same
 from mfubench.measure.effect import ALPHA, LEAST
 from mfubench.progress import Progress, silent
-from mfubench.run import Run, read_run
+from mfubench.run import Run, read_run, write_run
 from mfubench.worker import LEAST_S
 
 from .changes import Change, added, from_plain
 from .document import Optimization, Step
 from .isolated import GaveUp, run_isolated
 from .log import FILE, Log, no_log, read_log
-from .outcome import End, document_of, put_run, write
+from .outcome import End, document_of, write
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .state import Plan, State, step_taken
 from .survey import OpUse, Survey
@@ -77,7 +77,7 @@ class Search:
         identity, run, survey = self._must(take_stock, self.plan.spec, "profiling the start")
         self.log.begin(self._identity(identity))
         if self.plan.out is not None:
-            put_run(run, self.plan.out / "start")
+            write_run(run, self.plan.out / "start")
         self.log.append("survey", {"survey": asdict(survey)})
         return self._state(self._identity(identity), run, survey)
 

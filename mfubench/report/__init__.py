@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfubench.run import Run, write_text
+from mfubench.files import write_text
+from mfubench.run import Run
 
 if TYPE_CHECKING:
     from .blocks import Chart, Page

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mfubench.errors import BadInput
-from mfubench.run import write_text
+from mfubench.files import write_text
 
 from . import format as fmt
 from .blocks import Column, Facts, Items, Page, Section, Table

@@ -1,11 +1,10 @@
 """What is known of the kernels, as pages: the list, the numeric contract, the compiled code, the benchmark."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfubench.run import write_text
+from mfubench.files import write_json, write_text
 
 from . import format as fmt
 from .blocks import Block, Column, Facts, Items, Page, Section, Table
@@ -207,5 +206,5 @@ def write_bench(told: Document, folder: Path) -> None:
     from .markdown import render_page
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "bench.json", json.dumps(told, indent=1) + "\n")
+    write_json(folder / "bench.json", told)
     write_text(folder / "report.md", render_page(bench_page(told)))

@@ -1,6 +1,5 @@
 """A ladder's folder: plan.json says whose it is, and each training has a file of its facts and one of its losses."""
 
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mfubench.errors import BadInput
+from mfubench.files import kept_json, write_bytes, write_json
 from mfubench.identity import ELSEWHERE, require_same
-from mfubench.run import write_bytes, write_text
 
 from .plan import Training
 from .train import Trained
@@ -35,7 +34,7 @@ class Store:
             self._check(folder / PLAN)
 
     def _check(self, file: Path) -> None:
-        there = _read(file)
+        there = kept_json(file)
         if (
             there is None
             or there.get("schema_version") != SCHEMA_VERSION
@@ -66,7 +65,7 @@ class Store:
         if self.folder is None:
             return None
         place = self.folder / TRAININGS / training.file
-        facts = _read(place.with_suffix(".json"))
+        facts = kept_json(place.with_suffix(".json"))
         try:
             losses = np.load(place.with_suffix(".npy"), allow_pickle=False)
             given = {name: facts[name] for name in Trained.__dataclass_fields__ if name != "losses"}  # type: ignore[index]
@@ -83,17 +82,9 @@ class Store:
 
     def read_peak(self) -> dict[str, Any] | None:
         """The same, None where it is not kept or damaged."""
-        found = None if self.folder is None else _read(self.folder / PEAK)
+        found = None if self.folder is None else kept_json(self.folder / PEAK)
         whole = found is not None and found.keys() >= PEAK_FACTS and isinstance(found["tflops"], int | float)
         return found if found is not None and whole and found["tflops"] > 0 else None
 
     def _put(self, file: Path, told: dict[str, Any]) -> None:
-        write_text(file, json.dumps({"schema_version": SCHEMA_VERSION, **told}, indent=1) + "\n")
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        write_json(file, {"schema_version": SCHEMA_VERSION, **told})

@@ -14,7 +14,6 @@ smaller gain is noise.
 """
 
 import argparse
-import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,8 +29,8 @@ from mfu_models.batch import Batch, EventSequence
 from mfubench.data.kuairand import read_kuairand
 from mfubench.data.logs import LogSource
 from mfubench.data.movielens import read_movielens
+from mfubench.files import write_json
 from mfubench.measure.environment import environment
-from mfubench.run import write_text
 from mfubench.scaling.train import Settings, train, unchanged
 from mfubench.scaling.windows import TRAIN_SHARE, describe, predictors
 from mfubench.workload.spec import WorkloadSpec
@@ -107,7 +106,7 @@ def main() -> None:
             runs = [train_one(spec, windows, data, seed, twin) for twin in (False, True) for seed in range(given.seeds)]
             document["trained"] += runs
             print_model(facts, runs)
-            write_text(given.out / "quality.json", json.dumps(document, indent=1) + "\n")
+            write_json(given.out / "quality.json", document)
 
 
 def print_data(data: str, facts: dict[str, Any]) -> None:

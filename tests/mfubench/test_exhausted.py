@@ -14,10 +14,11 @@ from torch import nn
 
 from mfubench.errors import BadInput
 from mfubench.exhausted import free_host_memory, out_of_memory
+from mfubench.files import write_text
 from mfubench.passes import LATER
 from mfubench.profiling import profile_workload
 from mfubench.report import write_reports
-from mfubench.run import Run, read_run, write_text
+from mfubench.run import Run, read_run
 from mfubench.workload.spec import Workload
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

@@ -8,7 +8,7 @@ import pytest
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
 from mfubench.run import _EXPECTED_OF_A_GPU as EXPECTED_OF_A_GPU
-from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, place_file, read_run, write_text
+from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_run
 from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
@@ -26,9 +26,9 @@ def written(folder, content) -> "os.PathLike[str]":
 
 @pytest.mark.parametrize("run", [a_run(), a_gpu_run()], ids=["on_a_cpu", "with_a_datasheet"])
 def test_a_run_comes_back_as_it_went(tmp_path, run):
-    path = written(tmp_path, run.to_json())
-    assert read_run(path) == run
-    assert read_run(tmp_path) == run
+    write_run(run, tmp_path / "out")
+    assert read_run(tmp_path / "out") == run
+    assert read_run(tmp_path / "out" / "run.json") == run
 
 
 def test_the_schema_version_comes_first(document):
@@ -194,59 +194,3 @@ def test_the_readme_s_tables_are_those_of_a_run(tmp_path, monkeypatch, capsys):
     exec(example, {})
     printed = capsys.readouterr().out
     assert "memory-bound" in printed and "aten::bmm" in printed
-
-
-def test_text_is_written_and_readable_by_others(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    write_text(path, "new é\n")
-    assert path.read_text(encoding="utf-8") == "new é\n"
-    mask = os.umask(0o077)
-    write_text(tmp_path / "private.txt", "")
-    os.umask(mask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
-    assert (tmp_path / "private.txt").stat().st_mode & 0o777 == 0o600
-    (tmp_path / "private.txt").unlink()
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("broken", ["os.replace", "Path.open"])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken, error):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(f"mfubench.run.{broken}", fail)
-    with pytest.raises(type(error)):
-        write_text(path, "new")
-    monkeypatch.undo()
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interrupt_right_after_a_write_is_an_interrupt(tmp_path, monkeypatch):
-    replace = os.replace
-
-    def replaced(*args):
-        replace(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mfubench.run.os.replace", replaced)
-    with pytest.raises(KeyboardInterrupt):
-        write_text(tmp_path / "a.txt", "new")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
-
-
-def test_the_umask_which_all_threads_share_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.umask", None)
-    write_text(tmp_path / "a.txt", "new")
-    place_file(tmp_path / "a.txt", tmp_path / "b.txt")
-    assert (tmp_path / "b.txt").read_text() == "new"
-
-
-def test_text_that_cannot_be_encoded_leaves_nothing(tmp_path):
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "\ud800")
-    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from mfubench import __version__
 from mfubench.cli import main
 from mfubench.cli.options import seconds, sole_writer
 from mfubench.errors import BadInput
-from mfubench.run import write_text
+from mfubench.files import write_text
 from mfubench.user_code import short
 
 

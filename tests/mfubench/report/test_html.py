@@ -52,12 +52,29 @@ def test_tables_say_what_they_are_and_which_cells_are_headers(page):
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
 
 
+def cells(text: str) -> list[tuple[str, str]]:
+    """Every cell below a table's head: its column's header, and the markup in it."""
+    found = []
+    for table in re.findall(r"<table>.*?</table>", text, re.S):
+        head, _, rest = table.partition("</thead>")
+        headers = re.findall(r"<th [^>]*>(.*?)</th>", head)
+        for row in re.findall(r"<tr>(.*?)</tr>", rest, re.S):
+            found += zip(headers, re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row, re.S), strict=True)
+    return found
+
+
 def test_bars_are_drawn_for_shares_only():
-    widths = [
-        attributes["width"] for tag, attributes in Document(html.render_page(page_of([a_run()]))).tags if tag == "rect"
-    ]
-    assert "33.2" in widths and "100.0" in widths
-    assert all(float(width) >= 0 for width in widths)
+    """Each as long as its share; one below zero, or unknown, has none."""
+    run = a_run()
+    run.ledger[0].share = -0.05
+    texts = cells(html.render_page(page_of([run])))
+    shares = [text for header, text in texts if header == "share %"]
+    drawn = [re.findall(r'<rect width="([^"]*)"', text) for text in shares]
+    written = [text.partition("<")[0].strip() for text in shares]
+    assert drawn == [[share] if share[0].isdigit() else [] for share in written]
+    assert [] in drawn and len(drawn) > len(run.ledger) + len(run.modules)
+    assert {"MFU %", "ms", "left %"} <= {header for header, _ in texts}
+    assert not [header for header, text in texts if header != "share %" and ("<svg" in text or "<rect" in text)]
 
 
 def test_a_name_is_never_markup():

@@ -79,7 +79,7 @@ REFUSED = {
     "0 evaluated": ([*MODELS, "--evaluate", "0"], ["--evaluate 0", "1 or more"]),
     "0 seeds": ([*MODELS, "--seeds", "0"], ["--seeds 0", "1 or more"]),
     "0 a step": ([*MODELS, "--batch-size", "0"], ["--batch-size 0", "1 or more"]),
-    "a budget without a unit": ([*MODELS, "--budget", "9"], ["--budget 9", "90s, 9m, 2h"]),
+    "a budget in days": ([*MODELS, "--budget", "9d"], ["--budget 9d", "90s, 9m, 2h"]),
     "unknown impl": ([*MODELS, "--impl", "cuda"], ["cuda", "reference"]),
     "tf32 on a CPU": ([*MODELS, "--device", "cpu", "--dtype", "tf32"], ["tf32", "CUDA"]),
     "synthetic data": ([*MODELS, "--data", "synthetic"], ["synthetic", "formula", "kuairand:PATH"]),
