@@ -26,6 +26,17 @@ class Mlp(nn.Module):
         return x
 
 
+def dense_token(num_features: int, width: int) -> nn.Linear:
+    """A map of standardised numeric features [..., n] to a token [..., d], on average of unit length, as ids' are.
+
+    As PyTorch draws it, it is some 0.6 sqrt(d) long: beside it hardly counts what it is added to, or normed with.
+    """
+    linear = nn.Linear(num_features, width)
+    nn.init.normal_(linear.weight, std=(num_features * width) ** -0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 def for_each_sample(weight: Tensor, x: Tensor) -> Tensor:
     """``weight`` [m, n] to be multiplied by each sample of ``x`` [B, n, d]: [B, m, n], which no copy repeats."""
     return weight.to(matmul_dtype(x)).expand(x.shape[0], -1, -1)  # autocast itself would cast the repeated ones
