@@ -132,7 +132,7 @@ def equations(model: nn.Module, batch: Batch, candidate: int) -> Tensor:
     c = c + parts.position.weight[0]
     mixed = (_append if config.mixing == "append" else _concat)(model, events, c)
     fields = by_hand.rows_of(model.fields, batch.sparse[candidate])
-    dense = by_hand.linear(model.dense, batch.dense[candidate])
+    dense = by_hand.mlp(model.dense, batch.dense[candidate])
     return by_hand.mlp(model.head, torch.cat([mixed, dense, *fields]))
 
 

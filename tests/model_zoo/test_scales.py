@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfu_models import MODELS
+from mfu_models.common.layers import DenseToken
 from mfubench.data.kuairand import read_kuairand
 from mfubench.data.logs import LogSource
 
@@ -45,11 +46,18 @@ def lengths_of_parts(name: str, size: str, log: LogSource) -> dict[str, float]:
     return found
 
 
+@pytest.mark.parametrize("widths", [(5, 32), (13, 512), (13, 1024, 512), (13, 512, 256, 160), (5, 64, 32)])
+def test_a_dense_token_is_of_unit_length_however_it_is_made(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    lengths = DenseToken(widths)(torch.randn(256, widths[0])).square().sum(dim=-1)
+    assert lengths.mean().item() == pytest.approx(1, abs=0.25)
+
+
 @pytest.mark.parametrize("name", WITH_A_DENSE_TOKEN)
 def test_dense_features_are_a_token_like_those_of_fields(name: str, log: LogSource) -> None:
     """Raw logarithms of counts made it up to 20 times as long, on the KuaiRand slice."""
     parts = lengths_of_parts(name, "tiny", log)
-    assert 1 / 3 < parts["dense"] / parts["fields"] < 2
+    assert 0.6 < parts["dense"] / parts["fields"] < 1.4
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])

@@ -26,7 +26,7 @@ from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.embedding import FieldEmbedding
-from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp, dense_token
+from mfu_models.common.layers import DenseToken, JaggedSelfAttention, LayerNorm, Mlp
 from mfu_models.common.requests import RequestTokens
 
 from .config import AmortizedHistoryConfig
@@ -95,7 +95,7 @@ class AmortizedHistory(nn.Module):
         d, schema = config.width, config.schema
         self.tokens = RequestTokens(schema, d, config.max_length, impl)
         self.layers = nn.ModuleList(Layer(config, impl) for _ in range(config.num_layers))
-        self.dense = dense_token(len(schema.dense), d)
+        self.dense = DenseToken((len(schema.dense), d))
         self.fields = FieldEmbedding(schema, d, impl)
         self.head = Mlp((config.head_mlp_in, *config.head_mlp, 1))
         self.impl: Impl = impl
