@@ -15,7 +15,7 @@ from mfu_models.batch import Field, SequenceField
 from mfubench.errors import BadInput
 
 from .histories import Array, EventLog, rows_where, sort_by_user_and_time
-from .logs import LogSource, log_schema
+from .logs import VERSION, LogSource, log_schema
 from .source import ACTION_SIDE
 from .tables import Column, digest, read_table
 
@@ -86,14 +86,14 @@ def read_kuairand(path: Path) -> LogSource:
             f"KuaiRand, {paths[0].name}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {users:,} users, "
             f"{videos:,} videos, {len(every):,} events, click rate {len(clicks) / len(every):.3f}"
         ),
-        fingerprint=f"kuairand-{digest(paths)}",
+        fingerprint=f"kuairand-{VERSION}-{digest(paths)}",
         log=EventLog.build(columns["user"], columns["time_ms"], columns["item"], sides, members),
         targets=every,
         positives="clicks",
         shown=("events",),
         utc_offset_hours=8,
         context=(columns["tab"],),
-    )
+    ).standardised()
 
 
 def find_logs(path: Path) -> list[Path]:

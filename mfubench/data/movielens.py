@@ -12,7 +12,7 @@ from mfu_models.batch import Field, SequenceField
 from mfubench.errors import BadInput
 
 from .histories import Array, EventLog, rows_where, sort_by_user_and_time
-from .logs import LogSource, log_schema
+from .logs import VERSION, LogSource, log_schema
 from .source import ACTION_SIDE
 from .tables import Column, digest, read_table
 
@@ -73,13 +73,13 @@ def read_movielens(path: Path) -> LogSource:
             f"MovieLens, {folder.resolve().name}: {users:,} users, {movies:,} movies, {len(targets):,} ratings and "
             f"{len(members['tags']):,} tags, rate of a rating of 4 or more {len(members['liked']) / len(targets):.3f}"
         ),
-        fingerprint=f"movielens-{digest([folder / name for name in FILES])}",
+        fingerprint=f"movielens-{VERSION}-{digest([folder / name for name in FILES])}",
         log=EventLog.build(columns["user"], columns["time_ms"], columns["item"], sides, members),
         targets=targets,
         positives="liked",
         shown=("liked", "other_ratings"),
         utc_offset_hours=0,
-    )
+    ).standardised()
 
 
 def _read(folder: Path) -> dict[str, Array]:

@@ -81,7 +81,7 @@ def token(embedding: nn.Module, item: Tensor, sides: Tensor) -> Tensor:
 def context(module: nn.Module, batch: Batch, candidate: int) -> Tensor:
     """What a candidate has beside its ids, by hand."""
     fields = rows_of(module.fields, batch.sparse[candidate])
-    return linear(module.dense, batch.dense[candidate]) + fields.sum(0) / len(fields) ** 0.5
+    return mlp(module.dense, batch.dense[candidate]) + fields.sum(0) / len(fields) ** 0.5
 
 
 def linear(module: nn.Module, x: Tensor) -> Tensor:

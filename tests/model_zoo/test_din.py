@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, softplus
 
 from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
@@ -43,8 +43,8 @@ def built(config: DinConfig, dtype: torch.dtype = torch.float32) -> Din:
 
 
 def sequence_of(lengths: list[int]) -> EventSequence:
-    """A sequence of which only the lengths matter."""
-    ids = torch.zeros(sum(lengths), dtype=torch.int64)
+    """A sequence of which only the lengths matter: each event is of an item of its own."""
+    ids = torch.arange(sum(lengths))
     return EventSequence(ids, ids[:, None], ids, torch.tensor([0, *lengths]).cumsum(0), max(lengths))
 
 
@@ -233,6 +233,33 @@ def test_the_auxiliary_loss_does_not_look_ahead_or_into_other_rows() -> None:
     before = torch.stack([states[0] * 0, states[0], states[1], states[2] * 0, states[3], states[4] * 0])
     assert torch.equal(seen[0], torch.cat([before, events], dim=1))
     assert torch.equal(seen[1], torch.cat([before, events[[3, 4, 5, 0, 1, 2]]], dim=1))
+
+
+@pytest.mark.parametrize("candidates", [2, 3, 4])
+def test_the_auxiliary_loss_tells_an_event_from_one_of_another_item(candidates: int) -> None:
+    """Half a batch away lies the very same event, where each history is repeated for an even number of candidates."""
+    auxiliary = built(DIEN).interest.auxiliary
+    seen: list[Tensor] = []
+    auxiliary.mlp.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][:, 6:]))
+    ids = torch.arange(4)
+    history = EventSequence(ids, ids[:, None], ids, torch.tensor([0, 4]), 4).repeat(candidates)
+    events = torch.eye(4, 20)[history.item_ids]
+    auxiliary(torch.randn(len(events), 6), events, history)
+    happened, others = (found.argmax(dim=1) for found in seen)
+    assert torch.equal(happened, history.item_ids)
+    assert (others != happened).all() and others.bincount(minlength=4).tolist() == [candidates] * 4
+
+
+def test_where_all_events_are_of_one_item_the_auxiliary_loss_tells_none_apart() -> None:
+    auxiliary = built(DIEN).interest.auxiliary
+    states, events = torch.randn(3, 6), torch.randn(1, 20).expand(3, -1)
+    same = torch.zeros(3, dtype=torch.int64)
+    history = EventSequence(same, same[:, None], same, torch.tensor([0, 3]), 3)
+    before = torch.cat([torch.zeros(1, 6), states[:2]])
+    happened = auxiliary.mlp(torch.cat([before, events], dim=1))
+    torch.testing.assert_close(auxiliary(states, events, history), softplus(-happened).mean())
+    alone = auxiliary(states[:1], events[:1], sequence_of([1]))
+    torch.testing.assert_close(alone, softplus(-happened[0, 0]))
 
 
 def test_the_auxiliary_loss_trains_interests_and_events_and_nothing_behind_them() -> None:

@@ -13,17 +13,19 @@ def components(config: AmortizedHistoryConfig, lengths: Mapping[str, Sequence[in
     """Forward model FLOPs of a batch by component, for ``lengths`` by sequence name (one row a request)."""
     num_requests = check_lengths(lengths, [config.history.name])
     d, m, width, history = config.width, config.num_candidates, config.token_width, lengths[config.history.name]
-    events, pairs = sum(history), sum(kept_pairs(n, None, config.causal) for n in history)
-    if config.mixing == "append":
-        queries, keys, pairs = events + num_requests * m, events, pairs + events * m
+    events, past = sum(history), sum(kept_pairs(n, None, config.causal) for n in history)
+    candidates, layers = num_requests * m, config.num_layers
+    if config.mixing == "append":  # the last layer has no rows but the candidates'
+        rows, keys = (layers - 1) * events + layers * candidates, layers * events
+        pairs = (layers - 1) * past + layers * events * m
     else:
-        queries, keys, pairs = events * m, events * m, pairs * m
+        rows = keys = layers * events * m
+        pairs = layers * past * m
     work: Counter[str] = Counter()
-    work["dense"] = linear(num_requests * m, len(config.schema.dense), d)
-    projections = 2 * linear(queries, width, width) + 2 * linear(keys, width, width)
-    work["attention"] = config.num_layers * (projections + 4 * pairs * width)
-    work["ffn"] = config.num_layers * mlp(queries, (width, config.expansion * width, width))
-    work["head"] = mlp(num_requests * m, (config.head_mlp_in, *config.head_mlp, 1))
+    work["dense"] = linear(candidates, len(config.schema.dense), d)
+    work["attention"] = 2 * linear(rows, width, width) + 2 * linear(keys, width, width) + 4 * pairs * width
+    work["ffn"] = mlp(rows, (width, config.expansion * width, width))
+    work["head"] = mlp(candidates, (config.head_mlp_in, *config.head_mlp, 1))
     return work
 
 

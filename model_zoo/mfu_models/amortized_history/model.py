@@ -12,9 +12,10 @@ event is joined with the candidate, [h_t | c] of width 2 d, and the layers run a
 head is the mean over its events (of an empty history, the head's other inputs alone tell candidates apart).
 
 Readings: softmax; the candidates' rows pass through every layer's MLP, as more than one layer needs; an event sees the
-whole history (causal: a switch); post-norm. All layers work on all rows, though no score reads the history's rows of
-the last. The paper's estimate, (n + m) d², also projects the candidates' rows to keys and values, which nothing would
-read: up to 1.7 % more FLOPs a request. Not in it: the paper's sizes, data and optimiser, which could not be read.
+whole history (causal: a switch); post-norm. Of the last layer no score reads the history's rows: there they are keys
+and values only, and all else is the candidates'. The project's size table counted that layer whole, as does the paper's
+estimate, (n + m) d², which also projects the candidates' rows to keys and values, which nothing would read. Not in it:
+the paper's sizes, data and optimiser, which could not be read.
 """
 
 import torch
@@ -25,7 +26,7 @@ from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.embedding import FieldEmbedding
-from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp
+from mfu_models.common.layers import DenseToken, JaggedSelfAttention, LayerNorm, Mlp
 from mfu_models.common.requests import RequestTokens
 
 from .config import AmortizedHistoryConfig
@@ -43,19 +44,23 @@ class AppendAttention(nn.Module):
         self.num_heads, self.causal = config.num_heads, config.causal
         self.impl: Impl = impl
 
-    def forward(self, x: Tensor, offsets: Tensor, max_length: int, num_candidates: int) -> Tensor:
-        """``x`` [T + B*m, d], ``offsets`` [B+1] of the events -> [T + B*m, d]."""
-        num_requests = offsets.shape[0] - 1
-        num_events = x.shape[0] - num_requests * num_candidates
-        q, own_q = self.q(x).unflatten(-1, (self.num_heads, -1)).tensor_split([num_events])
-        k, v = self.kv(x[:num_events]).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
-        past = ops.window_attention(
-            q, k, v, offsets, window=None, causal=self.causal, max_length=max_length, impl=self.impl
-        )
-        own_q = own_q.unflatten(0, (num_requests, num_candidates))
-        seen = ops.cross_attention(own_q, k, v, offsets, max_length=max_length, impl=self.impl)
-        mixed: Tensor = self.out(torch.cat([past, seen.flatten(0, 1)]).flatten(1))
-        return mixed
+    def forward(
+        self, x: Tensor, offsets: Tensor, max_length: int, num_candidates: int, only_candidates: bool = False
+    ) -> Tensor:
+        """``x`` [T + B*m, d], ``offsets`` [B+1] of the events -> [T + B*m, d], or of the candidates [B*m, d]."""
+        num_requests, impl = offsets.shape[0] - 1, self.impl
+        num_own = num_requests * num_candidates
+        events = x[: x.shape[0] - num_own]
+        k, v = self.kv(events).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        q = self.q(x[events.shape[0] :] if only_candidates else x).unflatten(-1, (self.num_heads, -1))
+        own_q = q[q.shape[0] - num_own :].unflatten(0, (num_requests, num_candidates))
+        mixed = ops.cross_attention(own_q, k, v, offsets, max_length=max_length, impl=impl).flatten(0, 1)
+        if not only_candidates:
+            q, causal = q[: events.shape[0]], self.causal
+            past = ops.window_attention(q, k, v, offsets, window=None, causal=causal, max_length=max_length, impl=impl)
+            mixed = torch.cat([past, mixed])
+        projected: Tensor = self.out(mixed.flatten(1))
+        return projected
 
 
 class Layer(nn.Module):
@@ -74,8 +79,9 @@ class Layer(nn.Module):
         self.ffn_norm = LayerNorm(d, impl)
 
     def forward(self, x: Tensor, *rows: Tensor | int) -> Tensor:
-        """``x`` of the tokens, ``rows`` as the attention takes them -> the same shape as ``x``."""
-        x = self.attention_norm(self.attention(x, *rows), x)
+        """``x`` of the tokens, ``rows`` as the attention takes them -> as many of them, the last, as it gives."""
+        mixed = self.attention(x, *rows)
+        x = self.attention_norm(mixed, x[x.shape[0] - mixed.shape[0] :])
         out: Tensor = self.ffn_norm(self.ffn(x), x)
         return out
 
@@ -89,7 +95,7 @@ class AmortizedHistory(nn.Module):
         d, schema = config.width, config.schema
         self.tokens = RequestTokens(schema, d, config.max_length, impl)
         self.layers = nn.ModuleList(Layer(config, impl) for _ in range(config.num_layers))
-        self.dense = nn.Linear(len(schema.dense), d)
+        self.dense = DenseToken((len(schema.dense), d))
         self.fields = FieldEmbedding(schema, d, impl)
         self.head = Mlp((config.head_mlp_in, *config.head_mlp, 1))
         self.impl: Impl = impl
@@ -105,9 +111,10 @@ class AmortizedHistory(nn.Module):
         """The candidates' rows after one pass for each request, [B*m, d]."""
         sequence = batch.sequences[self.config.history.name]
         x = torch.cat(self.tokens(batch, sequence))
-        for layer in self.layers:
-            x = layer(x, sequence.offsets, sequence.max_length, batch.num_candidates)
-        return x[sequence.item_ids.shape[0] :]
+        for depth, layer in enumerate(self.layers, start=1):
+            is_last = depth == len(self.layers)
+            x = layer(x, sequence.offsets, sequence.max_length, batch.num_candidates, is_last)
+        return x
 
     def _concat(self, impressions: Batch) -> Tensor:
         """The mean of each candidate's own pass over [h_t | c], [B*m, 2 d]."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ import mfu_kernels as ops
 from mfu_kernels.cost import once_for_batch
 from mfu_kernels.precision import matmul_dtype
 from mfu_kernels.registry import Impl
+
+GELU_MOMENT = 0.425  # mean square of GELU of a standard normal number
 
 
 class Mlp(nn.Module):
@@ -24,6 +27,25 @@ class Mlp(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else nn.functional.gelu(x))
         return x
+
+
+class DenseToken(Mlp):
+    """A token of standardised numeric features, of unit length on average, as ids' are: [..., n] -> [..., d].
+
+    As PyTorch draws it, it is from 0.4 to 5 long, the longer the wider it is and the fewer hidden layers it has; beside
+    the longest hardly counts what it is added to or mixed with. Here each hidden layer has unit variance, of which GELU
+    leaves ``GELU_MOMENT``.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__(widths)
+        moment = 1.0
+        for layer, (num_in, num_out) in zip(self.layers, pairwise(widths), strict=True):
+            variance = 1 / num_out if layer is self.layers[-1] else 1.0
+            layer = cast(nn.Linear, layer)
+            nn.init.normal_(layer.weight, std=(variance / (moment * max(1, num_in))) ** 0.5)
+            nn.init.zeros_(layer.bias)
+            moment = GELU_MOMENT
 
 
 def for_each_sample(weight: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch, Schema
 
 from .embedding import FieldEmbedding, event_embedding
-from .layers import Mlp
+from .layers import DenseToken
 
 
 def num_pooled_tokens(schema: Schema) -> int:
@@ -35,7 +35,7 @@ class PooledTokens(nn.Module):
         impl: Impl = "auto",
     ) -> None:
         super().__init__()
-        self.dense = Mlp((len(schema.dense), *dense_mlp, width))
+        self.dense = DenseToken((len(schema.dense), *dense_mlp, width))
         self.fields = FieldEmbedding(schema, width, impl)
         self.events = event_embedding(schema, width, impl)
         self.names = [sequence.name for sequence in schema.sequences]

@@ -9,6 +9,7 @@ from mfu_models.batch import Batch, EventSequence, Schema, SequenceField
 
 from .config import require
 from .embedding import FieldEmbedding, event_embedding
+from .layers import DenseToken
 
 
 def history_of(schema: Schema) -> SequenceField:
@@ -40,7 +41,7 @@ class CandidateContext(nn.Module):
     def __init__(self, schema: Schema, width: int, impl: Impl) -> None:
         super().__init__()
         self.fields = FieldEmbedding(schema, width, impl)
-        self.dense = nn.Linear(len(schema.dense), width)
+        self.dense = DenseToken((len(schema.dense), width))
         self.scale = max(1, len(schema.sparse)) ** -0.5
 
     def forward(self, batch: Batch) -> Tensor:

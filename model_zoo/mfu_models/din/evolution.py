@@ -54,9 +54,11 @@ class InterestAttention(nn.Module):
 
 
 class AuxiliaryLoss(nn.Module):
-    """How well the state before an event tells it from another: the mean cross entropy of both, over all events.
+    """How well the state before an event tells it from one of another item: the mean cross entropy of both.
 
-    The other event lies half a batch away, which needs no sampler and gives the same loss at every run.
+    The other event lies half a batch away, which needs no sampler and gives the same loss at every run. Where it is of
+    the same item, as where a request's history is repeated for each of its candidates, the one before it is taken; and
+    where that is, too, there is no other event, and nothing to tell apart.
     """
 
     def __init__(self, interest_width: int, width: int, mlp: tuple[int, ...]) -> None:
@@ -64,15 +66,23 @@ class AuxiliaryLoss(nn.Module):
         self.mlp = Mlp((interest_width + width, *mlp, 1))
 
     def forward(self, states: Tensor, events: Tensor, sequence: EventSequence) -> Tensor:
-        """``states`` [T, h], ``events`` [T, e] -> a scalar."""
+        """``states`` [T, h], ``events`` [T, e] of ``sequence`` -> a scalar."""
         num_events = events.shape[0]
         index = torch.arange(num_events, device=events.device)
         begins = index == sequence.offsets[row_of_each(sequence.offsets, num_events)]
         before = states.roll(1, dims=0).masked_fill(begins[:, None], 0)
-        others = events.roll(num_events // 2, dims=0)
+        others, differ = _other_events(events, sequence.item_ids)
         happened, other = (widened(self.mlp(torch.cat([before, event], dim=-1))) for event in (events, others))
-        losses = nn.functional.softplus(-happened) + nn.functional.softplus(other)
+        losses = nn.functional.softplus(-happened) + differ[:, None] * nn.functional.softplus(other)
         return losses.sum() / max(1, num_events)
+
+
+def _other_events(events: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of ``events`` [T, e] one of another of ``items`` [T], and whether there is such a one, bool [T]."""
+    half = events.shape[0] // 2
+    first, second = (items.roll(shift, dims=0) for shift in (half, half + 1))
+    others = torch.where((first != items)[:, None], events.roll(half, dims=0), events.roll(half + 1, dims=0))
+    return others, (first != items) | (second != items)
 
 
 class Interest(NamedTuple):

@@ -19,8 +19,9 @@ The events' sum beside h' is the authors' code's. In training the model gives a 
 
 Readings: c - h_t is code's, where a figure of DIN's shows an outer product. The auxiliary loss tells each event from
 another by the state before it, the first one by h_0 = 0, which the paper leaves out: so n events make n pairs. Its
-negatives are other events of the batch in place of sampled items. Its network reads h + e numbers; the project's size
-table counted 2h, 6 % more of the training forward at large and 4 % at xl, where h = 2e (elsewhere they are the same).
+negatives e' are the batch's events of other items in place of sampled items. Its network reads h + e numbers; the
+project's size table counted 2h, 6 % more of the training forward at large and 4 % at xl, where h = 2e (elsewhere they
+are the same).
 
 Not in it: Dice and PReLU, in whose place GELU stands, for Dice makes a sample's score depend on its batch; DIN's
 mini-batch aware regularisation. The dense features, which neither paper has, join the head as they are.

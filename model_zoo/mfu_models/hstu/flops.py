@@ -19,7 +19,9 @@ def components(config: HstuConfig, lengths: Mapping[str, Sequence[int]]) -> Coun
     work["dense"] = linear(num_impressions, len(config.schema.dense), d)
     work["input"] = linear(sum(full), d, d)
     for layer in range(config.num_layers):
-        work.update(_layer(config, full if layer < config.truncated_after else tail))
+        rows = full if layer < config.truncated_after else tail
+        read = sum(rows) if layer + 1 < config.num_layers else num_impressions
+        work.update(_layer(config, rows, read))
     work["head"] = mlp(num_impressions, (d, *config.head_mlp, 1))
     return work
 
@@ -30,13 +32,13 @@ def model_flops(config: HstuConfig, lengths: Mapping[str, Sequence[int]]) -> Flo
     return with_backward(work, work["dense"])
 
 
-def _layer(config: HstuConfig, rows: Sequence[int]) -> Counter[str]:
-    """One layer over rows of this many tokens, the candidates included."""
+def _layer(config: HstuConfig, rows: Sequence[int], read: int) -> Counter[str]:
+    """One layer over rows of this many tokens, the candidates included, of which ``read`` tokens are read after it."""
     scores, values = config.num_heads * config.qk_width, config.num_heads * config.v_width
     first = config.first_keys if config.semi_local else 0
     pairs = sum(kept_pairs(n, config.window, first, config.num_candidates) for n in rows)
     work: Counter[str] = Counter()
-    work["uvqk"] = linear(sum(rows), config.width, 2 * scores + 2 * values)
+    work["uvqk"] = linear(read + sum(rows), config.width, scores + values)
     work["attention"] = 2 * pairs * (scores + values)
-    work["output"] = linear(sum(rows), values * (3 if config.concat_ux else 1), config.width)
+    work["output"] = linear(read, values * (3 if config.concat_ux else 1), config.width)
     return work

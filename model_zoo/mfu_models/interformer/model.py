@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
-from mfu_models.common.layers import Mlp
+from mfu_models.common.layers import DenseToken, Mlp
 from mfu_models.common.merging import Alignment, MaskNet
 
 from .arches import ContextSummary, InteractionArch, SequenceArch, SequenceSummary
@@ -52,7 +52,7 @@ class InterFormer(nn.Module):
         self.config = config
         d, schema, layers = config.width, config.schema, range(config.num_layers)
         num_sides, side_width = len(schema.sides), config.side_width
-        self.dense = Mlp((len(schema.dense), DENSE_EXPANSION * d, d))
+        self.dense = DenseToken((len(schema.dense), DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(schema, d, impl)
         self.events = EventEmbedding(schema, config.event_width - num_sides * side_width, side_width, impl)
         self.merge = MaskNet(len(schema.sequences) * config.event_width, d)

@@ -13,16 +13,19 @@ def components(config: LigrConfig, lengths: Mapping[str, Sequence[int]]) -> Coun
     """Forward model FLOPs of a batch by component, for ``lengths`` by sequence name (one row a request)."""
     num_requests = check_lengths(lengths, [config.history.name])
     d, m, history = config.width, config.num_candidates, lengths[config.history.name]
-    tokens = sum(history) + num_requests * m
-    # A candidate sees its history and itself.
-    pairs = sum(kept_pairs(n, None, causal=True) + m * (n + 1) for n in history)
+    candidates = num_requests * m
+    tokens, full_layers = sum(history) + candidates, config.num_layers - 1
+    keys, rows = config.num_layers * tokens, full_layers * tokens + candidates  # the last layer: candidates' rows alone
+    past = sum(kept_pairs(n, None, causal=True) for n in history)
+    seen = sum(m * (n + 1) for n in history)  # a candidate sees its history and itself
     work: Counter[str] = Counter()
-    work["dense"] = linear(num_requests * m, len(config.schema.dense), d)
-    work["attention"] = config.num_layers * (4 * linear(tokens, d, d) + 4 * pairs * d)
-    work["ffn"] = config.num_layers * mlp(tokens, (d, config.expansion * d, d))
-    work["gate"] = config.num_layers * 2 * linear(tokens, d, d) if config.gate else 0
+    work["dense"] = linear(candidates, len(config.schema.dense), d)
+    work["attention"] = 2 * linear(rows, d, d) + 2 * linear(keys, d, d)
+    work["attention"] += 4 * (full_layers * past + config.num_layers * seen) * d
+    work["ffn"] = mlp(rows, (d, config.expansion * d, d))
+    work["gate"] = 2 * linear(rows, d, d) if config.gate else 0
     work["set_wise"] = num_requests * (4 * linear(m, d, d) + 4 * m * m * d) if config.set_wise else 0
-    work["head"] = mlp(num_requests * m, (d, *config.head_mlp, 1))
+    work["head"] = mlp(candidates, (d, *config.head_mlp, 1))
     return work
 
 

@@ -10,8 +10,9 @@ the candidates of a request see each other, so that a score depends on the set. 
 at one position, and a score does not depend on the others' order.
 
 The paper's gate could not be read: a learned one on each residual branch, from the branch's input, is assumed here, and
-is a switch, as is the set-wise attention. One task stands for the paper's heads; widths of the head are fitted. All
-layers work on all tokens, though no score reads the history's rows of the last. Not in it: semantic ids.
+is a switch, as is the set-wise attention. One task stands for the paper's heads; widths of the head are fitted. Of the
+last layer no score reads the history's rows: there they are keys and values only, and all else is the candidates'. The
+project's size table counted that layer whole. Not in it: semantic ids.
 """
 
 import torch
@@ -43,22 +44,28 @@ class RequestAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, impl: Impl) -> None:
         super().__init__()
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.num_heads = num_heads
         self.impl: Impl = impl
 
-    def forward(self, x: Tensor, sequence: EventSequence) -> Tensor:
-        """``x`` [T + B*m, d], all histories and then all candidates -> [T + B*m, d]."""
+    def forward(self, x: Tensor, sequence: EventSequence, *, only_candidates: bool) -> Tensor:
+        """``x`` [T + B*m, d], all histories and then all candidates -> [T + B*m, d], or of the candidates [B*m, d]."""
         offsets, longest, impl = sequence.offsets, sequence.max_length, self.impl
         num_events, num_requests = sequence.item_ids.shape[0], offsets.shape[0] - 1
-        history, candidates = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).tensor_split([num_events])
-        q, k, v = history.unbind(1)
-        past = ops.window_attention(q, k, v, offsets, window=None, causal=True, max_length=longest, impl=impl)
-        own_q, own_k, own_v = candidates.unflatten(0, (num_requests, -1)).unbind(2)
-        seen = ops.cross_attention(own_q, k, v, offsets, own_k, own_v, max_length=longest, impl=impl)
-        mixed: Tensor = self.out(torch.cat([past, seen.flatten(0, 1)]).flatten(1))
-        return mixed
+        history, candidates = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).tensor_split([num_events])
+        k, v = history.unbind(1)
+        own_k, own_v = candidates.unflatten(0, (num_requests, -1)).unbind(2)
+        q = self.q(x[num_events:] if only_candidates else x).unflatten(-1, (self.num_heads, -1))
+        own_q = q[q.shape[0] - candidates.shape[0] :].unflatten(0, (num_requests, -1))
+        mixed = ops.cross_attention(own_q, k, v, offsets, own_k, own_v, max_length=longest, impl=impl).flatten(0, 1)
+        if not only_candidates:
+            q = q[:num_events]
+            past = ops.window_attention(q, k, v, offsets, window=None, causal=True, max_length=longest, impl=impl)
+            mixed = torch.cat([past, mixed])
+        projected: Tensor = self.out(mixed.flatten(1))
+        return projected
 
 
 class LigrLayer(nn.Module):
@@ -74,9 +81,10 @@ class LigrLayer(nn.Module):
         self.ffn = Mlp((d, config.expansion * d, d))
         self.ffn_residual = GatedResidual(config)
 
-    def forward(self, x: Tensor, sequence: EventSequence) -> Tensor:
-        """[T + B*m, d] -> [T + B*m, d]."""
-        x = self.attention_residual(x, self.attention(self.attention_norm(x), sequence))
+    def forward(self, x: Tensor, sequence: EventSequence, *, only_candidates: bool = False) -> Tensor:
+        """[T + B*m, d] -> [T + B*m, d], or of the candidates [B*m, d]."""
+        mixed = self.attention(self.attention_norm(x), sequence, only_candidates=only_candidates)
+        x = self.attention_residual(x[sequence.item_ids.shape[0] :] if only_candidates else x, mixed)
         out: Tensor = self.ffn_residual(x, self.ffn(self.ffn_norm(x)))
         return out
 
@@ -112,9 +120,10 @@ class Ligr(nn.Module):
         """Logits [B*m] of the candidates' labels."""
         sequence = batch.sequences[self.config.history.name]
         x = torch.cat(self.tokens(batch, sequence))
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, sequence)
-        candidates = x[sequence.item_ids.shape[0] :]
+        candidates = last(x, sequence, only_candidates=True)
         if self.set_wise is not None:
             candidates = self.set_wise(candidates, batch.num_candidates)
         logits: Tensor = self.head(self.norm(candidates)).squeeze(-1)

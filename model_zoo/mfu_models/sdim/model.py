@@ -14,7 +14,7 @@ one is what the user engaged with last; the paper takes both from one log.
 
 FLOPs: hashing costs 2 d m for each event and the candidate, forward only. Putting events in buckets takes (m / tau) d
 additions for each event; they multiply nothing and are not in the model FLOPs. The project's size table counted one for
-each addition, and so has 6, 9, 6, 3 and 3 % more from tiny to xl; `flops.bucket_additions` gives them.
+each addition, and so has 6, 9, 6, 3 and 3 % more from tiny to xl.
 
 Not in it: the server that keeps the bucket sums of each user in production, and the fast transform in place of R x.
 """

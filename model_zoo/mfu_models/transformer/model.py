@@ -18,7 +18,7 @@ from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch, EventSequence
 from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import EventEmbedding, FieldEmbedding
-from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, Mlp
+from mfu_models.common.layers import DenseToken, JaggedSelfAttention, LayerNorm, Mlp
 from mfu_models.common.requests import place_table
 
 from .config import TransformerConfig
@@ -55,7 +55,7 @@ class TransformerRanker(nn.Module):
         super().__init__()
         self.config = config
         d, schema = config.width, config.schema
-        self.dense = Mlp((len(schema.dense), DENSE_EXPANSION * d, d))
+        self.dense = DenseToken((len(schema.dense), DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(schema, d, impl)
         self.events = EventEmbedding(schema, d, d // len(schema.sides), impl)
         self.project = nn.Linear(self.events.width, d)

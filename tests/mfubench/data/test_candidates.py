@@ -1,5 +1,6 @@
 """Requests of several candidates: whose they are, in which order, and that no candidate knows what came after it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ def test_requests_equal_a_scan_of_kuairand(kuairand: LogSource, test_data: Path)
     raw["user"] = raw.user_id.rank(method="dense").astype(int)
     raw["item"] = raw.video_id.rank(method="dense").astype(int)
     raw = raw.sort_values(["user", "time_ms"], kind="stable")
+    assert kuairand.moments is not None
     batch = kuairand.batches(60, 1, seed=3, max_lengths=KUAIRAND_LENGTHS, num_candidates=8)[0]
     users, items, labels = (rows(batch, c) for c in (batch.sparse[:, 0], batch.candidate_items, batch.labels))
     later = 0
@@ -84,9 +86,10 @@ def test_requests_equal_a_scan_of_kuairand(kuairand: LogSource, test_data: Path)
         assert window.time_ms.iloc[0] == batch.times_ms[i].item() and window.is_click.tolist() == labels[i].tolist()
         begin, end = batch.sequences["events"].offsets[i : i + 2].tolist()
         assert batch.sequences["events"].item_ids[begin:end].tolist() == past.item.tail(6).tolist()
-        for dense in rows(batch, batch.dense)[i]:
-            assert dense[2].item() == pytest.approx(np.log1p(len(past)), rel=1e-6)
-            assert dense[3].item() == pytest.approx(past.is_click.mean() if len(past) else 0, rel=1e-6)
+        for dense in rows(batch, batch.dense)[i].double().numpy():
+            counted = dense * kuairand.moments.deviation + kuairand.moments.mean
+            assert counted[2] == pytest.approx(np.log1p(len(past)), abs=1e-5)
+            assert counted[3] == pytest.approx(past.is_click.mean() if len(past) else 0, abs=1e-5)
         later += window.time_ms.iloc[-1] > window.time_ms.iloc[0]
     assert later > 30  # so a history up to a later candidate's time would have been another one
 
@@ -112,7 +115,10 @@ def test_all_but_the_candidate_itself_is_the_first_ones(name: str, request: pyte
 
 
 def test_what_happens_to_the_candidates_changes_no_input(tmp_path: Path) -> None:
-    """Every action from the request on is turned over, and only the labels follow."""
+    """Every action from the request on is turned over, and only the labels follow.
+
+    A log's moments are of all its rows, as its vocabularies are: here they are those of no log.
+    """
     header = "user_id,video_id,time_ms,is_click,is_follow,is_comment,is_forward,long_view,duration_ms,is_profile_enter"
     t0 = 1_650_000_000_000
 
@@ -121,7 +127,7 @@ def test_what_happens_to_the_candidates_changes_no_input(tmp_path: Path) -> None
         lines += [f"1,{10 + i},{t0 + i},{future},0,0,0,{future},5000,0" for i in range(6, 12)]
         path = tmp_path / f"log_{future}.csv"
         path.write_text("\n".join([header, *lines]) + "\n")
-        return read_kuairand(path)
+        return replace(read_kuairand(path), moments=None)
 
     at = np.arange(6, 11)
     none, all_ = (source(future).batch(at, KUAIRAND_LENGTHS, num_candidates=5) for future in (0, 1))

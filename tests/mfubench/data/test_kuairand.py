@@ -9,7 +9,7 @@ import torch
 
 from mfubench.data import Batch
 from mfubench.data.kuairand import duration_bucket, find_logs, read_kuairand
-from mfubench.data.logs import LogSource
+from mfubench.data.logs import LogSource, Moments
 from mfubench.errors import BadInput
 
 FULL_HEADER = (
@@ -35,6 +35,13 @@ def write(path: Path, *lines: str, header: str = FULL_HEADER) -> Path:
 
 def sample(source: LogSource, row: int) -> Batch:
     return source.batch(np.array([row]), LENGTHS)
+
+
+def counted(source: LogSource, batch: Batch) -> np.ndarray:
+    """The dense features before they were standardised."""
+    assert source.moments is not None
+    found: np.ndarray = batch.dense.double().numpy() * source.moments.deviation + source.moments.mean
+    return found
 
 
 def events(batch: Batch, name: str) -> list[int]:
@@ -64,7 +71,7 @@ def test_nothing_at_or_after_the_impression_is_in_its_history(small: LogSource) 
     assert target.candidate_items.tolist() == [4] and target.times_ms.tolist() == [T0 + 30]
     assert events(target, "events") == [1, 2, 3]  # neither 600, of the same moment, nor 900, of the future
     assert events(target, "clicks") == [1, 3] and events(target, "long_views") == [3]
-    past_clicks, past_long_views, past_events, click_rate, recency = target.dense[0].tolist()
+    past_clicks, past_long_views, past_events, click_rate, recency = counted(small, target)[0].tolist()
     assert [past_clicks, past_long_views, past_events] == pytest.approx(np.log1p([2, 1, 3]))
     assert click_rate == pytest.approx(2 / 3) and recency == pytest.approx(np.log1p(0.010))
 
@@ -72,7 +79,7 @@ def test_nothing_at_or_after_the_impression_is_in_its_history(small: LogSource) 
 def test_an_impression_without_a_past_is_kept(small: LogSource) -> None:
     batch = small.batch(np.array([0, 1, 7]), LENGTHS)
     assert batch.lengths() == {"clicks": [0, 0, 0], "long_views": [0, 0, 0], "events": [0, 0, 0]}
-    assert batch.dense.tolist() == [[0] * 5] * 3 and batch.labels.tolist() == [1, 1, 1]
+    assert batch.labels.tolist() == [1, 1, 1] and counted(small, batch) == pytest.approx(np.zeros((3, 5)), abs=1e-6)
 
 
 def test_sides_and_context(small: LogSource) -> None:
@@ -96,7 +103,7 @@ def test_the_most_recent_events_are_kept(small: LogSource) -> None:
     batch = small.batch(np.array([6]), {"clicks": 2, "long_views": 1, "events": 3})
     assert events(batch, "events") == [3, 5, 4] and events(batch, "clicks") == [5, 4]
     assert events(batch, "long_views") == [5]
-    assert batch.dense[0, 2].item() == pytest.approx(np.log1p(5))  # counts are of the whole past, not of what is kept
+    assert counted(small, batch)[0, 2] == pytest.approx(np.log1p(5))  # of the whole past, not of what is kept
 
 
 def test_files_of_a_folder_and_its_data_folder_make_one_log(small: LogSource, tmp_path: Path) -> None:
@@ -186,7 +193,7 @@ def test_real_histories_equal_a_scan_of_the_file(real: LogSource, slice_path: Pa
     raw["item"] = raw.video_id.rank(method="dense").astype(int)
     raw = raw.sort_values(["user", "time_ms"], kind="stable")
     batch = real.batches(150, 1, seed=3, max_lengths=LENGTHS)[0]
-    clashes = 0
+    clashes, dense = 0, counted(real, batch)
     for i in range(batch.num_requests):
         user, item, time = batch.sparse[i, 0].item(), batch.candidate_items[i].item(), batch.times_ms[i].item()
         own = raw[raw.user == user]
@@ -202,8 +209,8 @@ def test_real_histories_equal_a_scan_of_the_file(real: LogSource, slice_path: Pa
             kept = rows.tail(LENGTHS[name])
             assert batch.sequences[name].item_ids[start:stop].tolist() == kept.item.tolist()
             assert batch.sequences[name].times_ms[start:stop].tolist() == kept.time_ms.tolist()
-        assert batch.dense[i, 2].item() == pytest.approx(np.log1p(len(past)), rel=1e-6)
-        assert batch.dense[i, 3].item() == pytest.approx(past.is_click.mean() if len(past) else 0, rel=1e-6)
+        assert dense[i, 2] == pytest.approx(np.log1p(len(past)), abs=1e-5)
+        assert dense[i, 3] == pytest.approx(past.is_click.mean() if len(past) else 0, abs=1e-5)
     assert clashes > 10  # the draw does meet rows that share their moment
 
 
@@ -225,6 +232,22 @@ def test_ids_are_within_the_schema(real: LogSource) -> None:
         for i, side in enumerate(real.schema.sides):
             assert sequence.side_ids[:, i].min() > 0 and sequence.side_ids[:, i].max() < side.vocab
     assert batch.labels.mean().item() == pytest.approx(0.657, abs=0.04)
+
+
+def test_dense_features_are_standardised_by_the_impressions_that_are_learnt_from(real: LogSource) -> None:
+    """As counts' logarithms they would be several times as large as embeddings, which they are added to."""
+    first, second = real.split_by_time(0.5)
+    assert second.moments is first.moments and first.moments is not real.moments
+    for source in (real, first):
+        dense = source.batch(source.targets, LENGTHS).dense.numpy()
+        assert dense.mean(0) == pytest.approx(np.zeros(5), abs=1e-4) and dense.std(0) == pytest.approx(1, abs=1e-4)
+    later = second.batch(second.targets, LENGTHS).dense.numpy()
+    assert later.mean(0)[2] > 0.3  # the later, the more events there are before
+
+
+def test_moments_of_what_never_changes() -> None:
+    found = Moments.of(np.array([[3.0, 1.0], [3.0, 2.0]]))
+    assert found.mean.tolist() == [3.0, 1.5] and found.deviation.tolist() == [1.0, 0.5]
 
 
 def test_split_by_time_keeps_the_future_out_of_training(real: LogSource) -> None:
