@@ -35,6 +35,7 @@ from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
+from .streams import results_alone
 
 INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -83,12 +84,21 @@ for each in (app, config, gate, kernels):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and leave with its exit code; without ``arguments`` that of this process."""
+    if arguments is not None:
+        sys.exit(_run(list(arguments)))
+    with results_alone():
+        code = _run(sys.argv[1:])
+    sys.exit(code)
+
+
+def _run(given: list[str]) -> int:
     _show_own_warnings_only()
     with _ended_as_interrupted() as ended:
         try:
             code = app(given or ["--help"], standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is told here, and not when the process has ended
         except KeyboardInterrupt:
             code = INTERRUPTED
         except (Exception, SystemExit) as error:
@@ -99,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = ended[0] if ended else code
         how = f"ended by {signal.Signals(code - 128).name}" if ended else "interrupted"
         print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 @contextmanager
@@ -126,8 +136,8 @@ def _ended_as_interrupted() -> Iterator[list[int]]:
 
 def _end(error: Exception | SystemExit) -> int:
     """Print what went wrong in one line and give the exit code."""
-    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-        return 0  # whoever reads has seen enough, and Rich ends the process
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        return 0  # whoever reads has seen enough; Rich ends the process
     shown = getattr(error, "format_message", None)  # the usage errors of Typer's own parser
     if shown is not None:
         if not shown().strip():  # a command without arguments has printed its help

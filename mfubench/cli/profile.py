@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,8 +121,7 @@ def profile(
     with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
         trace_path = Path(scratch) / TRACE_NAME if trace else None
         try:
-            # What a user's own model prints is no part of the result.
-            with time_limit(limit_s, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
+            with time_limit(limit_s, lambda: _keep(known, out, trace_path)):
                 if given is None:
                     run = profile_spec(spec, progress=progress, trace_path=trace_path, keep=known.append)
                 else:

@@ -2,14 +2,23 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from mfubench.progress import Progress, silent
 
 
 @contextmanager
 def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
-    """A function ``(stage in words, share done)`` to report progress with."""
+    """A function ``(stage in words, share done)`` to report progress with.
+
+    What is printed inside, as by a user's own model, is no part of the result: it goes to stderr.
+    """
+    with redirect_stdout(sys.stderr), _told(quiet, verbose) as tell:
+        yield tell
+
+
+@contextmanager
+def _told(quiet: bool, verbose: bool) -> Iterator[Progress]:
     if quiet:
         yield silent
     elif sys.stderr.isatty():
