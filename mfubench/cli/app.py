@@ -27,6 +27,7 @@ from .config import config
 from .defaults import read_defaults
 from .doctor import doctor
 from .gate import gate
+from .guard import tell, waited_for
 from .kernels import kernels
 from .models import models
 from .optimize import optimize
@@ -35,7 +36,7 @@ from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
-from .streams import results_alone
+from .streams import fill_gaps, results_alone
 
 INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -87,8 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code; without ``arguments`` that of this process."""
     if arguments is not None:
         sys.exit(_run(list(arguments)))
-    with results_alone():
-        code = _run(sys.argv[1:])
+    fill_gaps()
+    code = waited_for(sys.argv[1:])
+    if code is None:
+        with results_alone():
+            code = _run(sys.argv[1:])
+        tell(over=True)
     sys.exit(code)
 
 
@@ -120,7 +125,8 @@ def _ended_as_interrupted() -> Iterator[list[int]]:
 
     def interrupt(number: int, _frame: object) -> None:
         ended.append(128 + number)
-        raise KeyboardInterrupt
+        if len(ended) == 1:  # what is sent to a whole group comes twice, and cleaning up is begun
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield ended

@@ -30,7 +30,6 @@ def results_alone() -> Iterator[None]:
 
 def _moved() -> TextIO | None:
     """What results are written to from now on; None where stdout is closed, and nothing is moved."""
-    _fill_gaps()
     if sys.stdout is None:
         return None
     try:
@@ -43,7 +42,7 @@ def _moved() -> TextIO | None:
     return open(place, "w", encoding=old.encoding, errors=old.errors, buffering=1 if os.isatty(place) else -1)
 
 
-def _fill_gaps() -> None:
+def fill_gaps() -> None:
     """Where a standard stream is closed, the next file that is opened takes its place, and gets what it is sent."""
     for number in range(STDERR + 1):
         try:
