@@ -110,7 +110,7 @@ def profile(
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
         lock=lock,
     )  # fmt: skip
-    limit_s = None if timeout is None else _limit_s(timeout)
+    limit_s = None if timeout is None else limit_of(timeout)
     writable_folder(out)
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
@@ -145,7 +145,7 @@ def profile(
         print_runs([run], stdout_console(), full=verbose)
 
 
-def _limit_s(given: str) -> float:
+def limit_of(given: str) -> float:
     """``--timeout`` in seconds, which is also the unit of a bare number."""
     try:
         limit_s = seconds("--timeout", given) if DURATION.fullmatch(given) else float(given)

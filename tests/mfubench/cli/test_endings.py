@@ -9,7 +9,7 @@ import pytest
 from mfubench import __version__
 from mfubench.cli import main
 from mfubench.cli.options import sole_writer
-from mfubench.cli.profile import _limit_s
+from mfubench.cli.profile import limit_of
 from mfubench.errors import BadInput
 from mfubench.run import write_text
 from mfubench.user_code import short
@@ -19,7 +19,7 @@ from mfubench.user_code import short
     ("given", "limit_s"), [("600", 600.0), ("1.5", 1.5), ("90s", 90.0), ("10m", 600.0), ("2h", 7200.0)]
 )
 def test_a_time_limit_is_in_seconds_or_says_its_unit(given: str, limit_s: float) -> None:
-    assert _limit_s(given) == limit_s
+    assert limit_of(given) == limit_s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
