@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mfubench import __version__
-from mfubench.errors import MfubenchError
+from mfubench.errors import BadInput, MfubenchError
 
 from .ablate import ablate
 from .campaign import campaign
@@ -101,6 +101,7 @@ def _run(given: list[str]) -> int:
     _show_own_warnings_only()
     with _ended_as_interrupted() as ended:
         try:
+            _refuse_empty(given)
             code = app(given or ["--help"], standalone_mode=False)
             if sys.stdout is not None:
                 sys.stdout.flush()  # what cannot be written is told here, and not when the process has ended
@@ -115,6 +116,18 @@ def _run(given: list[str]) -> int:
         how = f"ended by {signal.Signals(code - 128).name}" if ended else "interrupted"
         print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """An empty argument is a variable of the shell that is not set; as a path it would be the working directory.
+
+    Raises:
+        BadInput: there is one.
+    """
+    for before, text in zip(["", *given], given, strict=False):
+        if text == "" or (text.startswith("--") and text.find("=") == len(text) - 1):
+            option = text.removesuffix("=") or (before if before.startswith("--") else "")
+            raise BadInput(f"{option or 'an argument'} is empty; give a value, or leave it out")
 
 
 @contextmanager
