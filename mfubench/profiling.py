@@ -212,6 +212,7 @@ def _hint(error: BaseException) -> str:
 
 def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], dict[str, Any]]:
     spec = workload.spec
+    progress("warming up", 0.2)
 
     def step(index: int) -> None:
         run_step(workload, index)

@@ -4,7 +4,8 @@ import importlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,24 @@ def short(error: BaseException) -> str:
 
 def located(error: BaseException) -> str:
     """`short`, with the last line of the model's own code that it came through, if it came through any."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_models(Path(frame.filename))]
-    if not own:
-        return short(error)
-    path, here = Path(own[-1].filename), Path.cwd()
-    return f"{short(error)} ({path.relative_to(here) if path.is_relative_to(here) else path}:{own[-1].lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = own_line([(Path(frame.filename), frame.lineno or 0) for frame in reversed(frames)])
+    return f"{short(error)} ({place})" if place else short(error)
+
+
+def own_line(places: Iterable[tuple[Path, int]]) -> str | None:
+    """The first of ``places``, files and lines, that is the model's own, as users call it; None if none is."""
+    here = Path.cwd()
+    for path, line in places:
+        if _is_models(path):
+            return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+    return None
 
 
 def _is_models(file: Path) -> bool:
     """Neither Python's nor ours nor torch's; other packages are whoever's model it is."""
-    makers = [sys.modules[name].__path__[0] for name in MADE_WITH if name in sys.modules]
+    specs = [spec for name in MADE_WITH if (spec := find_spec(name))]
+    makers = [place for spec in specs for place in spec.submodule_search_locations or ()]
     if not file.is_file() or any(file.is_relative_to(maker) for maker in makers):
         return False
     installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)

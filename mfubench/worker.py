@@ -131,7 +131,7 @@ class Worker:
                 case Answer() as found:
                     break
                 case _CutOff():
-                    found = Answer(FAILED, f"gave up after {limit_s:.0f} s")
+                    found = Answer(FAILED, f"was cut off at its limit of {limit_s:.0f} s")
                     break
                 case _Broke(part, reason):
                     if part in without or ends - monotonic() < LEAST_S:

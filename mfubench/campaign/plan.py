@@ -14,6 +14,7 @@ from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.scaling.plan import LEAST_SIZES
 from mfubench.side_by_side import CONTRACT_PARTS
 from mfubench.workload.prepare import digest
+from mfubench.workload.zoo import all_sizes
 
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road", "scale")
 TOGETHER = ("contract", "compile")
@@ -131,7 +132,7 @@ def plan(
     if data is not None and stages and "scale" not in stages:
         raise BadInput(f"--data {data} is for --stage scale, which is left out; name it too, or leave --data out")
     _known("--model", models, tuple(MODELS))
-    _known("--size", sizes, tuple(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes)))
+    _known("--size", sizes, all_sizes())
     for model in models if sizes else ():
         if not set(sizes) & set(MODELS[model].sizes):
             has = ", ".join(MODELS[model].sizes)

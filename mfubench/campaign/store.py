@@ -15,6 +15,7 @@ from mfubench.files import kept_json, read_json, write_json
 from mfubench.identity import code_hash, kernels_hash, require_same
 from mfubench.worker import DONE, FAILED, PART
 
+from .contracts import contracts
 from .plan import Task
 
 SCHEMA_VERSION = 1
@@ -41,7 +42,7 @@ class Store:
         """Make the folder, or go on with one of the same device, toolchain and code; ``tasks`` are what it is to have.
 
         Raises:
-            BadInput: it holds another campaign.
+            BadInput: it holds another campaign, or a result of one.
         """
         identity = {**_proved_on(environment), "code": code_hash()}
         index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "identity": identity, "environment": environment}
@@ -49,6 +50,7 @@ class Store:
             index = self.index()
             index["identity"].setdefault("kernels", identity["kernels"])  # which an older one tells by its code alone
             require_same(self.folder / INDEX, "campaign", index["identity"], identity)
+            contracts(self.results("contract"))
         index["planned"] = list(dict.fromkeys([*index.get("planned", ()), *(task.id for task in tasks)]))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / INDEX, index)
@@ -159,7 +161,9 @@ def _proved_on(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _is_result(found: Mapping[str, Any]) -> bool:
     """Whether a file holds a task's result: with a document, if there is something in it."""
     named = all(name in found for name in ("task", "arguments", "status", "reason"))
-    return named and (found["status"] not in (DONE, PART) or "document" in found)
+    if not named or not isinstance(found["arguments"], dict):
+        return False
+    return found["status"] not in (DONE, PART) or "document" in found
 
 
 def _is_of(stage: str, result: Mapping[str, Any]) -> bool:

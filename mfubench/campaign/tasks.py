@@ -1,7 +1,6 @@
 """What each task does, in the process that runs it: it takes plain arguments and gives a plain document."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from mfubench.progress import Progress
 from mfubench.side_by_side import one_thread
 from mfubench.worker import DONE, NotHere, Watch
 
+from .contracts import contracts
 from .plan import KERNELS, TOGETHER
 from .store import CACHE, Store
 
@@ -231,16 +231,18 @@ def proved(store: Store, *, any_config: bool = False, step: str = "") -> list[st
     A case that fails with ``any_config`` counts, too; else those alone that fail with the config that a launch takes.
     ``step``: whose calls it was held on; without, the op's own contract.
     """
-    passed: dict[str, int] = {}
-    for item in store.results("contract"):
-        if item["arguments"].get("step", "") != step:
-            continue
-        failures = [case for op in item["document"]["ops"] for case in op["failures"]] if item["status"] == DONE else []
+
+    def clean(result: Mapping[str, Any]) -> bool:
+        failures = [case for op in result["document"]["ops"] for case in op["failures"]] if _is_done(result) else []
         cases = [failure["case"] for failure in failures if failure["case"]["dtype"] == TIMED]
-        done = item["status"] == DONE and not any(any_config or case["config"] is None for case in cases)
-        op, parts = item["arguments"]["op"], item["arguments"]["parts"]
-        passed[op] = passed.get(op, parts) - done
-    return [op for op, missing in passed.items() if not missing]
+        return _is_done(result) and not any(any_config or case["config"] is None for case in cases)
+
+    held = [contract for contract in contracts(store.results("contract")) if contract.step == step]
+    return [contract.op for contract in held if contract.has_all(clean)]
+
+
+def _is_done(result: Mapping[str, Any]) -> bool:
+    return bool(result["status"] == DONE)
 
 
 SPECIFIED = ("model", "size", "mode", "impl", "compile", "batch_size")  # what a profile's task may say of its spec
@@ -275,10 +277,8 @@ def _kernels(store: Store, called: Callable[[], Collection[str]] = ops_with_kern
 
 def _cut_off(store: Store) -> set[str]:
     """The ops whose contract is begun, and not all of its parts are."""
-    begun = [item["arguments"] for item in store.results("contract") if not item["arguments"].get("step", "")]
-    missing = Counter({given["op"]: given["parts"] for given in begun})
-    missing.subtract(given["op"] for given in begun)
-    return {op for op, parts in missing.items() if parts}
+    begun = [contract for contract in contracts(store.results("contract")) if not contract.step]
+    return {contract.op for contract in begun if not contract.has_all()}
 
 
 def with_kernels(ops: Sequence[str]) -> str:

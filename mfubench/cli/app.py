@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mfubench import __version__
-from mfubench.errors import MfubenchError
+from mfubench.errors import BadInput, MfubenchError
 
 from .ablate import ablate
 from .campaign import campaign
@@ -27,6 +27,7 @@ from .config import config
 from .defaults import read_defaults
 from .doctor import doctor
 from .gate import gate
+from .guard import tell, waited_for
 from .kernels import kernels
 from .models import models
 from .optimize import optimize
@@ -35,6 +36,7 @@ from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
+from .streams import fill_gaps, results_alone
 
 INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -83,12 +85,26 @@ for each in (app, config, gate, kernels):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and leave with its exit code; without ``arguments`` that of this process."""
+    if arguments is not None:
+        sys.exit(_run(list(arguments)))
+    fill_gaps()
+    code = waited_for(sys.argv[1:])
+    if code is None:
+        with results_alone():
+            code = _run(sys.argv[1:])
+        tell(over=True)
+    sys.exit(code)
+
+
+def _run(given: list[str]) -> int:
     _show_own_warnings_only()
     with _ended_as_interrupted() as ended:
         try:
+            _refuse_empty(given)
             code = app(given or ["--help"], standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is told here, and not when the process has ended
         except KeyboardInterrupt:
             code = INTERRUPTED
         except (Exception, SystemExit) as error:
@@ -99,7 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = ended[0] if ended else code
         how = f"ended by {signal.Signals(code - 128).name}" if ended else "interrupted"
         print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """An empty argument is a variable of the shell that is not set; as a path it would be the working directory.
+
+    Raises:
+        BadInput: there is one.
+    """
+    for before, text in zip(["", *given], given, strict=False):
+        if text == "" or (text.startswith("--") and text.find("=") == len(text) - 1):
+            option = text.removesuffix("=") or (before if before.startswith("--") else "")
+            raise BadInput(f"{option or 'an argument'} is empty; give a value, or leave it out")
 
 
 @contextmanager
@@ -110,7 +138,8 @@ def _ended_as_interrupted() -> Iterator[list[int]]:
 
     def interrupt(number: int, _frame: object) -> None:
         ended.append(128 + number)
-        raise KeyboardInterrupt
+        if len(ended) == 1:  # what is sent to a whole group comes twice, and cleaning up is begun
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield ended
@@ -126,8 +155,8 @@ def _ended_as_interrupted() -> Iterator[list[int]]:
 
 def _end(error: Exception | SystemExit) -> int:
     """Print what went wrong in one line and give the exit code."""
-    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-        return 0  # whoever reads has seen enough, and Rich ends the process
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        return 0  # whoever reads has seen enough; Rich ends the process
     shown = getattr(error, "format_message", None)  # the usage errors of Typer's own parser
     if shown is not None:
         if not shown().strip():  # a command without arguments has printed its help

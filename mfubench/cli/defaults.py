@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from mfubench.errors import BadInput
 from mfubench.toml_file import FILES, inside, read_toml, unknown
 
@@ -28,6 +30,7 @@ class Option:
     parameter: str
     default: Any
     takes: str
+    given: Any  # the parser's own parameter
 
     def value(self, given: Any, where: str) -> Any:
         """``given`` as the parser of the command line takes it.
@@ -41,6 +44,17 @@ class Option:
             raise BadInput(f"{where}: {self.key} = {given!r}; allowed: {self.takes}")
         return listed if self.takes == SEVERAL else given
 
+    def parse(self, value: Any, context: typer.Context) -> None:
+        """See to it that the parser of the command line takes the value.
+
+        Raises:
+            BadInput: it does not.
+        """
+        try:
+            self.given.process_value(context, value)
+        except typer.BadParameter as error:
+            raise BadInput(f"{self.key} = {value!r}: {error.message.rstrip('.')}") from None
+
 
 def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
     """All options of a command and of those below it that a file may set."""
@@ -50,7 +64,7 @@ def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
         long = next((name for name in parameter.opts if name.startswith("--")), None)
         if long is not None and long not in NOT_SET:
             takes = FLAG if parameter.is_flag else SEVERAL if parameter.multiple else ONE
-            yield Option(path, long.removeprefix("--"), str(parameter.name), parameter.default, takes)
+            yield Option(path, long.removeprefix("--"), str(parameter.name), parameter.default, takes, parameter)
 
 
 def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
@@ -70,7 +84,11 @@ def read_defaults(command: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return (
+        isinstance(value, int)
+        or (isinstance(value, str) and value != "")
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -85,6 +103,8 @@ def _known(table: Any, command: Any, where: str, path: tuple[str, ...] = ()) -> 
         elif key.replace("_", "-") in options:
             option = options[key.replace("_", "-")]
             found[option.parameter] = option.value(value, where)
+        elif f"--{key}" in NOT_SET:
+            raise BadInput(f"{where}: {key} belongs to one call; give it on the command line")
         elif key not in ELSEWHERE.get(".".join(path), ()):
             raise unknown(key, [*inner, *options, *ELSEWHERE.get(".".join(path), ())], where)
     return found

@@ -281,8 +281,8 @@ def _report(told: dict[str, Any], files: _Files, *, json: bool, verbose: bool) -
 
 
 def _write_files(told: dict[str, Any], page: "Page", files: _Files) -> None:
+    from mfubench.files import write_text
     from mfubench.report import ci
-    from mfubench.run import write_text
 
     if files.out is not None:
         keep(told, page, files.out, "gate.json")

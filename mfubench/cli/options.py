@@ -46,7 +46,7 @@ Set = Annotated[
 ]
 Impl = Annotated[
     str,
-    typer.Option(help="Implementation of the ops: auto, reference, triton; then ,OP=triton for single ops."),
+    typer.Option(help="Implementation of a zoo model's ops: auto, reference, triton; then ,OP=triton for single ops."),
 ]
 Compile = Annotated[
     str,

@@ -8,6 +8,7 @@ import typer
 
 from mfubench.errors import BadInput
 
+from .guard import tell
 from .options import (
     Candidates,
     Data,
@@ -90,6 +91,7 @@ def plan(
 
     mfubench plan kunlun --size xl --batch-size 512 --like out/kunlun --out out/plan
     """
+    tell(model=", ".join(models))
     _require_positive({"--samples-per-day": samples_per_day, "--memory": memory})
     writable_folder(out)
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built

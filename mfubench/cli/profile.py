@@ -3,14 +3,16 @@
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mfubench.errors import BadInput, TimeUp
+from mfubench.progress import Progress
 
+from .guard import tell
 from .options import (
     BatchSize,
     Candidates,
@@ -116,21 +118,22 @@ def profile(
     given = read_recipe(recipe) if recipe is not None else None
 
     known: list[Callable[[], Run]] = []
-    with tempfile.TemporaryDirectory(prefix="mfubench-") as scratch, stages(quiet=quiet, verbose=verbose) as progress:
-        trace_path = Path(scratch) / TRACE_NAME if trace else None
+    with tempfile.TemporaryDirectory(prefix="mfubench-") as place, stages(quiet=quiet, verbose=verbose) as told:
+        scratch = Path(place)
+        trace_path = scratch / TRACE_NAME if trace else None
+        progress = _kept_as_it_goes(told, known, out, scratch) if tell(model=model, scratch=place) else told
         try:
-            # What a user's own model prints is no part of the result.
-            with time_limit(limit_s, lambda: _keep(known, out, trace_path)), redirect_stdout(sys.stderr):
+            with time_limit(limit_s, lambda: _keep_at_the_end(known, out, scratch)):
                 if given is None:
                     run = profile_spec(spec, progress=progress, trace_path=trace_path, keep=known.append)
                 else:
                     workload = prepare_with(spec, given)
                     run = profile_workload(workload, progress=progress, trace_path=trace_path, keep=known.append)
         except (TimeUp, KeyboardInterrupt):
-            _keep(known, out, trace_path)
+            _keep(known, out, scratch)
             raise
         if out is not None:
-            _write(run, out, trace_path)
+            put_run(run, out, scratch)
     if json:
         sys.stdout.write(run.to_json() + "\n")
     else:
@@ -139,23 +142,45 @@ def profile(
         print_runs([run], stdout_console(), full=verbose)
 
 
-def _keep(known: "list[Callable[[], Run]]", out: Path | None, trace_path: Path | None) -> None:
+def _kept_as_it_goes(progress: Progress, known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> Progress:
+    """``progress``, and before each pass what is measured so far for who waits, should this process break in it."""
+
+    def kept(stage: str, done: float) -> None:
+        if known and out is not None:
+            from mfubench.run import write_run
+
+            with suppress(OSError):
+                write_run(known[0](), scratch)
+                tell(kept=str(scratch / "run.json"), out=str(out))
+        progress(stage, done)
+
+    return kept
+
+
+def _keep(known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> None:
     """Write what was measured before the end came, if anything was."""
     if known and out is not None:
-        _write(known[0](), out, trace_path)
+        put_run(known[0](), out, scratch)
         print(f"mfubench: warning: what was measured until then is in {out}", file=sys.stderr)
 
 
-def _write(run: "Run", out: Path, trace_path: Path | None) -> None:
+def _keep_at_the_end(known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> None:
+    """The same in a process that ends at once and says so."""
+    tell(over=True)
+    _keep(known, out, scratch)
+
+
+def put_run(run: "Run", out: Path, scratch: Path) -> None:
+    """Write a run and its reports into ``out``, and its trace, if one was kept in ``scratch``."""
     from mfubench.files import place_file
     from mfubench.report import write_reports
     from mfubench.run import write_run
 
     out.mkdir(parents=True, exist_ok=True)
-    if trace_path is not None and run.trace["path"] is not None:
+    if run.trace["path"] is not None:
         run.trace["path"] = TRACE_NAME
-        place_file(trace_path, out / TRACE_NAME)
+        place_file(scratch / TRACE_NAME, out / TRACE_NAME)
         (out / TENSORBOARD).mkdir(exist_ok=True)
-        place_file(trace_path, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
+        place_file(scratch / TRACE_NAME, out / TENSORBOARD / f"{run.workload['model_hash']}.pt.trace.json.gz")
     write_run(run, out)
     write_reports([run], out)

@@ -2,14 +2,30 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from mfubench.progress import Progress, silent
+
+from .guard import tell_stage
 
 
 @contextmanager
 def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
-    """A function ``(stage in words, share done)`` to report progress with."""
+    """A function ``(stage in words, share done)`` to report progress with.
+
+    What is printed inside, as by a user's own model, is no part of the result: it goes to stderr.
+    """
+    with redirect_stdout(sys.stderr), _shown(quiet, verbose) as show:
+
+        def progress(stage: str, done: float) -> None:
+            tell_stage(stage)
+            show(stage, done)
+
+        yield progress
+
+
+@contextmanager
+def _shown(quiet: bool, verbose: bool) -> Iterator[Progress]:
     if quiet:
         yield silent
     elif sys.stderr.isatty():

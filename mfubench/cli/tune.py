@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .guard import tell
 from .options import (
     BatchSize,
     Candidates,
@@ -88,6 +89,7 @@ def tune(
 
     mfubench kernels tune my_package.my_module:build --recipe out/optimized/recipe.toml --budget 10m --out out/tuned
     """
+    tell(model=model)
     from mfubench.workload.spec import WorkloadSpec
 
     spec = WorkloadSpec(

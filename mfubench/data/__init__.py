@@ -19,20 +19,30 @@ def open_source(text: str, synthetic_schema: Schema) -> Source:
     Raises:
         BadInput: an unknown kind, a missing or needless PATH, or files that are not such data.
     """
-    kind, _, path = text.partition(":")
-    if text == "synthetic":
+    kind, path = require_source(text)
+    if kind == "synthetic":
         from .synthetic import SyntheticSource
 
         return SyntheticSource(synthetic_schema)
-    if kind == "kuairand" and path:
+    if kind == "kuairand":
         from .kuairand import read_kuairand
 
         return read_kuairand(Path(path).expanduser())
-    if kind == "movielens" and path:
-        from .movielens import read_movielens
+    from .movielens import read_movielens
 
-        return read_movielens(Path(path).expanduser())
-    raise BadInput(f"data source {text!r} is unknown; allowed: synthetic, kuairand:PATH, movielens:PATH")
+    return read_movielens(Path(path).expanduser())
 
 
-__all__ = ["Batch", "EventSequence", "Field", "Schema", "SequenceField", "Source", "open_source"]
+def require_source(text: str) -> tuple[str, str]:
+    """The kind of source that ``text`` names, and its PATH.
+
+    Raises:
+        BadInput: an unknown kind, a missing or needless PATH.
+    """
+    kind, _, path = text.partition(":")
+    if text != "synthetic" and not (kind in ("kuairand", "movielens") and path):
+        raise BadInput(f"data source {text!r} is unknown; allowed: synthetic, kuairand:PATH, movielens:PATH")
+    return kind, path
+
+
+__all__ = ["Batch", "EventSequence", "Field", "Schema", "SequenceField", "Source", "open_source", "require_source"]

@@ -75,8 +75,10 @@ def working_directory(paths: Sequence[str] = ()) -> Source:
     """
     here = Path.cwd().resolve()
     for path in paths:
-        if not (here / path).is_dir() or not (here / path).resolve().is_relative_to(here):
+        if not (here / path).is_dir():
             raise BadInput(f"--path {path}: no such folder in {here}")
+        if not (here / path).resolve().is_relative_to(here):
+            raise BadInput(f"--path {path} is outside of {here}; give folders in it, or call the gate from further up")
     return Source("head", "working directory", here, _within(here, paths), *_state(here))
 
 

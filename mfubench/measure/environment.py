@@ -55,6 +55,11 @@ def command_line() -> str:
     return shlex.join(["mfubench", *sys.argv[1:]])
 
 
+def injected() -> bool:
+    """Whether a tool such as Nsight looks into this process, which may not follow it into a fork."""
+    return any(name.endswith("INJECTION64_PATH") for name in os.environ)
+
+
 def device_name(device: "torch.device") -> str:
     """The GPU's name as its driver reports it, or the CPU's model."""
     import torch

@@ -58,7 +58,7 @@ def known_gpu(name: str, dtype: str, memory_gib: float | None = None) -> Gpu:
     Raises:
         BadInput: no such GPU is known, or it has no peak of ``dtype``.
     """
-    sheet = _sheet(name)
+    sheet = sheet_of(name)
     tflops = {dtype: rate for dtype in DTYPES if (rate := sheet.tflops(dtype)) is not None}
     memory = sheet.memory_mib and sheet.memory_mib * MIB
     return Gpu(
@@ -89,7 +89,12 @@ def gpu_of(run: Run, dtype: str, memory_gib: float | None = None) -> Gpu:
     )  # fmt: skip
 
 
-def _sheet(name: str) -> Datasheet:
+def sheet_of(name: str) -> Datasheet:
+    """The datasheet of a GPU by its product's or its driver's name.
+
+    Raises:
+        BadInput: none is known by that name.
+    """
     for sheet in DATASHEETS:
         if sheet.product.casefold() == " ".join(name.casefold().split()):
             return sheet

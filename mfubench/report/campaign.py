@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mfubench.campaign.contracts import contracts
 from mfubench.errors import BadInput
 from mfubench.files import write_text
 
@@ -181,18 +182,18 @@ def _step(run: Any) -> str:
 def _contract(items: Sequence[Any]) -> Table:
     """The parts of each op's contract as one row; a pass is one of all its parts."""
     ops: dict[str, list[Any]] = {}
-    whole: dict[str, dict[str, int]] = {}  # of an op how many parts there are, of its own contract and of each step's
     for item in items:
         for part in item["document"]["ops"]:
             ops.setdefault(part["op"], []).append(part)
-            whole.setdefault(part["op"], {})[item["arguments"].get("step", "")] = item["arguments"]["parts"]
-    done = Counter(part["op"] for item in items if item["status"] == DONE for part in item["document"]["ops"])
+    held = contracts(items)  # an op's own, and those of steps
 
     def verdict(op: str) -> str:
         if any(part["failed"] for part in ops[op]):
             return "FAIL"
-        wanted = sum(whole[op].values())
-        return "pass" if done[op] == wanted else f"{done[op]} of {wanted} parts, none fails"
+        own = [contract for contract in held if contract.op == op]
+        done = sum(item["status"] == DONE for contract in own for item in contract.results)
+        wanted = sum(contract.parts for contract in own)
+        return "pass" if done == wanted else f"{done} of {wanted} parts, none fails"
 
     parts = list(ops.values())
     columns = [

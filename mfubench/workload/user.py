@@ -23,6 +23,7 @@ from .prepare import describe, digest
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 
+OWN_IMPLS = ("auto", "reference")  # the commands' defaults, which ask nothing of a model
 MAX_NUMPY_SEED = 2**32
 SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
@@ -93,6 +94,11 @@ def _refuse_zoo_options(spec: WorkloadSpec) -> None:
     wrong = [option for option, value in given.items() if value]
     if wrong:
         raise BadInput(f"{', '.join(wrong)} belongs to the zoo's models; {spec.model} makes its own model and batches")
+    if spec.impl not in OWN_IMPLS:
+        raise BadInput(
+            f"--impl {spec.impl} belongs to the zoo's models: {spec.model} would run as it does without, under another "
+            "name. It chooses itself where it calls an op of mfu_kernels; `mfubench optimize` swaps kernels in"
+        )
 
 
 class _Model(NamedTuple):

@@ -50,3 +50,8 @@ def num_params(module: nn.Module) -> tuple[int, int]:
     total = sum(parameter.numel() for parameter in module.parameters())
     tables = {m.weight for m in module.modules() if is_table(m)}  # one that two modules share is there once
     return total, total - sum(table.numel() for table in tables)
+
+
+def all_sizes() -> list[str]:
+    """The sizes that some model has."""
+    return list(dict.fromkeys(size for spec in MODELS.values() for size in spec.sizes))

@@ -3,14 +3,18 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import torch
 
 from mfubench.campaign.plan import Task
 from mfubench.campaign.store import Store
 from mfubench.cli import main
 from mfubench.cli.options import sole_writer
+from mfubench.errors import BadInput
+from mfubench.measure.environment import environment
 from mfubench.report.campaign import BEGIN, END, campaign_page
 from mfubench.report.markdown import render_page
 
@@ -125,3 +129,19 @@ def test_a_broken_index_is_bad_input(index: str, tmp_path: Path, capsys: pytest.
     (tmp_path / "campaign.json").write_text(index)
     assert run("--out", str(tmp_path), "--table", str(tmp_path / "README.md")) == 2
     assert "campaign.json" in capsys.readouterr().err
+
+
+def test_a_contract_that_does_not_say_its_parts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no defect of the tool; a campaign does not begin, nor is a report written, before it is away."""
+    store = Store(tmp_path)
+    store.open(environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    (tmp_path / "contract").mkdir()
+    told = {"task": "contract/gdpa-0", "arguments": {"op": "gdpa"}, "status": "done", "reason": None}
+    document: dict[str, Any] = {"ops": [], "environment": {"device_name": store.index()["identity"]["device"]}}
+    (tmp_path / "contract" / "gdpa-0.json").write_text(json.dumps({**told, "document": document}))
+    says = "contract/gdpa-0.json in the campaign's folder does not say its parts: it is damaged, or of another release"
+    assert run("--out", str(tmp_path), *SMALL) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mfubench: error: {says}; take it away, and") and len(err.splitlines()) == 1
+    with pytest.raises(BadInput, match="does not say its parts"):
+        campaign_page(store.index(), {"contract": store.shown("contract")})

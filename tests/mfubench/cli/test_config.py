@@ -94,7 +94,9 @@ def test_a_limit_may_stand_beside_options_of_the_gate(here: Path) -> None:
         ("[plan]\nmemory = inf\n", "plan: memory = inf; allowed: text or a number"),
         ("[plan]\nmode = ['infer']\n", "plan: mode = ['infer']; allowed: text or a number"),
         ("[plan]\nbatch-size = true\n", "plan: batch-size = True; allowed: text or a number"),
-        ("[plan]\njson = true\n", "plan: json is unknown"),
+        ("[plan]\njson = true\n", "plan: json belongs to one call; give it on the command line"),
+        ('[profile]\nout = "x"\n', "profile: out belongs to one call"),
+        ('[profile]\nlock = ""\n', "profile: lock = ''; allowed: text or a number"),
         ("[gate]\nwaiver = 1\n", "gate: waiver is unknown; did you mean waivers?"),
     ],
 )
@@ -102,3 +104,55 @@ def test_what_a_file_cannot_say_is_refused_in_one_line(here: Path, invoke: Invok
     (here / "mfubench.toml").write_text(text)
     code, out, err = invoke("models")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and says in err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[profile]\nsteps = "many"\n', "profile: steps = 'many': "),
+        ("[profile]\nsteps = 2.5\n", "profile: steps = 2.5: "),
+        ("[profile]\nbatch-size = 0\n", "profile: --batch-size 0; allowed: 1 or more"),
+        ('[profile]\nmode = "tst"\n', "profile: --mode 'tst' is unknown; allowed: train, infer"),
+        ('[profile]\nimpl = "auto,gdpa"\n', "profile: impl='auto,gdpa'; allowed: "),
+        ('[profile]\nsize = "hug"\n', "profile: --size 'hug' is unknown; allowed: tiny, small"),
+        ('[profile]\ntimeout = "soon"\n', "profile: --timeout soon; allowed: a time above 0, up to 500h: 90s, 9m, 2h, or a number of seconds"),
+        ('[profile]\nset = ["width"]\n', "profile: --set 'width' has no '='"),
+        ('[profile]\ndata = "criteo:x"\n', "profile: data source 'criteo:x' is unknown; allowed: synthetic"),
+        ('[kernels.tune]\ncompile = "all"\n', "kernels.tune: --compile 'all' is unknown; allowed: none, regions"),
+        ('[plan]\ngpu = ["H200", "H20x"]\n', "plan: --gpu 'H20x' is unknown"),
+        ('[optimize]\njudge = "taste"\nbudget = "9x"\n', "--budget 9x; allowed: a time above 0"),
+        ('[optimize]\njudge = "taste"\nbudget = 9\n', "optimize: --judge 'taste' is unknown; allowed: time, numbers"),
+        ('[scale]\nmodels = "dlrm, nope"\n', "scale: --model 'nope' is unknown; allowed: transformer"),
+        ('[gate.check]\ntarget = ["sm_70"]\n', "gate.check: --target sm_70 is unknown; allowed: sm_80"),
+        ('[campaign]\nstage = "contrac"\n', "campaign: --stage 'contrac' is unknown; allowed: calibration"),
+        ("[gate.limits]\nstep_tim = 1\n", "limits: step_tim is unknown; did you mean step_time?"),
+    ],
+)
+def test_what_a_command_would_refuse_is_refused_where_it_is_shown(
+    here: Path, invoke: Invoke, text: str, says: str
+) -> None:
+    (here / "mfubench.toml").write_text(text)
+    code, out, err = invoke("config", "show")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and says in err and "mfubench.toml" in err
+
+
+def test_what_a_command_takes_is_shown(here: Path, invoke: Invoke) -> None:
+    text = """
+[profile]
+size = "tiny"
+timeout = 600
+impl = "auto,gdpa=reference"
+set = ["width=32"]
+[plan]
+gpu = ["H200", "T4"]
+size = ["tiny", "base"]
+memory = 80.5
+[scale]
+models = "dlrm,wukong"
+sizes = "tiny, small"
+data = "kuairand:anywhere"
+[optimize]
+budget = "20m"
+"""
+    (here / "mfubench.toml").write_text(text)
+    assert len(shown(invoke)) == 11

@@ -103,7 +103,7 @@ def test_a_path_may_be_absolute_and_is_base_s_own_there(repository: Path) -> Non
 
 
 def test_a_path_outside_of_the_working_directory_is_refused(repository: Path) -> None:
-    with pytest.raises(BadInput, match=r"--path \.\.: no such folder in"), both_sides("HEAD", [".."]):
+    with pytest.raises(BadInput, match=r"--path \.\. is outside of"), both_sides("HEAD", [".."]):
         pass
 
 

@@ -144,3 +144,10 @@ def test_what_a_model_takes_out_of_its_batch_is_there_in_the_next_step(
     workload = users_model(body, "mine_taken", tmp_path, monkeypatch)
     for _ in range(2):
         run_step(workload, 0)
+
+
+@pytest.mark.parametrize("impl", ["triton", "auto,gdpa=triton"])
+def test_an_implementation_that_a_model_would_not_take_is_refused(impl: str) -> None:
+    """It would run as without, and the run would say otherwise."""
+    with pytest.raises(BadInput, match=r"--impl .* belongs to the zoo's models: any:build would run as it does"):
+        prepare(WorkloadSpec("any:build", impl=impl, device="cpu"))
