@@ -8,11 +8,9 @@
 import inspect
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -36,10 +34,10 @@ from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
+from .signals import ended_as_interrupted
 from .streams import fill_gaps, results_alone
 
 INTERRUPTED = 130
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def _show_version(asked: bool) -> None:
@@ -99,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(given: list[str]) -> int:
     _show_own_warnings_only()
-    with _ended_as_interrupted() as ended:
+    with ended_as_interrupted() as heard:
         try:
             _refuse_empty(given)
             code = app(given or ["--help"], standalone_mode=False)
@@ -110,11 +108,12 @@ def _run(given: list[str]) -> int:
         except (Exception, SystemExit) as error:
             if DEBUG_FLAG in given:
                 traceback.print_exception(error)
-            code = _end(error)
+            code = INTERRUPTED if heard else _end(error)  # what an interrupt leaves half imported fails in other ways
     if code == INTERRUPTED:
-        code = ended[0] if ended else code
-        how = f"ended by {signal.Signals(code - 128).name}" if ended else "interrupted"
+        number = heard[0] if heard else signal.SIGINT
+        how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
+        code = 128 + number
     return code if isinstance(code, int) else 0
 
 
@@ -128,29 +127,6 @@ def _refuse_empty(given: Sequence[str]) -> None:
         if text == "" or (text.startswith("--") and text.find("=") == len(text) - 1):
             option = text.removesuffix("=") or (before if before.startswith("--") else "")
             raise BadInput(f"{option or 'an argument'} is empty; give a value, or leave it out")
-
-
-@contextmanager
-def _ended_as_interrupted() -> Iterator[list[int]]:
-    """What a CI, a scheduler or a closed terminal ends has its folders and processes to take away, too; the exit code,
-    if one did."""
-    ended: list[int] = []
-
-    def interrupt(number: int, _frame: object) -> None:
-        ended.append(128 + number)
-        if len(ended) == 1:  # what is sent to a whole group comes twice, and cleaning up is begun
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield ended
-        return
-    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has one not heard
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield ended
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(error: Exception | SystemExit) -> int:

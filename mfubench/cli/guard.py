@@ -85,7 +85,10 @@ def waited_for(given: Sequence[str]) -> int | None:
     if child:
         ended = os.waitstatus_to_exitcode(_status_of(child))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return ended if shared.facts().get("over") and ended >= 0 else _tell_end(given, shared, ended)
+        if not shared.facts().get("over"):
+            return _tell_end(given, shared, ended)
+        # Python ends itself by the signal of an interrupt that came while it ran a library's code.
+        return 128 - ended if -ended in PASSED_ON else ended if ended >= 0 else _tell_end(given, shared, ended)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(BROKE)

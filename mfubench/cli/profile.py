@@ -132,14 +132,15 @@ def profile(
         except (TimeUp, KeyboardInterrupt):
             _keep(known, out, scratch)
             raise
-        if out is not None:
-            put_run(run, out, scratch)
+        wrong = _not_put(run, out, scratch)
     if json:
         sys.stdout.write(run.to_json() + "\n")
     else:
         from mfubench.report.terminal import print_runs, stdout_console
 
         print_runs([run], stdout_console(), full=verbose)
+    if wrong is not None:
+        raise wrong
 
 
 def _kept_as_it_goes(progress: Progress, known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> Progress:
@@ -168,6 +169,16 @@ def _keep_at_the_end(known: "list[Callable[[], Run]]", out: Path | None, scratch
     """The same in a process that ends at once and says so."""
     tell(over=True)
     _keep(known, out, scratch)
+
+
+def _not_put(run: "Run", out: Path | None, scratch: Path) -> OSError | None:
+    """Write the run, or give why it cannot be written: what took minutes to measure is told all the same."""
+    try:
+        if out is not None:
+            put_run(run, out, scratch)
+    except OSError as error:
+        return error
+    return None
 
 
 def put_run(run: "Run", out: Path, scratch: Path) -> None:

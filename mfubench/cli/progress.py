@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from mfubench.progress import Progress, silent
 
 from .guard import tell_stage
+from .signals import go_on_unless_interrupted
 
 
 @contextmanager
@@ -18,6 +19,7 @@ def stages(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
     with redirect_stdout(sys.stderr), _shown(quiet, verbose) as show:
 
         def progress(stage: str, done: float) -> None:
+            go_on_unless_interrupted()
             tell_stage(stage)
             show(stage, done)
 

@@ -24,6 +24,7 @@ NUM_ROTATED = 4  # input sets that a timing pass rotates, so that no step finds 
 TRACED_STEPS = 2
 WARMUP_STEPS = 3
 MAX_SEED = 2**63  # torch's
+MAX_STEPS = 10**7  # of each of which a time is kept, and on a GPU an event is made before the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class WorkloadSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
+        if self.steps > MAX_STEPS:
+            raise BadInput(f"--steps {self.steps}; allowed: 1 to {MAX_STEPS}")
         if not 0 <= self.seed < MAX_SEED:
             raise BadInput(f"--seed {self.seed}; allowed: 0 or more, below 2**63")
 

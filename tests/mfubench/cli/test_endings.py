@@ -1,5 +1,6 @@
 """How commands end: by a signal, on a full disk, without a stdout, beside another that writes into the same folder."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from mfubench.cli import main
 from mfubench.cli.options import seconds, sole_writer
 from mfubench.errors import BadInput
 from mfubench.files import write_text
+from mfubench.measure.calibrate import Calibration
 from mfubench.user_code import short
 
 
@@ -96,3 +98,24 @@ def test_an_error_keeps_its_end_where_compilers_say_what_is_wrong() -> None:
     told = short(ValueError(f"at 6:25: {'source ' * 100} module has no attribute 'nosuch'"))
     assert told.startswith("ValueError: at 6:25: source") and told.endswith("no attribute 'nosuch'")
     assert len(told) < 230
+
+
+def test_a_run_that_cannot_be_written_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fixed_calibration: Calibration
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mfubench.run.write_text", full)
+    workload = ("dlrm", "--size", "tiny", "--batch-size", "2", "--steps", "1", "--device", "cpu")
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", *workload, "--out", str(tmp_path), "--json", "--quiet"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 5 and "No space left on device" in err and len(err.splitlines()) == 1
+    assert json.loads(out)["workload"]["model"] == "dlrm"
+
+
+def test_steps_have_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "dlrm", "--steps", "99999999999"])
+    assert ended.value.code == 2 and "--steps 99999999999; allowed: 1 to 10000000" in capsys.readouterr().err
