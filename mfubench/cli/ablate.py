@@ -34,7 +34,7 @@ from .progress import stages
 
 
 def ablate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with a road: kunlun.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with an ablation: kunlun.")],
     size: Size = None,
     set_: Set = None,
     impl: Impl = "auto",
@@ -60,7 +60,7 @@ def ablate(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Walk the road from InterFormer's parts to the full Kunlun, one switch a step, beside what was published.
+    """Walk from InterFormer's parts to the full Kunlun, one switch at a time, beside what was published.
 
     Every setting is profiled; neighbours on the road are timed in turn, and so is the full model with and without each
     switch. DIR gets ablation.json, runs/STEP/run.json, report.md with its charts and report.html as the results come;

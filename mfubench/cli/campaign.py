@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 def campaign(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that keeps every result as it comes.")],
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h.")] = "9m",
     task_limit: Annotated[
         str,
-        typer.Option(metavar="TIME", help="How long one task may take; on a GPU a share of the budget, too."),
+        typer.Option(metavar="TIME", help="Time limit of one task; on a GPU also a share of the budget."),
     ] = "5m",
     peer_limit: Annotated[
-        str, typer.Option(metavar="TIME", help="A peer, or a config to tune, that takes longer is left out and named.")
+        str,
+        typer.Option(metavar="TIME", help="Time limit of one peer or one config; what takes longer is left out."),
     ] = "30s",
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            "--stage", help="calibration, contract, compile, tune, bench, profile, road or scale; may be given again."
+            "--stage", help="calibration, contract, compile, tune, bench, profile, road or scale; repeatable."
         ),
     ] = None,
     size: Annotated[
@@ -52,9 +53,7 @@ def campaign(
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="OP=MODULE:FUNCTION", help="One more to time that op's kernels beside; may be given again."
-        ),
+        typer.Option(metavar="OP=MODULE:FUNCTION", help="One more to time that op's kernels beside; repeatable."),
     ] = None,
     ahead: Annotated[
         str | None,
@@ -83,7 +82,7 @@ def campaign(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a device everything, the most valuable first: its peaks, the kernels' numbers and speed, the zoo, the road.
+    """Measure all there is on a device, the most valuable first: peaks, the kernels' numbers and speed, the zoo.
 
     With --data also what compute buys: sizes of models are trained on that log, as `mfubench scale` does.
 

@@ -26,7 +26,7 @@ def compare(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Hold runs against a baseline: step time ratio, utilisation, FLOPs, memory, energy, ledgers side by side.
+    """Compare runs with a baseline: step time ratio, utilisation, FLOPs, memory, energy, ledgers side by side.
 
     Runs compare when device, dtype, mode and data agree; others are refused (exit code 2) unless --force is given. DIR
     gets comparison.json, report.md with its charts and report.html.

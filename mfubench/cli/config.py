@@ -14,7 +14,7 @@ from .values import refusals
 config = typer.Typer(
     name="config",
     no_args_is_help=True,
-    help="Which options have their defaults from a file in the working directory.",
+    help="Options whose defaults come from a file in the working directory.",
 )
 
 

@@ -9,7 +9,7 @@ from .options import Debug, Json, Quiet, Verbose, put
 
 def doctor(
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure the device's peaks anew and keep them.")
+        bool, typer.Option("--calibrate", help="Measure the device's peaks again and keep them.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -42,18 +42,18 @@ Models = Annotated[
 ]
 Base = Annotated[
     str,
-    typer.Option(metavar="REV", help="A revision, held against where HEAD left it (its merge base); or a folder."),
+    typer.Option(metavar="REV", help="Revision to compare with, at its merge base with HEAD; or a folder."),
 ]
 Path_ = Annotated[
     list[str] | None,
-    typer.Option("--path", metavar="FOLDER", help="Where imports begin; may be given again. \\[default: .]"),
+    typer.Option("--path", metavar="FOLDER", help="Folder that imports start from; repeatable. \\[default: .]"),
 ]
 Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Limits and waivers. \\[default: mfubench.toml, else pyproject.toml]"),
 ]
 Target = Annotated[
-    list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. \\[default: all]")
+    list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; repeatable. \\[default: all]")
 ]
 Summary = Annotated[
     Path | None,
@@ -63,15 +63,13 @@ Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Wri
 Annotations = Annotated[
     bool, typer.Option("--annotations", help="Print GitHub's ::error and ::warning lines on stderr.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where a time is undecided, or the machine's.")]
-Require = Annotated[
-    bool, typer.Option("--require-baseline", help="Exit with 4 where base has no such model, in place of 0.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 if a time is undecided, or the machine's.")]
+Require = Annotated[bool, typer.Option("--require-baseline", help="Exit with 4, not 0, if base has no such model.")]
 
 gate = typer.Typer(
     name="gate",
     no_args_is_help=True,
-    help="Hold a change against the code that it starts from: counts, compiled kernels, time. For CI.",
+    help="Compare a change with the code it started from: counts, compiled kernels, time. For CI.",
 )
 
 
@@ -101,7 +99,7 @@ def check(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """What can be told of a change without a GPU and without a clock: with the same torch and Triton, always the same.
+    """Compare what needs neither a GPU nor a clock: with the same torch and Triton, the result is always the same.
 
     Of each model, in both sides' code: parameters, FLOPs, bytes, memory, operators; and every Triton kernel that its
     step launches, compiled for each target: spills, registers, tensor cores, copies, instructions. What needs more in
@@ -131,7 +129,7 @@ def check(
 def run(
     models: Models,
     base: Base,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 10m or 1h.")] = "10m",
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 10m or 1h.")] = "10m",
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="As for check. \\[default: the GPU's own generation, none on a CPU]"),
@@ -160,7 +158,7 @@ def run(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """What `check` tells, and the time of a step: both sides' in turns, in fresh processes, until it is decided.
+    """All of `check`, and the time of a step: both sides in turns, in fresh processes, until it is decided.
 
     It fails (exit code 1) where the interval of head's time over base's lies above the limit, step_time = 0.03 unless
     the configuration says otherwise, and passes where it lies below. What the budget does not decide is inconclusive,
@@ -187,8 +185,8 @@ def run(
 
 @gate.command("self-check")
 def self_check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for run, one.")],
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 10m or 1h.")] = "10m",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:build, or a model of this zoo.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 10m or 1h.")] = "10m",
     path: Path_ = None,
     size: Size = None,
     set_: Set = None,
@@ -208,7 +206,7 @@ def self_check(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """How far this machine's gate can be trusted: how often it would blame the same code, and miss one that is slower.
+    """How far a gate on this machine can be trusted: how often it would blame identical code, and miss slower code.
 
     The model is held against itself, and against itself with a tenth more to do; gates are replayed on what was timed.
 

@@ -86,7 +86,7 @@ def check(
 def static(
     ops: Ops = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; may be given again. \\[default: all]")
+        list[str] | None, typer.Option("--target", help="sm_80, sm_90 or sm_100; repeatable. \\[default: all]")
     ] = None,
     all_configs: Annotated[
         bool, typer.Option("--all-configs", help="Every config of a kernel's space, not only what a launch takes.")
@@ -124,19 +124,20 @@ def static(
 def bench(
     ops: Ops = None,
     shape: Annotated[
-        list[str] | None, typer.Option("--shape", help="A named shape of the op; may be given again. \\[default: all]")
+        list[str] | None, typer.Option("--shape", help="A named shape of the op; repeatable. \\[default: all]")
     ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE:FUNCTION", help="One more to time: it takes the op's arguments by name; may be given again."
+            metavar="MODULE:FUNCTION", help="One more to time: it takes the op's arguments by name; repeatable."
         ),
     ] = None,
     without: Annotated[
-        list[str] | None, typer.Option(metavar="PEER", help="A peer to leave out, by its name; may be given again.")
+        list[str] | None, typer.Option(metavar="PEER", help="A peer to leave out, by its name; repeatable.")
     ] = None,
     peer_limit: Annotated[
-        str, typer.Option(metavar="TIME", help="A peer, or a config to tune, that takes longer is left out and named.")
+        str,
+        typer.Option(metavar="TIME", help="Time limit of one peer or one config; what takes longer is left out."),
     ] = "60s",
     rounds: Annotated[int, typer.Option(help="Samples of each implementation, in turns.")] = 20,
     tune: Annotated[

@@ -56,13 +56,13 @@ def optimize(
     seed: Seed = 0,
     data: Data = "synthetic",
     lock: Lock = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h.")] = "9m",
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h.")] = "9m",
     compile_budget: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="How long compiling one change may take. \\[default: 2/5 of the budget]"),
     ] = None,
     judge: Annotated[
-        str, typer.Option(help="time, or numbers: swap kernels in unjudged by time, where an interpreter runs them.")
+        str, typer.Option(help="time, or numbers: swap kernels without timing them, where an interpreter runs them.")
     ] = "time",
     out: Annotated[
         Path | None,

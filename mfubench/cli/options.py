@@ -57,11 +57,11 @@ Dtype = Annotated[
     str | None, typer.Option(help="bf16 (autocast), tf32 or fp32. \\[default: bf16 on CUDA, fp32 on a CPU]")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Peak = Annotated[str | None, typer.Option(help="What 100 % is: datasheet or measured. \\[default: datasheet on CUDA]")]
-BatchSize = Annotated[int | None, typer.Option(help="Requests a step. \\[default: 1024 on CUDA, 32 on a CPU]")]
+Peak = Annotated[str | None, typer.Option(help="Peak for MFU: datasheet or measured. \\[default: datasheet on CUDA]")]
+BatchSize = Annotated[int | None, typer.Option(help="Requests per step. \\[default: 1024 on CUDA, 32 on a CPU]")]
 Candidates = Annotated[
     int | None,
-    typer.Option(help="Candidates a request. \\[default: the size's where a model scores whole requests, else 1]"),
+    typer.Option(help="Candidates per request. \\[default: the size's where a model scores whole requests, else 1]"),
 ]
 Steps = Annotated[int, typer.Option(help="Timed steps.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]

@@ -32,7 +32,7 @@ Gpu_ = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="A GPU by its product's or its driver's name, such as H200; may be given again. "
+        help="A GPU by its product's or its driver's name, such as H200; repeatable. "
         "\\[default: that of --like, else the one here]",
     ),
 ]
@@ -40,9 +40,7 @@ Like_ = Annotated[
     Path | None,
     typer.Option(metavar="RUN", help="An eager run on a GPU: its measured peaks, and its rates to predict times with."),
 ]
-Sizes = Annotated[
-    list[str] | None, typer.Option("--size", help="Sizes of the zoo; may be given again. \\[default: base]")
-]
+Sizes = Annotated[list[str] | None, typer.Option("--size", help="Sizes of the zoo; repeatable. \\[default: base]")]
 
 MOST = 1e18
 
@@ -59,17 +57,17 @@ def plan(
     mode: Mode = "train",
     dtype: Annotated[str, typer.Option(help="bf16 (autocast), tf32 or fp32.")] = "bf16",
     batch_size: Annotated[
-        int | None, typer.Option(help="Requests a step. \\[default: 1024, and 32 for your own model]")
+        int | None, typer.Option(help="Requests per step. \\[default: 1024, and 32 for your own model]")
     ] = None,
     candidates: Candidates = None,
     seed: Seed = 0,
     data: Data = "synthetic",
     memory: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Memory of the GPU. \\[default: what its driver tells]")
+        float | None, typer.Option(metavar="GIB", help="Memory of the GPU. \\[default: as its driver reports]")
     ] = None,
     samples_per_day: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Say how many GPUs keep up with so many.", show_default=False),
+        typer.Option(metavar="N", help="Say how many GPUs keep up with so many per day.", show_default=False),
     ] = None,
     out: Annotated[Path | None, out_option("plan.json, ")] = None,
     json: Json = False,

@@ -33,7 +33,7 @@ def scale(
     data: Annotated[str, typer.Option(help="A real log: kuairand:PATH or movielens:PATH.")],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Whose slope the others are held against. \\[default: the first]"),
+        typer.Option(metavar="MODEL", help="Model whose slope the others are compared with. \\[default: the first]"),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(help="Impressions that each training sees. \\[default: the first 80 % in time, all]")
@@ -42,12 +42,12 @@ def scale(
         int | None, typer.Option(help="Later impressions to predict, drawn at random. \\[default: all]")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each size, with the seeds 0, 1, ...")] = 2,
-    batch_size: Annotated[int, typer.Option(help="Impressions a step.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Impressions per step.")] = 512,
     impl: Impl = "auto",
     dtype: Dtype = None,
     device: Device = "auto",
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h. \\[default: until it is done]")
+        str | None, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h. \\[default: until it is done]")
     ] = None,
     out: Annotated[Path | None, out_option("scaling.json, every training, ")] = None,
     json: Json = False,

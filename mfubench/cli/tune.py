@@ -63,10 +63,10 @@ def tune(
     ] = False,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="How long in all: 90s, 9m or 2h. \\[default: no end]"),
+        typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h. \\[default: no end]"),
     ] = None,
     config_limit: Annotated[
-        str, typer.Option(metavar="TIME", help="A config that takes longer is left out and named.")
+        str, typer.Option(metavar="TIME", help="Time limit of one config; what takes longer is left out and named.")
     ] = "60s",
     out: Annotated[Path | None, out_option(f"lock.json, {DOCUMENT}, ")] = None,
     json: Json = False,
