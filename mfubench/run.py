@@ -7,6 +7,7 @@ document is migrated or refused, never guessed.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -28,11 +29,17 @@ FLOP_CONVENTION = (
 )
 
 TOGETHER = " + "  # between the names of modules that share a kernel
+_IN_A_LIST = re.compile(r"(?<![^.])\d+(?![^.])")  # a module's number among its siblings
 CAUSE_FAMILIES = (
     *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency"),
     *("optimizer", "data", "launch", "not_attributed"),
 )
 """What a cause's name begins with, up to a dot, in the order in which the ledger accounts."""
+
+
+def pattern_of(module: str) -> str:
+    """The name that the modules of a list have in common: ``blocks.*.mlp``."""
+    return _IN_A_LIST.sub("*", module)
 
 
 def family_of(cause: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mfubench.measure.scopes import BACKWARD, FORWARD
-from mfubench.run import ModuleRow, family_of
+from mfubench.run import ModuleRow, family_of, pattern_of
 
 from .join import UNOWNED
 from .roofline import winnable
@@ -70,10 +70,8 @@ def _hotspot(pattern: str, cause: str, members: Sequence[tuple[ModuleRow, float]
 
 def _pattern(row: ModuleRow) -> str:
     """The name that modules which repeat have in common: ``blocks.*.mlp``, ``tables.*``."""
-    parts = ["*" if part.isdigit() else part for part in row.name.split(".")]
-    if row.type in TABLES:
-        parts[-1] = "*"
-    return ".".join(parts)
+    pattern = pattern_of(row.name)
+    return f"{pattern.rpartition('.')[0]}.*" if row.type in TABLES and "." in pattern else pattern
 
 
 def _of_a_gradient(cause: str, rows: Sequence[ModuleRow]) -> bool:

@@ -1,7 +1,6 @@
 """Where in the model two sides' counts differ: by module, class of operator, and direction or kind of memory."""
 
 import inspect
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfubench.report import format as fmt
+from mfubench.run import pattern_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,6 @@ NAMED = 3  # of the differences of a count
 FROM_WORK = {"model_flops": "model", "hardware_flops": "hardware", "bytes": "bytes"}  # count: field of Work
 DIRECTIONS = {"fwd": "forward", "bwd": "backward", "recompute": "recomputed"}
 INSTALLED = "site-packages"  # also in an environment that lies in the repository
-IN_A_LIST = re.compile(r"(?<![^.])\d+(?![^.])")  # a module's number among its siblings, in its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def sources(model: "nn.Module", folder: Path) -> dict[str, tuple[str, int]]:
         elif parent is not None:
             found[name] = parent
         if name in found:
-            found.setdefault(IN_A_LIST.sub("*", name), found[name])
+            found.setdefault(pattern_of(name), found[name])
     return found
 
 
@@ -102,7 +101,7 @@ def differences(base: Iterable[Entry], head: Iterable[Entry]) -> tuple[tuple[Dif
     changed = {key: (before.get(key, 0), after.get(key, 0)) for key in before | after}
     alike: dict[Key, list[tuple[Key, int, int]]] = defaultdict(list)
     for key, (old, new) in _without_moves(changed).items():
-        alike[IN_A_LIST.sub("*", key[0]), *key[1:]].append((key, old, new))
+        alike[pattern_of(key[0]), *key[1:]].append((key, old, new))
     found = [_together(pattern, members) for pattern, members in alike.items()]
     found = sorted((each for each in found if each.more), key=lambda each: -abs(each.more))
     return tuple(found[:NAMED]), len(found[NAMED:])
