@@ -77,7 +77,8 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
             f"{low.cause} is {low.share:.1%} of the step: faster than its floor, so what it moves stays in a cache, "
             "as in a small step, or a formula is off, or the peak: `mfubench doctor --calibrate` measures it anew"
         )
-    found += _beyond_the_roofline(run)
+    else:
+        found += _beyond_the_roofline(run)
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]

@@ -19,7 +19,7 @@ def _useful(run: Run) -> str:
     """How much of the FLOPs is useful, as far as it is known: a dense batch of a user's does not tell its padding."""
     model, padded = run.flops["model"], run.flops["padded"]
     if run.flops.get("counts_agree", True) is None and model is not None and model == padded:
-        return "padding is unknown, as no mask or offsets of the model's tell it"
+        return "padding is unknown, as no padding mask or offsets tell it"
     return f"{fmt.part_of(model, padded)} of the padded FLOPs are useful model FLOPs"
 
 
