@@ -20,6 +20,7 @@ from mfubench.measure.trace import NOTHING, STEP_PREFIX, Trace, trace_steps
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_step
 from tests.mfubench.attribute.by_hand import ENGINE, STEP, Known, joined, kernel, launch, node, scope, span
+from tests.mfubench.steps import training_step
 
 CPU = torch.device("cpu")
 
@@ -292,15 +293,8 @@ def evenly_timed(trace: Trace) -> Trace:
 def traced_model(model: nn.Module, x: Tensor) -> Attribution:
     """The same for a module with the sum of its output as loss."""
 
-    def step(tracker: ScopeTracker, index: int) -> None:
-        with tracker.phase(FORWARD):
-            output = model(x)
-        with tracker.phase(LOSS):
-            loss = output.sum()
-        with tracker.phase(BACKWARD):
-            loss.backward()
-
-    return attribute(trace_steps(model, step, device=CPU, num_steps=2), "cpu")
+    step = training_step(model, x)
+    return attribute(trace_steps(model, lambda tracker, _index: step(tracker), device=CPU, num_steps=2), "cpu")
 
 
 def by_module(found: Attribution, direction: str) -> dict[str, float]:

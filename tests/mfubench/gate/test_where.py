@@ -11,8 +11,9 @@ from mfubench.gate.side import COUNTS
 from mfubench.gate.where import Difference, Entry, differences, places, sources
 from mfubench.measure.count import count_step
 from mfubench.measure.memory import peak_of_step
-from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, OPTIMIZER, ScopeTracker
+from mfubench.measure.scopes import OPTIMIZER
 from mfubench.workload.step import make_optimizers
+from tests.mfubench.steps import training_step
 
 MEBI = 1 << 20
 BASE: list[Entry] = [("items", "gemm", "forward", 100), ("items", "gemm", "backward", 200), ("users", "norm", "", 7)]
@@ -114,19 +115,7 @@ def test_words_of_a_list_and_of_what_no_operator_made() -> None:
 def test_places_sum_up_to_what_is_counted() -> None:
     model, x = Net(), torch.randn(4, 8)
     optimizers = make_optimizers(model)
-
-    def step(tracker: ScopeTracker) -> None:
-        with tracker.phase(FORWARD):
-            output = model(x)
-        with tracker.phase(LOSS):
-            loss = output.sum()
-        with tracker.phase(BACKWARD):
-            loss.backward()
-        with tracker.phase(OPTIMIZER):
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
+    step = training_step(model, x, optimizers=optimizers)
     count, peak = count_step(model, step), peak_of_step(model, optimizers, step)
     found, total = places(model, count, peak), count.total()
     assert set(found) == set(COUNTS)

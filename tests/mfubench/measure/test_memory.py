@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mfubench.measure.memory import KINDS, MADE, MemoryPeak, peak_of_step
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
 from mfubench.workload.step import make_optimizers, run_step
+from tests.mfubench.steps import training_step
 
 BIG = 1 << 20  # elements; dwarfs everything else
 FLOAT = 4
@@ -21,21 +22,11 @@ def peak(
 ) -> MemoryPeak:
     """Peak of one step with the sum of the output as loss."""
 
-    def step(tracker: ScopeTracker) -> None:
-        with torch.set_grad_enabled(train):
-            with tracker.phase(FORWARD):
-                output = model(*inputs)
-            if not train:
-                return
-            with tracker.phase(LOSS):
-                loss = output.sum()
-            with tracker.phase(BACKWARD):
-                loss.backward()
-            with tracker.phase(OPTIMIZER):
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+    def forward(tracker: ScopeTracker) -> None:
+        with torch.no_grad(), tracker.phase(FORWARD):
+            model(*inputs)
 
+    step = training_step(model, *inputs, optimizers=optimizers) if train else forward
     return peak_of_step(model, list(optimizers), step)
 
 
