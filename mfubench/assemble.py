@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from .attribute.attribution import Attribution
 from .attribute.crosscheck import cross_check
 from .attribute.fused import count_of_kernels
 from .attribute.hotspots import hotspots
-from .attribute.join import Attribution
 from .attribute.ledger import kernel_rows, ledger_lines, module_rows, slice_step
 from .caveats import not_measured, warnings
 from .measure.calibrate import peaks_by_dtype
@@ -15,7 +15,6 @@ from .measure.memory import MemoryPeak
 from .measure.stats import median_ci
 from .passes import Passes
 from .run import KernelConfig, Run
-from .workload.regions import update_bytes
 from .workload.spec import Workload
 
 NOT_MEASURED = "(not measured)"
@@ -38,8 +37,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         return None if tflops is None else flops * steps / total_s / (tflops * 1e12)
 
     placed = count_of_kernels(count, attribution, attribution.steps)
-    least = update_bytes(workload.module, workload.optimizers)
-    slices = slice_step(attribution, placed, passes.ceilings, median, least)
+    slices = slice_step(attribution, placed, passes.ceilings, median)
     modules = module_rows(workload.module, slices, placed, memory, passes.ceilings, median)
     measured = passes.ceilings.measured_tflops
     run = Run(
@@ -98,8 +96,10 @@ def _mean_count(counts: list[Count], steps: int) -> Count:
         mean.unknown_ops |= count.unknown_ops
         mean.impls |= count.impls
         mean.configs |= count.configs
+        mean.update_bytes += weight * count.update_bytes
     for work in mean.work.values():
         work.divide(steps)
+    mean.update_bytes = round(mean.update_bytes / steps)
     return mean
 
 

@@ -39,15 +39,20 @@ def kernels_hash() -> str:
     return _hash_of(mfu_kernels, mfubench.kernels)
 
 
+def digest(*parts: Any) -> str:
+    """A short hash of JSON-ready parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _hash_of(*packages: ModuleType) -> str:
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for package in packages:
         folder = Path(package.__path__[0])
         for file in sorted(folder.rglob("*.py")):
             name = file.relative_to(folder)
             if name.parts[0] not in SHOWS:
-                digest.update(name.as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+                found.update(name.as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def require_same(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .attribute.join import Attribution
+from .attribute.attribution import Attribution
 from .attribute.roofline import Ceilings
 from .measure.calibrate import Calibration
 from .measure.compiled import Compilation

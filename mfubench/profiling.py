@@ -11,7 +11,8 @@ import torch
 from mfu_kernels.errors import InvalidArgument
 
 from .assemble import assemble
-from .attribute.join import Attribution, attribute
+from .attribute.attribution import Attribution
+from .attribute.join import attribute
 from .attribute.roofline import DTYPE_NAMES, Ceilings
 from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
 from .exhausted import out_of_memory, release
@@ -34,7 +35,8 @@ from .user_code import located
 from .workload.compilation import compiled
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
-from .workload.step import run_passes, run_step, update
+from .workload.step import Phase, run_passes, run_step, update
+from .workload.update import Update
 
 UNLIKE = 0.01  # by so much, two steps need different FLOPs: more than a router's choice that training moves a little
 
@@ -237,11 +239,23 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
 
 
 def _counts(workload: Workload, passes: Passes) -> list[Count]:
-    counts = [count_of(workload, index) for index in range(len(workload.inputs))]
+    counts = [_with_update(workload, index) for index in range(len(workload.inputs))]
     if workload.needed is None:
         _tell_if_unlike(workload, counts[0], count_of(workload, 0))
     passes.ceilings = _ceilings(workload, counts, passes.calibration, passes.sheet_tflops)
     return counts
+
+
+def _with_update(workload: Workload, index: int) -> Count:
+    """The count of a step, with the least that its update must move."""
+    found = Update(workload.optimizers)
+
+    def step(workload: Workload, index: int, *, phase: Phase) -> None:
+        run_step(workload, index, phase=found.seen_in(phase))
+
+    count = count_of(workload, index, step)
+    count.update_bytes = found.least_bytes()
+    return count
 
 
 def _tell_if_unlike(workload: Workload, one: Count, again: Count) -> None:

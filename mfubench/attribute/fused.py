@@ -9,14 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mfubench.measure.compiled import ORDER, PRODUCTS, Compilation, CompiledKernel
 from mfubench.measure.count import Count, Work, WorkKey
 from mfubench.run import TOGETHER
 
-if TYPE_CHECKING:
-    from .join import Attribution
+from .attribution import Attribution
 
 REGION, CALL, FUNCTION = "Torch-Compiled Region: ", "## Call CompiledFxGraph", "CompiledFunction"
 NUM_NAMES = 3
@@ -123,7 +122,7 @@ def regions_of_functions(threads: Iterable[Sequence[Mapping[str, Any]]]) -> dict
     return found
 
 
-def count_of_kernels(count: Count, attribution: "Attribution", steps: int) -> Count:
+def count_of_kernels(count: Count, attribution: Attribution, steps: int) -> Count:
     """The work of a step by the keys of its kernels, where a compiler has drawn other bounds than the modules'.
 
     ``count`` is of the eager step, ``attribution`` of ``steps`` compiled ones. A module's products go to the kernels
@@ -139,6 +138,7 @@ def count_of_kernels(count: Count, attribution: "Attribution", steps: int) -> Co
             homes[module, key.direction].append(key)
     compiled = {(module, key.direction) for key in moved for module in key.module.split(TOGETHER)}
     result = Count(unknown_ops=set(count.unknown_ops), impls=dict(count.impls), configs=dict(count.configs))
+    result.update_bytes = count.update_bytes
     for key, work in count.work.items():
         if (key.module, key.direction) not in compiled or (key in busy and key not in moved):
             result.work[key].add(work)
@@ -156,7 +156,7 @@ def _fitness(module: str, busy: Mapping[WorkKey, float], home: WorkKey) -> tuple
     return home.kind in PRODUCTS, home.module == module, busy.get(home, 0.0)
 
 
-def unseen(compilation: Compilation, attribution: "Attribution | None") -> list[str]:
+def unseen(compilation: Compilation, attribution: Attribution | None) -> list[str]:
     """What of a compiled step is not known, or is another step's, in words."""
     found = [
         "memory of the compiled step: by module and kind it is the eager step's",

@@ -7,7 +7,7 @@ from typing import Any
 from mfubench.measure.scopes import BACKWARD, FORWARD
 from mfubench.run import ModuleRow, family_of, pattern_of
 
-from .join import UNOWNED
+from .attribution import UNOWNED
 from .roofline import winnable
 
 WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "optimizer", "data", "launch")

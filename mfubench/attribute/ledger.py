@@ -11,7 +11,7 @@ from mfubench.measure.memory import MemoryPeak
 from mfubench.measure.scopes import DATA, OPTIMIZER, module_names
 from mfubench.run import TOGETHER, KernelRow, LedgerLine, ModuleRow, family_place
 
-from .join import UNOWNED, Attribution
+from .attribution import UNOWNED, Attribution
 from .roofline import Ceilings, Split, causes, verdict
 
 WHOLE_PHASES = {OPTIMIZER: "optimizer", DATA: "data"}
@@ -53,14 +53,8 @@ def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
     return work, (step_ms - work * busy) / attribution.idle
 
 
-def slice_step(
-    attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float, update_bytes: int | None = None
-) -> Slices:
-    """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline.
-
-    ``update_bytes``: the least that the optimizers move, which is less than what is counted where an update is many
-    kernels.
-    """
+def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
+    """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline."""
     scale, gap_scale = _scales(attribution, step_ms)
     slices = Slices()
     for key, busy in attribution.busy.items():
@@ -78,8 +72,8 @@ def slice_step(
     for key, work in count.work.items():
         if key.module in WHOLE_PHASES:
             slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
-    if update_bytes is not None:
-        slices.floors["optimizer"] = min(slices.floors["optimizer"], ceilings.byte_ms(update_bytes))
+    if count.update_bytes:
+        slices.floors["optimizer"] = min(slices.floors["optimizer"], ceilings.byte_ms(count.update_bytes))
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices

@@ -10,10 +10,10 @@ from typing import Any
 
 from mfu_models import MODELS
 from mfubench.errors import BadInput
+from mfubench.identity import digest
 from mfubench.kernels.catalog import examples_of, ops_with_kernels
 from mfubench.scaling.plan import LEAST_SIZES
 from mfubench.side_by_side import CONTRACT_PARTS
-from mfubench.workload.prepare import digest
 from mfubench.workload.zoo import all_sizes
 
 STAGES = ("calibration", "contract", "compile", "tune", "bench", "profile", "road", "scale")

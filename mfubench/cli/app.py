@@ -25,7 +25,7 @@ from .config import config
 from .defaults import read_defaults
 from .doctor import doctor
 from .gate import gate
-from .guard import tell, waited_for
+from .guard import waited_for
 from .kernels import kernels
 from .models import models
 from .optimize import optimize
@@ -36,6 +36,7 @@ from .report import report
 from .scale import scale
 from .signals import ended_as_interrupted
 from .streams import fill_gaps, results_alone
+from .watched import tell
 
 INTERRUPTED = 130
 

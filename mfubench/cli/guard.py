@@ -7,7 +7,6 @@ works as if it were alone; the parent passes on signals and its exit code, and t
 
 import ctypes
 import faulthandler
-import json
 import os
 import re
 import shutil
@@ -15,60 +14,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .options import DEBUG_FLAG
+from .profile import put_run
+from .watched import WAITED_FOR, Shared, text_of
 
 BROKE = 5
 COMMANDS = ("profile", "plan", "ablate", "scale", "kernels")  # that run models here, not in workers
 PASSED_ON = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 THREADS = Path("/proc/self/task")
-STAGE_BYTES = 200  # that are kept of it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 FRAME = re.compile(r'File "(.+)", line (\d+) in ')
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Files in memory that both processes have: what the child told, the stage that it is in, and the stack that Python
-    writes in a crash.
-    """
-
-    told: int
-    stage: int
-    stack: int
-
-    def facts(self) -> dict[str, Any]:
-        """What was told, of each the last."""
-        try:
-            found: dict[str, Any] = json.loads(_text(self.told))
-        except ValueError:
-            return {}
-        return found
-
-
-_WAITED_FOR: list[_Shared] = []  # in the child
-
-
-def tell(**facts: Any) -> bool:
-    """Say to who waits for this process, if anybody does, what it should know in the end; whether anybody does.
-
-    ``model``, whose it is; ``scratch``, a folder to take away; ``kept``, the run.json of what is measured, and ``out``,
-    where it belongs; ``over``, that this process has told its end itself.
-    """
-    for shared in _WAITED_FOR:
-        text = json.dumps({**shared.facts(), **facts}).encode()
-        os.ftruncate(shared.told, 0)
-        os.pwrite(shared.told, text, 0)
-    return bool(_WAITED_FOR)
-
-
-def tell_stage(stage: str) -> None:
-    """Say what runs now, in a microsecond: it is said between steps that are timed."""
-    for shared in _WAITED_FOR:
-        os.pwrite(shared.stage, stage.encode()[:STAGE_BYTES].ljust(STAGE_BYTES), 0)
 
 
 def waited_for(given: Sequence[str]) -> int | None:
@@ -77,7 +35,7 @@ def waited_for(given: Sequence[str]) -> int | None:
         return None
     parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     try:
-        shared = _Shared(*map(os.memfd_create, ("told", "stage", "stack")))
+        shared = Shared(*map(os.memfd_create, ("told", "stage", "stack")))
         child = os.fork()
     except OSError:  # what the system does not give here; the work needs none of it
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -94,7 +52,7 @@ def waited_for(given: Sequence[str]) -> int | None:
         os._exit(BROKE)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     faulthandler.enable(shared.stack)
-    _WAITED_FOR.append(shared)
+    WAITED_FOR.append(shared)
     return None
 
 
@@ -118,15 +76,15 @@ def _status_of(child: int) -> int:
             return status
 
 
-def _tell_end(given: Sequence[str], shared: _Shared, ended: int) -> int:
+def _tell_end(given: Sequence[str], shared: Shared, ended: int) -> int:
     """Say how the child ended, keep what it has measured, and give the exit code."""
-    facts, stack = shared.facts(), _text(shared.stack)
+    facts, stack = shared.facts(), text_of(shared.stack)
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h\n")  # a progress bar hides the cursor
     if DEBUG_FLAG in given:
         sys.stderr.write(stack)
     shown = f"; {DEBUG_FLAG} shows Python's stack" if stack and DEBUG_FLAG not in given else ""
-    where = "after its result was told" if facts.get("over") else f"while {_text(shared.stage).strip() or 'starting'}"
+    where = "after its result was told" if facts.get("over") else f"while {text_of(shared.stage).strip() or 'starting'}"
     what = " ".join(filter(None, (given[0], facts.get("model"))))
     message = f"{what}: its process {_how(ended)}{_place(stack)} {where}{_kept(facts)}{shown}"
     print(f"mfubench: error: {message}", file=sys.stderr)
@@ -160,15 +118,9 @@ def _kept(facts: dict[str, Any]) -> str:
     from mfubench.errors import MfubenchError
     from mfubench.run import read_run
 
-    from .profile import put_run
-
     kept, out = Path(facts["kept"]), Path(facts["out"])
     try:
         put_run(read_run(kept), out, kept.parent)
     except (OSError, MfubenchError) as error:
         return f"; what was measured until then could not be kept: {error}"
     return f"; what was measured until then is in {out}"
-
-
-def _text(file: int) -> str:
-    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")

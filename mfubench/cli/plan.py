@@ -8,7 +8,6 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .guard import tell
 from .options import (
     Candidates,
     Data,
@@ -27,6 +26,7 @@ from .options import (
     writable_folder,
 )
 from .progress import stages
+from .watched import tell
 
 Gpu_ = Annotated[
     list[str] | None,

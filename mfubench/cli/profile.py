@@ -12,7 +12,6 @@ import typer
 from mfubench.errors import BadInput, TimeUp
 from mfubench.progress import Progress
 
-from .guard import tell
 from .options import (
     BatchSize,
     Candidates,
@@ -39,6 +38,7 @@ from .options import (
     writable_folder,
 )
 from .progress import stages
+from .watched import tell
 
 if TYPE_CHECKING:
     from mfubench.run import Run

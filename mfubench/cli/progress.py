@@ -6,8 +6,8 @@ from contextlib import contextmanager, redirect_stdout
 
 from mfubench.progress import Progress, silent
 
-from .guard import tell_stage
 from .signals import go_on_unless_interrupted
+from .watched import tell_stage
 
 
 @contextmanager

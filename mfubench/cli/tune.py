@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .guard import tell
 from .options import (
     BatchSize,
     Candidates,
@@ -32,6 +31,7 @@ from .options import (
     writable_folder,
 )
 from .progress import stages
+from .watched import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

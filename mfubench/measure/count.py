@@ -69,7 +69,8 @@ class Count:
     """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran.
 
     ``operators``: how many were dispatched, by key. ``configs`` has the config of each kernel of ours at each key that
-    it was launched with, and where that comes from.
+    it was launched with, and where that comes from. ``update_bytes`` is the least that the optimizers must
+    move, which is less than what is counted where an update is many kernels; 0 where nobody looked.
     """
 
     work: dict[WorkKey, Work] = field(default_factory=lambda: defaultdict(Work))
@@ -77,6 +78,7 @@ class Count:
     impls: dict[str, str] = field(default_factory=dict)
     operators: Counter[WorkKey] = field(default_factory=Counter)
     configs: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    update_bytes: int = 0
 
     def total(self, direction: str | None = None) -> Work:
         """All work, or that of one direction."""

@@ -236,7 +236,7 @@ class BucketByLength(Change):
 
     def describe(self, description: dict[str, Any]) -> None:
         """Other batches are other data."""
-        from mfubench.workload.prepare import digest
+        from mfubench.identity import digest
 
         description["data_description"] += ", batches of like length"
         description["data_hash"] = digest(description["data_hash"], self.name)

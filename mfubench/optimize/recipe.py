@@ -154,7 +154,7 @@ def prepare_with(spec: "WorkloadSpec", recipe: Recipe) -> "Workload":
 
 def architecture(model: "nn.Module") -> str:
     """A hash of a live model's modules and parameters: names, classes and shapes, whatever values they hold."""
-    from mfubench.workload.prepare import digest
+    from mfubench.identity import digest
     from mfubench.workload.regions import class_name
 
     modules = [(name, class_name(module)) for name, module in model.named_modules()]

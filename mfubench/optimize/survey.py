@@ -18,9 +18,10 @@ from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
 from mfubench.workload.prepare import prepare
-from mfubench.workload.regions import class_name, is_table, regions, update_bytes
+from mfubench.workload.regions import class_name, is_table, regions
 from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
+from mfubench.workload.update import Update
 
 from .rows import bucketed
 from .swap import (
@@ -61,7 +62,7 @@ class Survey:
     regional: list[str] = field(default_factory=list)  # modules inside what regional compilation compiles
     attention: list[str] = field(default_factory=list)  # nn.MultiheadAttention that hands out its weights
     optimizers: dict[str, list[str]] = field(default_factory=dict)  # how -> classes that could update that way
-    update_bytes: int = 0  # least that optimizers of dense gradients move
+    update_bytes: int = 0  # least that the optimizers move
     sparse_tables: list[str] = field(default_factory=list)  # row-sparse now
     dense_tables: dict[str, int] = field(default_factory=dict)  # dense, could be row-sparse: bytes
     stuck_tables: dict[str, int] = field(default_factory=dict)  # dense, as their optimizer is: bytes
@@ -85,8 +86,9 @@ def survey(spec: WorkloadSpec, tell: Callable[[str], None]) -> tuple[Run, Survey
 def look(workload: Workload, run: Run) -> Survey:
     """The parts of ``workload``, of which ``run`` is the profile."""
     seen = _Looker(workload.module)
+    update = Update(workload.optimizers)
     with seen.attached():
-        run_step(workload, 0, phase=seen.phase)
+        run_step(workload, 0, phase=update.seen_in(seen.phase))
     device, model = workload.device, workload.module
     found = Survey(
         device=device.type,
@@ -107,7 +109,7 @@ def look(workload: Workload, run: Run) -> Survey:
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]
     found.sparse_tables = [name for name, m in model.named_modules() if is_table(m) and m.sparse]
-    found.update_bytes = update_bytes(model, workload.optimizers)
+    found.update_bytes = update.least_bytes()
     if workload.optimizers:
         found.dense_tables = {n: table.weight.nbytes for n, table in tables_to_make_sparse(model, workload.optimizers)}
         dense = {name: table.weight.nbytes for name, table in dense_tables(model)}

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from mfubench.identity import code_hash
+from mfubench.identity import code_hash, digest
 from mfubench.measure.effect import ALPHA, log_ratios
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
-from mfubench.workload.prepare import digest, prepare
+from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
 from .build import build

@@ -1,7 +1,5 @@
 """From a WorkloadSpec to a Workload: device and dtype chosen, model built, batches drawn, everything hashed."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -20,10 +18,12 @@ from mfu_models.output import TrainingOutput
 from mfubench.data import Source, open_source
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import free_host_memory
+from mfubench.identity import digest
 
-from .spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
+from .description import describe
+from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers, trained
-from .zoo import num_params
+from .user import prepare_user
 
 DEFAULT_SIZE = "base"
 DEFAULT_BATCH_SIZE = {"cpu": 32, "cuda": 1024}
@@ -48,8 +48,6 @@ def prepare(
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
     if ":" in spec.model:
-        from .user import prepare_user
-
         return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
     return _prepare_zoo(spec, model_spec(spec.model), device, dtype, source, building)
 
@@ -182,49 +180,6 @@ def mover(device: torch.device) -> Callable[[Any], Any]:
         return fetched
 
     return fetch
-
-
-def describe(
-    spec: WorkloadSpec,
-    module: nn.Module,
-    device: torch.device,
-    dtype: str,
-    *,
-    size: str | None,
-    batch_size: int,
-    data: str,
-    model_id: str,
-) -> dict[str, Any]:
-    """The ``workload`` part of a Run, without its data hash."""
-    params, dense_params = num_params(module)
-    return {
-        "model": spec.model,
-        "size": size,
-        "impl": spec.impl,
-        "compile": spec.compile,
-        "mode": spec.mode,
-        "dtype": dtype,
-        "device": device.type,
-        "batch_size": batch_size,
-        "num_candidates": 1,
-        "request_level": False,
-        "data": spec.data,
-        "data_description": data,
-        "lock": spec.lock,
-        "seed": spec.seed,
-        "steps": spec.steps,
-        "warmup_steps": WARMUP_STEPS,
-        "overrides": dict(spec.overrides),
-        "num_params": params,
-        "dense_params": dense_params,
-        "model_hash": digest(spec.model, model_id),
-        "data_hash": "",
-    }
-
-
-def digest(*parts: Any) -> str:
-    """A short hash of JSON-ready parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _check_room_for_batches(schema: Schema, batch_size: int, num_candidates: int, num_sets: int) -> None:

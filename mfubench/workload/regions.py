@@ -10,7 +10,7 @@ compiler follows the call. Tables with row-sparse gradients, which no compiler t
 
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -36,19 +36,6 @@ def is_table(module: nn.Module) -> TypeGuard[Table]:
 def row_sparse(model: nn.Module) -> set[int]:
     """Ids of the tables' weights whose gradients hold the rows of a batch only."""
     return {id(module.weight) for module in model.modules() if _is_sparse(module)}
-
-
-def update_bytes(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """Least bytes of an update: parameters, gradients and state read once, parameters and state written once.
-
-    Without tables whose gradients hold a batch's rows: what these move, a batch decides.
-    """
-    rows, total = row_sparse(model), 0
-    for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"] if id(p) not in rows):
-            state = [item for item in optimizer.state.get(parameter, {}).values() if isinstance(item, torch.Tensor)]
-            total += 3 * parameter.nbytes + 2 * sum(item.nbytes for item in state)
-    return total
 
 
 def regions(model: nn.Module) -> list[nn.Module]:

@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mfu_kernels.precision import widened
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
+from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
 from mfubench.measure.operators import dense_parts, tensors_of
 from mfubench.user_code import located, named_function, short
 
-from .prepare import describe, digest
+from .description import describe
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 

@@ -1,10 +1,11 @@
 """Imports point one way: mfubench -> mfu_models -> mfu_kernels, and within mfubench from what acts to what measures."""
 
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.house.tree import CODE, PACKAGES, ROOT, imported, named, package_of
+from tests.house.tree import CODE, PACKAGES, ROOT, imported, module_of, named, neighbours, package_of
 
 ORDER = list(PACKAGES)
 PROFILE = ("mfubench.profiling", "mfubench.passes", "mfubench.assemble", "mfubench.caveats")
@@ -37,6 +38,18 @@ def test_parts_of_the_tool_import_one_way(folder: str) -> None:
     for path in files:
         wrong = [name for name in imported(path) for banned in FORBIDDEN[folder] if f"{name}.".startswith(f"{banned}.")]
         assert not wrong, f"{named(path)} imports {wrong}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """In a circle, also one that closes inside a function, no file can be understood before the others."""
+    modules = {module_of(path): path for path in CODE}
+    del modules["mfubench"]  # only hands names on, and those when they are asked for
+    uses = {name: set(neighbours(path, modules)) - {name} for name, path in modules.items()}
+    assert {"mfubench.cli.profile", "mfubench.run"} <= uses["mfubench.cli.guard"], "from its folder, and by whole name"
+    try:
+        TopologicalSorter(uses).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("name", ["kernels", "model_zoo"])

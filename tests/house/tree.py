@@ -1,7 +1,7 @@
 """The tree that the rules of the house are about."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,13 @@ def package_of(path: Path) -> str:
     return next(name for name, folder in PACKAGES.items() if path.is_relative_to(folder))
 
 
+def module_of(path: Path) -> str:
+    """The name that a file of code is imported by."""
+    package = package_of(path)
+    parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
+    return ".".join((package, *(part for part in parts if part != "__init__")))
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every absolute module name that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -38,3 +45,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
+
+
+def neighbours(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """Those of ``modules`` that a file of code imports, by whatever spelling, also inside functions."""
+    inside = [*module_of(path).split("."), *(["__init__"] if path.name == "__init__.py" else [])]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(filter(None, (*inside[: len(inside) - node.level if node.level else 0], node.module)))
+            names = [(origin, alias.name) for alias in node.names]
+        else:
+            continue
+        for origin, name in names:
+            yield from [found for found in (f"{origin}.{name}", origin) if found in modules][:1]

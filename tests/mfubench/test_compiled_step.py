@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfubench.attribute.join import UNOWNED
+from mfubench.attribute.attribution import UNOWNED
 from mfubench.errors import BadInput
 from mfubench.profiling import profile_workload
 from mfubench.run import Run

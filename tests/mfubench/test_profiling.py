@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mfu_models.common.flops import FlopCount
-from mfubench.attribute.join import NOBODYS
+from mfubench.attribute.attribution import NOBODYS
 from mfubench.caveats import warnings
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.figures import waterfall

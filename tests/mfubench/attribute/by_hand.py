@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from mfubench.attribute.attribution import Attribution
 from mfubench.attribute.join import ENGINE as NODE
-from mfubench.attribute.join import Attribution, attribute
+from mfubench.attribute.join import attribute
 from mfubench.measure.compiled import Compilation
 from mfubench.measure.scopes import Scope
 from mfubench.measure.trace import STEP_PREFIX, Trace

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mfubench.attribute.attribution import UNOWNED, Attribution
 from mfubench.attribute.fused import align, count_of_kernels, of_module, unseen
-from mfubench.attribute.join import UNOWNED, Attribution
 from mfubench.attribute.ledger import ledger_lines, slice_step
 from mfubench.attribute.roofline import Ceilings
 from mfubench.measure.compiled import Compilation, CompiledKernel

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from mfubench.attribute.attribution import UNOWNED
 from mfubench.attribute.hotspots import NUM_HOTSPOTS, WINNABLE, advice, hotspots
-from mfubench.attribute.join import UNOWNED
 from mfubench.attribute.roofline import winnable
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER
 from mfubench.optimize.remedies import cells_of

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mfubench.attribute.join import NOBODYS, UNOWNED, Attribution, attribute
+from mfubench.attribute.attribution import NOBODYS, UNOWNED, Attribution
+from mfubench.attribute.join import attribute
 from mfubench.measure.count import WorkKey
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, Scope, ScopeTracker
 from mfubench.measure.trace import NOTHING, STEP_PREFIX, Trace, trace_steps

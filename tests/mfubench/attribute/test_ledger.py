@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mfubench.attribute.join import UNOWNED, Attribution
+from mfubench.attribute.attribution import UNOWNED, Attribution
 from mfubench.attribute.ledger import (
     NUM_KERNELS,
     NUM_TOP_MODULES,

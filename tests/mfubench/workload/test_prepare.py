@@ -11,9 +11,10 @@ from torch import nn
 from mfu_kernels.errors import InvalidArgument
 from mfu_models import MODELS
 from mfubench.errors import BadInput
+from mfubench.identity import digest
 from mfubench.measure.operators import tensors_of
 from mfubench.workload import prepare as prepare_module
-from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, digest, mover, prepare
+from mfubench.workload.prepare import DEFAULT_BATCH_SIZE, DEFAULT_SIZE, mover, prepare
 from mfubench.workload.spec import CHOICES, NUM_ROTATED, Workload, WorkloadSpec
 from mfubench.workload.step import make_optimizers, run_step
 from mfubench.workload.zoo import list_models, num_params
