@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .folders import goes_on, own_folder, sole_writer
 from .options import (
     BatchSize,
     Candidates,
@@ -23,12 +24,9 @@ from .options import (
     Set,
     Size,
     Verbose,
-    goes_on,
     out_option,
     overrides,
     seconds,
-    sole_writer,
-    writable_folder,
 )
 from .progress import stages
 
@@ -79,7 +77,7 @@ def ablate(
         model=model, size=size, overrides=overrides(set_), impl=impl, compile=compile_, mode=mode, dtype=dtype,
         device=device, peak=peak, batch_size=batch_size, candidates=candidates, steps=steps, seed=seed, data=data,
     )  # fmt: skip
-    writable_folder(out)
+    own_folder(out, "ablate")
     from mfubench.ablate.ladder import Ladder
     from mfubench.report import write_page
     from mfubench.report.ablation import ablation_page

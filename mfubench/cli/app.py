@@ -34,7 +34,7 @@ from .plan import plan
 from .profile import profile
 from .report import report
 from .scale import scale
-from .signals import ended_as_interrupted
+from .signals import ended_as_interrupted, how_interrupted
 from .streams import fill_gaps, results_alone
 from .watched import tell
 
@@ -112,8 +112,8 @@ def _run(given: list[str]) -> int:
             code = INTERRUPTED if heard else _end(error)  # what an interrupt leaves half imported fails in other ways
     if code == INTERRUPTED:
         number = heard[0] if heard else signal.SIGINT
-        how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-        print(f"mfubench: {how}; nothing was left half written", file=sys.stderr)
+        tell(over=True)  # a second signal may end this process before it has left
+        sys.stderr.write(f"mfubench: {how_interrupted(number)}\n")
         code = 128 + number
     return code if isinstance(code, int) else 0
 

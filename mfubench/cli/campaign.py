@@ -10,7 +10,8 @@ import typer
 
 from mfubench.errors import BadInput, ToolBroke
 
-from .options import Debug, Json, Quiet, Verbose, goes_on, put, seconds, sole_writer, writable_folder
+from .folders import goes_on, own_folder, sole_writer, writable_folder
+from .options import Debug, Json, Quiet, Verbose, put, seconds
 from .progress import stages
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def campaign(
         print(f"mfubench: wrote {out}'s results into {table}, and its reports again", file=sys.stderr)
         _put(store, json=json, verbose=verbose)
         return
-    writable_folder(out)
+    own_folder(out, "campaign")
     import torch
 
     from mfubench.campaign.runner import Limits, run_campaign

@@ -9,7 +9,8 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Quiet, Verbose, out_option, writable_folder
+from .folders import own_folder
+from .options import Debug, Json, Quiet, Verbose, out_option
 
 
 def compare(
@@ -48,7 +49,7 @@ def compare(
     place = _place(runs, baseline)
     documents = [read_run(path) for path in runs]
     require_comparable(dict(zip(map(str, runs), documents, strict=True)), force=force)
-    writable_folder(out)
+    own_folder(out, "compare")
     found = compare_runs(documents, baseline=place)
     page = comparison_page(documents, found)
     told = found.to_document(documents)

@@ -44,14 +44,14 @@ class Option:
             raise BadInput(f"{where}: {self.key} = {given!r}; allowed: {self.takes}")
         return listed if self.takes == SEVERAL else given
 
-    def parse(self, value: Any, context: typer.Context) -> None:
-        """See to it that the parser of the command line takes the value.
+    def parse(self, value: Any, context: typer.Context) -> Any:
+        """The value as the parser of the command line hands it to the command.
 
         Raises:
             BadInput: it does not.
         """
         try:
-            self.given.process_value(context, value)
+            return self.given.process_value(context, value)
         except typer.BadParameter as error:
             raise BadInput(f"{self.key} = {value!r}: {error.message.rstrip('.')}") from None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .folders import keep, own_folder, writable_file
 from .options import (
     BatchSize,
     Candidates,
@@ -23,13 +24,10 @@ from .options import (
     Set,
     Size,
     Verbose,
-    keep,
     out_option,
     overrides,
     put,
     seconds,
-    writable_file,
-    writable_folder,
 )
 from .progress import stages
 
@@ -217,7 +215,7 @@ def self_check(
     mfubench gate self-check kunlun --size tiny --path kernels --path model_zoo --json
     """
     budget_s = seconds("--budget", budget)
-    writable_folder(out)
+    own_folder(out, "gate self-check")
     from mfubench.gate.run import AskedModels, run_self_check
     from mfubench.report.gate import self_check_page
 
@@ -245,7 +243,7 @@ class _Files:
     annotations: bool
 
     def __post_init__(self) -> None:
-        writable_folder(self.out)
+        own_folder(self.out, "gate")
         writable_file(self.summary, "--summary")
         writable_file(self.junit, "--junit")
 

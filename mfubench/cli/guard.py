@@ -19,6 +19,7 @@ from typing import Any
 
 from .options import DEBUG_FLAG
 from .profile import put_run
+from .signals import how_interrupted
 from .watched import WAITED_FOR, Shared, text_of
 
 BROKE = 5
@@ -43,10 +44,9 @@ def waited_for(given: Sequence[str]) -> int | None:
     if child:
         ended = os.waitstatus_to_exitcode(_status_of(child))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if not shared.facts().get("over"):
-            return _tell_end(given, shared, ended)
-        # Python ends itself by the signal of an interrupt that came while it ran a library's code.
-        return 128 - ended if -ended in PASSED_ON else ended if ended >= 0 else _tell_end(given, shared, ended)
+        if -ended in PASSED_ON:  # as Python ends itself where an interrupt came while it ran a library's code
+            return _tell_interrupted(shared, -ended)
+        return ended if ended >= 0 and shared.facts().get("over") else _tell_end(given, shared, ended)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(BROKE)
@@ -91,6 +91,16 @@ def _tell_end(given: Sequence[str], shared: Shared, ended: int) -> int:
     if "scratch" in facts:
         shutil.rmtree(facts["scratch"], ignore_errors=True)
     return BROKE
+
+
+def _tell_interrupted(shared: Shared, number: int) -> int:
+    """The same where a signal that cleans up came before the child could hear it, or while it left."""
+    facts = shared.facts()
+    if not facts.get("over"):
+        print(f"mfubench: {how_interrupted(number)}{_kept(facts)}", file=sys.stderr)
+    if "scratch" in facts:
+        shutil.rmtree(facts["scratch"], ignore_errors=True)
+    return 128 + number
 
 
 def _how(ended: int) -> str:

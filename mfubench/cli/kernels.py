@@ -7,7 +7,8 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .options import Debug, Json, Quiet, Verbose, put, seconds, writable_folder
+from .folders import own_folder
+from .options import Debug, Json, Quiet, Verbose, put, seconds
 from .progress import stages
 from .tune import tune
 
@@ -166,7 +167,7 @@ def bench(
     peer_limit_s = seconds("--peer-limit", peer_limit)
     if _device("auto") != "cuda":
         raise BadInput("kernels are timed on a GPU only; here is none; `mfubench kernels check` and `static` need none")
-    writable_folder(out)
+    own_folder(out, "kernels bench")
     import torch
 
     from mfu_kernels.lock import with_entries

@@ -8,6 +8,7 @@ import typer
 
 from mfubench.errors import BadInput
 
+from .folders import goes_on, own_folder, sole_writer
 from .options import (
     BatchSize,
     Candidates,
@@ -26,11 +27,8 @@ from .options import (
     Size,
     Steps,
     Verbose,
-    goes_on,
     overrides,
     seconds,
-    sole_writer,
-    writable_folder,
 )
 from .progress import stages
 
@@ -99,7 +97,7 @@ def optimize(
         raise BadInput(f"--judge {judge!r} is unknown; allowed: {', '.join(JUDGES)}")
     budget_s = seconds("--budget", budget)
     compile_s = COMPILE_SHARE * budget_s if compile_budget is None else seconds("--compile-budget", compile_budget)
-    writable_folder(out)
+    own_folder(out, "optimize")
     from mfubench.optimize.log import FILE
     from mfubench.optimize.search import optimize as search
     from mfubench.optimize.state import Plan

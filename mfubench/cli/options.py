@@ -1,20 +1,12 @@
 """Options that every command has, and where their output goes: results to stdout, everything else to stderr."""
 
 import json as json_module
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from mfubench.errors import BadInput
 
@@ -107,82 +99,6 @@ def seconds(option: str, given: str) -> float:
         allowed = f"a time above 0, up to {MOST_HOURS}h: 90s, 9m, 2h, or a number of seconds"
         raise BadInput(f"{option} {given}; allowed: {allowed}")
     return wanted
-
-
-def writable_folder(folder: Path | None, option: str = "--out") -> None:
-    """Make sure before a long run that ``folder`` can be made and written, without leaving anything there.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    if folder is None:
-        return
-    nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    try:
-        if not nearest.is_dir():
-            raise NotADirectoryError(20, "it is a file")
-        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=".mfubench-"))
-    except OSError as error:
-        raise BadInput(
-            f"{option} {folder}: cannot write in {nearest}: {error.strerror}; choose another folder"
-        ) from None
-
-
-def writable_file(file: Path | None, option: str) -> None:
-    """The same for a file and the folder that it is in.
-
-    Raises:
-        BadInput: it cannot be written, or is a folder.
-    """
-    if file is None:
-        return
-    if file.is_dir():
-        raise BadInput(f"{option} {file} is a folder; give a file")
-    writable_folder(file.parent, option)
-
-
-def goes_on(out: Path | None) -> str:
-    """What becomes of what is done, where there is more to do."""
-    return f"the same command goes on from what {out} keeps" if out else "nothing is kept without --out DIR"
-
-
-@contextmanager
-def sole_writer(folder: Path | None) -> Iterator[None]:
-    """Hold ``folder``, so that two that go on from it do not mix what they find. Folders made for it go if empty.
-
-    Raises:
-        BadInput: another process holds it.
-    """
-    if folder is None or fcntl is None:
-        yield
-        return
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"--out {folder}: another mfubench works there; wait for it, or give another one") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()
-
-
-def keep(told: Any, page: "Page", folder: Path, name: str) -> None:
-    """The result in ``folder``: its document, which is called ``name``, and its reports."""
-    from mfubench.files import write_json
-    from mfubench.report import write_page
-
-    write_page(page, folder)
-    write_json(folder / name, told)
 
 
 def put(told: Any, page: "Callable[[], Page]", *, json: bool, verbose: bool) -> None:

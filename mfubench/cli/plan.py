@@ -8,6 +8,7 @@ import typer
 
 from mfubench.errors import BadInput
 
+from .folders import keep, own_folder
 from .options import (
     Candidates,
     Data,
@@ -19,11 +20,9 @@ from .options import (
     Seed,
     Set,
     Verbose,
-    keep,
     out_option,
     overrides,
     put,
-    writable_folder,
 )
 from .progress import stages
 from .watched import tell
@@ -91,7 +90,7 @@ def plan(
     """
     tell(model=", ".join(models))
     _require_positive({"--samples-per-day": samples_per_day, "--memory": memory})
-    writable_folder(out)
+    own_folder(out, "plan")
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.planning.plan import chosen_gpus, make_plans
     from mfubench.planning.plan import like as rates_like

@@ -12,6 +12,7 @@ import typer
 from mfubench.errors import BadInput, TimeUp
 from mfubench.progress import Progress
 
+from .folders import own_folder
 from .options import (
     BatchSize,
     Candidates,
@@ -35,7 +36,6 @@ from .options import (
     Verbose,
     overrides,
     seconds,
-    writable_folder,
 )
 from .progress import stages
 from .watched import tell
@@ -108,7 +108,7 @@ def profile(
         lock=lock,
     )  # fmt: skip
     limit_s = None if timeout is None else seconds("--timeout", timeout)
-    writable_folder(out)
+    own_folder(out, "profile")
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
     from mfubench.profiling import profile as profile_spec

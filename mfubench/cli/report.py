@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Quiet, Verbose, out_option, writable_folder
+from .folders import own_folder
+from .options import Debug, Json, Quiet, Verbose, out_option
 
 
 def report(
@@ -31,7 +32,8 @@ def report(
     from mfubench.run import read_run
 
     documents = [read_run(path) for path in runs]
-    writable_folder(out)
+    if out not in runs:  # whose own report may be written again
+        own_folder(out, "report")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_reports(documents, out)

@@ -8,6 +8,7 @@ import typer
 
 from mfubench.errors import ToolBroke
 
+from .folders import goes_on, keep, own_folder, sole_writer
 from .options import (
     Debug,
     Device,
@@ -16,13 +17,9 @@ from .options import (
     Json,
     Quiet,
     Verbose,
-    goes_on,
-    keep,
     out_option,
     put,
     seconds,
-    sole_writer,
-    writable_folder,
 )
 from .progress import stages
 
@@ -83,7 +80,7 @@ def scale(
         baseline=baseline,
         evaluated=evaluate,
     )
-    writable_folder(out)
+    own_folder(out, "scale")
     from mfubench.report.scaling import scaling_page
     from mfubench.scaling.document import scaling_document
     from mfubench.scaling.ladder import Ladder

@@ -44,3 +44,9 @@ def go_on_unless_interrupted() -> None:
     """Raise KeyboardInterrupt if one was raised and somebody caught it: libraries do so while they are imported."""
     if _HEARD and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
+
+
+def how_interrupted(number: int) -> str:
+    """What is said in the end of a command that a signal has ended."""
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{how}; nothing was left half written"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .folders import keep, own_folder
 from .options import (
     BatchSize,
     Candidates,
@@ -23,12 +24,10 @@ from .options import (
     Set,
     Size,
     Verbose,
-    keep,
     out_option,
     overrides,
     put,
     seconds,
-    writable_folder,
 )
 from .progress import stages
 from .watched import tell
@@ -98,7 +97,7 @@ def tune(
     )  # fmt: skip
     budget_s = inf if budget is None else seconds("--budget", budget)
     config_limit_s = seconds("--config-limit", config_limit)
-    writable_folder(out)
+    own_folder(out, "kernels tune")
     from mfubench.kernels.locks import write_lock
     from mfubench.optimize.recipe import read_recipe
     from mfubench.report.tuning import tuning_page

@@ -10,7 +10,7 @@ import typer
 
 from mfubench.errors import BadInput
 
-from .defaults import Option
+from .defaults import SEVERAL, Option
 from .options import overrides, seconds
 
 TIME = "TIME"  # the metavar of durations
@@ -33,7 +33,7 @@ def refusals(options: Sequence[Option], found: Mapping[str, Any], context: typer
 
 def _check(option: Option, value: Any, context: typer.Context) -> None:
     """Raise what the command would raise."""
-    option.parse(value, context)
+    value = option.parse(value, context)
     if option.given.metavar == TIME:
         seconds(f"--{option.key}", str(value))
     elif option.key in IN_A_SPEC:
@@ -41,7 +41,7 @@ def _check(option: Option, value: Any, context: typer.Context) -> None:
 
         WorkloadSpec("any", **{option.key.replace("-", "_"): value})
     elif option.key in _OF_KEYS:
-        _OF_KEYS[option.key](value if isinstance(value, list) else [value])
+        _OF_KEYS[option.key](list(value) if option.takes == SEVERAL else [value])
 
 
 def _check_choices(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A ladder's folder: plan.json says whose it is, and each training has a file of its facts and one of its losses."""
+"""A ladder's folder: ladder.json says whose it is, and each training has a file of its facts and one of its losses."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -14,7 +14,7 @@ from mfubench.identity import ELSEWHERE, require_same
 from .plan import Training
 from .train import Trained
 
-PLAN, PEAK = "plan.json", "peak.json"
+LADDER, PEAK = "ladder.json", "peak.json"
 TRAININGS = "trainings"
 PEAK_FACTS = {"tflops", "dtype", "date", "how", "busy"}
 SCHEMA_VERSION = 1
@@ -30,8 +30,8 @@ class Store:
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self.identity = dict(identity)
-        if folder is not None and (folder / PLAN).exists():
-            self._check(folder / PLAN)
+        if folder is not None and (folder / LADDER).exists():
+            self._check(folder / LADDER)
 
     def _check(self, file: Path) -> None:
         there = kept_json(file)
@@ -40,14 +40,14 @@ class Store:
             or there.get("schema_version") != SCHEMA_VERSION
             or not isinstance(there.get("identity"), dict)
         ):
-            raise BadInput(f"{file} is no plan of this release; {ELSEWHERE}")
+            raise BadInput(f"{file} is no ladder of this release; {ELSEWHERE}")
         require_same(file, "ladder", there["identity"], self.identity)
 
     def begin(self) -> None:
         """Make the folder and say whose it is."""
         if self.folder is not None:
             (self.folder / TRAININGS).mkdir(parents=True, exist_ok=True)
-            self._put(self.folder / PLAN, {"identity": self.identity})
+            self._put(self.folder / LADDER, {"identity": self.identity})
 
     def write(self, training: Training, found: Trained, wall_s: float) -> None:
         """Keep a training: its losses first, so that whoever finds the facts finds them too."""

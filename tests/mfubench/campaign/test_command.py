@@ -12,7 +12,7 @@ import torch
 from mfubench.campaign.plan import Task
 from mfubench.campaign.store import Store
 from mfubench.cli import main
-from mfubench.cli.options import sole_writer
+from mfubench.cli.folders import sole_writer
 from mfubench.errors import BadInput
 from mfubench.measure.environment import environment
 from mfubench.report.campaign import BEGIN, END, campaign_page

@@ -56,6 +56,24 @@ def test_what_is_set_is_shown_with_where_it_is_from(here: Path, invoke: Invoke) 
     assert "mfubench.toml sets one option" in invoke("config", "show")[1]
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ('batch-size = "12"', None),
+        ('set = "width=32"', None),
+        ("size = 3", "--size '3' is unknown"),
+        ("set = [1]", "--set '1' has no '='"),
+        ('batch-size = "0"', "--batch-size 0"),
+    ],
+)
+def test_values_are_shown_as_commands_would_take_them(
+    line: str, refused: str | None, here: Path, invoke: Invoke
+) -> None:
+    (here / "mfubench.toml").write_text(f"[profile]\n{line}\n")
+    code, _, err = invoke("config", "show")
+    assert (code, err) == (0, "") if refused is None else code == 2 and refused in err
+
+
 def test_a_lone_value_is_a_list_of_one(here: Path, invoke: Invoke) -> None:
     (here / "mfubench.toml").write_text('[plan]\nsize = "tiny"\n')
     assert shown(invoke)["plan", "--size"] == (["tiny"], "mfubench.toml")

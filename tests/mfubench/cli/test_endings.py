@@ -9,11 +9,14 @@ import pytest
 
 from mfubench import __version__
 from mfubench.cli import main
-from mfubench.cli.options import seconds, sole_writer
+from mfubench.cli.folders import LEFT, own_folder, sole_writer
+from mfubench.cli.options import seconds
 from mfubench.errors import BadInput
 from mfubench.files import write_text
 from mfubench.measure.calibrate import Calibration
+from mfubench.run import write_run
 from mfubench.user_code import short
+from tests.mfubench.report.factory import a_run
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,35 @@ def test_two_commands_do_not_mix_their_results_in_one_folder(tmp_path: Path) -> 
     with sole_writer(place), sole_writer(tmp_path / "none" / "either"), sole_writer(None):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "here", "kept"]  # empty ones are gone
+
+
+@pytest.mark.parametrize("command", LEFT)
+def test_a_folder_of_another_command_is_left_alone(command: str, tmp_path: Path) -> None:
+    own_folder(tmp_path / "new", command)
+    (tmp_path / LEFT[command]).touch()
+    own_folder(tmp_path, command)
+    for other in {*LEFT, "report"} - {command}:
+        with pytest.raises(BadInput, match=f"has what `mfubench {command}` left"):
+            own_folder(tmp_path, other)
+
+
+def test_each_command_has_files_of_its_own() -> None:
+    assert len(set(LEFT.values())) == len(LEFT)
+
+
+def test_a_report_may_be_written_beside_its_own_run_alone(tmp_path: Path) -> None:
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    for folder in (mine, others):
+        write_run(a_run(), folder)
+    assert ended("report", str(mine), "--out", str(mine)) == 0 and (mine / "report.html").exists()
+    assert ended("report", str(mine), "--out", str(others)) == 2 and not (others / "report.html").exists()
+    assert ended("scale", "--out", str(mine)) == 2
+
+
+def ended(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return int(str(left.value.code))
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

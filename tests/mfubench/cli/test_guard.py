@@ -45,6 +45,12 @@ def crashes_at_the_end():
     return made(lambda: None)
 
 
+def is_interrupted():
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python has set its own
+    return in_the_trace(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
 def waits():
     import time
     return made(lambda: (print("it is", os.getpid(), file=sys.stderr, flush=True), time.sleep(600)))
@@ -115,6 +121,15 @@ def test_a_signal_to_who_waits_ends_who_works(number: signal.Signals, place: Pat
     told = {signal.SIGTERM: (143, "ended by SIGTERM"), signal.SIGINT: (130, "interrupted"), signal.SIGKILL: (-9, "")}
     code, words = told[number]
     assert process.returncode == code and words in err and len(err.splitlines()) == bool(words)
+
+
+def test_an_interrupt_that_the_worker_could_not_hear_is_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(place / "tmp"))
+    found = cli(place, "profile", "ends:is_interrupted", *STEPS, "--out", "out")
+    (line,) = found.stderr.splitlines()
+    assert (found.returncode, found.stdout) == (130, "") and (place / "out" / "run.json").exists()
+    assert line.startswith("mfubench: interrupted; nothing was left half written; what was measured until then is in ")
+    assert not list((place / "tmp").glob("mfubench-*"))
 
 
 def test_nobody_waits_where_that_is_not_sound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,13 @@ def test_it_trains_on_a_real_log_and_goes_on(test_data: Path, out: Path, capsys:
     told = json.loads(printed)
     assert told["complete"] and told == json.loads((out / "scaling.json").read_text())
     assert "dlrm tiny seed" in told_apart
-    assert {path.name for path in out.iterdir()} >= {"plan.json", "peak.json", "trainings", "report.md", "report.html"}
+    assert {path.name for path in out.iterdir()} >= {
+        "ladder.json",
+        "peak.json",
+        "trainings",
+        "report.md",
+        "report.html",
+    }
     assert [(row["model"], row["size"]) for row in told["points"]] == [
         ("dlrm", "tiny"),
         ("dlrm", "small"),

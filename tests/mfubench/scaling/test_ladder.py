@@ -135,8 +135,8 @@ def test_a_folder_of_other_code_or_data_is_refused(
 
 def test_a_folder_with_something_else_is_refused(log: str, out: Path) -> None:
     out.mkdir()
-    (out / "plan.json").write_text("[]")
-    with pytest.raises(BadInput, match=r"plan\.json is no plan of this release; choose another --out"):
+    (out / "ladder.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"ladder\.json is no ladder of this release; choose another --out"):
         Ladder(a_plan(log), out)
 
 
