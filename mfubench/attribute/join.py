@@ -98,6 +98,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
     done: list[Span] = []
     last_backward: Scope | None = None
     last_loss: Scope | None = None
+    repeated: dict[int, Scope | None] = {}  # whose the nodes are that a function makes which a node repeats
     classes = {name: type(module) for module, name in trace.tracker.names.items()}
     for event in events:
         args = event.get("args", {})
@@ -124,6 +125,8 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
             number = args.get("Sequence number", -1)
             # A node without a number accumulates the gradient that the node before it made.
             span.scope = trace.tracker.owner_of(number) if number is not None and number >= 0 else last_backward
+            if span.scope is not None and span.scope.module == BACKWARD:
+                span.scope = repeated.get(number, span.scope)
             span.region = regions.get(number)
             last_backward = span.scope
         elif span.name.startswith(REGION):
@@ -136,6 +139,8 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
             _claim(span, span.call.next(span.name))
         elif "::" in span.name and span.category == "cpu_op":
             span.operators = (*span.operators, span.name)
+            if span.direction == "bwd" and args.get("Sequence number", -1) >= 0:
+                repeated.setdefault(args["Sequence number"], span.scope)
             if parent is not None and _is_phase(parent, BACKWARD):
                 span.scope, span.direction = last_loss, "bwd"
             if span.region is not None and not trace.compilation.graphs:  # another compiler than Inductor, or unseen

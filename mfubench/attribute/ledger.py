@@ -57,9 +57,10 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline."""
     scale, gap_scale = _scales(attribution, step_ms)
     slices = Slices()
-    for key, busy in attribution.busy.items():
+    spent = _with_repeats_apart(attribution.busy, count, ceilings)
+    for key, busy in spent.items():
         add_busy(slices, key, busy * scale, count.work.get(key, Work()), ceilings)
-    for key in count.work.keys() - attribution.busy.keys():
+    for key in count.work.keys() - spent.keys():
         model = count.work[key].model
         if model and (attribution.unknown or not scale):  # its time is among what nobody is known to own
             slices.causes[UNOWNED]["useful"] += ceilings.flop_ms(model, ceilings.in_use_tflops)
@@ -77,6 +78,22 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices
+
+
+def _with_repeats_apart(busy: Mapping[WorkKey, float], count: Count, ceilings: Ceilings) -> dict[WorkKey, float]:
+    """Time by key, with that of a function that a node of the backward pass repeats taken from this node's.
+
+    A trace shows who runs again where that is a module. Where it is a function, the time of both is divided as the
+    least times of their work are.
+    """
+    found = dict(busy)
+    for key, work in count.work.items():
+        home = key._replace(direction="bwd")
+        if key.direction == RECOMPUTE and key not in busy and home in busy:
+            own, rest = ceilings.least_ms(work), ceilings.least_ms(count.work[home]) if home in count.work else 0.0
+            found[key] = found[home] * own / (own + rest) if own else 0.0
+            found[home] -= found[key]
+    return found
 
 
 def add_busy(slices: Slices, key: WorkKey, time_ms: float, work: Work, ceilings: Ceilings) -> None:

@@ -38,6 +38,10 @@ class Ceilings:
         """Milliseconds on the measured roofline: the longer of computing and moving."""
         return max(self.flop_ms(flops, self.measured_tflops), self.byte_ms(num_bytes))
 
+    def least_ms(self, work: Work) -> float:
+        """Milliseconds that ``work`` takes at least: the longer of its hardware FLOPs and its bytes."""
+        return max(self.byte_ms(work.bytes), self.flop_ms(work.hardware, self.own_tflops(work)))
+
     def own_tflops(self, work: Work) -> float:
         """Measured peak of the dtype that most of ``work`` was done in, which may not be the run's."""
         if not work.dtypes:

@@ -97,6 +97,7 @@ class CountTracker(ScopeTracker):
         self.count = Count()
         self._counted_backward: set[int] = set()
         self._masked = MaskedProducts()
+        self._second_order: set[int] = set()  # passes whose gradients have gradients of their own, by torch's number
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -123,6 +124,7 @@ class CountTracker(ScopeTracker):
     def book(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
         scope, direction = self._responsible()
+        self.own_new_nodes(scope)
         recompute = direction == RECOMPUTE
         flops = dispatched_flops(func, args, kwargs, out)
         name = operator_name(func)
@@ -161,25 +163,28 @@ class CountTracker(ScopeTracker):
         if scope is not None and scope.cost is not None and scope.index not in self._counted_backward:
             self._counted_backward.add(scope.index)
             self._book_formula(scope, "bwd", scope.cost.bwd)
-        return scope, RECOMPUTE if _repeats(node) else "bwd"
+        return scope, RECOMPUTE if self._repeats(node) else "bwd"
+
+    def _repeats(self, node: Any) -> bool:
+        """Whether what a node of the backward pass runs is a forward that checkpointing repeats.
+
+        That wants gradients again, and is a node of Python's or saves its tensors anew. In a pass whose gradients have
+        gradients of their own, as a penalty on them needs, every node's formula wants them.
+        """
+        if not torch.is_grad_enabled():
+            return False
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            return True
+        backward_pass = torch._C._current_graph_task_id()
+        if not isinstance(node, torch.autograd.function.BackwardCFunction):
+            self._second_order.add(backward_pass)
+        return backward_pass not in self._second_order
 
     def _book_formula(self, scope: Scope, direction: str, cost: PassCost) -> None:
         work = Work(model=cost.model * scope.shared, padded=cost.padded * scope.shared, bytes=cost.bytes)
         if scope.impl != "reference":  # a kernel's work is invisible to the dispatcher; the reference's is seen
             work.hardware, work.recomputed = cost.hardware, cost.recomputed
         self.count.work[WorkKey(scope.module, direction, scope.kind or "other")].add(work)
-
-
-def _repeats(node: Any) -> bool:
-    """Whether what a node of the backward pass runs is a forward that checkpointing repeats.
-
-    That wants gradients again, and is a node of Python's or saves its tensors anew. Formulas of a backward want them,
-    too, where it has a gradient of its own, as a penalty on gradients has.
-    """
-    from_python = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return torch.is_grad_enabled() and (
-        from_python or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    )
 
 
 # Whose first tensor is only added to the product; the factors after it may be narrower than it is.

@@ -65,6 +65,7 @@ class ScopeTracker:
         self._thread = threading.get_ident()
         self._marks: list[int] = []
         self._owners: list[Scope | None] = []
+        self._next_node = 0  # the number of the next node, when it was last looked at
 
     @property
     def current(self) -> Scope | None:
@@ -84,6 +85,16 @@ class ScopeTracker:
         if not node.name().endswith("AccumulateGrad"):
             self._last_owner = self.owner_of(node._sequence_nr())
         return self._last_owner
+
+    def own_new_nodes(self, owner: Scope | None) -> None:
+        """Nodes that were made since this or a mark was last asked for are ``owner``'s.
+
+        It is for what no scope opens for: a function that a running node repeats makes nodes inside the backward pass.
+        """
+        if threading.get_ident() == self._thread and torch._C._autograd._get_sequence_nr() > self._next_node:
+            self._marks.append(self._next_node)
+            self._owners.append(owner)
+            self._next_node = torch._C._autograd._get_sequence_nr()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -168,5 +179,6 @@ class ScopeTracker:
     def _mark(self, owner: Scope | None) -> None:
         # Each thread numbers its nodes anew. On a GPU, what checkpointing repeats runs in the backward's own thread.
         if threading.get_ident() == self._thread:
-            self._marks.append(torch._C._autograd._get_sequence_nr())
+            self._next_node = torch._C._autograd._get_sequence_nr()
+            self._marks.append(self._next_node)
             self._owners.append(owner)

@@ -39,10 +39,7 @@ def least_step(count: Count, ceilings: Ceilings) -> Least:
 
 
 def _least_ms(key: WorkKey, work: Work, ceilings: Ceilings) -> float:
-    moved = ceilings.byte_ms(work.bytes)
-    if key.module in WHOLE_PHASES:
-        return moved
-    return max(moved, ceilings.flop_ms(work.hardware, ceilings.own_tflops(work)))
+    return ceilings.byte_ms(work.bytes) if key.module in WHOLE_PHASES else ceilings.least_ms(work)
 
 
 def _kind(module: str, kind: Kind) -> Kind:

@@ -259,3 +259,17 @@ def test_any_ledger_sums_to_its_step(
     lines = ledger_lines(slice_step(found, count, CEILINGS, step_ms), step_ms)
     largest = max([step_ms, *(abs(line.ms) for line in lines)])
     assert sum(line.ms for line in lines) == pytest.approx(step_ms, abs=1e-9 * largest * max(len(lines), 1))
+
+
+def test_a_function_that_the_backward_repeats_has_its_share_of_the_time() -> None:
+    """The trace has both as the backward; a third of the FLOPs is the repeated forward's."""
+    count, found = Count(), Attribution(span=30_000.0)
+    backward, repeated = WorkKey("a", "bwd", "gemm"), WorkKey("a", "recompute", "gemm")
+    count.work[backward] = Work(model=4 * GFLOP, hardware=4 * GFLOP)
+    count.work[repeated] = Work(hardware=2 * GFLOP, recomputed=2 * GFLOP)
+    count.work[WorkKey("b", "recompute", "gemm")] = Work(hardware=GFLOP, recomputed=GFLOP)  # of which nothing was seen
+    found.busy[backward] = 30_000.0
+    slices = slice_step(found, count, CEILINGS, 30.0)
+    assert slices.causes["a"]["recompute"] == pytest.approx(10.0)
+    assert slices.times["a"]["recompute"] == pytest.approx(10.0) and slices.times["a"]["bwd"] == pytest.approx(20.0)
+    assert "b" not in slices.times
