@@ -39,6 +39,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
     placed = count_of_kernels(count, attribution, attribution.steps)
     slices = slice_step(attribution, placed, passes.ceilings, median)
     modules = module_rows(workload.module, slices, placed, memory, passes.ceilings, median)
+    kernels = kernel_rows(attribution, median)
     measured = passes.ceilings.measured_tflops
     run = Run(
         workload=workload.description,
@@ -58,9 +59,9 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         mfu_of_measured_peak=utilisation(total.model, measured),
         hfu_of_measured_peak=utilisation(total.hardware, measured),
         modules=modules,
-        kernels=kernel_rows(attribution, median),
+        kernels=kernels,
         ledger=ledger_lines(slices, median),
-        hotspots=hotspots(modules, slices.floors, median),
+        hotspots=hotspots(modules, kernels, slices.floors, median),
         memory={
             "peak_bytes": memory.peak_bytes,
             "by_kind": memory.by_kind,

@@ -155,7 +155,9 @@ def module_rows(
                 memory_bytes=memory.by_module.get(name, 0),
                 fwd_time_ms=times["fwd"],
                 bwd_time_ms=times["bwd"] + times[RECOMPUTE],
-                attainable_ms=ceilings.attainable_ms(useful, num_bytes),
+                attainable_ms=slices.floors[WHOLE_PHASES[name]]
+                if name in WHOLE_PHASES
+                else ceilings.attainable_ms(useful, num_bytes),
                 intensity=useful / num_bytes if num_bytes else None,
                 activation_bytes=memory.kept_activations.get(name, 0),
                 causes=dict(split),

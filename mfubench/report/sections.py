@@ -142,12 +142,13 @@ def _hotspots(spots: list[dict[str, Any]]) -> Block:
         return Column(key), [str(spot[key]) for spot in spots]
 
     return Table.of(
-        "Where time can be won back, and how much of it the advice can win at most.",
+        "Where time can be won back, and how much of it at most. Mostly in: the operators that take most of it.",
         [
             texts("module"),
             texts("cause"),
-            (Column("ms", numeric=True), fmt.column([spot["time_ms"] for spot in spots])),
+            (Column("module ms", numeric=True), fmt.column([spot["time_ms"] for spot in spots])),
             (Column("ms to win", numeric=True), fmt.column([spot["won_ms"] for spot in spots])),
+            (Column("mostly in"), [", ".join(spot.get("operators", ())) for spot in spots]),
             texts("advice"),
         ],
         rest="hotspots",
@@ -190,8 +191,9 @@ def _rooflines(run: Run) -> list[Block]:
 
     table = Table.of(
         "Attainable is what the measured roofline allows for the useful work and the least bytes, FLOP/byte the model "
-        "FLOPs for each of these; kept is what the forward made and the backward still needs. Why: the causes of a "
-        "module's time that its verdict rests on, in ms. Mark: its number in the chart.",
+        "FLOPs for each of these; of (optimizer) it is the least that an update must move. Kept is what the forward "
+        "made and the backward still needs. Why: the causes of a module's time that its verdict rests on, in ms. Mark: "
+        "its number in the chart.",
         [
             (Column("module"), [row.name for row in rows]),
             (Column("mark", numeric=True), [ranks.get(row.name, "") for row in rows]),

@@ -9,7 +9,7 @@ from mfubench.attribute.hotspots import NUM_HOTSPOTS, WINNABLE, advice, hotspots
 from mfubench.attribute.roofline import winnable
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, OPTIMIZER
 from mfubench.optimize.remedies import cells_of
-from mfubench.run import ModuleRow
+from mfubench.run import KernelRow, ModuleRow
 from tests.mfubench.report.factory import a_run
 
 STEP_MS = 50.0
@@ -29,7 +29,7 @@ def test_they_are_ranked_by_what_could_be_won() -> None:
         a_row(FORWARD, launch=8.0),
         a_row(BACKWARD, launch=8.0),
     ]
-    spots = hotspots(rows, {"optimizer": 0.4}, STEP_MS)
+    spots = hotspots(rows, [], {"optimizer": 0.4}, STEP_MS)
     assert [(spot["module"], spot["cause"], spot["won_ms"]) for spot in spots] == [
         (OPTIMIZER, "optimizer", pytest.approx(6.6)),  # but for its own bytes
         ("a", "launch", 5.0),
@@ -40,7 +40,7 @@ def test_they_are_ranked_by_what_could_be_won() -> None:
 
 
 def test_there_are_only_so_many() -> None:
-    assert len(hotspots([a_row(f"m{index}", launch=1.0) for index in range(50)], {}, STEP_MS)) == NUM_HOTSPOTS
+    assert len(hotspots([a_row(f"m{index}", launch=1.0) for index in range(50)], [], {}, STEP_MS)) == NUM_HOTSPOTS
 
 
 def test_operators_below_their_floor_lost_no_more_than_they_took() -> None:
@@ -50,7 +50,7 @@ def test_operators_below_their_floor_lost_no_more_than_they_took() -> None:
     assert "memory_bound.copy" not in winnable({"memory_bound.copy": 1.0, "inefficiency.copy": -1.0})
     other_kind = {"memory_bound.copy": 1.0, "inefficiency.norm": -0.5}
     assert winnable(other_kind) == {"memory_bound.copy": 1.0}
-    (spot,) = hotspots([a_row("a", time_ms=0.4, memory_bound__copy=3.0)], {}, STEP_MS)
+    (spot,) = hotspots([a_row("a", time_ms=0.4, memory_bound__copy=3.0)], [], {}, STEP_MS)
     assert spot["won_ms"] == 0.4
 
 
@@ -65,11 +65,40 @@ def test_modules_that_repeat_are_one() -> None:
         table = a_row(f"tables.{name}", kind="EmbeddingBag", inefficiency__embedding=2.0)
         rows.append(replace(table, fwd_time_ms=1.0, bwd_time_ms=9.0))
     rows += [a_row("tables.head", inefficiency__embedding=0.5), a_row("blocks.0.norm", launch=0.5)]
-    found = {spot["module"]: spot for spot in hotspots(rows, {}, STEP_MS)}
+    found = {spot["module"]: spot for spot in hotspots(rows, [], {}, STEP_MS)}
     assert list(found) == ["tables.*", "blocks.*.mlp", "tables.head", "blocks.0.norm"]
     assert found["tables.*"]["modules"] == ["tables.item", "tables.user"] and found["tables.*"]["won_ms"] == 4.0
     assert found["blocks.*.mlp"]["time_ms"] == 30.0
     assert "sparse=True" in found["tables.*"]["advice"] and "sparse=True" not in found["tables.head"]["advice"]
+
+
+def test_operators_that_take_the_time_are_named() -> None:
+    rows = [a_row("a.0", inefficiency__copy=4.0), a_row("a.1", inefficiency__copy=3.0), a_row("b", launch=1.0)]
+    kernels = [
+        KernelRow("a.0", "fwd", "aten::cat", "copy", 1.0, 1.0),
+        KernelRow("a.1", "bwd", "aten::cat", "copy", 1.0, 1.0),
+        KernelRow("a.1", "bwd", "void at::native::(anonymous namespace)::Cat<float, 4>(int)", "copy", 3.0, 1.0),
+        KernelRow("a.0", "fwd", "aten::copy_", "copy", 1.5, 1.0),
+        KernelRow("a.0", "fwd", "aten::mm", "gemm", 9.0, 1.0),
+        KernelRow("b", "fwd", "aten::cat", "copy", 9.0, 1.0),
+    ]
+    copies, waiting = hotspots(rows, kernels, {}, STEP_MS)
+    assert copies["operators"] == ["Cat", "cat"] and waiting["operators"] == []
+
+
+@pytest.mark.parametrize(("operator", "fused"), [("aten::_fused_adamw_", True), ("aten::_foreach_add_", False)])
+def test_a_fused_update_is_not_told_to_be_fused(operator: str, fused: bool) -> None:
+    kernels = [
+        KernelRow(OPTIMIZER, "fwd", name, "other", ms, 1.0) for name, ms in ((operator, 3.0), ("aten::zero_", 1.0))
+    ]
+    (spot,) = hotspots([a_row(OPTIMIZER, optimizer=4.0)], kernels, {}, STEP_MS)
+    assert ("fused already" in spot["advice"], "fused=True" in spot["advice"]) == (fused, not fused)
+
+
+def test_modules_of_a_bare_list_are_named_one_by_one() -> None:
+    rows = [a_row(str(index), launch=1.0) for index in range(5)]
+    assert hotspots(rows[:2], [], {}, STEP_MS)[0]["module"] == "0, 1"
+    assert hotspots(rows, [], {}, STEP_MS)[0]["module"] == "0, 1, 2 and 2 more"
 
 
 @pytest.mark.parametrize("family", WINNABLE)

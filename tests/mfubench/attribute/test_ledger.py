@@ -273,3 +273,15 @@ def test_a_function_that_the_backward_repeats_has_its_share_of_the_time() -> Non
     assert slices.causes["a"]["recompute"] == pytest.approx(10.0)
     assert slices.times["a"]["recompute"] == pytest.approx(10.0) and slices.times["a"]["bwd"] == pytest.approx(20.0)
     assert "b" not in slices.times
+
+
+def test_an_update_needs_what_it_must_move_and_not_what_many_kernels_moved(
+    attribution: Attribution, count: Count
+) -> None:
+    count.update_bytes = 30 * MB
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = module_rows(nn.Identity(), slices, count, MemoryPeak(0, "", {}), CEILINGS, STEP_MS)
+    (row,) = (row for row in rows if row.name == OPTIMIZER)
+    assert row.bytes == 40 * MB and row.attainable_ms == slices.floors["optimizer"] == pytest.approx(0.3)
+    count.update_bytes = 50 * MB  # an optimizer that leaves some of its state alone
+    assert slice_step(attribution, count, CEILINGS, STEP_MS).floors["optimizer"] == pytest.approx(0.4)
