@@ -110,6 +110,7 @@ class Comparison:
             row
             | {"time_ratio": ratio}
             | {"workload": run.workload, "environment": run.environment, "peak": run.peak, "nvml": run.nvml}
+            | {"warnings": run.warnings}
             for row, ratio, run in zip(parts.pop("rows"), parts.pop("time_ratios"), runs, strict=True)
         ]
         return {"schema_version": 1, "comparable": not self.apart, **parts, "method": MEASURED_APART, "runs": rows}

@@ -51,7 +51,7 @@ def compare(
     require_comparable(dict(zip(map(str, runs), documents, strict=True)), force=force)
     own_folder(out, "compare")
     found = compare_runs(documents, baseline=place)
-    page = comparison_page(documents, found)
+    page = comparison_page(documents, found, list(map(str, runs)))
     told = found.to_document(documents)
     if out is not None:
         write_page(page, out)

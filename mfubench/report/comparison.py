@@ -26,16 +26,22 @@ def page(runs: Sequence[Run]) -> Page:
     return replace(comparison_page(runs, compare(runs)), parts=parts)
 
 
-def comparison_page(runs: Sequence[Run], comparison: "Comparison") -> Page:
-    """``runs`` side by side, held against one of them."""
+def comparison_page(runs: Sequence[Run], comparison: "Comparison", places: Sequence[str] = ()) -> Page:
+    """``runs`` side by side, held against one of them; with the ``places`` where they are, and their own warnings.
+
+    Without places each has a part of its own on the page, which has its warnings.
+    """
     from mfubench.comparison import MEASURED_APART
 
     return Page(
         title=f"{len(runs)} runs side by side",
         headline=_headline(runs, comparison),
-        warnings=[_must_agree(name, values) for name, values in comparison.apart.items()],
+        warnings=[
+            *(_must_agree(name, values) for name, values in comparison.apart.items()),
+            *(f"run {at}: {told}" for at, run in enumerate(runs, 1) if places for told in run.warnings),
+        ],
         sections=[
-            Section("Comparison", [_table(runs, comparison)], brief=True),
+            Section("Comparison", [_table(runs, comparison, places)], brief=True),
             Section("Where the steps go", [_stacks(runs), _ledgers(comparison)], brief=True),
             Section("What differs", [_what_differs(runs)]),
             Section("Method", [Items([MEASURED_APART])]),
@@ -72,7 +78,7 @@ def _must_agree(key: str, values: list[str]) -> str:
     return f"The runs do not compare: {fmt.label(key)} differs ({listed})."
 
 
-def _table(runs: Sequence[Run], comparison: "Comparison") -> Table:
+def _table(runs: Sequence[Run], comparison: "Comparison", places: Sequence[str]) -> Table:
     without = sorted({why for run in runs if (why := why_no_mfu(run))})
     no_energy = sorted({row.energy_not_measured for row in comparison.rows if row.energy_not_measured})
     rows = comparison.rows
@@ -80,8 +86,10 @@ def _table(runs: Sequence[Run], comparison: "Comparison") -> Table:
     def shares(header: str, key: str, brief: bool = True) -> tuple[Column, list[str]]:
         return Column(header, numeric=True, brief=brief), fmt.percents([getattr(run, key) for run in runs])
 
-    def numbers(header: str, values: Sequence[float | None], unit: float = 1) -> tuple[Column, list[str]]:
-        return Column(header, numeric=True, brief=False), fmt.column(values, unit=unit)
+    def numbers(
+        header: str, values: Sequence[float | None], unit: float = 1, brief: bool = False
+    ) -> tuple[Column, list[str]]:
+        return Column(header, numeric=True, brief=brief), fmt.column(values, unit=unit)
 
     ratios = [fmt.interval(ratio.value, ratio.ci95_low, ratio.ci95_high) for ratio in comparison.time_ratios]
     ratios[comparison.baseline] = "baseline"
@@ -93,6 +101,7 @@ def _table(runs: Sequence[Run], comparison: "Comparison") -> Table:
             [
                 (Column("run"), [str(at) for at, _ in enumerate(runs, 1)]),
                 (Column("workload"), _names(runs)),
+                *([(Column("where"), list(places))] if places else []),
                 (Column("step ms, 95 % interval", numeric=True), [step_time(run) for run in runs]),
                 (Column("step time ratio, 95 % interval", numeric=True), ratios),
                 (Column("samples/s", numeric=True), fmt.column([run.step["samples_per_s"] for run in runs])),
@@ -101,9 +110,9 @@ def _table(runs: Sequence[Run], comparison: "Comparison") -> Table:
                 shares("HFU %", "hfu", brief=False),
                 shares("HFU of measured peak %", "hfu_of_measured_peak", brief=False),
                 numbers("model GFLOP a step", [run.flops["model"] for run in runs], fmt.GIGA),
-                numbers("model MFLOP a sample", [row.model_flops_per_sample for row in rows], fmt.MEGA),
+                numbers("model MFLOP a sample", [row.model_flops_per_sample for row in rows], fmt.MEGA, True),
                 numbers("parameters M", [row.num_params for row in rows], fmt.MEGA),
-                numbers("peak MiB", [row.peak_bytes for row in rows], fmt.MEBI),
+                numbers("peak MiB", [row.peak_bytes for row in rows], fmt.MEBI, True),
                 numbers("J a sample", [row.energy_j_per_sample for row in rows]),
             ]
         ),

@@ -53,11 +53,6 @@ def percents(shares: Sequence[float | None]) -> list[str]:
     return column(shares, unit=0.01, least=1)
 
 
-def part_of(part: float | None, whole: float | None) -> str:
-    """``part`` as a percentage of ``whole``."""
-    return percent(part / whole if part is not None and whole else None)
-
-
 def interval(middle: float, low: float, high: float, unit: str = "", digits: int = 4) -> str:
     """A value with its confidence interval: ``12.34 ms [12.31, 12.40]``."""
     at, start, end = column([middle, low, high], digits=digits)

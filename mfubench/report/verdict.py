@@ -16,11 +16,16 @@ def headline(run: Run) -> str:
 
 
 def _useful(run: Run) -> str:
-    """How much of the FLOPs is useful, as far as it is known: a dense batch of a user's does not tell its padding."""
+    """What padding would cost, as far as it is known: a dense batch of a user's does not tell its padding."""
     model, padded = run.flops["model"], run.flops["padded"]
-    if run.flops.get("counts_agree", True) is None and model is not None and model == padded:
+    if model is None or padded is None:
+        return "its FLOPs are not known"
+    if run.flops.get("counts_agree", True) is not None:
+        times = f"{padded / model:.3g} times its model FLOPs" if model else "no model FLOPs either"
+        return f"with every row as long as its batch's longest it would need {times}"
+    if model == padded:
         return "padding is unknown, as no padding mask or offsets tell it"
-    return f"{fmt.part_of(model, padded)} of the padded FLOPs are useful model FLOPs"
+    return f"masks drop {fmt.percent(1 - model / padded)} of its FLOPs; other padding is unknown"
 
 
 def name(run: Run) -> str:

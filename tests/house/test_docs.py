@@ -1,10 +1,14 @@
 """What the documents name exists, and what they print is what runs."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from mfubench.report.format import GROUP
+from mfubench.report.verdict import headline
+from mfubench.run import read_run
 from tests.house.tree import DOCS, ROOT, named
 
 FOLDERS = "mfubench|kernels|model_zoo|examples|reports|tests"
@@ -66,3 +70,12 @@ def test_every_cause_of_a_ledger_is_explained() -> None:
 
     guide = (ROOT / "docs" / "reading-a-report.md").read_text()
     assert [family for family in CAUSE_FAMILIES if f"| `{family}" not in guide] == []
+
+
+def test_the_headline_that_is_explained_is_one_that_is_printed(tmp_path: Path) -> None:
+    """docs/reading-a-report.md quotes that of a measured run."""
+    measured = ROOT / "reports/nvidia-h200/campaign/profile/kunlun-large_plus-train-kernels_batch_2048.json"
+    (tmp_path / "run.json").write_text(json.dumps(json.loads(measured.read_text())["document"]))
+    lines = (ROOT / "docs" / "reading-a-report.md").read_text().splitlines()
+    quoted = " ".join(line.removeprefix("> ") for line in lines if line.startswith("> "))
+    assert quoted == headline(read_run(tmp_path)).replace(GROUP, " ")

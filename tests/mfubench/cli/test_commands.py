@@ -219,6 +219,22 @@ def test_compare_says_everywhere_that_it_was_forced(tmp_path: Path, capsys: pyte
     assert document["comparable"] is False and document["apart"] == {"mode": ["train", "infer"]}
 
 
+def test_compare_says_what_bounds_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, warnings in (("a", []), ("b", ["the timings have two modes"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(a_run(warnings=warnings).to_json())
+    arguments = ("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    run(*arguments, "--out", str(tmp_path / "out"))
+    told, page = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
+    assert all("run 2: the timings have two modes" in text and "run 1:" not in text for text in (told, page))
+    assert str(tmp_path / "b") in page
+    run(*arguments, "--json")
+    assert [found["warnings"] for found in json.loads(capsys.readouterr().out)["runs"]] == [
+        [],
+        ["the timings have two modes"],
+    ]
+
+
 def test_models_document(capsys: pytest.CaptureFixture[str]) -> None:
     run("models", "--json")
     listed = {model["name"]: model["sizes"] for model in json.loads(capsys.readouterr().out)}

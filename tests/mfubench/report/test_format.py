@@ -55,7 +55,6 @@ def test_an_interval_stands_beside_its_value_with_the_same_decimals():
 def test_what_is_not_known_says_why():
     assert fmt.percent(None, "no datasheet peak") == "n/a (no datasheet peak)"
     assert fmt.percent(None) == "n/a"
-    assert fmt.part_of(0, 0) == "n/a"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run, s
 HEADLINE = (
     "kunlun small, train, fp32 on AMD EPYC 9654 96-Core Processor: 12.34 ms a step [12.11, 12.61] (median), "
     "2604 samples/s on average, "
-    "MFU n/a (no datasheet peak for a CPU), 41.0 % of the measured GEMM peak; 92.0 % of the padded FLOPs are useful "
-    "model FLOPs"
+    "MFU n/a (no datasheet peak for a CPU), 41.0 % of the measured GEMM peak; with every row as long "
+    "as its batch's longest it would need 1.09 times its model FLOPs"
 )
 
 
