@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mfubench.attribute.ledger import WHOLE_PHASES, Slices, add_busy, ledger_lines
 from mfubench.attribute.roofline import Ceilings
-from mfubench.measure.count import Count, Work, WorkKey
+from mfubench.measure.count import Count, Work
 from mfubench.run import LedgerLine, Run
 
 NOTHING = 1e-9  # of a step: what rounding leaves of a cause that has none
@@ -30,7 +30,7 @@ def least_step(count: Count, ceilings: Ceilings) -> Least:
     """
     slices, by_kind = Slices(), defaultdict[Kind, float](float)
     for key, work in count.work.items():
-        ms = _least_ms(key, work, ceilings)
+        ms = _least_ms(work, ceilings)
         add_busy(slices, key, ms, work, ceilings)
         by_kind[_kind(key.module, key.kind)] += ms
     step_ms = sum(by_kind.values())
@@ -38,11 +38,8 @@ def least_step(count: Count, ceilings: Ceilings) -> Least:
     return Least(step_ms, [line for line in lines if abs(line.share) > NOTHING], dict(by_kind))
 
 
-def _least_ms(key: WorkKey, work: Work, ceilings: Ceilings) -> float:
-    moved = ceilings.byte_ms(work.bytes)
-    if key.module in WHOLE_PHASES:
-        return moved
-    return max(moved, ceilings.flop_ms(work.hardware, ceilings.own_tflops(work)))
+def _least_ms(work: Work, ceilings: Ceilings) -> float:
+    return max(ceilings.byte_ms(work.bytes), ceilings.flop_ms(work.hardware, ceilings.own_tflops(work)))
 
 
 def _kind(module: str, kind: Kind) -> Kind:

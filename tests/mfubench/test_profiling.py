@@ -226,7 +226,12 @@ def test_products_in_another_dtype_than_the_run_s_are_told(
     (tmp_path / "in_double.py").write_text(f"import torch\ndef build():\n    return {built}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     found = profile(WorkloadSpec("in_double:build", batch_size=4, steps=2, device="cpu"))
-    assert any("products are in float64, and the peak is that of fp32" in warning for warning in found.warnings)
+    told = "products are in float64, and the peak is that of fp32: no --dtype has the peak of float64"
+    assert any(told in warning for warning in found.warnings)
+    offered = warnings(found, zoo(), fixed_calibration, {"float64": 1, "bfloat16": 2})
+    assert any(
+        "products are in bfloat16, and the peak is that of fp32: give another --dtype" in text for text in offered
+    )
     found.mfu, found.hfu = 1.5, 1.5
     with pytest.raises(BadInput, match="float64"):
         warnings(found, zoo(), fixed_calibration, {"float64": 9})
