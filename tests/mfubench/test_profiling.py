@@ -271,6 +271,25 @@ def test_a_step_that_fails_is_bad_input(zoo: ZooWorkload) -> None:
         profile_workload(workload)
 
 
+class Mixed(nn.Linear):
+    """Adds what autocast made bf16 to fp32, in a way that autocast does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(3, 3).index_add_(0, torch.arange(3), super().forward(x))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_type_that_autocast_alone_brings_in_is_hinted_at(zoo: ZooWorkload, dtype: str) -> None:
+    """Torch names two types and no operator; the model has neither of its own."""
+    workload = zoo()
+    workload.module, workload.dtype, workload.needed = Mixed(3, 3), dtype, None
+    workload.inputs = [torch.eye(3) if dtype == "bf16" else torch.eye(3).bfloat16()]
+    workload.forward = lambda model, x: model(x)
+    with pytest.raises(BadInput, match="BFloat16") as error:
+        profile_workload(workload)
+    assert ("use --dtype fp32, or cast what they are given" in str(error.value)) == (dtype == "bf16")
+
+
 def test_it_is_among_the_warnings_of_the_run(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfubench.profiling.time_steps", lambda *args, **options: [5.0, 5.0, 50.0])
     run = profile_workload(zoo(steps=3))
