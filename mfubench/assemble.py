@@ -83,7 +83,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
     if run.nvml["available"]:
         run.nvml["cross_check"] = cross_check(run)
     _blank(run, passes)
-    run.warnings += warnings(run, workload, passes.calibration, total.dtypes)
+    run.warnings += warnings(run, workload, passes.calibration, count.dtypes())
     return run
 
 

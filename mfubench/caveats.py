@@ -10,7 +10,7 @@ from .attribute.fused import unseen
 from .attribute.roofline import DTYPE_NAMES
 from .attribute.steadiness import unsteady
 from .errors import BadInput, ToolBroke
-from .measure.calibrate import Calibration
+from .measure.calibrate import DTYPES, Calibration
 from .measure.nvml import missing_counters
 from .passes import LATER, Passes
 from .run import Run
@@ -36,7 +36,7 @@ def not_measured(workload: Workload, passes: Passes) -> list[str]:
 
 
 def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Mapping[str, int]) -> list[str]:
-    """What bounds the claims of ``run``; ``dtypes`` has its step's hardware FLOPs by operand type.
+    """What bounds the claims of ``run``; ``dtypes`` has its hardware FLOPs by operand type.
 
     Raises:
         BadInput: more than the datasheet's peak, as it is that of another dtype than the run's products.
@@ -132,7 +132,9 @@ def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
     most, dtype = max(dtypes, key=lambda name: dtypes[name], default="none"), run.peak["dtype"]
     if not dtypes.get(most) or DTYPE_NAMES.get(most, most) in (dtype, "fp32" if dtype == "tf32" else dtype):
         return []
-    return [f"most of its products are in {most}, and the peak is that of {dtype}: give another --dtype"]
+    there_is = DTYPE_NAMES.get(most) in DTYPES.get(run.workload["device"], ())
+    hint = "give another --dtype" if there_is else f"no --dtype has the peak of {most}, so its MFU means little"
+    return [f"most of its products are in {most}, and the peak is that of {dtype}: {hint}"]
 
 
 def _shared_modules(module: nn.Module) -> list[str]:

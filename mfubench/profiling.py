@@ -202,13 +202,18 @@ def _told_as_input(workload: Workload, what: str | Callable[[], str]) -> Iterato
         if workload.needed is not None and not isinstance(error, RuntimeError):
             raise  # a model of the zoo with inputs of ours: a defect, not bad input
         told = what if isinstance(what, str) else what()
-        raise BadInput(f"{told}: {located(error)}{_hint(error)}") from error
+        raise BadInput(f"{told}: {located(error)}{_hint(error, workload.dtype)}") from error
 
 
-def _hint(error: BaseException) -> str:
-    """What helps against an error that does not say so itself."""
+def _hint(error: BaseException, dtype: str) -> str:
+    """What helps against an error that does not say so itself, in a step that runs in ``dtype``."""
     if "active drivers" in str(error):  # Triton's words
         return "; a Triton kernel needs a GPU, and runs on a CPU where TRITON_INTERPRET=1 is set before Python starts"
+    if dtype == "bf16" and "bfloat16" in str(error).lower():
+        return (
+            "; with --dtype bf16 the step runs under autocast, which leaves some operators with bf16 that do not take "
+            "it, in the forward or in its backward: use --dtype fp32, or cast what they are given with .float()"
+        )
     return ""
 
 

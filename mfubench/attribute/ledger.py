@@ -75,6 +75,9 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
             slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
     if count.update_bytes:
         slices.floors["optimizer"] = min(slices.floors["optimizer"], ceilings.byte_ms(count.update_bytes))
+    products = (work for key, work in count.work.items() if key.module == OPTIMIZER)
+    computing = sum(ceilings.flop_ms(work.hardware, ceilings.own_tflops(work)) for work in products)
+    slices.floors["optimizer"] = max(slices.floors["optimizer"], computing)
     rest = step_ms - sum(sum(split.values()) for split in slices.causes.values())
     slices.causes[UNOWNED]["not_attributed"] += rest
     return slices

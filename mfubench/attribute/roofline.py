@@ -64,12 +64,12 @@ def causes(time_ms: float, work: Work, kind: OpClass, ceilings: Ceilings) -> Spl
         split[f"inefficiency.{kind}"] = time_ms - floor
         return split
     split["useful"] = ceilings.flop_ms(work.model, ceilings.in_use_tflops)
-    executed = work.hardware - work.recomputed
+    executed = work.hardware - work.recomputed - work.unwanted
     useful = min(work.model, executed)
     if useful < work.model:
         split["amortized"] = -ceilings.flop_ms(work.model - useful, ceilings.in_use_tflops)
     hardware = work.hardware or 1
-    useful_share = useful / hardware if work.hardware else 1.0
+    useful_share = (useful + work.unwanted) / hardware if work.hardware else 1.0  # what nobody wanted is inefficiency
     split["padding"] = time_ms * (executed - useful) / hardware
     split["recompute"] = time_ms * work.recomputed / hardware
     at_peak = ceilings.flop_ms(useful, ceilings.in_use_tflops)

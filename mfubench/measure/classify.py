@@ -22,7 +22,7 @@ _BY_NAME: dict[OpClass, tuple[str, ...]] = {
         *("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "cudnn_convolution", "mkldnn_convolution"),
         *("convolution_backward", "tensordot", "inner", "outer", "linear_backward", "mkldnn_linear"),
         *("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_cudnn_rnn", "_cudnn_rnn_backward", "lstm"),
-        *("_sparse_mm", "_sparse_addmm"),
+        *("_sparse_mm", "_sparse_addmm", "matmul_backward", "_euclidean_dist"),
     ),
     "attention": ("scaled_dot_product_attention", "_transform_bias_rescale_qkv", "_native_multi_head_attention"),
     "norm": (
@@ -82,7 +82,7 @@ _ATTENTION_MARKS = ("_attention", "flash_", "sdpa")
 # Names of torch's operators that do matmul-like work: without a formula, their presence lowers FLOP coverage.
 _MATMUL_LIKE = re.compile(
     r"mm(_|$)|matmul|(^|_)linear(_|$)|attention|conv(?!ert)|rnn|lstm|gru|^_?linalg_|cholesky|(?<!re)solve|^_fft_"
-    r"|^_trilinear$|^_transformer_encoder|semi_structured|_int[48]pack|geqrf|ormqr|householder"
+    r"|^_trilinear$|^_euclidean_dist$|^_transformer_encoder|semi_structured|_int[48]pack|geqrf|ormqr|householder"
 )
 _HARMLESS = re.compile(
     r"^_?linalg_(vector_norm|norm|cross|diagonal|check_errors|_powsum)$|reorder|_flatten_weight$"

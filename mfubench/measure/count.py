@@ -16,7 +16,7 @@ from .classify import may_hide_flops, op_class
 from .flops import dispatched_flops
 from .masked import MaskedProducts
 from .operators import OperatorMode, operator_name, tensors_of
-from .scopes import ROOT, Scope, ScopeTracker
+from .scopes import OPTIMIZER, ROOT, Scope, ScopeTracker
 from .traffic import dispatched_bytes
 
 RECOMPUTE = "recompute"
@@ -35,14 +35,16 @@ class Work:
     """FLOPs and bytes of a group of operators.
 
     ``model`` is useful, ``padded`` as if every row were the longest and no mask dropped a pair that is computed,
-    ``hardware`` executed, ``recomputed`` the part of it that repeats earlier work; ``dtypes`` holds the hardware FLOPs
-    by operand type.
+    ``hardware`` executed, ``recomputed`` the part of it that repeats earlier work, ``unwanted`` the part whose result
+    nobody asked for, such as a first state's gradient; ``dtypes`` holds the hardware FLOPs by operand type, of complex
+    numbers by that of their parts. An optimizer's products are hardware work alone: no sample needs them.
     """
 
     model: int = 0
     padded: int = 0
     hardware: int = 0
     recomputed: int = 0
+    unwanted: int = 0
     bytes: int = 0
     dtypes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -61,7 +63,7 @@ class Work:
             self.dtypes[dtype] = round(flops / by)
 
 
-_SUMMED = ("model", "padded", "hardware", "recomputed", "bytes")
+_SUMMED = ("model", "padded", "hardware", "recomputed", "unwanted", "bytes")
 
 
 @dataclass(slots=True)
@@ -87,6 +89,14 @@ class Count:
             if direction in (None, key.direction):
                 total.add(work)
         return total
+
+    def dtypes(self) -> Counter[str]:
+        """Hardware FLOPs by operand type, without the optimizers', which choose a type of their own."""
+        found: Counter[str] = Counter()
+        for key, work in self.work.items():
+            if key.module != OPTIMIZER:
+                found.update(work.dtypes)
+        return found
 
 
 class CountTracker(ScopeTracker):
@@ -137,10 +147,11 @@ class CountTracker(ScopeTracker):
             work.hardware = flops.hardware
             work.recomputed = flops.hardware if recompute else flops.recomputed
             work.dtypes[_operand_dtype(name, args, kwargs)] = flops.hardware
-            if not in_op and not recompute:
+            work.unwanted = 0 if recompute else flops.unwanted
+            if not in_op and not recompute and not _updates(scope):
                 shared = scope.shared if scope else 1
                 work.model = flops.model * shared
-                work.padded = (flops.hardware - flops.recomputed) * shared  # with what a mask drops
+                work.padded = (flops.hardware - flops.recomputed - flops.unwanted) * shared  # with what a mask drops
         kind = scope.kind if scope is not None and scope.kind is not None else op_class(name)
         key = WorkKey(scope.module if scope else ROOT, direction, kind)
         self.count.operators[key] += 1
@@ -181,10 +192,17 @@ class CountTracker(ScopeTracker):
         return backward_pass not in self._second_order
 
     def _book_formula(self, scope: Scope, direction: str, cost: PassCost) -> None:
-        work = Work(model=cost.model * scope.shared, padded=cost.padded * scope.shared, bytes=cost.bytes)
+        work = Work(bytes=cost.bytes)
+        if not _updates(scope):
+            work.model, work.padded = cost.model * scope.shared, cost.padded * scope.shared
         if scope.impl != "reference":  # a kernel's work is invisible to the dispatcher; the reference's is seen
             work.hardware, work.recomputed = cost.hardware, cost.recomputed
         self.count.work[WorkKey(scope.module, direction, scope.kind or "other")].add(work)
+
+
+def _updates(scope: Scope | None) -> bool:
+    """Whether what runs is an optimizer's own."""
+    return scope is not None and scope.module == OPTIMIZER
 
 
 # Whose first tensor is only added to the product; the factors after it may be narrower than it is.
@@ -195,8 +213,12 @@ def _operand_dtype(name: str, args: Any, kwargs: dict[str, Any]) -> str:
     """The type of a product's factors: behind them come scales and statistics in fp32, offsets and seeds."""
     tensors = tensors_of((args, kwargs))
     factors = tensors[1:] if name in _ADDEND_FIRST else tensors
-    factors = [tensor for tensor in factors if tensor.is_floating_point()] or factors  # integers have products too
-    return str(factors[0].dtype).removeprefix("torch.") if factors else "unknown"
+    numbers = [tensor for tensor in factors if tensor.is_floating_point() or tensor.is_complex()]
+    factors = numbers or factors  # integers have products too
+    if not factors:
+        return "unknown"
+    dtype = factors[0].dtype
+    return str(dtype.to_real() if dtype.is_complex else dtype).removeprefix("torch.")
 
 
 def count_step(model: nn.Module, step: Callable[[ScopeTracker], None]) -> Count:

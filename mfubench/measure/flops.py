@@ -3,6 +3,10 @@
 torch's own registry counts what a kernel executes and never discounts a causal mask; attention is therefore counted
 here, once for the mathematics and once for the hardware. Fused attention's backward repeats the scores: 5 matrix
 products, of which the mathematics needs 4.
+
+A multiply-add of complex numbers is 4 multiplications and 4 additions of real ones: 4 times as many. Torch multiplies
+complex by complex numbers alone, of which real ones are made first where a model mixes them. A complex convolution
+never comes by: it is 3 real ones, which are counted as these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from mfubench.errors import BadInput
 
 from .masked import DROPPED
-from .operators import arguments_by_name, dense_parts, is_nested
+from .operators import arguments_by_name, dense_parts, is_nested, tensors_of
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -48,11 +52,15 @@ RECURRENT = ("_cudnn_rnn", "_cudnn_rnn_backward", "mkldnn_rnn_layer", "mkldnn_rn
 
 
 class Flops(NamedTuple):
-    """``model``: what the mathematics needs; ``hardware``: executed; ``recomputed``: of that, repeated work."""
+    """``model``: what the mathematics needs; ``hardware``: executed.
+
+    Of what is executed, ``recomputed`` repeats earlier work, and ``unwanted`` has a result that nobody asked for.
+    """
 
     model: int
     hardware: int
     recomputed: int = 0
+    unwanted: int = 0
 
 
 def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
@@ -61,6 +69,14 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     Raises:
         BadInput: attention on jagged rows whose offsets are a tensor without numbers.
     """
+    flops = _of_real_numbers(func, args, kwargs, out)
+    if flops is None or getattr(func, "namespace", "") != "aten":
+        return flops  # a formula that a user has registered is of whatever its operator takes
+    is_complex = any(tensor.is_complex() for tensor in tensors_of((args, kwargs)))
+    return Flops(*(4 * number for number in flops)) if is_complex else flops
+
+
+def _of_real_numbers(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
     packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
     name = packet.__name__
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
@@ -71,8 +87,8 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
         return _sparse_product(*args[-2:])
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
-    if any(is_nested(leaf) for leaf in tree_leaves(args)):
-        return None  # it has no shape, which torch's own formulas ask for
+    if any(is_nested(leaf) for leaf in tree_leaves(args)):  # it has no shape, which torch's own formulas ask for
+        return _same(2 * _NESTED[name](args)) if name in _NESTED else None
     if packet in flop_registry:
         return _same(int(flop_registry[packet](*args, **kwargs, out_val=out)))
     return None
@@ -108,7 +124,34 @@ _MULTIPLY_ADDS = {
     "linear_backward": lambda a: a[1].numel() * a[2].shape[1] * (a[3][0] + a[3][1]),
     "convolution_backward": lambda a: a[1 if a[7] else 0].numel() * a[2][0].numel() * (a[10][0] + a[10][1]),
     "_native_multi_head_attention": lambda a: _whole_attention(*a[:4]),
+    "_euclidean_dist": lambda a: _distances(*a),
+    "_cdist_forward": lambda a: _distances(*a[:2]) if _by_a_product(*a) else 0,
 }
+# The same of nested tensors.
+_NESTED = {
+    "bmm": lambda a: _row_by_row(*a[:2]),
+    "matmul": lambda a: _row_by_row(*a[:2]),
+    "matmul_backward": lambda a: _row_by_row(*a[1:3]) * sum(a[3]),
+}
+MANY_POINTS = 25  # beyond so many torch.cdist makes a product of the distances (ATen/native/Distance.cpp)
+
+
+def _distances(first: torch.Tensor, second: torch.Tensor) -> int:
+    """torch.cdist by one product of points that have two more coordinates: their squared length, and a one."""
+    return first.numel() // max(first.shape[-1], 1) * second.shape[-2] * (first.shape[-1] + 2)
+
+
+def _by_a_product(first: torch.Tensor, second: torch.Tensor, norm: float, mode: int | None) -> bool:
+    """Whether distances are computed so, which only Euclid's can be, rather than one by one, which is no product."""
+    many = max(first.shape[-2], second.shape[-2]) > MANY_POINTS
+    return norm == 2 and (mode == 1 or (not mode and many))
+
+
+def _row_by_row(first: torch.Tensor, second: torch.Tensor) -> int:
+    """Products of a nested tensor's rows with those of another, or with a dense factor."""
+    if not is_nested(second):
+        return first.numel() * second.shape[-1]
+    return int((first._nested_tensor_size().prod(1) * second._nested_tensor_size()[:, -1]).sum())
 
 
 def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, width: int) -> int:
@@ -117,10 +160,10 @@ def _whole_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return sum(width * ((2 * q + k + v) * width + 2 * q * k) for q, k, v in rows)
 
 
-def _row_lengths(tensor: torch.Tensor) -> list[int]:
-    """Length of each row of [rows, length, width], nested or not."""
+def _row_lengths(tensor: torch.Tensor, dim: int = 0) -> list[int]:
+    """Length of each row of [rows, length, width], nested or not; of a nested one's rows in another dimension."""
     if is_nested(tensor):
-        return list(tensor._nested_tensor_size()[:, 0].tolist())
+        return list(tensor._nested_tensor_size()[:, dim].tolist())
     return [tensor.shape[1]] * tensor.shape[0]
 
 
@@ -147,17 +190,19 @@ def _recurrent(name: str, named: Mapping[str, Any]) -> Flops:
     spared = 0 if rows_wanted else 2 * steps * sum(weight.numel() for weight in of_rows)
     spared += 0 if states_wanted else 2 * first_steps * sum(weight.numel() for weight in of_states)
     executed = every * (1 + weights_wanted)
-    return Flops(executed - spared, executed)
+    return Flops(executed - spared, executed, unwanted=spared)
 
 
 def _attention(name: str, named: Mapping[str, Any]) -> Flops:
     query, key, value = named["query"], named["key"], named["value"]
     if name in VARLEN:  # heads next to last
         heads, rows = query.shape[-2], _rows(name, named)
+    elif is_nested(query):
+        heads, rows = query.size(1), list(zip(_row_lengths(query, 1), _row_lengths(key, 1), strict=True))
     else:
         heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
     pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
-    of_scores, of_values = 2 * query.shape[-1], 2 * value.shape[-1]
+    of_scores, of_values = 2 * query.size(-1), 2 * value.size(-1)
     once, useful = pairs * (of_scores + of_values), _unmasked(named, pairs) * (of_scores + of_values)
     if not name.endswith("_backward"):
         return Flops(useful, once)

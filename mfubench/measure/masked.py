@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import is_fake
 
 from .classify import op_class
-from .operators import tensors_of
+from .operators import is_nested, tensors_of
 
 DROPPED = -1e4  # a score that is lowered by so much has no weight left in any dtype
 
@@ -64,7 +64,13 @@ class MaskedProducts:
     def useful(
         self, name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, model: int, booked: Booked
     ) -> int:
-        """Of the ``model`` FLOPs of one call, to be booked on ``booked``, those that known weights leave useful."""
+        """Of the ``model`` FLOPs of one call, to be booked on ``booked``, those that known weights leave useful.
+
+        Nested tensors are not followed: their rows are as long as they are; what a mask drops of them stays counted.
+        """
+        if any(map(is_nested, tensors_of((args, kwargs, out)))):
+            self.read((args, kwargs))
+            return model
         if name in _PRODUCTS:
             return self._product(args[-2:], out, model, booked)
         tensors = tensors_of((args, kwargs))

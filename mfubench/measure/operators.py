@@ -39,7 +39,10 @@ class OperatorMode(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        self.seen(func, args, kwargs, out)
+        try:
+            self.seen(func, args, kwargs, out)
+        except NotImplementedError as error:  # which tensor subclasses would take for the operator's own
+            raise RuntimeError(f"{operator_name(func)} ran, and what it did cannot be told: {error}") from error
         return out
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mfubench.attribute.ledger import WHOLE_PHASES, Slices, add_busy, ledger_lines
 from mfubench.attribute.roofline import Ceilings
-from mfubench.measure.count import Count, Work, WorkKey
+from mfubench.measure.count import Count
 from mfubench.run import LedgerLine, Run
 
 NOTHING = 1e-9  # of a step: what rounding leaves of a cause that has none
@@ -30,16 +30,12 @@ def least_step(count: Count, ceilings: Ceilings) -> Least:
     """
     slices, by_kind = Slices(), defaultdict[Kind, float](float)
     for key, work in count.work.items():
-        ms = _least_ms(key, work, ceilings)
+        ms = ceilings.least_ms(work)
         add_busy(slices, key, ms, work, ceilings)
         by_kind[_kind(key.module, key.kind)] += ms
     step_ms = sum(by_kind.values())
     lines = ledger_lines(slices, step_ms) if step_ms else []
     return Least(step_ms, [line for line in lines if abs(line.share) > NOTHING], dict(by_kind))
-
-
-def _least_ms(key: WorkKey, work: Work, ceilings: Ceilings) -> float:
-    return ceilings.byte_ms(work.bytes) if key.module in WHOLE_PHASES else ceilings.least_ms(work)
 
 
 def _kind(module: str, kind: Kind) -> Kind:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from mfubench.attribute.roofline import DTYPE_NAMES
 from mfubench.errors import BadInput
+from mfubench.measure.calibrate import DTYPES
 from mfubench.measure.environment import environment
 from mfubench.progress import Progress, silent
 from mfubench.run import FLOP_CONVENTION, Run
@@ -158,9 +160,11 @@ def _other_dtype(needs: Needs, gpu: Gpu, least: Least) -> list[str]:
     """That its products are in another dtype than the run's, against whose peak the MFU is."""
     if needs.count.total().model <= least.step_ms * gpu.datasheet_tflops * 1e9:
         return []
-    dtypes = needs.count.total().dtypes
+    dtypes = needs.count.dtypes()
     most = max(dtypes, key=lambda name: dtypes[name]) if dtypes else "another dtype"
-    return [f"most of its products are in {most}, and the MFU is against {gpu.dtype}: give that as --dtype"]
+    there_is = DTYPE_NAMES.get(most) in DTYPES["cuda"]
+    hint = "give that as --dtype" if there_is or not dtypes else f"no --dtype has the peak of {most}"
+    return [f"most of its products are in {most}, and the MFU is against {gpu.dtype}: {hint}"]
 
 
 def _like_document(rates: Like) -> dict[str, Any]:

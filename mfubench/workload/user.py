@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
 from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
-from mfubench.measure.operators import dense_parts, tensors_of
+from mfubench.measure.operators import dense_parts, is_nested, tensors_of
 from mfubench.user_code import located, named_function, short
 
 from .description import describe
@@ -64,7 +64,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         to_device=handed_out,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
-        warnings=_of_another_size(make_batch, batch_size, device, inputs[0]),
+        warnings=_of_another_size(make_batch, batch_size, device, inputs[0]) or _of_other_rows(batch_size, inputs),
     )
 
 
@@ -143,7 +143,22 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
     listed = [made] if isinstance(made, torch.optim.Optimizer) else made
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
         raise BadInput(f"{name}: optimizers(module) returned {_kind(made)}; a torch optimizer or a list is needed")
+    for item in listed:
+        _refuse_closure(name, item)
     return list(listed)
+
+
+def _refuse_closure(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """One that runs the model itself, as often as it likes, has no step of one forward and one backward."""
+    try:
+        inspect.signature(optimizer.step).bind()
+    except TypeError:
+        kind = type(optimizer).__name__
+        raise BadInput(
+            f"{name}: {kind}.step() needs a closure, with which it runs the model as often as it likes; a step is one "
+            "forward and one backward here. Return an optimizer whose step() needs none, such as torch.optim.AdamW: "
+            "the model's part of a step is the same; or use --mode infer"
+        ) from None
 
 
 def _require_signature(name: str, function: Callable[..., Any], arity: int, wanted: str) -> None:
@@ -228,6 +243,24 @@ def _of_another_size(make_batch: Callable[..., Any], batch_size: int, device: to
         return []  # no such size can be made, so it is asked for
     told = f"make_batch({other}, device) is as large as make_batch({batch_size}, device)"
     return [f"{told}: what is told of a sample takes a step to have {batch_size}"] if fixed else []
+
+
+def _of_other_rows(batch_size: int, inputs: Sequence[Any]) -> list[str]:
+    """A warning where each batch's tensors have as many rows, and in some batch as many as nobody asked for.
+
+    Where it is as many in every batch, ``batch_size`` may be another dimension's, as where time comes first.
+    """
+    found = set()
+    for batch in inputs:
+        rows = {tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()}
+        if len(rows) != 1:
+            return []
+        found |= rows
+    sizes = (tensor.shape for tensor in tensors_of(inputs[0]) if not is_nested(tensor))
+    if found == {batch_size} or (len(found) == 1 and any(batch_size in shape for shape in sizes)):
+        return []
+    told = f"make_batch({batch_size}, device) made batches of {' and '.join(map(str, sorted(found)))} rows"
+    return [f"{told}: what is told of a sample takes a step to have {batch_size}"]
 
 
 def _kind(value: Any) -> str:

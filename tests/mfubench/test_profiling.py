@@ -117,7 +117,11 @@ def test_kernels_add_up_to_the_busy_time(run: Run) -> None:
 def test_a_module_never_needs_less_than_its_roofline_says(run: Run) -> None:
     for row in run.modules:
         assert sum(row.causes.values()) == pytest.approx(row.time_ms, abs=1e-6) or row.name in NOBODYS
-        assert row.attainable_ms >= row.bytes / (100.0 * 1e6) - 1e-12  # GB/s of the fixed calibration
+        bytes_ms = row.bytes / (100.0 * 1e6)  # at the fixed calibration's GB/s
+        if row.name == OPTIMIZER:  # some of whose operators move what one kernel would not
+            assert 0 < row.attainable_ms <= bytes_ms + 1e-12
+        else:
+            assert row.attainable_ms >= bytes_ms - 1e-12
     kept = sum(row.activation_bytes for row in run.modules)
     assert (kept > 0) == (run.workload["mode"] == "train")
 
@@ -226,7 +230,12 @@ def test_products_in_another_dtype_than_the_run_s_are_told(
     (tmp_path / "in_double.py").write_text(f"import torch\ndef build():\n    return {built}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     found = profile(WorkloadSpec("in_double:build", batch_size=4, steps=2, device="cpu"))
-    assert any("products are in float64, and the peak is that of fp32" in warning for warning in found.warnings)
+    told = "products are in float64, and the peak is that of fp32: no --dtype has the peak of float64"
+    assert any(told in warning for warning in found.warnings)
+    offered = warnings(found, zoo(), fixed_calibration, {"float64": 1, "bfloat16": 2})
+    assert any(
+        "products are in bfloat16, and the peak is that of fp32: give another --dtype" in text for text in offered
+    )
     found.mfu, found.hfu = 1.5, 1.5
     with pytest.raises(BadInput, match="float64"):
         warnings(found, zoo(), fixed_calibration, {"float64": 9})
@@ -264,6 +273,25 @@ def test_a_step_that_fails_is_bad_input(zoo: ZooWorkload) -> None:
     workload.needed = None
     with pytest.raises(BadInput, match="step failed"):
         profile_workload(workload)
+
+
+class Mixed(nn.Linear):
+    """Adds what autocast made bf16 to fp32, in a way that autocast does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(3, 3).index_add_(0, torch.arange(3), super().forward(x))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_type_that_autocast_alone_brings_in_is_hinted_at(zoo: ZooWorkload, dtype: str) -> None:
+    """Torch names two types and no operator; the model has neither of its own."""
+    workload = zoo()
+    workload.module, workload.dtype, workload.needed = Mixed(3, 3), dtype, None
+    workload.inputs = [torch.eye(3) if dtype == "bf16" else torch.eye(3).bfloat16()]
+    workload.forward = lambda model, x: model(x)
+    with pytest.raises(BadInput, match="BFloat16") as error:
+        profile_workload(workload)
+    assert ("use --dtype fp32, or cast what they are given" in str(error.value)) == (dtype == "bf16")
 
 
 def test_it_is_among_the_warnings_of_the_run(zoo: ZooWorkload, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,3 +285,13 @@ def test_an_update_needs_what_it_must_move_and_not_what_many_kernels_moved(
     assert row.bytes == 40 * MB and row.attainable_ms == slices.floors["optimizer"] == pytest.approx(0.3)
     count.update_bytes = 50 * MB  # an optimizer that leaves some of its state alone
     assert slice_step(attribution, count, CEILINGS, STEP_MS).floors["optimizer"] == pytest.approx(0.4)
+
+
+def test_an_optimizer_that_multiplies_needs_the_time_of_its_products(attribution: Attribution, count: Count) -> None:
+    count.update_bytes = 30 * MB
+    count.work[WorkKey(OPTIMIZER, "fwd", "gemm")] = Work(hardware=GFLOP)  # as Muon does
+    found, computing = (
+        slice_step(attribution, count, CEILINGS, STEP_MS),
+        CEILINGS.flop_ms(GFLOP, CEILINGS.measured_tflops),
+    )
+    assert computing > 0.3 and found.floors["optimizer"] == pytest.approx(computing)

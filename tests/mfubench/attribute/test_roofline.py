@@ -19,7 +19,12 @@ def work(
     model: float, hardware: float, *, recomputed: float = 0, mbytes: float = 0, dtype: str | None = "bfloat16"
 ) -> Work:
     """Work in GFLOP and MB."""
-    made = Work(round(model * GFLOP), 0, round(hardware * GFLOP), round(recomputed * GFLOP), round(mbytes * MB))
+    made = Work(
+        model=round(model * GFLOP),
+        hardware=round(hardware * GFLOP),
+        recomputed=round(recomputed * GFLOP),
+        bytes=round(mbytes * MB),
+    )
     if dtype is not None:
         made.dtypes[dtype] = made.hardware
     return made
@@ -114,7 +119,7 @@ def test_causes_always_sum_to_the_time(
     time_ms: float, model: int, hardware: int, repeated: float, moved: int, dtype: str
 ) -> None:
     """The ledger's promise; only a faster kernel than its floor, or shared work, makes a line negative."""
-    given = Work(model, 0, hardware, int(hardware * repeated), moved)
+    given = Work(model=model, hardware=hardware, recomputed=int(hardware * repeated), bytes=moved)
     given.dtypes[dtype] = hardware
     found = causes(time_ms, given, "attention", CEILINGS)
     size = max(time_ms, CEILINGS.flop_ms(max(model, hardware), 0.125), CEILINGS.byte_ms(moved))
@@ -151,3 +156,11 @@ def test_every_cause_with_a_remedy_names_it() -> None:
 
 def test_rates() -> None:
     assert CEILINGS.flop_ms(3 * GFLOP, 1.5) == 2.0 and CEILINGS.byte_ms(200 * MB) == 2.0
+
+
+def test_what_is_computed_and_asked_for_by_nobody_is_no_padding() -> None:
+    """As a recurrence's backward makes the gradient of its first state."""
+    work = Work(model=3 * 10**9, hardware=4 * 10**9, unwanted=10**9, bytes=0)
+    split = causes(10.0, work, "rnn", CEILINGS)
+    assert split["padding"] == 0 and sum(split.values()) == pytest.approx(10.0)
+    assert split["inefficiency.rnn"] == pytest.approx(10.0 - CEILINGS.flop_ms(3 * 10**9, CEILINGS.measured_tflops))

@@ -42,6 +42,15 @@ def test_its_ledger_adds_up_to_it_and_has_no_inefficiency() -> None:
     assert not any(cause.startswith("inefficiency") for cause in ms)
 
 
+def test_an_optimizers_products_take_time_too() -> None:
+    """As Muon's do: they are no model FLOPs, and the step is no shorter for that."""
+    count = Count()
+    count.work[WorkKey("(optimizer)", "fwd", "gemm")] = Work(hardware=TERA // 100, bytes=GIGA // 2)
+    least = least_step(count, CEILINGS)
+    assert least.by_kind == pytest.approx({"optimizer": 10.0})
+    assert [(line.cause, line.ms) for line in least.ledger] == [("optimizer", pytest.approx(10.0))]
+
+
 def test_nothing_takes_no_time() -> None:
     least = least_step(Count(), CEILINGS)
     assert (least.step_ms, least.ledger, least.by_kind) == (0, [], {})

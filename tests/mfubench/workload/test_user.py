@@ -78,6 +78,38 @@ def test_batches_that_are_as_large_whatever_is_asked_for_are_told(
     assert bool(workload.warnings) == (size == "3")
 
 
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    {
+        "(torch.randn(b * (2 + next(calls) % 2), 3), torch.zeros(b))": None,  # two sizes in one batch tell nothing
+        "(torch.randn(b * (2 + next(calls) % 2), 3),)": "10 and 15 rows",
+        "(torch.randn(b * (1 + next(calls) % 2), 3),)": "5 and 10 rows",
+        "(torch.randn(2 * b, 3), torch.tensor(1.0))": "10 rows",
+        "(torch.randn(7, b, 3), torch.zeros(7))": None,  # time first
+        "(torch.randn(b, 3), torch.zeros(b))": None,
+        "(torch.nested.nested_tensor([torch.randn(n + 1, 3) for n in range(b)], layout=torch.jagged),)": None,
+        "(torch.nested.nested_tensor([torch.randn(n + 1, 3) for n in range(2 * b)]),)": "10 rows",
+    }.items(),
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_batches_of_other_rows_than_were_asked_for_are_told(
+    batch: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples a second would silently be of the number that was asked for."""
+    name = f"mine_rows_{sum(map(ord, batch))}"
+    body = f"calls = __import__('itertools').count(); return nn.Linear(3, 1), lambda b, d: {batch}"
+    expected = f"make_batch(5, device) made batches of {told}: what is told of a sample takes a step to have 5"
+    assert users_model(body, name, tmp_path, monkeypatch).warnings == ([expected] if told else [])
+
+
+def test_an_optimizer_that_runs_the_model_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = (
+        "return nn.Linear(3, 1), lambda b, d: (torch.randn(b, 3),), None, lambda m: torch.optim.LBFGS(m.parameters())"
+    )
+    with pytest.raises(BadInput, match=r"LBFGS.step\(\) needs a closure.*such as torch.optim.AdamW.*--mode infer"):
+        users_model(body, "mine_lbfgs", tmp_path, monkeypatch)
+
+
 def test_sparse_tables_get_an_optimizer_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "return nn.Embedding(9, 2, sparse=True), lambda b, d: (torch.randint(9, (b,)),)"
     workload = users_model(body, "mine_sparse", tmp_path, monkeypatch)
