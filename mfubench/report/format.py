@@ -71,8 +71,8 @@ def change(share: float, low: float, high: float) -> str:
 
 
 def flops(value: float | None) -> str:
-    """FLOPs in the thousands that fit: F, kF, MF, GF, TF, PF."""
-    return _scaled(value, 1000, ("F", "kF", "MF", "GF", "TF", "PF"))
+    """FLOPs in the thousands that fit: FLOP, kFLOP, MFLOP, GFLOP, TFLOP, PFLOP."""
+    return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 
 def size(value: float | None) -> str:

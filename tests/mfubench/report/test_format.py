@@ -38,7 +38,7 @@ def test_a_column_without_numbers_is_all_not_known():
 
 @pytest.mark.parametrize(
     ("flops", "text"),
-    [(0, "0 F"), (999, "999 F"), (10**9, "1.00 GF"), (2.5e15, "2.50 PF"), (10**19, f"10{NBSP}000 PF")],
+    [(0, "0 FLOP"), (999, "999 FLOP"), (10**9, "1.00 GFLOP"), (2.5e15, "2.50 PFLOP"), (10**19, f"10{NBSP}000 PFLOP")],
 )
 def test_flops_take_the_thousands_that_fit(flops, text):
     assert fmt.flops(flops) == text
