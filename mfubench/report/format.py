@@ -91,6 +91,11 @@ def count(value: int) -> str:
     return _fixed(value, 0)
 
 
+def counted(number: int, of: str) -> str:
+    """How many there are of what is called ``of`` in the plural: ``1 target``."""
+    return f"{count(number)} {of.removesuffix('s') if number == 1 else of}"
+
+
 def more(number: int, of: str) -> str:
     """How many more there are of what is called ``of`` in the plural: ``1 more module``."""
     return f"{number} more {of.removesuffix('s') if number == 1 else of}"

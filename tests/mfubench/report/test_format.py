@@ -78,3 +78,8 @@ def test_what_is_not_known_says_why():
 )
 def test_any_value_of_a_document_reads_as_words(key, given, label, text):
     assert (fmt.label(key), fmt.value(key, given)) == (label, text)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 targets"), (1, "1 target"), (1200, f"1{NBSP}200 targets")])
+def test_one_is_counted_in_the_singular(number, text):
+    assert fmt.counted(number, "targets") == text
