@@ -198,7 +198,8 @@ def _drift(found: Found, changes: list[Change]) -> list[str]:
     if not off:
         return []
     worst = max(max(ratio, 1 / ratio) for ratio in off)
+    have = "has" if len(off) == 1 else "have"
     return [
-        f"the machine changed its pace: of {len(held)} pairs, {len(off)} have another ratio profiled apart than timed "
+        f"the machine changed its pace: {len(off)} of {len(held)} pairs {have} another ratio profiled apart than timed "
         f"in turn, by up to {worst:.2f} times. Rows' own samples/s, MFU and HFU do not compare; the changes do"
     ]

@@ -49,7 +49,9 @@ def ablate(
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Begin nothing new once it is over: 90s, 9m or 2h. \\[default: until it is done]"
+            metavar="TIME",
+            help="Begin nothing new once it is over; what runs is finished: 90s, 9m or 2h. "
+            "\\[default: until it is done]",
         ),
     ] = None,
     out: Annotated[Path | None, out_option("ablation.json, each step's run.json, ")] = None,

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 def campaign(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that keeps every result as it comes.")],
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h.")] = "9m",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="No task runs on after it, and the report is written then: 90s, 9m or 2h.",
+        ),
+    ] = "9m",
     task_limit: Annotated[
         str,
         typer.Option(metavar="TIME", help="Time limit of one task; on a GPU also a share of the budget."),

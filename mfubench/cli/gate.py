@@ -127,7 +127,14 @@ def check(
 def run(
     models: Models,
     base: Base,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 10m or 1h.")] = "10m",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Time for counts and timing: no pair of processes but the first begins that would not end in it: "
+            "90s, 10m or 1h.",
+        ),
+    ] = "10m",
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="As for check. \\[default: the GPU's own generation, none on a CPU]"),
@@ -184,7 +191,13 @@ def run(
 @gate.command("self-check")
 def self_check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:build, or a model of this zoo.")],
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 10m or 1h.")] = "10m",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Time for rounds of two pairs, of which 4 are the least; the last may end after it: 90s, 10m or 1h.",
+        ),
+    ] = "10m",
     path: Path_ = None,
     size: Size = None,
     set_: Set = None,

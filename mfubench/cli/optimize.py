@@ -54,7 +54,13 @@ def optimize(
     seed: Seed = 0,
     data: Data = "synthetic",
     lock: Lock = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h.")] = "9m",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="When trials and finishing are to end, give or take seconds: 90s, 9m or 2h.",
+        ),
+    ] = "9m",
     compile_budget: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="How long compiling one change may take. \\[default: 2/5 of the budget]"),

@@ -44,7 +44,11 @@ def scale(
     dtype: Dtype = None,
     device: Device = "auto",
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h. \\[default: until it is done]")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="No training runs on after it; one cut off is not kept: 90s, 9m or 2h. \\[default: until it is done]",
+        ),
     ] = None,
     out: Annotated[Path | None, out_option("scaling.json, every training, ")] = None,
     json: Json = False,

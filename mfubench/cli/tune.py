@@ -62,7 +62,10 @@ def tune(
     ] = False,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Total time limit: 90s, 9m or 2h. \\[default: no end]"),
+        typer.Option(
+            metavar="TIME",
+            help="When tuning and its proof are to end, give or take seconds: 90s, 9m or 2h. \\[default: no end]",
+        ),
     ] = None,
     config_limit: Annotated[
         str, typer.Option(metavar="TIME", help="Time limit of one config; what takes longer is left out and named.")

@@ -90,6 +90,11 @@ class LogSource:
         rows = self.targets[:: -(-len(self.targets) // MOMENT_ROWS) or 1].astype(np.int64)
         return replace(self, moments=Moments.of(self._features(*self._past(rows)))) if len(rows) else self
 
+    @property
+    def num_impressions(self) -> int:
+        """See ``Source.num_impressions``."""
+        return len(self.targets)
+
     def batches(
         self,
         batch_size: int,

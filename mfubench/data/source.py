@@ -24,6 +24,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Equal for equal data: the files' content digest, or the version of what is synthesised."""
 
+    @property
+    def num_impressions(self) -> int | None:
+        """How many there are to draw from; None where they are made as they are drawn."""
+
     def batches(
         self,
         batch_size: int,

@@ -44,6 +44,8 @@ class SyntheticSource:
         BadInput: a field's vocabulary is below 2, so that it holds nothing but the unknown id.
     """
 
+    num_impressions: int | None = None
+
     def __init__(self, schema: Schema) -> None:
         for field in (*schema.sparse, schema.item, *schema.sides):
             if field.vocab < 2:

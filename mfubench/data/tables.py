@@ -136,5 +136,6 @@ def _first_bad(cells: Any, column: Column) -> int | None:
 def _allowed(column: Column) -> str:
     kind = "a whole number" if column.dtype.startswith("int") else "a number"
     if column.most == np.inf:
-        return kind if column.least == -np.inf else f"{kind} of {column.least:g} or more"
+        bounded = kind if column.least == -np.inf else f"{kind} of {column.least:g} or more"
+        return f"{bounded}, below 2**63" if column.dtype == "int64" else bounded
     return f"{kind} from {column.least:.16g} to {column.most:.16g}"

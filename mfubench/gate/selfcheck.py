@@ -24,6 +24,8 @@ TRIALS, SEED = 2000, 0
 ENOUGH = 12  # pairs of either kind; more would tell little more
 FEWEST = LOOKS[0]
 CAUGHT = 0.9
+WARMING = 1.3  # times as long as the budget a first pair may make the rounds look: it fills caches
+SPARE = 1.1
 RISK = 1e-4  # of taking chance for a lasting difference, which would then make every replayed gate err
 MOST = 1.0  # twice the time
 METHOD = (
@@ -47,16 +49,14 @@ def self_check(
     equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, one_more_in=ONE_MORE_IN)
     logs: dict[str, list[float]] = {"equal": [], "slower": []}
     try:
-        while len(logs["slower"]) < ENOUGH:
+        while (done := len(logs["slower"])) < ENOUGH:
             spent = monotonic() - began
-            done = len(logs["slower"])
-            if done and spent + spent / done > budget_s:
+            if done >= FEWEST and spent + spent / done > budget_s:
                 break
             progress(f"timing round {done + 1} of {ENOUGH}: a pair that is equal, one that is slower", done / ENOUGH)
-            logs["equal"].append(next(equal).log)
-            if monotonic() - began > budget_s:
-                break
-            logs["slower"].append(next(slower).log)
+            for kind, offered in (("equal", equal), ("slower", slower)):
+                logs[kind].append(next(offered).log)
+                _require_time(logs, monotonic() - began, budget_s)
     except SideRefused as refused:
         raise BadInput(str(refused).partition(": ")[2]) from refused
     except SideBroke as broke:
@@ -64,11 +64,6 @@ def self_check(
     finally:
         equal.close()
         slower.close()
-    done = len(logs["slower"])
-    if done < FEWEST:
-        raise BadInput(
-            f"--budget of {budget_s:g} s: time for {done} rounds, of {FEWEST} that are needed; give a longer one"
-        )
     return {
         "schema_version": 1,
         "pairs": done,
@@ -76,6 +71,25 @@ def self_check(
         **rates(logs, margin),
         "method": METHOD,
     }
+
+
+def _require_time(logs: Mapping[str, Sequence[float]], spent: float, budget_s: float) -> None:
+    """Refuse a budget as soon as the pairs so far show that the fewest rounds take longer.
+
+    Raises:
+        BadInput: saying about how long is needed.
+    """
+    done = sum(map(len, logs.values()))
+    if done >= 2 * FEWEST:
+        return
+    a_round = 2 * spent / done
+    needed = FEWEST * a_round
+    if spent > budget_s or needed > WARMING * budget_s:
+        longer = math.ceil(SPARE * needed / 10) * 10
+        raise BadInput(
+            f"--budget of {budget_s:g} s is too short: a round takes about {a_round:.0f} s here, and {FEWEST} are "
+            f"needed; give about {longer} s or more"
+        )
 
 
 def rates(logs: Mapping[str, Sequence[float]], margin: float) -> dict[str, Any]:

@@ -22,14 +22,18 @@ METHOD = (
     "rounded by. Time: blocks ABBA of the old and the new step, the median of their log ratios for each sample with "
     f"its bootstrap interval, looked at after {', '.join(map(str, LOOKS))} blocks; the {100 * ALPHA:g} % of searches "
     "that may keep what wins nothing are split over candidates and looks. Kept is what is all above "
-    f"{100 * math.expm1(LEAST):.3g} % faster there and, measured anew, in a fresh process; measured_ms and ci95, a "
-    "95 % interval, are of that second measurement."
+    f"{100 * math.expm1(LEAST):.3g} % faster there and, measured anew, in a fresh process; its steps, "
+    "the milliseconds won and the 95 % interval are of that second measurement. The interval that decides is wider."
 )
 
 
 @dataclass(slots=True)
 class Step:
-    """One change that was tried. Times in ms of a step before it, of as many samples; None where none was measured."""
+    """One change that was tried, timed beside what was kept before it; None where nothing was measured.
+
+    ``old_ms`` is a step before it and ``new_ms`` one with it, for as many samples; ``measured_ms`` is what lies between
+    them and ``speedup`` what they make, both with the same 95 % interval.
+    """
 
     change: str
     plain: dict[str, Any]
@@ -43,6 +47,8 @@ class Step:
     alters: str
     numbers: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    old_ms: float | None = None
+    new_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -59,8 +65,8 @@ class NotTried:
 class Optimization:
     """The whole search. ``speedup`` is the end against the start, ``plain_compile`` what torch.compile alone reaches.
 
-    Both are times as fast for each sample, median and 95 % interval, measured in turn in one process; None with a
-    ``note`` where they were not measured. ``in_turn`` has the steps of ``start``, ``end`` and ``plain`` there.
+    Both are times as fast for each sample, median and 95 % interval, measured in turn in one process; None where they
+    were not measured, as where nothing was kept. ``in_turn`` has the steps of ``start``, ``end`` and ``plain`` there.
     ``judge`` says by what changes were kept: their time, or their numbers only.
     """
 

@@ -14,6 +14,7 @@ from mfubench.measure.effect import LEAST
 from mfubench.measure.stats import bootstrap_median
 
 LOOKS = (16, 32, 64)
+UNCHANGED = "nothing was changed; no gain was measured"
 Verdict = Literal["faster", "not faster", "open"]
 
 

@@ -10,6 +10,7 @@ from mfubench.run import Run, write_run
 
 from .changes import to_plain
 from .document import NotTried, Optimization, step_of
+from .gain import UNCHANGED
 from .recipe import Kept, Recipe
 from .remedies import WORTH, Proposal
 from .state import Plan, State
@@ -29,8 +30,6 @@ class End:
 def document_of(plan: Plan, state: State, stopped: str, end: End, seconds: float) -> Optimization:
     """All that the search found."""
     plain = end.timed.gains.get("plain")
-    nothing_kept = dict.fromkeys(("median", "ci95_low", "ci95_high"), 1.0)
-    unchanged = None if state.kept or plan.judge != "time" else nothing_kept
     start = json.loads(state.run.to_json())
     return Optimization(
         workload=state.run.workload,
@@ -39,7 +38,7 @@ def document_of(plan: Plan, state: State, stopped: str, end: End, seconds: float
         budget_s=plan.budget_s,
         seconds=seconds,
         stopped=stopped,
-        speedup=end.timed.gains.get("end", unchanged),
+        speedup=end.timed.gains.get("end") if state.kept else None,
         plain_compile={"speedup": plain, "reason": end.why_no_plain},
         over_plain_compile=end.timed.gains.get("end over plain"),
         in_turn=end.timed.steps,
@@ -71,6 +70,7 @@ def _recipe(plan: Plan, state: State, found: Optimization) -> Recipe:
         **{key: description[key] for key in ("mode", "dtype", "device", "batch_size", "data", "data_hash", "lock")},
         **{key: state.run.environment[key] for key in ("device_name", "torch", "triton", "date")},
         "speedup": found.speedup,
+        "note": None if state.kept else UNCHANGED,
     }
     model = {key: description[key] for key in ("model", "size", "model_hash")}
     return Recipe(
@@ -86,9 +86,11 @@ def _not_tried(state: State) -> list[NotTried]:
         if proposal.why_not:
             return proposal.why_not
         if proposal.after is not None and not state.reaches(proposal):
+            if state.step_of(proposal.after) is None:
+                return f"follows {proposal.after.title}, which was not reached"
             return f"{proposal.after.title} was not kept"
         if proposal.predicted_ms(state.cells) > WORTH * sum(state.cells.values()):
-            return "the time budget was spent before it was decided"
+            return "the time for trials was spent before it was decided"
         return "less than 1 % predicted"
 
     listed = [NotTried(p.title, p.cause(state.cells), p.predicted_ms(state.cells), why(p)) for p in state.waiting]

@@ -23,9 +23,10 @@ from .remedies import WORTH, Cells, Proposal, cells_of, proposals
 from .state import Plan, State, step_taken
 from .survey import OpUse, Survey
 from .tasks import Finale, finale, identify, profile_changed, take_stock
-from .trial import COMPILING, Request, Trial, confirm, try_change
+from .trial import COMPILING, FIRST_STEPS, Request, Trial, confirm, try_change
 
 FINISHING = 0.5  # of the budget at most is kept for the end: start, end and plain torch.compile in turn, its profile
+REST = "the rest of the budget is kept for finishing"
 
 
 class Runner(Protocol):
@@ -131,10 +132,10 @@ class Search:
             if proposal is None or proposal.change is None:
                 return "nothing is left that is predicted to win more than 1 %"
             if deadline - self.seconds < LEAST_S:
-                return "the time budget is spent"
+                return f"the time for trials is spent; {REST}"
             step = self._try(state, proposal, proposal.change, deadline)
             if step is None:
-                return f"the time budget ended while {proposal.title} was tried"
+                return f"the time for trials ended while {proposal.title} was tried; {REST}"
             self._ended(state, step)
 
     def _finishing_s(self, state: State) -> float:
@@ -177,13 +178,16 @@ class Search:
         limit_s = max(LEAST_S, deadline - self.seconds)
         try:
             found: Trial = self.run(
-                task, request, limit_s=limit_s, phase_limits={COMPILING: self.plan.compile_s}, tell=self._telling(title)
+                task, request, limit_s=limit_s, phase_limits=self._phase_limits(), tell=self._telling(title)
             )
         except (GaveUp, MfubenchError, InvalidArgument) as error:
             if self.seconds > deadline - 1.0:
                 return None
             return Trial(refused=str(error))
         return found
+
+    def _phase_limits(self) -> dict[str, float]:
+        return dict.fromkeys((COMPILING, FIRST_STEPS), self.plan.compile_s)
 
     def _telling(self, title: str) -> Callable[[str], None]:
         return lambda phase: self.progress(f"{title}: {phase}")
@@ -244,7 +248,7 @@ class Search:
     def _compare(self, state: State, end: End, plain: Change | None) -> str | None:
         """Start, end and ``plain`` in turn; why that was given up, if it was."""
         stage = "start, end and plain torch.compile in turn" if plain else "start and end in turn"
-        request, limits = Finale(self.plan.spec, state.kept, plain), {COMPILING: self.plan.compile_s}
+        request, limits = Finale(self.plan.spec, state.kept, plain), self._phase_limits()
         try:
             end.timed = self.run(finale, request, limit_s=self._left(), phase_limits=limits, tell=self._telling(stage))
         except (GaveUp, MfubenchError, InvalidArgument) as error:

@@ -90,6 +90,8 @@ def step_taken(state: State, proposal: Proposal, change: Change, trial: Trial, m
         alters=change.alters,
         numbers=trial.numbers,
         seconds=seconds,
+        old_ms=old_ms if gain else None,
+        new_ms=old_ms / gain.ratio if gain else None,
     )
 
 

@@ -25,8 +25,9 @@ from .rows import with_empty_histories
 
 Judge = Literal["time", "numbers"]
 CHECKED_REQUESTS = 16  # of a batch whose numbers are checked, where batches may differ in shape
-PREPARING, COMPILING, NUMBERS, TIMING, LOSSES = (
+PREPARING, FIRST_STEPS, COMPILING, NUMBERS, TIMING, LOSSES = (
     "preparing",
+    "running first steps",
     "compiling",
     "checking numbers",
     "timing",
@@ -82,10 +83,10 @@ def judge_time(logs: Sequence[float], alpha: float) -> str | None:
     gain = Gain.of(logs, alpha / len(LOOKS))
     if gain.verdict == "faster":
         return None
-    shown = f"{gain.ratio:.3f} times as fast [{gain.low:.3f}, {gain.high:.3f}], {gain.blocks} blocks"
+    shown = f"{gain.ratio:.3f} times as fast in {gain.blocks} blocks"  # its 95 % interval is the step's
     if gain.verdict == "not faster":
         return f"not faster by 1 %: {shown}"
-    return f"undecided: the interval reaches below 1 % faster: {shown}"
+    return f"undecided: {shown}; the interval that decides, wider than that of 95 %, reaches below 1 % faster"
 
 
 def _time(request: Request, trial: Trial, tell: Tell) -> None:
@@ -126,6 +127,15 @@ class Arms:
         return turn
 
 
+def first_steps_of(spec: WorkloadSpec, changes: Sequence[Change]) -> str:
+    """The phase of a step's first runs: a compilation where it or a change asks for one; else they are only that.
+
+    What the model's author compiles is part of them, and as long as a compilation may take is what they get, too.
+    """
+    changed = any(isinstance(change, (Compile, UseImpl)) for change in changes)
+    return COMPILING if changed or spec.compile != "none" else FIRST_STEPS
+
+
 def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) -> Arms:
     """Workloads in each of ``states``, compiled and warm.
 
@@ -137,8 +147,8 @@ def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) 
     workloads = [build(spec, state) for state in states]
     whole = any(isinstance(change, BucketByLength) for state in states for change in state)
     num_sets = len(workloads[0].inputs)
-    for workload in workloads:
-        tell(COMPILING)
+    for workload, state in zip(workloads, states, strict=True):
+        tell(first_steps_of(spec, state))
         for index in range(max(num_sets, WARMUP_STEPS)):
             run_step(workload, index)
     samples = [sum(w.num_samples) if whole else w.num_samples[0] for w in workloads]
@@ -167,7 +177,7 @@ class _Checked:
         """Why the results of some batch are wrong, or None; what was found goes to ``notes``."""
         self.tell(PREPARING)
         original, changed = prepare(self.spec), build(self.spec, self.changes)
-        self.tell(COMPILING)
+        self.tell(first_steps_of(self.spec, self.changes))
         results(changed, changed.inputs[0])  # a first pass, in which what is to be compiled is compiled
         self.tell(NUMBERS)
         batches = {"a batch": original.inputs[0]}

@@ -97,9 +97,9 @@ def _leave_one_out(changes: Sequence["Change"], steps: Mapping[str, "Step"], abl
     columns = [
         (Column("switch taken out"), [change.name.removeprefix("+") for change in changes]),
         (Column("samples/s without it", numeric=True), _throughput(without)),
-        _changes("samples/s with it", "samples_per_s", changes),
-        _changes("MFU with it", "mfu", changes, brief=False),
-        _changes("FLOPs a sample with it", "model_flops_per_sample", changes, brief=False),
+        _changes("change of samples/s with it", "samples_per_s", changes),
+        _changes("change of MFU with it", "mfu", changes, brief=False),
+        _changes("change of FLOPs a sample with it", "model_flops_per_sample", changes, brief=False),
         *_columns(without),
     ]
     return Table.of(

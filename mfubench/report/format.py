@@ -15,6 +15,12 @@ MEGA, GIGA, TERA = 10**6, 10**9, 10**12
 # How a document's key ends, and what its label shows of that: a unit that stands beside the value is left out.
 UNITS = {"_bytes": "", "_w": "", "_mhz": "", "_c": "", "_percent": "", "_tflops": " TFLOP/s", "_gb_s": " GB/s"}
 
+LABELS = {  # of keys that do not say whose they are
+    "git_sha": "git sha of mfubench",
+    "git_dirty": "git dirty, of mfubench",
+    "model_git_sha": "git sha of the model's code",
+    "model_git_dirty": "git dirty, of the model's code",
+}
 NOT_TEXT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 forbids
 
 
@@ -66,8 +72,8 @@ def change(share: float, low: float, high: float) -> str:
 
 
 def flops(value: float | None) -> str:
-    """FLOPs in the thousands that fit: F, kF, MF, GF, TF, PF."""
-    return _scaled(value, 1000, ("F", "kF", "MF", "GF", "TF", "PF"))
+    """FLOPs in the thousands that fit: FLOP, kFLOP, MFLOP, GFLOP, TFLOP, PFLOP."""
+    return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 
 def size(value: float | None) -> str:
@@ -78,6 +84,11 @@ def size(value: float | None) -> str:
 def count(value: int) -> str:
     """A whole number, every digit kept."""
     return _fixed(value, 0)
+
+
+def counted(number: int, of: str) -> str:
+    """How many there are of what is called ``of`` in the plural: ``1 target``."""
+    return f"{count(number)} {of.removesuffix('s') if number == 1 else of}"
 
 
 def more(number: int, of: str) -> str:
@@ -97,6 +108,8 @@ def words(name: str) -> str:
 
 def label(key: str) -> str:
     """A document's key as words."""
+    if key in LABELS:
+        return LABELS[key]
     ending = max((ending for ending in UNITS if key.endswith(ending)), key=len, default="")
     return words(key.removesuffix(ending)) + UNITS.get(ending, "")
 

@@ -111,11 +111,11 @@ def static_page(told: Document) -> Page:
         sections.append(Section("Configs that do not compile", [Items(errors)]))
     targets = len({row["target"] for row in rows})
     headline = (
-        f"{len(told['faults'])} faults in what launches take"
+        f"{fmt.counted(len(told['faults']), 'faults')} in what launches take"
         if told["faults"]
         else "every config that a launch takes compiles, fits and does not spill, or was the fastest with its spills"
     )
-    return Page(f"Kernels: code for {targets} targets", headline, [], sections)
+    return Page(f"Kernels: code for {fmt.counted(targets, 'targets')}", headline, [], sections)
 
 
 def bench_page(told: Document) -> Page:

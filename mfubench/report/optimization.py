@@ -4,6 +4,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mfubench.figures import Dot, Dots
+from mfubench.optimize.gain import UNCHANGED
 from mfubench.run import title_of
 
 from . import format as fmt
@@ -42,10 +43,14 @@ def optimization_page(found: "Optimization") -> Page:
 def _headline(found: "Optimization") -> str:
     device = found.environment.get("device_name") or found.workload["device"]
     tried, kept = len(found.steps), len(found.kept)
-    parts = [f"{title_of(found.workload)} on {device}: {kept} of {tried} changes kept"]
-    if found.judge != BY_NUMBERS and found.speedup is not None:
+    count = f"{kept} of {tried} changes kept" if tried else "no change was tried"
+    parts = [f"{title_of(found.workload)} on {device}: {count}"]
+    if not kept:
+        parts.append(UNCHANGED)
+    elif found.speedup is not None:
         faster = f"{_interval(found.speedup)} times as fast for each sample as the start"
         parts.append(f"{faster}{_by_larger_batches(found)}")
+    if found.judge != BY_NUMBERS and (found.speedup is not None or not kept):
         plain = found.plain_compile["speedup"]
         known = f"{_interval(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
         parts.append(f"plain torch.compile of the whole model {known}")
@@ -73,6 +78,7 @@ def _ends(found: "Optimization") -> Block:
         return _interval(speedup) if speedup else fmt.not_known(why_not)
 
     not_timed = "time was not judged" if found.judge == BY_NUMBERS else "see the notes"
+    not_timed = not_timed if found.kept else UNCHANGED
     pairs = [
         ("Kept, in order", "; ".join(found.kept) or "nothing"),
         ("The end, times as fast as the start", times(found.speedup, not_timed)),
@@ -114,15 +120,19 @@ def _step_time(step: dict[str, Any]) -> str:
 def _steps(steps: "list[Step]", kept: list[str]) -> Block:
     if not steps:
         return Items(["Nothing was tried."])
-    measured = [fmt.NOT_KNOWN if s.measured_ms is None or s.ci95 is None else _ms(s.measured_ms, s.ci95) for s in steps]
+    faster = [_interval(step.speedup) if step.speedup else fmt.NOT_KNOWN for step in steps]
     return Table.of(
-        "Milliseconds of a step that a change wins: as the ledger predicts it, and as measured, with its 95 % "
-        "interval, on top of what was kept before it and for as many samples.",
+        "A step in milliseconds without a change, on top of what was kept before it, and with it, for as many samples, "
+        "as its own trial timed them: another process than the one that timed start and end above. What it wins is "
+        "the difference, its 95 % interval that of the ratio.",
         [
             (Column("change"), [step.change for step in steps]),
             (Column("cause"), [step.cause for step in steps]),
             (Column("predicted ms", numeric=True), fmt.column([step.predicted_ms for step in steps])),
-            (Column("measured ms", numeric=True), measured),
+            (Column("measured ms", numeric=True), fmt.column([step.measured_ms for step in steps])),
+            (Column("step without, ms", numeric=True), fmt.column([step.old_ms for step in steps], 4)),
+            (Column("step with, ms", numeric=True), fmt.column([step.new_ms for step in steps], 4)),
+            (Column("times as fast [95 % CI]", numeric=True), faster),
             (Column("kept"), [_kept(step, kept) for step in steps]),
             (Column("why"), [step.reason for step in steps]),
             (Column("alters", brief=False), [step.alters for step in steps]),
@@ -136,11 +146,6 @@ def _kept(step: "Step", kept: list[str]) -> str:
     if not step.kept:
         return "no"
     return "yes" if step.change in kept else "replaced"
-
-
-def _ms(measured: float, ci95: list[float]) -> str:
-    low, high = ci95
-    return fmt.interval(measured, low, high)
 
 
 def _not_tried(listed: "list[NotTried]") -> Block:

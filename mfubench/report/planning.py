@@ -99,7 +99,8 @@ def _plans(told: Document, gpus: Mapping[str, Document]) -> Table:
     ]
     caption = "A workload on a GPU: what it needs there, and the most that it can give."
     if a_day:
-        caption += f" GPUs are as many as keep up with {fmt.count(a_day)} samples a day, at least and at the rates."
+        bases = "at least" if told["like"] is None else "at least and at the rates"
+        caption += f" GPUs are as many as keep up with {fmt.count(a_day)} samples a day, {bases}."
         columns += [
             (Column("least GPUs", numeric=True), [_counted(each["gpus"]) for each in least]),
             (Column("GPUs at the rates", numeric=True), [_counted(each.get("gpus")) for each in found]),

@@ -3,11 +3,12 @@
 The result goes to stdout, everything else to stderr. Text is folded, never cut, however narrow the terminal.
 """
 
-import shutil
+import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mfubench.run import Run
 
@@ -17,11 +18,14 @@ from .comparison import page
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.containers import Lines
     from rich.text import Text
 
 ROWS = 10
 WIDE = 120  # columns that the widest tables take
-WIDTH, HEIGHT = 160, 50  # where nobody can tell the size: a pipe, a file, a CI log
+WIDTH, HEIGHT = 160, 50  # where nobody tells the size: a pipe, a file, a CI log without $COLUMNS
+DOTTED = re.compile(r"(?<=\.)(?=[^\s.])")  # where a module's name may be broken
+WORD = re.compile(r"\S+")
 
 
 def print_runs(runs: Sequence[Run], console: "Console", *, full: bool = False) -> None:
@@ -45,7 +49,7 @@ def stderr_console() -> "Console":
 
 
 def _console(stderr: bool) -> "Console":
-    """A console that is live only on a real terminal, and wide enough elsewhere.
+    """A console that is live only on a real terminal; elsewhere as wide as $COLUMNS says, or wide enough.
 
     rich takes 80 columns where there is no terminal, heeds a width on a dumb one only together with a height, and draws
     live displays into a pipe when colour is forced.
@@ -54,9 +58,15 @@ def _console(stderr: bool) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     live = stream.isatty() and not Console(stderr=stderr).is_dumb_terminal
-    width = None if live else max(shutil.get_terminal_size((WIDTH, HEIGHT)).columns, WIDTH)
+    width = None if live else _columns()
     height = None if live else HEIGHT
     return Console(stderr=stderr, force_interactive=live, width=width, height=height, highlight=False, emoji=False)
+
+
+def _columns() -> int:
+    """$COLUMNS, where it is set to a number of columns."""
+    told = os.environ.get("COLUMNS", "")
+    return int(told) if told.isascii() and told.isdecimal() and int(told) else WIDTH
 
 
 def print_page(given: Page, console: "Console", *, full: bool = False) -> None:
@@ -83,7 +93,7 @@ def _block(block: Block, wide: bool) -> "RenderableType":
         case Facts(pairs):
             return _facts(pairs)
         case Chart():
-            return _text(block.summary)
+            return _text(f"{block.title}: ", "italic") + _text(block.summary)
         case Table():
             return _table(block, wide)
 
@@ -110,7 +120,7 @@ def _table(given: Table, wide: bool) -> "RenderableType":
         column = given.columns[at]
         drawn.add_column(_text(column.header), justify="right" if column.numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(_text(row[at]) for at in shown))
+        drawn.add_row(*(_cell(row[at]) for at in shown))
     if given.total:
         drawn.add_section()
         drawn.add_row(*(_text(given.total[at], "bold") for at in shown))
@@ -127,3 +137,29 @@ def _text(given: str, style: str = "") -> "Text":
     from rich.text import Text
 
     return Text(given.replace(fmt.GROUP, ""), style, overflow="fold")
+
+
+def _cell(given: str) -> "Text":
+    """As `_text`; what is wider than its column is broken after a dot, where it has one: a module's name is no word."""
+    from rich.text import Text
+
+    class Cell(Text):
+        def wrap(self, console: "Console", width: int, **options: Any) -> "Lines":
+            return _text(broken_at_dots(self.plain, width)).wrap(console, width, **options)
+
+    plain = _text(given)
+    return Cell(plain.plain, overflow="fold")
+
+
+def broken_at_dots(text: str, width: int) -> str:
+    """``text`` with a line break after the last dot that fits, in every word that is wider than ``width``."""
+    return WORD.sub(lambda word: _broken(word[0], width) if len(word[0]) > width else word[0], text)
+
+
+def _broken(word: str, width: int) -> str:
+    lines = [""]
+    for part in DOTTED.split(word):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

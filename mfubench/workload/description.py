@@ -1,11 +1,15 @@
 """What a run says of its workload, whoever made the model."""
 
+import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mfubench.identity import digest
+from mfubench.measure.environment import git_state
 
 from .spec import WARMUP_STEPS, WorkloadSpec
 from .zoo import num_params
@@ -47,3 +51,14 @@ def describe(
         "model_hash": digest(spec.model, model_id),
         "data_hash": "",
     }
+
+
+@cache
+def code_of(model: str) -> dict[str, Any]:
+    """``model_git_sha`` and ``model_git_dirty`` of the checkout that tracks the imported module of ``model``.
+
+    Both are None where none does, and for what was typed in; `mfubench.measure.environment.git_state` says how.
+    """
+    file = getattr(sys.modules.get(model.partition(":")[0]), "__file__", None)
+    state = git_state(Path(file)) if file else dict.fromkeys(("git_sha", "git_dirty"))
+    return {f"model_{key}": value for key, value in state.items()}

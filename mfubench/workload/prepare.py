@@ -131,7 +131,19 @@ def _prepare_zoo(
         optimizers=make_optimizers(module) if spec.mode == "train" else [],
         num_candidates=num_candidates,
         needed=needed,
+        warnings=_of_too_small_a_log(source, batch_size),
     )
+
+
+def _of_too_small_a_log(source: Source, batch_size: int) -> list[str]:
+    """A warning where every batch has rows twice."""
+    there = source.num_impressions
+    if there is None or batch_size <= there:
+        return []
+    return [
+        f"a step has {batch_size} requests, the log only {there} impressions: batches repeat the same rows, and caches "
+        "find what they would not find in a larger log"
+    ]
 
 
 def _overrides(spec: WorkloadSpec, model: ModelSpec) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ NUM_ROTATED = 4  # input sets that a timing pass rotates, so that no step finds 
 TRACED_STEPS = 2
 WARMUP_STEPS = 3
 MAX_SEED = 2**63  # torch's
+MAX_REQUESTS = 10**9  # of a step, and candidates of one: what fits is told by the memory that is free
 MAX_STEPS = 10**7  # of each of which a time is kept, and on a GPU an event is made before the first
 
 
@@ -59,12 +60,11 @@ class WorkloadSpec:
                 value = _checked_impl(value)
             if value is not None and value not in allowed:
                 raise BadInput(f"--{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
-        for name in ("batch_size", "candidates", "steps"):
+        for name, most in (("batch_size", MAX_REQUESTS), ("candidates", MAX_REQUESTS), ("steps", MAX_STEPS)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: 1 or more")
-        if self.steps > MAX_STEPS:
-            raise BadInput(f"--steps {self.steps}; allowed: 1 to {MAX_STEPS}")
+            if value is not None and not 1 <= value <= most:
+                range_ = "1 or more" if value < 1 else f"1 to {most}"
+                raise BadInput(f"--{name.replace('_', '-')} {value}; allowed: {range_}")
         if not 0 <= self.seed < MAX_SEED:
             raise BadInput(f"--seed {self.seed}; allowed: 0 or more, below 2**63")
 

@@ -20,7 +20,7 @@ from mfubench.measure.compiled import compiler_loaded
 from mfubench.measure.operators import dense_parts, is_nested, tensors_of
 from mfubench.user_code import located, named_function, short
 
-from .description import describe
+from .description import code_of, describe
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 
@@ -50,6 +50,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         spec, module, device, dtype, size=None, batch_size=batch_size, data="the model's own make_batch",
         model_id=f"{module!r} {shapes}",
     )  # fmt: skip
+    description |= code_of(spec.model)
     description["data_hash"] = digest(batch_size, [_work_of(batch) for batch in inputs])
     return Workload(
         spec=spec,

@@ -27,6 +27,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_columns() -> Iterator[None]:
+    """Output as wide as into any pipe, subprocesses included: some runners of tests say COLUMNS for their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def calibrated(own_cache: Path) -> Calibration:
     """The CPU's fp32 calibration, measured once and kept in the session's cache, where every profile finds it."""

@@ -292,9 +292,23 @@ def test_a_pace_that_changes_between_runs_is_warned_of_and_is_in_no_change(
     monkeypatch.setattr("mfubench.ablate.ladder.profile_workload", profile)
     ablation = climbed()
     (warning,) = ablation.warnings
-    assert "of 16 pairs, 16 have another ratio profiled apart than timed in turn, by up to 2.14 times" in warning
+    assert "16 of 16 pairs have another ratio profiled apart than timed in turn, by up to 2.14 times" in warning
     change = ablation.change("road", "+gdpa")
     assert change is not None and change.relative["samples_per_s"].value == pytest.approx(17 / 16 - 1)
+
+
+def test_a_single_pair_of_another_pace_is_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = machine.profile
+
+    def profile(spec: WorkloadSpec, **options: Any) -> Any:
+        run = plain(spec, **options)
+        if len(machine.profiled) == NUM_SETTINGS:  # the full model without one switch, which is in one pair
+            run.step["timings_ms"] = [1.03 * time for time in run.step["timings_ms"]]
+        return run
+
+    monkeypatch.setattr("mfubench.ablate.ladder.profile_workload", profile)
+    (warning,) = climbed().warnings
+    assert "1 of 16 pairs has another ratio" in warning
 
 
 def test_settings_of_other_histories_are_not_one_switch_apart(

@@ -94,7 +94,12 @@ PROFILE = {
         ["engagement.window"],
     ),
     "a width of no number": (["transformer", "--size", "tiny", "--set", f"width={2 * 10**12}"], ["smaller values"]),
-    "a batch beyond all memory": (["transformer", "--size", "tiny", "--batch-size", str(10**13)], ["--batch-size"]),
+    "a batch beyond all memory": (
+        ["transformer", "--size", "tiny", "--batch-size", str(10**9), "--candidates", "1000"],
+        ["--batch-size", "GB are free"],
+    ),
+    "a batch of no machine": (["kunlun", "--batch-size", str(10**20)], ["--batch-size", "allowed: 1 to 1000000000"]),
+    "candidates of no machine": (["kunlun", "--candidates", str(10**20)], ["--candidates", "1 to 1000000000"]),
     "a seed beyond torch's": (["kunlun", "--seed", str(2**63)], ["--seed", "2**63"]),
     "more than the machine holds": (["kunlun", "--size", "xxl", "--device", "cpu"], ["GB"]),
     "unknown data": (["kunlun", "--data", "criteo:x"], ["criteo", "kuairand", "movielens"]),

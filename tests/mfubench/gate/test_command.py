@@ -1,6 +1,7 @@
 """`mfubench gate` as a user's CI runs it: a repository, a change, a verdict, an exit code, and the files."""
 
 import json
+import re
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -202,7 +203,9 @@ def test_a_side_that_dies_while_it_is_timed_is_an_error(short: Path, capsys: pyt
 def test_too_short_a_self_check_says_what_it_needs(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["gate", "self-check", "net:build", "--budget", "1s", *ON_CPU])
-    assert ended.value.code == 2 and "--budget of 1 s: time for" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "--budget of 1 s is too short: a round takes about" in error
+    assert re.search(r"and 4 are needed; give about \d+0 s or more", error)
 
 
 def test_a_self_check_of_no_model_is_bad_input(short: Path, capsys: pytest.CaptureFixture[str]) -> None:

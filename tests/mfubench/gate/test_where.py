@@ -95,7 +95,7 @@ def test_gains_and_losses_in_a_list_are_summed() -> None:
     ("unit", "base", "head", "words"),
     [
         ("B", 0, 12.5 * MEBI, "items: +12.5 MiB copy, forward; and -1.00 MiB in 2 more places"),
-        ("FLOP", 0, 3000, "items: +3.00 kF copy, forward; and -1.05 MF in 2 more places"),
+        ("FLOP", 0, 3000, "items: +3.00 kFLOP copy, forward; and -1.05 MFLOP in 2 more places"),
         ("", 3, 1, "items: -2 copy, forward; and -1\u00a0048\u00a0576 in 2 more places"),
     ],
 )

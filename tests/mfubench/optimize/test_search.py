@@ -16,9 +16,9 @@ from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.survey import OpUse
 from mfubench.optimize.tasks import finale, take_stock
-from mfubench.optimize.trial import Trial, try_change
+from mfubench.optimize.trial import Trial, judge_time, try_change
 from mfubench.report import write_page
-from mfubench.report.blocks import Chart, Table
+from mfubench.report.blocks import Chart, Facts, Table
 from mfubench.report.optimization import optimization_page
 from mfubench.run import read_run
 from tests.mfubench.optimize.answers import (
@@ -26,6 +26,7 @@ from tests.mfubench.optimize.answers import (
     FASTER,
     IDENTITY,
     SAME,
+    SLOWER,
     Answers,
     everything_tried,
     refused,
@@ -113,6 +114,28 @@ def test_measured_milliseconds_are_those_of_the_fresh_process() -> None:
     assert step.speedup is not None and step.speedup["median"] == pytest.approx(2.718281828**0.05)
 
 
+def test_a_trials_own_steps_make_what_it_won_and_its_ratio() -> None:
+    trial = Trial(logs=[0.05, 0.07] * 8, old_ms=80.0)
+    found = search(Answers(confirmations={"compile Tower": trial}))
+    step = found.steps[0]
+    assert step.old_ms == 80.0 and step.new_ms and step.speedup and step.ci95 and step.measured_ms
+    assert step.old_ms / step.new_ms == pytest.approx(step.speedup["median"])
+    assert step.old_ms - step.new_ms == pytest.approx(step.measured_ms)
+    ratios = [80.0 / (80.0 - won) for won in step.ci95]
+    assert ratios == pytest.approx([step.speedup["ci95_low"], step.speedup["ci95_high"]])
+    table = optimization_page(found).sections[1].blocks[0]
+    assert isinstance(table, Table)
+    row = dict(zip((column.header for column in table.columns), table.rows[0], strict=True))
+    assert (row["step without, ms"], row["step with, ms"]) == ("80.00", "75.34")
+    assert (row["measured ms"], row["times as fast [95 % CI]"]) == ("4.7", "1.062 [1.051, 1.073]")
+
+
+@pytest.mark.parametrize("logs", [SLOWER, [0.05, -0.04] * 32])
+def test_a_refused_trial_tells_no_other_interval_than_that_of_its_step(logs: list[float]) -> None:
+    reason = judge_time(logs, 0.01)
+    assert reason is not None and f"times as fast in {len(logs)} blocks" in reason and "[" not in reason
+
+
 def test_what_is_not_confirmed_is_not_kept() -> None:
     again = Trial(refused="not confirmed in a fresh process: 1.001 times as fast", logs=list(SAME), old_ms=80.0)
     found = search(Answers(confirmations={"compile Tower": again}))
@@ -146,7 +169,8 @@ def test_a_larger_batch_is_tried_after_a_smaller_one_was_kept() -> None:
 def test_nothing_kept_is_nospeedup() -> None:
     answers = Answers(trials={title: refused("no") for title in everything_tried()})
     found = search(answers)
-    assert found.kept == [] and found.speedup == {"median": 1.0, "ci95_low": 1.0, "ci95_high": 1.0}
+    assert found.kept == [] and found.speedup is None
+    assert "0 of 5 changes kept; nothing was changed; no gain was measured" in optimization_page(found).headline
     assert found.plain_compile["speedup"] == speedup(1.1) and found.over_plain_compile is None
 
 
@@ -206,8 +230,24 @@ def test_an_end_that_cannot_be_timed_says_so() -> None:
 
 def test_the_budget_ends_the_search() -> None:
     found = search(Answers(), budget_s=1.0)
-    assert found.steps == [] and found.stopped == "the time budget is spent"
-    assert any(each.reason == "the time budget was spent before it was decided" for each in found.not_tried)
+    stopped = "the time for trials is spent; the rest of the budget is kept for finishing"
+    assert found.steps == [] and found.stopped == stopped
+    reasons = {each.change: each.reason for each in found.not_tried}
+    assert reasons["batch_size 64"] == "the time for trials was spent before it was decided"
+    assert reasons["batch_size 128"] == "follows batch_size 64, which was not reached"
+
+
+def test_where_nothing_was_tried_no_gain_is_told(tmp_path: Path) -> None:
+    found = search(Answers(), tmp_path, budget_s=1.0)
+    headline = optimization_page(found).headline
+    assert ": no change was tried; nothing was changed; no gain was measured; plain" in headline
+    facts = optimization_page(found).sections[0].blocks[0]
+    assert isinstance(facts, Facts)
+    assert dict(facts.pairs)["The end, times as fast as the start"] == (
+        "n/a (nothing was changed; no gain was measured)"
+    )
+    measured = read_recipe(tmp_path / "recipe.toml").measured
+    assert "speedup" not in measured and measured["note"] == "nothing was changed; no gain was measured"
 
 
 def test_a_profile_that_breaks_is_the_tools_fault() -> None:

@@ -1,9 +1,12 @@
 """Whose a search is, and its comparison at the end: start, what was kept and plain torch.compile, timed in turn."""
 
+from dataclasses import replace
+
 import pytest
 
-from mfubench.optimize.changes import Change, UseBatchSize, UseDtype
+from mfubench.optimize.changes import Change, Compile, UseBatchSize, UseDtype, UseImpl
 from mfubench.optimize.tasks import Ends, Finale, finale, identify
+from mfubench.optimize.trial import COMPILING, FIRST_STEPS, PREPARING, arms_of, first_steps_of
 from mfubench.workload.spec import WorkloadSpec
 
 SPEC = WorkloadSpec("tests.mfubench.optimize.small_model:build", device="cpu", batch_size=4)
@@ -41,3 +44,12 @@ def test_other_code_of_ours_makes_another_search(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("mfubench.optimize.tasks.code_hash", lambda: "new")
     after = identify(SPEC, lambda phase: None)
     assert {name for name in before if before[name] != after[name]} == {"code"}
+
+
+def test_first_steps_are_a_compilation_only_where_something_may_be_compiled() -> None:
+    told: list[str] = []
+    arms_of(replace(SPEC, steps=4), [(), (SHORTER,)], told.append)
+    assert told == [PREPARING, FIRST_STEPS, FIRST_STEPS]
+    for change in (Compile("tests.Layer"), UseImpl("gdpa", "triton")):
+        assert first_steps_of(SPEC, [change]) == COMPILING
+    assert first_steps_of(replace(SPEC, compile="model"), []) == COMPILING

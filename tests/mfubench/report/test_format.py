@@ -38,7 +38,7 @@ def test_a_column_without_numbers_is_all_not_known():
 
 @pytest.mark.parametrize(
     ("flops", "text"),
-    [(0, "0 F"), (999, "999 F"), (10**9, "1.00 GF"), (2.5e15, "2.50 PF"), (10**19, f"10{NBSP}000 PF")],
+    [(0, "0 FLOP"), (999, "999 FLOP"), (10**9, "1.00 GFLOP"), (2.5e15, "2.50 PFLOP"), (10**19, f"10{NBSP}000 PFLOP")],
 )
 def test_flops_take_the_thousands_that_fit(flops, text):
     assert fmt.flops(flops) == text
@@ -67,8 +67,9 @@ def test_what_is_not_known_says_why():
         ("energy", {"value": 71.52, "unit": "J", "window_s": 1.0}, "energy", "71.5 J"),
         ("num_params", 50_331_648, "num params", f"50{NBSP}331{NBSP}648"),
         ("seed", 20260203, "seed", "20260203"),
-        ("git_dirty", False, "git dirty", "no"),
-        ("git_sha", None, "git sha", "n/a"),
+        ("git_dirty", False, "git dirty, of mfubench", "no"),
+        ("git_sha", None, "git sha of mfubench", "n/a"),
+        ("model_git_sha", "abc", "git sha of the model's code", "abc"),
         ("overrides", {"ffn": "gdpa", "rote": True}, "overrides", "ffn=gdpa, rote=yes"),
         ("overrides", {}, "overrides", "none"),
         ("names", ["a", "b"], "names", "a, b"),
@@ -76,3 +77,8 @@ def test_what_is_not_known_says_why():
 )
 def test_any_value_of_a_document_reads_as_words(key, given, label, text):
     assert (fmt.label(key), fmt.value(key, given)) == (label, text)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 targets"), (1, "1 target"), (1200, f"1{NBSP}200 targets")])
+def test_one_is_counted_in_the_singular(number, text):
+    assert fmt.counted(number, "targets") == text

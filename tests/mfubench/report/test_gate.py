@@ -133,7 +133,7 @@ def test_what_is_allowed_is_a_share_or_a_count(changes, limit):
     ("value", "unit", "text"),
     [
         *((168, "", "168"), (168.0, "", "168"), (0.3751, "", "0.3751"), (12.3, "ms", "12.30 ms")),
-        *((2**20, "B", "1.00 MiB"), (2.5e9, "FLOP", "2.50 GF"), ("wgmma", "", "wgmma")),
+        *((2**20, "B", "1.00 MiB"), (2.5e9, "FLOP", "2.50 GFLOP"), ("wgmma", "", "wgmma")),
         *((None, "B", "n/a"), (float("nan"), "", "n/a")),
     ],
 )

@@ -10,7 +10,9 @@ import sys
 import pytest
 from rich.console import Console
 
+from mfubench.figures import Dots
 from mfubench.report import html, markdown, terminal, write_reports
+from mfubench.report.blocks import Chart, Page, Section
 from mfubench.report.comparison import page as page_of
 from mfubench.report.format import GROUP
 from mfubench.run import LedgerLine
@@ -115,7 +117,9 @@ def test_requests_and_candidates_are_told_apart_where_they_are(render, workload)
     flops = {"per_request": 65_125_000.0, "per_candidate": 4_070_312.5}
     text = render(a_run(workload=workload, step=step, flops=flops))
     assert f"2604 requests/s of {workload['num_candidates']} candidates, 41667 candidates/s" in text
-    assert all(words in text for words in ("Model FLOPs a request", "65.1 MF", "Model FLOPs a candidate", "4.07 MF"))
+    assert all(
+        words in text for words in ("Model FLOPs a request", "65.1 MFLOP", "Model FLOPs a candidate", "4.07 MFLOP")
+    )
     alone = render(a_run(workload={"num_candidates": 1, "request_level": False}, step=step, flops=flops))
     assert "2604 samples/s" in alone and "candidates/s" not in alone and "Model FLOPs a candidate" not in alone
 
@@ -187,6 +191,46 @@ def test_a_console_that_is_no_terminal_is_wide_and_not_live(monkeypatch):
         assert build() is console
         build.cache_clear()
     assert terminal.stderr_console().stderr and not terminal.stdout_console().stderr
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("200", 200), ("0", 160), ("-3", 160), ("wide", 160)])
+def test_a_pipe_is_as_wide_as_columns_says(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal.stdout_console.cache_clear()
+    assert terminal.stdout_console().width == width
+    terminal.stdout_console.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("embedding.tables.0", 18, ["embedding.tables.0"]),
+        ("embedding.tables.0", 17, ["embedding.tables.", "0"]),
+        ("embedding.tables.0", 10, ["embedding.", "tables.0"]),
+        ("of embedding.tables.0", 10, ["of embedding.", "tables.0"]),
+        ("a_name_without_dots", 10, ["a_name_without_dots"]),
+        ("0.0712 [0.0701, 0.0733]", 10, ["0.0712 [0.0701, 0.0733]"]),
+    ],
+)
+def test_a_modules_name_is_broken_after_a_dot(name, width, lines):
+    assert terminal.broken_at_dots(name, width).split("\n") == lines
+
+
+def test_a_narrow_table_breaks_names_after_dots():
+    name = "sequence_towers.engagement.layers.attention.projection"
+    text = on_terminal([a_run(modules=[a_module(name)])], 60, False)
+    lines = [line.split("  ")[0].strip() for line in text.splitlines()]
+    at = next(place for place, line in enumerate(lines) if line.startswith("sequence_"))
+    parts = lines[at : next(place for place in range(at, len(lines)) if lines[place].endswith("projection")) + 1]
+    assert "".join(parts) == name and len(parts) > 1 and all(part.endswith(".") for part in parts[:-1])
+
+
+def test_a_chart_is_named_on_a_terminal():
+    stream = io.StringIO()
+    fall = Chart("MFU waterfall of kunlun", "From 100 % down to 1 %.", Dots("x", [], ratios=True))
+    page = Page("A campaign", "done", [], [Section("Models", [fall], brief=True)])
+    terminal.print_page(page, Console(file=stream, width=160))
+    assert "MFU waterfall of kunlun: From 100 % down to 1 %." in stream.getvalue()
 
 
 def test_markdown_escapes_what_it_would_act_on():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mfubench.report import write_page
-from mfubench.report.blocks import Table
+from mfubench.report.blocks import Page, Table
 from mfubench.report.charts import why_not
 from mfubench.report.planning import plan_page
 from tests.mfubench.report.page import Document
@@ -79,6 +79,17 @@ def test_what_no_run_told_has_no_column() -> None:
     assert not {"ms at the rates", "least GPUs"} & plans_of(told(a_plan())).keys()
 
 
+def test_gpus_of_no_run_are_the_least_alone() -> None:
+    page = plan_page(told(a_plan(), samples_per_day=1e9))
+    assert _caption(page).endswith("samples a day, at least.") and "rates" not in _caption(page)
+
+
+def _caption(page: Page) -> str:
+    table = page.sections[0].blocks[0]
+    assert isinstance(table, Table)
+    return table.caption
+
+
 def test_times_at_a_runs_rates_stand_beside_the_least() -> None:
     speed = {"step_ms": 90.0, "mfu": 0.33, "samples_per_s": 11377.8, "gpus": 2}
     like = {"title": "a run", "device": "NVIDIA H200", "step_ms": 100.0, "rates": {"gemm": 0.8, "attention": 0.4}}
@@ -87,6 +98,7 @@ def test_times_at_a_runs_rates_stand_beside_the_least() -> None:
     assert columns["ms at the rates"] == ["90.0", "n/a"]
     assert (columns["least GPUs"], columns["GPUs at the rates"]) == (["1", "1"], ["2", "n/a"])
     page = plan_page(document)
+    assert _caption(page).endswith("1\u00a0000\u00a0000\u00a0000 samples a day, at least and at the rates.")
     assert "at the rates of a run its kernels take 90.0 ms, an MFU of 33.0 %" in page.headline
     rates = page.sections[1].blocks[0]
     assert isinstance(rates, Table) and [row[0] for row in rates.rows] == ["attention", "gemm"]

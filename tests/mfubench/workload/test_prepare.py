@@ -253,7 +253,7 @@ def test_frozen_parameters_have_no_optimizer() -> None:
             BadInput,
             "transformer cannot be built with such a config: .*; choose smaller",
         ),
-        ({"batch_size": 10**13}, BadInput, "--batch-size 10000000000000: .*; use a smaller one"),
+        ({"batch_size": 10**9, "candidates": 1000}, BadInput, "--batch-size 1000000000: .*; use a smaller one"),
     ],
 )
 def test_bad_input(zoo: Zoo, changes: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -352,3 +352,20 @@ def test_a_table_that_two_modules_share_is_there_once() -> None:
     first, second = nn.Embedding(100, 8), nn.Embedding(100, 8)
     second.weight = first.weight
     assert num_params(nn.ModuleList([first, second, nn.Linear(2, 3)])) == (809, 9)
+
+
+@pytest.mark.parametrize(("batch_size", "warned"), [(2, False), (3, True)])
+def test_a_log_of_fewer_impressions_than_a_step_has_requests_is_warned_of(
+    batch_size: int, warned: bool, tmp_path: Path
+) -> None:
+    header = "user_id,video_id,time_ms,is_click,is_follow,is_comment,is_forward,long_view,duration_ms,is_profile_enter"
+    rows = [f"1,{video},165000000000{video},{video % 2},0,0,0,1,8000,0" for video in (1, 2)]
+    (tmp_path / "log.csv").write_text("\n".join([header, *rows]) + "\n")
+    data = f"kuairand:{tmp_path / 'log.csv'}"
+    found = prepare(WorkloadSpec("dlrm", size="tiny", device="cpu", batch_size=batch_size, data=data, steps=1)).warnings
+    said = "a step has 3 requests, the log only 2 impressions: batches repeat the same rows"
+    assert [warning.startswith(said) for warning in found] == [True] * warned
+
+
+def test_what_is_made_as_it_is_drawn_never_ends() -> None:
+    assert prepare(WorkloadSpec("dlrm", size="tiny", device="cpu", batch_size=64, steps=1)).warnings == []

@@ -1,5 +1,6 @@
 """The user's own model as a workload; what is refused is in ../cli/test_bad_input.py."""
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,3 +184,19 @@ def test_an_implementation_that_a_model_would_not_take_is_refused(impl: str) -> 
     """It would run as without, and the run would say otherwise."""
     with pytest.raises(BadInput, match=r"--impl .* belongs to the zoo's models: any:build would run as it does"):
         prepare(WorkloadSpec("any:build", impl=impl, device="cpu"))
+
+
+def test_a_models_own_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    body = MODULES["positional"]
+    untracked = users_model(body, "mine_in_no_checkout", tmp_path, monkeypatch).description
+    assert untracked["model_git_sha"] is None
+    git("init", "--quiet")
+    (tmp_path / "mine_in_a_checkout.py").touch()
+    git("add", "mine_in_a_checkout.py")
+    git("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", "one")
+    told = users_model(body, "mine_in_a_checkout", tmp_path, monkeypatch).description
+    assert (told["model_git_sha"], told["model_git_dirty"]) == (git("rev-parse", "HEAD"), True)
