@@ -1,7 +1,8 @@
 """The pedigree that travels with every number: which code ran, on what, under which settings.
 
-It records and never steers. It also reads environment variables, as only `kernels.interpreter`, which sets the one by
-which Triton interprets, and `measure.trace`, which sets the one that silences the profiler's log, do beside it.
+It records and never steers. It also reads environment variables, as beside it only `kernels.interpreter` does, which
+sets the one by which Triton interprets, `measure.trace`, which sets the one that silences the profiler's log, and
+`report.terminal`, which asks how wide the reader of a pipe is.
 """
 
 import os
