@@ -53,7 +53,7 @@ class Settings:
     """
 
     batch_size: int = 512
-    dense_rate: float = 2e-3
+    dense_rate: float = 4e-3
     table_rate: float = 2e-2
     warmup: float = 0.05
     decay_from: float = 0.5
