@@ -36,6 +36,7 @@ from .windows import shuffled
 AT_ONCE = 8  # steps that run between two looks at the clock, their batches made before
 PREDICTED = 2  # batches at once, where no gradient takes memory
 LAST_SHARE = 0.1  # of the steps, whose mean loss is the last one
+BATCH_SIZE = 512
 Changed = Callable[[Batch, np.random.Generator], Batch]
 
 
@@ -48,11 +49,13 @@ def unchanged(batch: Batch, _rng: np.random.Generator) -> Batch:
 class Settings:
     """How every model is trained: the workload's optimizers, their rates warmed up and then brought down to 0.
 
-    ``warmup`` and ``decay_from`` are shares of the steps; ``samples`` is how many impressions of the window are seen,
-    the first of the random order, None for all.
+    ``dense_rate`` is that of batches of 512, and grows with the root of the batch size, as suits Adam (Malladi et
+    al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, NeurIPS 2022). ``warmup`` and ``decay_from``
+    are shares of the steps; ``samples`` is how many impressions of the window are seen, the first of the random order,
+    None for all.
     """
 
-    batch_size: int = 512
+    batch_size: int = BATCH_SIZE
     dense_rate: float = 4e-3
     table_rate: float = 2e-2
     warmup: float = 0.05
@@ -209,12 +212,12 @@ def _log_loss(logits: torch.Tensor, batch: Batch) -> float:
 
 def _set_rates(workload: Workload, settings: Settings, done: int, steps: int) -> None:
     """The learning rates of the step that follows ``done`` of ``steps``."""
-    s = settings
+    s, dense_rate = settings, settings.dense_rate * (settings.batch_size / BATCH_SIZE) ** 0.5
     factor = min(1.0, (done + 1) / (s.warmup * steps), (1 - done / steps) / (1 - s.decay_from))
     for optimizer in workload.optimizers:
         tables = isinstance(optimizer, torch.optim.Adagrad)
         for group in optimizer.param_groups:
-            group["lr"] = factor * (s.table_rate if tables else s.dense_rate)
+            group["lr"] = factor * (s.table_rate if tables else dense_rate)
 
 
 def _predict(

@@ -12,7 +12,8 @@ from mfubench.errors import BadInput
 from mfubench.scaling.entropy import entropy
 from mfubench.scaling.train import Settings, train
 from mfubench.scaling.windows import open_windows, sampled
-from mfubench.workload.spec import WorkloadSpec
+from mfubench.workload.spec import Workload, WorkloadSpec
+from mfubench.workload.step import update
 
 SPEC = WorkloadSpec("dlrm", size="tiny", device="cpu", dtype="fp32", impl="reference")
 REPORTED = Path(__file__).parents[3] / "reports" / "cpu" / "quality" / "second.json"
@@ -26,6 +27,19 @@ def test_it_gives_what_the_report_has(test_data: Path) -> None:
     found = train(SPEC, open_windows(f"kuairand:{test_data / 'kuairand-slice'}"))
     assert found.ne == pytest.approx(reported["ne"], abs=1e-3)
     assert found.samples == 33_462 and found.steps == 66 and found.losses.shape == (8_366,)
+
+
+def test_dense_rates_grow_with_the_root_of_the_batch(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, list[float]] = {32: [], 128: []}
+    for batch_size, rates in seen.items():
+
+        def noted(workload: Workload, rates: list[float] = rates) -> None:
+            rates.append(workload.optimizers[0].param_groups[0]["lr"])
+            update(workload)
+
+        monkeypatch.setattr("mfubench.scaling.train.update", noted)
+        train(SPEC, open_windows(log), Settings(batch_size=batch_size, samples=1024))
+    assert max(seen[32]) == pytest.approx(4e-3 / 4) and max(seen[128]) == pytest.approx(4e-3 / 2)
 
 
 def test_losses_are_in_the_windows_order_and_make_the_ne(log: str) -> None:
