@@ -20,11 +20,12 @@ def _useful(run: Run) -> str:
     model, padded = run.flops["model"], run.flops["padded"]
     if model is None or padded is None:
         return "its FLOPs are not known"
-    if run.flops.get("counts_agree", True) is not None:
-        times = f"{padded / model:.3g} times its model FLOPs" if model else "no model FLOPs either"
-        return f"with every row as long as its batch's longest it would need {times}"
+    own = run.flops.get("counts_agree", True) is None
     if model == padded:
-        return "padding is unknown, as no padding mask or offsets tell it"
+        unknown = "padding is unknown, as no padding mask or offsets tell it"
+        return unknown if own else "no row is shorter than its batch's longest"
+    if not own:
+        return f"with every row as long as its batch's longest it would need {padded / model:.3g} times its model FLOPs"
     return f"masks drop {fmt.percent(1 - model / padded)} of its FLOPs; other padding is unknown"
 
 

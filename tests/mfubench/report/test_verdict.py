@@ -12,8 +12,8 @@ from tests.mfubench.report.factory import a_run
     ("flops", "told"),
     [
         ({"model": 100.0, "padded": 134.0}, "it would need 1.34 times its model FLOPs"),
-        ({"model": 100.0, "padded": 100.0}, "it would need 1 times its model FLOPs"),
-        ({"model": 0.0, "padded": 0.0}, "it would need no model FLOPs either"),
+        ({"model": 100.0, "padded": 100.0}, "no row is shorter than its batch's longest"),
+        ({"model": 0.0, "padded": 0.0}, "no row is shorter than its batch's longest"),
         ({"model": None, "padded": None}, "its FLOPs are not known"),
         ({"model": 100.0, "padded": 100.0, "counts_agree": None}, "padding is unknown, as no padding mask or offsets"),
         (
