@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mfubench.measure.scopes import BACKWARD, FORWARD, OPTIMIZER
+from mfubench.measure.scopes import BACKWARD, FORWARD
 from mfubench.run import KernelRow, ModuleRow, family_of, pattern_of
 
 from .attribution import UNOWNED
@@ -106,7 +106,7 @@ def _plain(operator: str) -> str:
 
 def _advice(cause: str, rows: Sequence[ModuleRow], operators: Mapping[str, float]) -> str:
     fused = sum(ms for name, ms in operators.items() if "fused" in name.lower())
-    if cause == "optimizer" and rows[0].name == OPTIMIZER and fused > MOSTLY * sum(operators.values()):
+    if cause == "optimizer" and fused > MOSTLY * sum(operators.values()):
         return _FUSED_ALREADY
     return _DENSE_GRADIENT if _of_a_gradient(cause, rows) else advice(cause)
 

@@ -32,7 +32,8 @@ def report(
     from mfubench.run import read_run
 
     documents = [read_run(path) for path in runs]
-    if out not in runs:  # whose own report may be written again
+    homes = {(path if path.is_dir() else path.parent).resolve() for path in runs}
+    if out is not None and out.resolve() not in homes:  # whose own report may be written again
         own_folder(out, "report")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

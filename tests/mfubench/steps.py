@@ -1,6 +1,7 @@
-"""A training step of a module, as the passes are given one."""
+"""A training step of a module, as the passes are given one, and a product of a user's own in it."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +27,17 @@ def training_step(
                 optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+class Product(torch.autograd.Function):
+    """A product with a backward of its own, which repeats nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        return gradient @ weight.T, x.T @ gradient

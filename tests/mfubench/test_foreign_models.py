@@ -15,6 +15,7 @@ from mfubench.run import Run
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import make_optimizers
 from mfubench.workload.user import default_loss
+from tests.mfubench.steps import Product
 
 B, D, H = 6, 8, 16  # samples, width in, width inside
 PRODUCT = 2 * B * D * H
@@ -62,20 +63,6 @@ class Nested(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = [row.expand(length + 1, D) for length, row in enumerate(x)]
         return self.map(torch.nested.nested_tensor(rows, layout=torch.jagged)).values()
-
-
-class Product(torch.autograd.Function):
-    """A product with a backward of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        return grad @ weight.t(), x.t() @ grad
 
 
 class Handmade(Through):

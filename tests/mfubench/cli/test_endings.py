@@ -90,7 +90,7 @@ def test_a_report_may_be_written_beside_its_own_run_alone(tmp_path: Path) -> Non
     mine, others = tmp_path / "mine", tmp_path / "others"
     for folder in (mine, others):
         write_run(a_run(), folder)
-    assert ended("report", str(mine), "--out", str(mine)) == 0 and (mine / "report.html").exists()
+    assert ended("report", str(mine / "run.json"), "--out", f"{mine}/.") == 0 and (mine / "report.html").exists()
     assert ended("report", str(mine), "--out", str(others)) == 2 and not (others / "report.html").exists()
     assert ended("scale", "--out", str(mine)) == 2
 

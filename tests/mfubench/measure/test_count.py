@@ -13,7 +13,8 @@ from mfu_kernels import gdpa, layer_norm
 from mfu_kernels.cost import OpCost, PassCost, once_for_batch
 from mfu_kernels.registry import Op
 from mfubench.measure.count import Count, CountTracker, Work, WorkKey, _operand_dtype, by_module, count_step
-from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, OPTIMIZER, ROOT, ScopeTracker
+from mfubench.measure.scopes import BACKWARD, OPTIMIZER, ROOT, ScopeTracker
+from tests.mfubench.steps import training_step
 
 N = 5  # samples
 PRODUCT = 2 * N * 4 * 4  # of N rows and a 4 x 4 matrix
@@ -21,19 +22,7 @@ PRODUCT = 2 * N * 4 * 4  # of N rows and a 4 x 4 matrix
 
 def count(model: nn.Module, *inputs: Tensor, optimizer: torch.optim.Optimizer | None = None) -> Count:
     """One training step of ``model``, with the sum of its output as loss."""
-
-    def step(tracker: ScopeTracker) -> None:
-        with tracker.phase(FORWARD):
-            output = model(*inputs)
-        with tracker.phase(LOSS):
-            loss = output.sum()
-        with tracker.phase(BACKWARD):
-            loss.backward()
-        if optimizer is not None:
-            with tracker.phase(OPTIMIZER):
-                optimizer.step()
-
-    return count_step(model, step)
+    return count_step(model, training_step(model, *inputs, optimizers=[optimizer] if optimizer else []))
 
 
 def model_flops(counted: Count) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ from mfubench.attribute.join import attribute
 from mfubench.measure.count import Count, count_step
 from mfubench.measure.scopes import BACKWARD, LOSS, ROOT, ScopeTracker
 from mfubench.measure.trace import trace_steps
-from tests.mfubench.steps import training_step
+from tests.mfubench.steps import Product, training_step
 
 N, WIDTH, LAYERS = 8, 32, 2
 PRODUCT = 2 * N * WIDTH * WIDTH  # of N rows and a square matrix
@@ -33,20 +33,6 @@ class Remade(torch.autograd.Function):
         with torch.enable_grad():
             output = (given[0] @ given[1]).relu() @ given[2]
         return torch.autograd.grad(output, given, gradient)
-
-
-class Product(torch.autograd.Function):
-    """A product with a backward of its own, which repeats nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return gradient @ weight.T, x.T @ gradient
 
 
 def twice(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
