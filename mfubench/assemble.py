@@ -6,7 +6,7 @@ from .attribute.attribution import Attribution
 from .attribute.crosscheck import cross_check
 from .attribute.fused import count_of_kernels
 from .attribute.hotspots import hotspots
-from .attribute.ledger import kernel_rows, ledger_lines, module_rows, slice_step
+from .attribute.ledger import kernel_rows, ledger_lines, module_rows, scales, slice_step
 from .caveats import not_measured, warnings
 from .measure.calibrate import peaks_by_dtype
 from .measure.count import Count
@@ -79,6 +79,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         kernel_configs=[KernelConfig(*place, *chosen) for place, chosen in sorted(count.configs.items())],
         not_measured=not_measured(workload, passes),
         warnings=list(workload.warnings),
+        parallel=None if workload.ranks.alone else _parallel(workload, attribution, count, median),
     )
     if run.nvml["available"]:
         run.nvml["cross_check"] = cross_check(run)
@@ -98,10 +99,30 @@ def _mean_count(counts: list[Count], steps: int) -> Count:
         mean.impls |= count.impls
         mean.configs |= count.configs
         mean.update_bytes += weight * count.update_bytes
+        for name, each in count.collectives.items():
+            mean.collectives[name].add(each, weight)
     for work in mean.work.values():
         work.divide(steps)
+    for collective in mean.collectives.values():
+        collective.divide(steps)
     mean.update_bytes = round(mean.update_bytes / steps)
     return mean
+
+
+def _parallel(workload: Workload, attribution: Attribution, count: Count, median: float) -> dict[str, Any]:
+    """What this rank says to the others in a step, and how long that takes and is waited for."""
+    scale, _ = scales(attribution, median)
+    exposed = sum(attribution.communication.values())
+    return {
+        "rank": workload.ranks.rank,
+        "world_size": workload.ranks.world_size,
+        "backend": workload.ranks.backend,
+        "exposed_ms": exposed * scale,
+        "communication_ms": max(attribution.talking, exposed) * scale,
+        "collectives": [
+            {"name": name, "calls": each.calls, "bytes": each.bytes} for name, each in sorted(count.collectives.items())
+        ],
+    }
 
 
 def _peak(workload: Workload, passes: Passes) -> dict[str, Any]:

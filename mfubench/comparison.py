@@ -174,6 +174,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """What must agree for Runs to compare and does not, with the value of each Run."""
     values = {
         "device": [run.device for run in runs],
+        "ranks": [str(run.world_size) for run in runs],
         **{key: [run.workload[key] for run in runs] for key in ("dtype", "mode", "data_hash")},
     }
     return {key: found for key, found in values.items() if len(set(found)) > 1}

@@ -30,6 +30,7 @@ from .measure.timing import keep_going, time_steps, wait_for
 from .measure.trace import trace_steps
 from .passes import Passes
 from .progress import Progress, silent
+from .ranks import with_others
 from .run import Run
 from .user_code import located
 from .workload.compilation import compiled
@@ -95,7 +96,7 @@ def profile_workload(
         for name, stage, done, measure in later:
             progress(stage, done)
             _attempt(workload, passes, name, measure)
-    return assemble(workload, passes)
+    return with_others(assemble(workload, passes), workload.ranks)
 
 
 def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[], Any]) -> None:
@@ -109,6 +110,8 @@ def _attempt(workload: Workload, passes: Passes, name: str, measure: Callable[[]
         exhausted = out_of_memory(error, workload.device)
         if exhausted is None and workload.needed is not None:
             raise  # a model of the zoo with inputs of ours: a defect
+        if not workload.ranks.alone:  # the others wait for it, and would for minutes
+            raise BadInput(f"{name}: the model's step fails in this pass: {located(error)}") from error
         passes.missing[name] = (
             f"out of memory: {exhausted}" if exhausted else f"the model's step fails in it: {located(error)}"
         )
@@ -238,8 +241,9 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
         )
         # Steps that are not timed: the energy of a short window means nothing.
         more = keep_going(
-            step, device=workload.device, first=spec.steps, seconds=sampler.missing_s(), step_ms=median_ci(timings)[0]
-        )
+            step, device=workload.device, first=spec.steps, seconds=sampler.missing_s(),
+            step_ms=workload.ranks.agreed(median_ci(timings)[0]), agreed=workload.ranks.agreed,
+        )  # fmt: skip
     return timings, per_step(sampler.summary(), workload.num_requests(spec.steps + more), spec.steps + more)
 
 

@@ -32,7 +32,7 @@ TOGETHER = " + "  # between the names of modules that share a kernel
 _IN_A_LIST = re.compile(r"(?<![^.])\d+(?![^.])")  # a module's number among its siblings
 CAUSE_FAMILIES = (
     *("padding", "recompute", "useful", "amortized", "peak_gap", "dtype", "memory_bound", "inefficiency"),
-    *("optimizer", "data", "launch", "not_attributed"),
+    *("optimizer", "data", "communication", "launch", "not_attributed"),
 )
 """What a cause's name begins with, up to a dot, in the order in which the ledger accounts."""
 
@@ -138,8 +138,9 @@ class LedgerLine:
 class Run:
     """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are.
 
-    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why. ``parallel`` and
-    ``ranks`` are the schema's place for a run on several devices; no run has one yet.
+    What a pass that was left out would have brought is None or empty, and ``not_measured`` says why. A Run of
+    several ranks is rank 0's: ``parallel`` says what these say to each other and reach together, and ``ranks`` has a
+    row for each; of one alone they are None and empty.
     """
 
     workload: dict[str, Any]
@@ -182,6 +183,11 @@ class Run:
         else:
             measured = self.trace.get("steps")
         return [getattr(row, key) if measured else None for row in self.modules]
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks worked on the step."""
+        return 1 if self.parallel is None else int(self.parallel["world_size"])
 
     @property
     def title(self) -> str:
@@ -232,7 +238,7 @@ def write_run(run: Run, folder: Path) -> None:
 _EXPECTED: Mapping[str, Any] = {
     **dict.fromkeys(("environment", "impls", "workload.overrides"), dict[str, Any]),
     **dict.fromkeys(("flops.unknown_ops", "warnings", "not_measured"), list[str]),
-    **{"memory.by_kind": dict[str, float], "step.timings_ms": list[float], "ranks": list[Any]},
+    **{"memory.by_kind": dict[str, float], "step.timings_ms": list[float], "parallel": dict[str, Any] | None},
     **dict.fromkeys((f"workload.{key}" for key in ("model", "mode", "dtype", "device")), str),
     **dict.fromkeys((f"workload.{key}" for key in ("impl", "compile", "data", "data_hash")), str),
     **{"workload.size": str | None, "workload.batch_size": int, "workload.seed": int},
@@ -252,6 +258,17 @@ _EXPECTED_OF_A_GPU: Mapping[str, Any] = {
     **dict.fromkeys((f"nvml.{key}" for key in ("window_s", "window_steps", "interval_s")), float),
     "nvml.cross_check": dict[str, Any] | None,
 }
+# The same of a job of several ranks, and of each of them.
+_EXPECTED_OF_A_JOB: Mapping[str, Any] = {
+    **{"parallel.world_size": int, "parallel.backend": str},
+    **dict.fromkeys(("parallel.exposed_ms", "parallel.communication_ms"), float),
+}
+_COLLECTIVE = {"name": str, "calls": float, "bytes": float}
+_RANK = {
+    **{"rank": int, "host": str, "device": str},
+    **dict.fromkeys(("step_ms", "mean_step_ms", "samples_per_s", "exposed_ms", "communication_ms"), float),
+    **dict.fromkeys(("model_flops", "mfu", "mfu_of_measured_peak", "peak_bytes", "device_peak_bytes"), float | None),
+}
 _HOTSPOT = {**dict.fromkeys(("module", "cause", "advice"), str), **dict.fromkeys(("time_ms", "won_ms"), float)}
 _PEAK = {"dtype": str, "measured_tflops": float | None, "measured_date": str | None, "datasheet_tflops": float | None}
 
@@ -261,6 +278,10 @@ def _check(document: Any, file: str) -> None:
     _check_inside(document, _EXPECTED, file)
     if document["nvml"]["available"]:
         _check_inside(document, _EXPECTED_OF_A_GPU, file)
+    if document["parallel"] is not None:
+        _check_inside(document, _EXPECTED_OF_A_JOB, file)
+        _check_rows(document["parallel"].get("collectives"), _COLLECTIVE, f"{file}: parallel.collectives")
+    _check_rows(document["ranks"], _RANK, f"{file}: ranks")
     _check_rows(document["hotspots"], _HOTSPOT, f"{file}: hotspots")
     _check_rows(document["peak"].get("by_dtype", []), _PEAK | {"used": bool}, f"{file}: peak.by_dtype")
     times = [document["step"]["time_ms"][key] for key in ("ci95_low", "median", "ci95_high")]

@@ -5,13 +5,18 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from mfubench.measure.classify import communicates
 from mfubench.measure.scopes import BACKWARD, FORWARD
 from mfubench.run import KernelRow, ModuleRow, family_of, pattern_of
 
 from .attribution import UNOWNED
 from .roofline import winnable
+from .waits import WAIT
 
-WINNABLE = ("padding", "recompute", "dtype", "memory_bound", "inefficiency", "optimizer", "data", "launch")
+WINNABLE = (
+    *("padding", "recompute", "dtype", "memory_bound", "inefficiency"),
+    *("optimizer", "data", "communication", "launch"),
+)
 TABLES = ("Embedding", "EmbeddingBag")  # torch's
 NUM_HOTSPOTS = 10
 NUM_OPERATORS, NUM_NAMED = 2, 3  # that a row names: operators, and modules that have no name in common
@@ -24,6 +29,8 @@ _ADVICE: dict[str, str] = {
     "launch": "torch.compile, CUDA graphs, or a larger batch",
     "memory_bound": "fuse with its neighbours, or move fewer bytes",
     "optimizer": "one fused kernel for all parameters (fused=True), or fewer bytes of parameters and state",
+    "communication": "begin it earlier and hide it behind work; fewer or narrower bytes between ranks; or one rank is "
+    "late: see the ranks",
     "data": "prepare and copy the next batch while this one runs",
     "inefficiency": "another kernel, shape or layout for these operators; `mfubench optimize` tries some",
 }
@@ -94,7 +101,8 @@ def _operators(modules: Collection[str], cause: str, kernels: Sequence[KernelRow
     """Milliseconds of the operators that a cause is about, the longest first: of its class, or of a phase all."""
     kind, found = cause.partition(".")[2], defaultdict[str, float](float)
     for row in kernels:
-        if row.module in modules and (row.kind == kind or cause == "optimizer"):
+        talks = cause == "communication" and (communicates(row.operator) or row.operator == WAIT)
+        if row.module in modules and (row.kind == kind or cause == "optimizer" or talks):
             found[row.operator] += row.time_ms
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

@@ -8,7 +8,8 @@ host span that launched it.
 The gap before a node of the backward pass, before the model's forward begins, or before a kernel of a compiled graph,
 belongs to what waits there; the loss's first gradient, which is made before any node runs, belongs to the loss. A
 kernel of a compiled graph belongs to all the modules that it serves; what a graph runs that is of no known module is
-nobody's. Formats: the Chrome trace event format, as torch.profiler writes it.
+nobody's. What the ranks of a job say to each other is communication where no work hides it; in the forward it belongs
+to the module that began it. Formats: the Chrome trace event format, as torch.profiler writes it.
 """
 
 from bisect import bisect_right
@@ -19,15 +20,16 @@ from statistics import median
 from typing import Any
 
 from mfu_kernels.cost import OpClass
-from mfubench.measure.classify import op_class
+from mfubench.measure.classify import communicates, op_class
 from mfubench.measure.compiled import CompiledKernel
 from mfubench.measure.count import RECOMPUTE, WorkKey
-from mfubench.measure.scopes import BACKWARD, FORWARD, LOSS, Scope
+from mfubench.measure.scopes import BACKWARD, COMMUNICATION, FORWARD, LOSS, Scope
 from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
 from mfubench.run import TOGETHER
 
 from .attribution import UNOWNED, Attribution
 from .fused import CALL, REGION, GraphCall, align, of_module, regions_of_functions
+from .waits import WAIT, Interval, merged, of_a_backend, overlaps, waits
 
 ENGINE = "autograd::engine::evaluate_function: "
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -64,33 +66,58 @@ class Span:
 
 def attribute(trace: Trace, device_type: str) -> Attribution:
     """Who spent the traced time, on a ``cpu`` or a ``cuda`` device."""
-    spans = list(_walk(trace))
-    steps = [span.end - span.start for span in spans if _is_step(span.name)]
-    result = Attribution(span=sum(steps), steps=max(1, len(steps)), apart=device_type != "cpu")
+    talking = merged(
+        (event["ts"], event["ts"] + event["dur"])
+        for event in trace.events
+        if event.get("ph") == "X" and of_a_backend(event["name"])
+    )
+    spans = list(_walk(trace, talking if device_type == "cpu" else ()))
+    steps = [(span.start, span.end) for span in spans if _is_step(span.name)]
+    length = sum(end - start for start, end in steps)
+    result = Attribution(span=length, steps=max(1, len(steps)), apart=device_type != "cpu")
     if device_type == "cpu":
+        result.talking = sum(end - start for step in steps for _, (start, end) in overlaps(step, talking))
         _on_cpu(spans, result)
     else:
         _on_gpu(spans, trace.events, result)
     return result
 
 
-def _walk(trace: Trace) -> Iterator[Span]:
-    """Every host span, thread by thread, parents before children, with owner, direction and self time filled in."""
+def _walk(trace: Trace, talking: Sequence[Interval]) -> Iterator[Span]:
+    """Every host span, thread by thread, parents before children, with owner, direction and self time filled in.
+
+    The thread of the steps has a span where it does nothing while ranks are ``talking``.
+    """
     threads: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     wanted = ("cpu_op", "user_annotation", *LAUNCH_CATEGORIES)
     for event in trace.events:
-        if event.get("ph") == "X" and event.get("cat") in wanted:
+        if event.get("ph") == "X" and event.get("cat") in wanted and not of_a_backend(event["name"]):
             threads[event["pid"], event["tid"]].append(event)
     host = (event for events in threads.values() for event in events)  # a GPU's trace has steps of the device, too
     steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in host if _is_step(e["name"]))
     for events in threads.values():
+        if talking and any(_is_step(event["name"]) for event in events):
+            events += waits(events, talking)
         events.sort(key=lambda event: (event["ts"], -event["dur"]))
+        _number_nodes(events)
     regions = regions_of_functions(threads.values())
     for events in threads.values():
         for span in _walk_thread(events, trace, regions):
             place = bisect_right(steps, (span.start, float("inf"))) - 1
             span.in_step = place >= 0 and span.start < steps[place][1]  # the backward may run in a thread of its own
             yield span
+
+
+def _number_nodes(events: Sequence[dict[str, Any]]) -> None:
+    """Give the span of each node that runs the number of its function inside, where a tensor's hook has hidden it."""
+    hidden: dict[str, Any] | None = None
+    for event in events:
+        name, number = event["name"], event.get("args", {}).get("Sequence number")
+        if name.startswith(ENGINE):
+            hidden = event if number is None else None
+        elif hidden is not None and number is not None and hidden["name"] == ENGINE + name:
+            hidden.setdefault("args", {})["Sequence number"] = number
+            hidden = None
 
 
 def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[int, str]) -> Iterator[Span]:
@@ -128,7 +155,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
             if span.scope is not None and span.scope.module == BACKWARD:
                 span.scope = repeated.get(number, span.scope)
             span.region = regions.get(number)
-            last_backward = span.scope
+            last_backward, last_loss = span.scope, None
         elif span.name.startswith(REGION):
             span.region = span.name[len(REGION) :]
         elif span.name.startswith(CALL):
@@ -141,7 +168,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
             span.operators = (*span.operators, span.name)
             if span.direction == "bwd" and args.get("Sequence number", -1) >= 0:
                 repeated.setdefault(args["Sequence number"], span.scope)
-            if parent is not None and _is_phase(parent, BACKWARD):
+            if parent is not None and _is_phase(parent, BACKWARD) and last_loss is not None:
                 span.scope, span.direction = last_loss, "bwd"
             if span.region is not None and not trace.compilation.graphs:  # another compiler than Inductor, or unseen
                 span.orphan, span.scope = span.scope is not None, None
@@ -183,6 +210,18 @@ def _is_phase(span: Span, *names: str) -> bool:
     return span.name.startswith(SCOPE_PREFIX) and scope is not None and scope.module in (names or (FORWARD, BACKWARD))
 
 
+def _communicates(span: Span, kernel: str = "") -> bool:
+    return span.name == WAIT or communicates(kernel) or any(map(communicates, span.operators))
+
+
+def _talks_as(span: Span) -> WorkKey:
+    """Whose a collective is: in the forward the module's that began it; the backward's serve the whole model."""
+    key = _key(span)
+    if key.direction == "fwd" and not key.module.startswith("("):
+        return key
+    return key._replace(module=COMMUNICATION, direction="bwd" if key.module == BACKWARD else key.direction)
+
+
 def _is_step(name: object) -> bool:
     return isinstance(name, str) and name.startswith(STEP_PREFIX)
 
@@ -209,6 +248,11 @@ def _on_cpu(spans: list[Span], result: Attribution) -> None:
             continue
         key = _key(span)
         between = span.waited
+        if _communicates(span):
+            result.book_communication(_talks_as(span), span.operator or WAIT, span.self_time)
+            result.host[key.module, key.direction] += between
+            result.idle += between
+            continue
         if span.call is not None and span.kernel is not None:
             result.book_compiled(key, span.kernel)
         if span.orphan:
@@ -227,7 +271,8 @@ def _on_cpu(spans: list[Span], result: Attribution) -> None:
 def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution) -> None:
     """A kernel belongs to the span that launched it; the device idles wherever no kernel runs.
 
-    Overlapping kernels share the time in which they overlap, so that busy and idle add up to the span.
+    Overlapping kernels share the time in which they overlap, so that busy and idle add up to the span. Those of
+    collectives have what no other kernel takes.
     """
     launches = {span.correlation: span for span in spans if span.correlation is not None and span.in_step}
     kernels = [
@@ -238,23 +283,52 @@ def _on_gpu(spans: list[Span], events: list[dict[str, Any]], result: Attribution
     for span in spans:
         if span.kernel is not None and span.call is not None and span.in_step:
             result.book_compiled(_key(span), span.kernel)
-    frontier: float | None = None
-    for (event, _), span in zip(kernels, _launchers(kernels, result), strict=True):
+    frontier = kernels[0][0]["ts"] if kernels else 0.0
+    launchers = _launchers(kernels, result)
+    collectives = _Collectives(kernels, launchers)
+    for (event, _), span in zip(kernels, launchers, strict=True):
         start, end = event["ts"], event["ts"] + event["dur"]
-        if frontier is None:
-            frontier = start
+        if _communicates(span, event["name"]):
+            continue
         key = _key(span)
         if start > frontier:
-            result.idle += start - frontier
-            result.host[key.module, key.direction] += start - frontier
+            idle = start - frontier - collectives.book(frontier, start, result)
+            result.idle += idle
+            result.host[key.module, key.direction] += idle
         exclusive = max(0.0, end - max(start, frontier))
         frontier = max(frontier, end)
         result.book(key, span.operators or (event["name"],), event["name"], exclusive)
         if span.region is not None and span.scope is None:
             result.unknown[event["name"]] += exclusive
-    result.span = sum(result.busy.values()) + result.idle
+    if kernels:
+        collectives.book(frontier, float("inf"), result)
+    result.talking = collectives.total
+    result.span = sum(result.busy.values()) + result.idle + sum(result.communication.values())
     ran = {span.correlation for _, span in kernels}
     result.lost = sum(span.name == GRAPH_LAUNCH and span.correlation not in ran for span in launches.values())
+
+
+class _Collectives:
+    """The kernels of a trace by which ranks talk, as time that they take together."""
+
+    def __init__(self, kernels: Sequence[tuple[dict[str, Any], Span]], launchers: Sequence[Span]) -> None:
+        self.apart: list[Interval] = []
+        self.named: list[tuple[WorkKey, str]] = []
+        for (event, _), span in zip(kernels, launchers, strict=True):
+            start, end = event["ts"], event["ts"] + event["dur"]
+            reached = self.apart[-1][1] if self.apart else start
+            if _communicates(span, event["name"]) and end > reached:
+                self.apart.append((max(start, reached), end))
+                self.named.append((_talks_as(span), event["name"]))
+        self.total = sum(end - start for start, end in self.apart)
+
+    def book(self, start: float, end: float, result: Attribution) -> float:
+        """Book what they take of a time in which no other kernel runs, and give how much that is."""
+        taken = 0.0
+        for place, (begins, ends) in overlaps((start, end), self.apart):
+            result.book_communication(*self.named[place], ends - begins)
+            taken += ends - begins
+        return taken
 
 
 def _launchers(kernels: list[tuple[dict[str, Any], Span]], result: Attribution) -> list[Span]:

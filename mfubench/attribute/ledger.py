@@ -36,7 +36,7 @@ def _split() -> Split:
     return defaultdict(float)
 
 
-def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
+def scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
     """From traced microseconds of work, and of the gaps in it, to milliseconds of a timed step; 0 where none was.
 
     A profiler slows the host. On a CPU it slows the work with it, so all is scaled alike. On a GPU kernels are taken to
@@ -55,7 +55,7 @@ def _scales(attribution: Attribution, step_ms: float) -> tuple[float, float]:
 
 def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_ms: float) -> Slices:
     """The step's time by module and cause: the trace scaled to ``step_ms``, split on the roofline."""
-    scale, gap_scale = _scales(attribution, step_ms)
+    scale, gap_scale = scales(attribution, step_ms)
     slices = Slices()
     spent = _with_repeats_apart(attribution.busy, count, ceilings)
     for key, busy in spent.items():
@@ -70,6 +70,9 @@ def slice_step(attribution: Attribution, count: Count, ceilings: Ceilings, step_
         cause = WHOLE_PHASES.get(module, "not_attributed" if module == UNOWNED else "launch")
         slices.causes[module][cause] += gap * gap_scale
         slices.times[module][direction] += gap * gap_scale
+    for (module, direction), waited in attribution.communication.items():
+        slices.causes[module]["communication"] += waited * scale
+        slices.times[module][direction] += waited * scale
     for key, work in count.work.items():
         if key.module in WHOLE_PHASES:
             slices.floors[WHOLE_PHASES[key.module]] += ceilings.byte_ms(work.bytes)
@@ -171,7 +174,7 @@ def module_rows(
 
 def kernel_rows(attribution: Attribution, step_ms: float) -> list[KernelRow]:
     """Device time by module, direction and operator in a timed step, longest first; the tail is one row."""
-    scale, _ = _scales(attribution, step_ms)
+    scale, _ = scales(attribution, step_ms)
     rows = [
         KernelRow(key.module, key.direction, operator, key.kind, time * scale, calls / attribution.steps)
         for (key, operator), (time, calls) in attribution.kernels.items()

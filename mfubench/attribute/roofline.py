@@ -104,6 +104,7 @@ VERDICTS = {
     "recompute": "recompute-bound",
     "dtype": "dtype-bound",
     "launch": "launch-bound",
+    "communication": "communication-bound",
     "memory_bound": "memory-bound",
     "inefficiency": "inefficient",
 }

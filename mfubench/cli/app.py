@@ -101,6 +101,7 @@ def _run(given: list[str]) -> int:
     with ended_as_interrupted() as heard:
         try:
             _refuse_empty(given)
+            _refuse_ranks(given)
             code = app(given or ["--help"], standalone_mode=False)
             if sys.stdout is not None:
                 sys.stdout.flush()  # what cannot be written is told here, and not when the process has ended
@@ -128,6 +129,19 @@ def _refuse_empty(given: Sequence[str]) -> None:
         if text == "" or (text.startswith("--") and text.find("=") == len(text) - 1):
             option = text.removesuffix("=") or (before if before.startswith("--") else "")
             raise BadInput(f"{option or 'an argument'} is empty; give a value, or leave it out")
+
+
+def _refuse_ranks(given: Sequence[str]) -> None:
+    """All commands but one would do the same in each of several processes, and start more of them.
+
+    Raises:
+        BadInput: it is another, and several were started.
+    """
+    from mfubench.measure.environment import launched
+
+    words = [word for word in given if not word.startswith("-")]
+    if words and words[0] != profile.__name__ and launched() is not None:
+        raise BadInput(f"mfubench {words[0]} runs in one process, and several were started; start it without torchrun")
 
 
 def _end(error: Exception | SystemExit) -> int:
@@ -163,8 +177,19 @@ def _from_file(error: BaseException, context: Any) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"mfubench: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"mfubench: error: {_speaker()}{' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _speaker() -> str:
+    """Which of several processes speaks."""
+    from mfubench.measure.environment import launched
+
+    try:
+        launch = launched()
+    except BadInput:  # which is what is told
+        return ""
+    return f"rank {launch.rank}: " if launch is not None else ""
 
 
 def _is_invalid_argument(error: BaseException) -> bool:

@@ -97,6 +97,8 @@ def profile(
     mfubench profile my_package.my_module:build --batch-size 256
 
     mfubench profile kunlun --size small --recipe out/optimized/recipe.toml
+
+    torchrun --nproc-per-node 8 -m mfubench profile my_package.my_module:build --out out/job
     """
     from mfubench.workload.spec import WorkloadSpec
 
@@ -108,11 +110,15 @@ def profile(
         lock=lock,
     )  # fmt: skip
     limit_s = None if timeout is None else seconds("--timeout", timeout)
+    silent = of_another_rank()
+    if silent:  # rank 0 tells of all
+        quiet, out, trace = True, None, False
     own_folder(out, "profile")
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
     from mfubench.profiling import profile as profile_spec
     from mfubench.profiling import profile_workload
+    from mfubench.ranks import leave
     from mfubench.timeout import time_limit
 
     given = read_recipe(recipe) if recipe is not None else None
@@ -129,10 +135,13 @@ def profile(
                 else:
                     workload = prepare_with(spec, given)
                     run = profile_workload(workload, progress=progress, trace_path=trace_path, keep=known.append)
+                leave()
         except (TimeUp, KeyboardInterrupt):
             _keep(known, out, scratch)
             raise
         wrong = _not_put(run, out, scratch)
+    if silent:
+        return
     if json:
         sys.stdout.write(run.to_json() + "\n")
     else:
@@ -141,6 +150,14 @@ def profile(
         print_runs([run], stdout_console(), full=verbose)
     if wrong is not None:
         raise wrong
+
+
+def of_another_rank() -> bool:
+    """Whether this process is one of several, and not the one that tells what they found."""
+    from mfubench.measure.environment import launched
+
+    launch = launched()
+    return launch is not None and launch.rank > 0
 
 
 def _kept_as_it_goes(progress: Progress, known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> Progress:

@@ -112,6 +112,8 @@ def op_class(name: str) -> OpClass:
     namespace, _, base = name.rpartition("::")
     if namespace == "fbgemm":
         return _fbgemm_class(base) or "other"
+    if namespace == FULLY_SHARDED:
+        return "copy"
     if base in _CLASS:
         return _CLASS[base]
     if any(mark in base for mark in _ATTENTION_MARKS):
@@ -123,12 +125,23 @@ def op_class(name: str) -> OpClass:
     return "elementwise" if any(torch.Tag.pointwise in overload.tags for overload in overloads) else "other"
 
 
+FULLY_SHARDED = "fsdp"  # torch's operators that pack what its ranks gather and scatter, and unpack it
+_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem", "_dtensor")
+_COLLECTIVE_KERNELS = re.compile(r"^(nccl|nvshmem)")
+
+
+@cache
+def communicates(name: str) -> bool:
+    """Whether an operator or a kernel moves data between the ranks of a job, or waits for others to."""
+    return name.partition("::")[0] in _COLLECTIVES or bool(_COLLECTIVE_KERNELS.search(name))
+
+
 @cache
 def may_hide_flops(name: str) -> bool:
     """Whether an operator without a FLOP formula could do matmul-like work: foreign ones, and a list of torch's."""
     namespace, _, base = name.rpartition("::")
     if namespace == "fbgemm":
         return _fbgemm_class(base) is None
-    if namespace not in ("", "aten", "prim", "prims", "profiler"):
+    if namespace not in ("", "aten", "prim", "prims", "profiler", FULLY_SHARDED) and not communicates(name):
         return True
     return bool(_MATMUL_LIKE.search(base)) and not _HARMLESS.search(base)

@@ -12,12 +12,12 @@ from torch import nn
 from mfu_kernels.cost import OpClass, PassCost
 from mfu_kernels.modes import watching_launches
 
-from .classify import may_hide_flops, op_class
+from .classify import communicates, may_hide_flops, op_class
 from .flops import dispatched_flops
 from .masked import MaskedProducts
 from .operators import OperatorMode, operator_name, tensors_of
 from .scopes import OPTIMIZER, ROOT, Scope, ScopeTracker
-from .traffic import dispatched_bytes
+from .traffic import dispatched_bytes, tensor_bytes
 
 RECOMPUTE = "recompute"
 
@@ -63,6 +63,24 @@ class Work:
             self.dtypes[dtype] = round(flops / by)
 
 
+@dataclass(slots=True)
+class Collective:
+    """Calls of one operator that moves data between ranks, and what this rank gives or gets by them, in bytes."""
+
+    calls: float = 0.0
+    bytes: float = 0.0
+
+    def add(self, other: "Collective", times: int = 1) -> None:
+        """Add ``other`` to this, ``times`` times."""
+        self.calls += times * other.calls
+        self.bytes += times * other.bytes
+
+    def divide(self, by: int) -> None:
+        """Turn sums over ``by`` steps into their mean."""
+        self.calls /= by
+        self.bytes /= by
+
+
 _SUMMED = ("model", "padded", "hardware", "recomputed", "unwanted", "bytes")
 
 
@@ -70,7 +88,8 @@ _SUMMED = ("model", "padded", "hardware", "recomputed", "unwanted", "bytes")
 class Count:
     """What one step needs and executes: work by key, operators whose FLOPs are not known, implementations that ran.
 
-    ``operators``: how many were dispatched, by key. ``configs`` has the config of each kernel of ours at each key that
+    ``collectives``: what moves data between ranks, by operator; no other number here has its bytes. ``operators``: how
+    many others were dispatched, by key. ``configs`` has the config of each kernel of ours at each key that
     it was launched with, and where that comes from. ``update_bytes`` is the least that the optimizers must
     move, which is less than what is counted where an update is many kernels; 0 where nobody looked.
     """
@@ -79,6 +98,7 @@ class Count:
     unknown_ops: set[str] = field(default_factory=set)
     impls: dict[str, str] = field(default_factory=dict)
     operators: Counter[WorkKey] = field(default_factory=Counter)
+    collectives: dict[str, Collective] = field(default_factory=lambda: defaultdict(Collective))
     configs: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     update_bytes: int = 0
 
@@ -135,9 +155,14 @@ class CountTracker(ScopeTracker):
         """Book one dispatched operator on the scope that it runs in, or whose autograd node it runs for."""
         scope, direction = self._responsible()
         self.own_new_nodes(scope)
+        name = operator_name(func)
+        if communicates(name):
+            sides = [sum(map(tensor_bytes, tensors_of(side))) for side in (*args, *kwargs.values(), out)]
+            if not name.endswith("::wait_tensor"):  # which waits for what another has begun
+                self.count.collectives[name].add(Collective(1, max(sides)))
+            return
         recompute = direction == RECOMPUTE
         flops = dispatched_flops(func, args, kwargs, out)
-        name = operator_name(func)
         in_op = scope is not None and scope.op is not None
         in_kernel = in_op and scope is not None and scope.impl != "reference"  # whose formula has all that it executes
         if flops is None and not in_op and may_hide_flops(name):

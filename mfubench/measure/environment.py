@@ -1,8 +1,9 @@
 """The pedigree that travels with every number: which code ran, on what, under which settings.
 
-It records and never steers. It also reads environment variables, as beside it only `kernels.interpreter` does, which
-sets the one by which Triton interprets, `measure.trace`, which sets the one that silences the profiler's log, and
-`report.terminal`, which asks how wide the reader of a pipe is.
+It records and never steers. It also reads environment variables, such as those by which torchrun says which process of
+a job this is. Beside it only `kernels.interpreter` does, which sets the one by which Triton interprets,
+`measure.trace`, which sets the one that silences the profiler's log, and `report.terminal`, which asks how wide the
+reader of a pipe is.
 """
 
 import os
@@ -10,12 +11,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mfubench import __version__
+from mfubench.errors import BadInput
 
 from .nvml import driver_version
 
@@ -54,6 +57,33 @@ def environment(device: "torch.device") -> dict[str, Any]:
 def command_line() -> str:
     """What the user typed, for whoever wants to do it again."""
     return shlex.join(["mfubench", *sys.argv[1:]])
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Which of a job's processes this one is, in all and on its host, and how many there are."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+
+def launched() -> Launch | None:
+    """This process as torchrun tells of it, or another launcher that sets the same variables; None if it is alone.
+
+    Raises:
+        BadInput: a variable is no number of a process.
+    """
+    told = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if None in told:
+        return None
+    numbers = [int(text) if text and text.isascii() and text.isdigit() else -1 for text in told]
+    if min(numbers) < 0 or not max(numbers[:2]) < numbers[2]:
+        raise BadInput(
+            f"RANK, LOCAL_RANK and WORLD_SIZE are {', '.join(map(repr, told))}, no process of a job; start it with "
+            "torchrun, or unset them"
+        )
+    return Launch(*numbers) if numbers[2] > 1 else None
 
 
 def injected() -> bool:

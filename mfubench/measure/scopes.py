@@ -23,6 +23,7 @@ from .compiled import uncompiled
 
 ROOT = "(model)"  # own work of the outermost module
 LOSS, OPTIMIZER, DATA, FORWARD, BACKWARD = "(loss)", "(optimizer)", "(data)", "(forward)", "(backward)"
+COMMUNICATION = "(communication)"  # between the ranks of a job, where it is no module's
 
 
 @dataclass(slots=True)

@@ -95,14 +95,23 @@ def time_in_blocks(
     return [[(before, after) for before, after in blocks] for blocks in found]
 
 
-def keep_going(step: Callable[[int], None], *, device: torch.device, first: int, seconds: float, step_ms: float) -> int:
+def keep_going(
+    step: Callable[[int], None],
+    *,
+    device: torch.device,
+    first: int,
+    seconds: float,
+    step_ms: float,
+    agreed: Callable[[bool], bool] = bool,
+) -> int:
     """Call ``step(index)`` from index ``first`` on until ``seconds`` are over, and say how often.
 
     A step takes about ``step_ms``; the host waits for the device a few times a second, so that it never runs far ahead.
+    ``agreed`` makes one answer of those of several processes which must run as many steps.
     """
     end, index = perf_counter() + seconds, first
     several = max(1, round(1e3 * WAIT_S / step_ms))
-    while perf_counter() < end:
+    while agreed(perf_counter() < end):
         _run(step, range(index, index + several), device)
         index += several
     return index - first

@@ -25,15 +25,15 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     table that rows are looked up in, no more is moved than one row for each index.
     """
     if not isinstance(func, torch._ops.OpOverload):
-        return sum(map(_nbytes, tensors_of((args, kwargs, out))))
+        return sum(map(tensor_bytes, tensors_of((args, kwargs, out))))
     if _moves_nothing(func):
         return 0
     named = arguments_by_name(func, args, kwargs)
     rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
-    moved = sum(map(_nbytes, _made(func, out)))
+    moved = sum(map(tensor_bytes, _made(func, out)))
     for argument in func._schema.arguments:
         for tensor in tensors_of(named.get(argument.name)):
-            size = _nbytes(tensor)
+            size = tensor_bytes(tensor)
             if rows is not None and (argument.name in TABLES or argument.name.startswith("momentum")):
                 size = min(size, rows)
             moved += size * _times(func, argument, named)
@@ -73,7 +73,7 @@ def _moves_nothing(func: torch._ops.OpOverload) -> bool:
 def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
     """Bytes of the rows that a call looks up in a table, or changes, None where it reads its inputs whole."""
     if name in LOOK_UPS:
-        return _nbytes(out)
+        return tensor_bytes(out)
     if name in ROW_BY_ROW and named["self"].layout == torch.strided:
         rows = next((each for each in (named.get("other"), named.get("mask")) if _is_sparse(each)), None)
         return None if rows is None else int(rows._values().nbytes)
@@ -88,7 +88,8 @@ def _is_sparse(given: Any) -> bool:
     return isinstance(given, torch.Tensor) and given.layout == torch.sparse_coo
 
 
-def _nbytes(tensor: torch.Tensor) -> int:
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of memory that hold it; of a sparse one those of its parts."""
     if tensor.layout != torch.strided:
         return sum(part.nbytes for part in dense_parts(tensor))
     # An expanded tensor has more elements than memory.

@@ -17,6 +17,7 @@ MEANING = {
     "calibration is wrong",
     "optimizer": "the whole optimizer phase",
     "data": "waiting for the next batch",
+    "communication": "waiting for data from other ranks, or for ranks that are late, with no work to hide it",
     "launch": "the device idle while the host issues work or waits for it; on a CPU, the time between ops",
     "not_attributed": "what no line above explains",
 }

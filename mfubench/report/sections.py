@@ -11,6 +11,7 @@ from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table
 from .causes import meanings
 from .device import counters, peaks
+from .ranks import ranks_section
 from .tree import module_tree
 from .verdict import headline, of_requests, step_time, throughput, why_no_mfu
 
@@ -38,6 +39,7 @@ def run_page(run: Run) -> Page:
             "MFU loss ledger", [*waterfall_chart("MFU waterfall", fall), ledger_table(run.ledger, fall)], brief=True
         ),
         Section("Hotspots", [_hotspots(run.hotspots)], brief=True),
+        *ranks_section(run),
         Section("Modules", [*module_tree(run), _modules(run)], brief=True),
         Section("Module rooflines", _rooflines(run)),
         Section("Memory", [_memory(run.memory)]),

@@ -37,12 +37,14 @@ PALETTE = {
     "olive": "#67701c",
     "cyan": "#0f7796",
     "green": "#2f7a38",
+    "navy": "#33417f",
     "grey": "#65707b",
 }
 VERDICTS = {
     "compute-bound": ("blue", "circle"),
     "memory-bound": ("orange", "square"),
     "launch-bound": ("purple", "triangle-up"),
+    "communication-bound": ("navy", "arrow"),
     "padding-bound": ("pink", "diamond"),
     "recompute-bound": ("teal", "triangle-down"),
     "dtype-bound": ("brown", "triangle-left"),
@@ -59,6 +61,7 @@ FAMILIES = {
     "inefficiency": "red",
     "optimizer": "olive",
     "data": "green",
+    "communication": "navy",
     "launch": "purple",
 }
 OTHER_FAMILY = "grey"

@@ -3,15 +3,17 @@
 from mfubench.run import Run
 
 from . import format as fmt
+from .ranks import together
 
 
 def headline(run: Run) -> str:
     """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
+    where = run.device if run.parallel is None else f"{run.device}, rank {run.parallel['rank']} of {run.world_size}"
     return (
-        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {run.device}: {step_time(run, 'ms a step')} "
+        f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {where}: {step_time(run, 'ms a step')} "
         f"(median), {throughput(run)} on average, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
-        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak; {_useful(run)}"
+        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak{together(run)}; {_useful(run)}"
     )
 
 

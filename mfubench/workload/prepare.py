@@ -19,6 +19,8 @@ from mfubench.data import Source, open_source
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import free_host_memory
 from mfubench.identity import digest
+from mfubench.measure.environment import launched
+from mfubench.ranks import take_own_gpu
 
 from .description import describe
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
@@ -49,6 +51,11 @@ def prepare(
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
     if ":" in spec.model:
         return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
+    if launched() is not None:
+        raise BadInput(
+            f"{spec.model}: a model of the zoo runs in one process, and several were started; run it without torchrun, "
+            "or have a build() of your own wrap it as your training does"
+        )
     return _prepare_zoo(spec, model_spec(spec.model), device, dtype, source, building)
 
 
@@ -61,6 +68,8 @@ def device_and_dtype(spec: WorkloadSpec) -> tuple[torch.device, str]:
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: no CUDA device is visible; use --device cpu, or see `mfubench doctor`")
     device = torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        take_own_gpu()
     dtype = spec.dtype or ("bf16" if device.type == "cuda" else "fp32")
     if dtype == "tf32" and device.type != "cuda":
         raise BadInput("--dtype tf32 needs a CUDA device; here is none; use --dtype fp32 or bf16")

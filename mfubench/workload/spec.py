@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import BadInput
+from mfubench.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,8 @@ class Workload:
     ``inputs`` are what ``forward`` takes; ``loss`` turns an output and an input into a scalar. ``num_samples`` counts
     the requests of each input, each of ``num_candidates``, also where the model sees impressions. ``needed`` gives the
     closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
-    Such a module may be compiled by its author, and any by a recipe, in whole or in part.
+    Such a module may be compiled by its author, and any by a recipe, in whole or in part. It may be that of one of the
+    ``ranks`` of a job; then the requests are the rank's own.
     """
 
     spec: WorkloadSpec
@@ -114,6 +116,7 @@ class Workload:
     num_candidates: int = 1
     needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
     may_be_compiled: bool = False
+    ranks: Ranks = ALONE
     warnings: list[str] = field(default_factory=list)
 
     def num_requests(self, steps: int) -> int:

@@ -18,6 +18,7 @@ from mfubench.exhausted import out_of_memory
 from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
 from mfubench.measure.operators import dense_parts, is_nested, tensors_of
+from mfubench.ranks import joined
 from mfubench.user_code import located, named_function, short
 
 from .description import code_of, describe
@@ -26,6 +27,7 @@ from .step import make_optimizers
 
 OWN_IMPLS = ("auto", "reference")  # the commands' defaults, which ask nothing of a model
 MAX_NUMPY_SEED = 2**32
+RANKS_APART = 1_000_003  # seeds: each rank has batches of its own
 SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
 
@@ -38,12 +40,13 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     _refuse_zoo_options(spec)
     _seed(spec.seed)
     module, make_batch, loss, optimizers = _build(spec.model)
+    ranks = joined()
     may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = _moved(spec.model, module, device)
     module.train(spec.mode == "train")
-    _seed(spec.seed ^ 1)  # whatever the model has drawn, and not what it has drawn
+    _seed((spec.seed ^ 1) + RANKS_APART * ranks.rank)  # whatever the model has drawn, and not what it has drawn
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     description = describe(
@@ -65,6 +68,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         to_device=handed_out,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
+        ranks=ranks,
         warnings=_of_another_size(make_batch, batch_size, device, inputs[0]) or _of_other_rows(batch_size, inputs),
     )
 

@@ -364,6 +364,26 @@ def test_a_repeated_forward_is_told_apart_from_the_backward() -> None:
     assert any(0.5 < ratio < 2 for ratio in ratios), ratios
 
 
+class Hooked(nn.Module):
+    """Three layers, of which the middle one's output has a hook, as where a gradient is clipped or turned round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.hooked, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hooked(self.first(x))
+        hidden.register_hook(lambda gradient: -gradient)
+        return self.last(hidden)
+
+
+def test_a_node_whose_output_has_a_hook_keeps_its_owner() -> None:
+    """The profiler gives such a node's span no number, but its function's inside."""
+    found = traced_model(Hooked(), torch.randn(4, 8))
+    products = {key.module: calls / 2 for (key, name), (_, calls) in found.kernels.items() if name == "aten::mm"}
+    assert products == {"first": 1, "hooked": 2, "last": 2}
+
+
 def test_a_kept_trace_is_whole_and_gzipped(tmp_path: Path) -> None:
     path = tmp_path / "trace.json.gz"
     model, x = nn.Linear(4, 4), torch.randn(2, 4)
