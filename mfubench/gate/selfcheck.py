@@ -24,7 +24,6 @@ TRIALS, SEED = 2000, 0
 ENOUGH = 12  # pairs of either kind; more would tell little more
 FEWEST = LOOKS[0]
 CAUGHT = 0.9
-WARMING = 1.3  # times as long as the budget a first pair may make the rounds look: it fills caches
 SPARE = 1.1
 RISK = 1e-4  # of taking chance for a lasting difference, which would then make every replayed gate err
 MOST = 1.0  # twice the time
@@ -46,6 +45,7 @@ def self_check(
         ToolBroke: timing it broke.
     """
     began = monotonic()
+    ends = [began]
     equal, slower = pairs(side, side, workload, device), pairs(side, side, workload, device, one_more_in=ONE_MORE_IN)
     logs: dict[str, list[float]] = {"equal": [], "slower": []}
     try:
@@ -56,7 +56,8 @@ def self_check(
             progress(f"timing round {done + 1} of {ENOUGH}: a pair that is equal, one that is slower", done / ENOUGH)
             for kind, offered in (("equal", equal), ("slower", slower)):
                 logs[kind].append(next(offered).log)
-                _require_time(logs, monotonic() - began, budget_s)
+                ends.append(monotonic())
+                _require_time(np.diff(ends).tolist(), budget_s)
     except SideRefused as refused:
         raise BadInput(str(refused).partition(": ")[2]) from refused
     except SideBroke as broke:
@@ -73,21 +74,23 @@ def self_check(
     }
 
 
-def _require_time(logs: Mapping[str, Sequence[float]], spent: float, budget_s: float) -> None:
-    """Refuse a budget as soon as the pairs so far show that the fewest rounds take longer.
+def _require_time(pairs_s: Sequence[float], budget_s: float) -> None:
+    """Refuse a budget as soon as the pairs so far, of so many seconds, show that the last one needed begins after it.
+
+    The first pair fills caches and compiles, which no other does.
 
     Raises:
         BadInput: saying about how long is needed.
     """
-    done = sum(map(len, logs.values()))
-    if done >= 2 * FEWEST:
+    first, *others = pairs_s
+    left = 2 * FEWEST - len(pairs_s)
+    if left <= 0:
         return
-    a_round = 2 * spent / done
-    needed = FEWEST * a_round
-    if spent > budget_s or needed > WARMING * budget_s:
-        longer = math.ceil(SPARE * needed / 10) * 10
+    if sum(pairs_s) + (left - 1) * min(others, default=0.0) > budget_s:
+        each = min(others, default=first)
+        longer = math.ceil(SPARE * (first + (2 * FEWEST - 1) * each) / 10) * 10
         raise BadInput(
-            f"--budget of {budget_s:g} s is too short: a round takes about {a_round:.0f} s here, and {FEWEST} are "
+            f"--budget of {budget_s:g} s is too short: a round takes about {2 * each:.0f} s here, and {FEWEST} are "
             f"needed; give about {longer} s or more"
         )
 

@@ -79,6 +79,9 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 def _of_real_numbers(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
     packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
     name = packet.__name__
+    args = [
+        value for value in args if not isinstance(value, torch.dtype)
+    ]  # which a product may have behind its factors
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
         return _attention(name, arguments_by_name(func, args, kwargs))
     if name in RECURRENT:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import is_fake
 from .classify import op_class
 from .operators import is_nested, tensors_of
 
+SLICE = 2**24  # entries of scores that are looked at together
 DROPPED = -1e4  # a score that is lowered by so much has no weight left in any dtype
 
 _PRODUCTS = ("aten::bmm", "aten::baddbmm")  # of two factors, the last arguments
@@ -54,6 +55,17 @@ class _Note:
     kept: int | None = None
 
 
+def _sliced(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """``tensor`` in parts, of which to look at each takes little memory, where scores nearly fill the device."""
+    rows = torch.atleast_1d(tensor)
+    parts: Sequence[torch.Tensor] = rows.split(max(1, SLICE * rows.size(0) // max(1, rows.numel())))
+    return parts
+
+
+def _nonzero(tensor: torch.Tensor) -> int:
+    return sum(int(part.count_nonzero()) for part in _sliced(tensor))
+
+
 class MaskedProducts:
     """Follows scores and weights through a step's operators."""
 
@@ -72,7 +84,7 @@ class MaskedProducts:
             self.read((args, kwargs))
             return model
         if name in _PRODUCTS:
-            return self._product(args[-2:], out, model, booked)
+            return self._product([value for value in args if isinstance(value, torch.Tensor)][-2:], out, model, booked)
         tensors = tensors_of((args, kwargs))
         noted = [note for note in map(self._note_of, tensors) if note is not None]
         if name in _SOFTMAX:
@@ -116,7 +128,9 @@ class MaskedProducts:
         if scores.is_meta or is_fake(scores):
             self._read([note])
             return
-        kept = int(((scores > DROPPED) | (weights != 0)).sum())  # a row without any is what the softmax makes of it
+        parts = zip(_sliced(scores), _sliced(weights), strict=True)
+        # A row without any is what the softmax makes of it.
+        kept = sum(int(((score > DROPPED) | (weight != 0)).sum()) for score, weight in parts)
         self._drop(note.products, kept, note.numel)
         self._keep(weights, _Note(weights.numel(), kept=kept))
 
@@ -143,7 +157,7 @@ class MaskedProducts:
             self._read(noted)
             return
         kept = min((note.kept for note in same if note.kept is not None), default=None)
-        if kept is not None and (out.is_meta or is_fake(out) or int(out.count_nonzero()) > kept):
+        if kept is not None and (out.is_meta or is_fake(out) or _nonzero(out) > kept):
             kept = None  # zeros became something else
         self._keep(out, _Note(out.numel(), tuple({product: None for note in same for product in note.products}), kept))
 

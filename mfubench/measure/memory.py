@@ -74,6 +74,7 @@ class MemoryTracker(ScopeTracker):
         self._alive: dict[int, int] = {}  # storage's address in C++ -> index
         self._log: list[tuple[int, int]] = []  # (index, +1 or -1)
         self._phases: list[str] = []
+        self._watches: list[Any] = []  # for deaths; each holds this tracker, and with it the whole model
         owner_of_parameter = self._book_parameters()
         for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
@@ -131,7 +132,15 @@ class MemoryTracker(ScopeTracker):
             self._storages.append(_Storage(storage.nbytes(), module, kind, made_by))
             self._alive[storage._cdata] = index
             self._note(index, +1)
-            weakref.finalize(storage, self._died, storage._cdata, index).atexit = False
+            watch = weakref.finalize(storage, self._died, storage._cdata, index)
+            watch.atexit = False
+            self._watches.append(watch)
+
+    def stop(self) -> None:
+        """Watch for no more deaths, so that the model can die."""
+        for watch in self._watches:
+            watch.detach()
+        self._watches.clear()
 
     def _died(self, address: int, index: int) -> None:
         if self._alive.get(address) == index:
@@ -210,6 +219,9 @@ def peak_of_step(
     tracker = MemoryTracker(model, optimizers)
     for tensor in held:
         tracker.book(tensor, DATA, "other")
-    with tracker.attached():
-        step(tracker)
+    try:
+        with tracker.attached():
+            step(tracker)
+    finally:
+        tracker.stop()
     return tracker.peak()

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mfubench.errors import BadInput
 from mfubench.measure.classify import may_hide_flops, op_class
+from mfubench.measure.count import CountTracker
 from mfubench.measure.flops import Flops, dispatched_flops
 from mfubench.measure.operators import OperatorMode, operator_name
 
@@ -481,3 +482,17 @@ def test_a_higher_order_operator_runs_and_is_named() -> None:
     with OperatorMode(lambda func, *_: seen.append(operator_name(func))):
         out = torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.cos, (x,))
     assert "higher_order::cond" in seen and torch.equal(out, x.sin())
+
+
+@pytest.mark.parametrize("name", ["mm", "bmm", "addmm", "baddbmm"])
+def test_a_product_into_a_type_of_its_own_is_counted_as_any(name: str) -> None:
+    """Such an overload, which a GPU alone runs, takes the type as a further argument behind its factors."""
+    shape = (3, 8, 8) if "bmm" in name else (8, 8)
+    factors = [torch.randn(shape)] * (3 if "add" in name else 2)
+    packet = getattr(torch.ops.aten, name)
+    out = packet(*factors)
+    plain = dispatched_flops(packet.default, factors, {}, out)
+    assert dispatched_flops(packet.dtype, [*factors, torch.float32], {}, out) == plain is not None
+    tracker = CountTracker(nn.Identity())
+    tracker.book(packet.dtype, [*factors, torch.float32], {}, out)
+    assert tracker.count.total().model == plain.model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from mfubench.measure import masked
 from mfubench.measure.count import Count, count_step
 from mfubench.measure.scopes import BACKWARD, FORWARD, ScopeTracker
 
@@ -93,6 +94,15 @@ def test_masked_pairs_are_not_useful(attend: Attention) -> None:
 
 def test_padded_stands_for_what_is_computed() -> None:
     assert counted(by_fill).total().padded == 12 * ALL * D
+
+
+def test_scores_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they nearly fill the device, masks as large as they are would not fit."""
+    whole, seen = model_flops(by_fill), []
+    real = torch.Tensor.split
+    monkeypatch.setattr(masked, "SLICE", 3 * L * L)
+    monkeypatch.setattr(torch.Tensor, "split", lambda rows, size: seen.append(size) or real(rows, size))
+    assert model_flops(by_fill) == whole == (2 * PAIRS, 4 * PAIRS) and set(seen) <= {1, 3}
 
 
 def test_what_is_not_masked_is_needed_whole() -> None:

@@ -1,5 +1,7 @@
 """The memory pass: what is alive at the peak, to the byte, by kind and by the module that it belongs to."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -250,3 +252,19 @@ def test_a_model_of_the_zoo_adds_up(zoo: Callable[..., object], mode: str) -> No
     assert (found.by_kind["optimizer_state"] > parameters) == (mode == "train")
     modules = dict(workload.module.named_modules())
     assert all(name in modules or name.startswith("(") for name in found.by_module)
+
+
+def test_nothing_keeps_the_model_alive() -> None:
+    """Many are measured in one process, and the next needs the memory."""
+    model = nn.Linear(8, 8)
+    gone = weakref.ref(model)
+    peak(model, torch.randn(2, 8), optimizers=trained(model, torch.randn(2, 8)))
+    with pytest.raises(ValueError, match="broken"):
+        peak_of_step(model, [], broken)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def broken(_: ScopeTracker) -> None:
+    raise ValueError("broken")
