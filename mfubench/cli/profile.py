@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mfubench.run import Run
 
 TRACE_NAME = "trace.json.gz"
+KEEPING_S = 10.0  # for which the other ranks let rank 0 keep what was measured: the first that ends, ends all
 TENSORBOARD = "tensorboard"  # a log folder that torch-tb-profiler opens
 
 
@@ -113,6 +114,7 @@ def profile(
     silent = of_another_rank()
     if silent:  # rank 0 tells of all
         quiet, out, trace = True, None, False
+        limit_s = None if limit_s is None else limit_s + KEEPING_S
     own_folder(out, "profile")
     out = out and out.absolute()  # a user's model may go to a folder of its own while it is built
     from mfubench.optimize.recipe import prepare_with, read_recipe
