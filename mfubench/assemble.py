@@ -14,7 +14,7 @@ from .measure.environment import environment
 from .measure.memory import MemoryPeak
 from .measure.stats import median_ci
 from .passes import Passes
-from .run import KernelConfig, Run
+from .run import FLOP_CONVENTIONS, KernelConfig, Run
 from .workload.spec import Workload
 
 NOT_MEASURED = "(not measured)"
@@ -79,12 +79,13 @@ def assemble(workload: Workload, passes: Passes) -> Run:
         kernel_configs=[KernelConfig(*place, *chosen) for place, chosen in sorted(count.configs.items())],
         not_measured=not_measured(workload, passes),
         warnings=list(workload.warnings),
+        flop_convention=FLOP_CONVENTIONS[workload.spec.mode],
         parallel=None if workload.ranks.alone else _parallel(workload, attribution, count, median),
     )
     if run.nvml["available"]:
         run.nvml["cross_check"] = cross_check(run)
     _blank(run, passes)
-    run.warnings += warnings(run, workload, passes.calibration, count.dtypes())
+    run.warnings += warnings(run, workload, passes.calibration, count.dtypes(), attribution.elsewhere)
     return run
 
 

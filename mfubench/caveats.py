@@ -1,6 +1,6 @@
 """What a Run does not know, and what bounds its claims."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -11,12 +11,16 @@ from .attribute.roofline import DTYPE_NAMES
 from .attribute.steadiness import unsteady
 from .errors import BadInput, ToolBroke
 from .measure.calibrate import DTYPES, Calibration
+from .measure.classify import op_class
+from .measure.compiled import PRODUCTS, Compilation
 from .measure.nvml import missing_counters
+from .measure.scopes import takes_hooks
 from .passes import LATER, Passes
 from .run import Run
 from .workload.spec import Workload
 
 MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
+NUM_REASONS = 3  # why a compiler broke a graph, in a sentence
 MIN_SHARE, MAX_ROOFLINE = 0.03, 1.1  # of a step: less is not told; of the roofline: more is no rounding
 
 
@@ -35,8 +39,26 @@ def not_measured(workload: Workload, passes: Passes) -> list[str]:
     return missing
 
 
-def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Mapping[str, int]) -> list[str]:
+def broken_graphs(wanted: str, compilation: Compilation | None) -> list[str]:
+    """A warning where ``--compile`` ``wanted`` the model as one graph and the compiler made several, with why."""
+    if compilation is None or not compilation.breaks or wanted not in ("model", "cudagraphs"):
+        return []
+    reasons = [" ".join(reason.partition("\n")[0].split()) for reason, _ in compilation.breaks.most_common()]
+    more = f"; and {len(reasons) - NUM_REASONS} more" if len(reasons) > NUM_REASONS else ""
+    told = "; ".join(reasons[:NUM_REASONS])
+    return [f"the model is no single graph: the compiler broke it {compilation.breaks.total()} times: {told}{more}"]
+
+
+def warnings(
+    run: Run,
+    workload: Workload,
+    calibration: Calibration,
+    dtypes: Mapping[str, int],
+    elsewhere: Iterable[str] = (),
+) -> list[str]:
     """What bounds the claims of ``run``; ``dtypes`` has its hardware FLOPs by operand type.
+
+    ``elsewhere``: products that ran in threads of the model's own.
 
     Raises:
         BadInput: more than the datasheet's peak, as it is that of another dtype than the run's products.
@@ -56,10 +78,7 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
             f"the peaks were measured on a busy machine ({calibration.busy}): they are too low, and not kept; run it "
             "again when nothing else runs"
         )
-    coverage = run.flops["coverage"]
-    if coverage is not None and coverage < MIN_COVERAGE:
-        names = ", ".join(run.flops["unknown_ops"])
-        found.append(f"FLOP coverage {coverage:.0%}: nothing is known of the FLOPs of {names}")
+    found += _of_unknown_flops(run, sorted(elsewhere))
     if (run.trace["distortion"] or 0.0) > MAX_DISTORTION:
         found.append(
             f"the profiler made the traced step {run.trace['distortion']:.2f} times as long; shares are less sure"
@@ -82,9 +101,34 @@ def warnings(run: Run, workload: Workload, calibration: Calibration, dtypes: Map
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
+    found += _unhooked(workload.module)
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
+    return found
+
+
+def _of_unknown_flops(run: Run, elsewhere: Sequence[str]) -> list[str]:
+    """That FLOPs are missing, however little time that takes: a product that is not counted makes every MFU too low."""
+    coverage, unknown, found = run.flops["coverage"], run.flops["unknown_ops"], []
+    if coverage is None:
+        return []
+    products = [name for name in unknown if op_class(name) in PRODUCTS]
+    if unknown and (coverage < MIN_COVERAGE or products or not run.flops["model"]):
+        found.append(
+            f"FLOP coverage {coverage:.0%}: nothing is known of the FLOPs of {', '.join(unknown)}, and the true MFU is "
+            "higher than what is told"
+        )
+    elif not run.flops["hardware"]:
+        found.append(
+            "no matrix product was seen in a step: if the model has some, they run where torch's dispatcher does not "
+            "see them, as in AOTInductor, ONNX Runtime or numpy, and its MFU is unknown"
+        )
+    if elsewhere:
+        found.append(
+            f"{', '.join(elsewhere)} ran in threads of the model's own: their FLOPs and time are "
+            "not counted, and the true MFU is higher than what is told"
+        )
     return found
 
 
@@ -135,6 +179,15 @@ def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
     there_is = DTYPE_NAMES.get(most) in DTYPES.get(run.workload["device"], ())
     hint = "give another --dtype" if there_is else f"no --dtype has the peak of {most}, so its MFU means little"
     return [f"most of its products are in {most}, and the peak is that of {dtype}: {hint}"]
+
+
+def _unhooked(module: nn.Module) -> list[str]:
+    names = [name for name, item in module.named_modules() if not takes_hooks(item)]
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    if not names:
+        return []
+    which = "the whole model" if "" in names else ", ".join(outer)
+    return [f"scripted modules do not say when they run, and their work stands at the one around: {which}"]
 
 
 def _shared_modules(module: nn.Module) -> list[str]:

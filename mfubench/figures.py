@@ -11,6 +11,7 @@ from math import floor, log, log10
 from .run import LedgerLine, ModuleRow, Run, family_of, family_place
 
 USEFUL = "useful"
+ROUNDING = 1e-9  # of a step: so little that is left is no time
 NUM_MARKS = 100  # of a roofline: the longest modules; more would hide each other
 NUM_LABELLED = 9  # of its marks
 NEAR = 0.04  # of a roofline's width or height: marks whose labels would cover each other
@@ -64,8 +65,10 @@ def _fall(ledger: Sequence[LedgerLine]) -> tuple[list[Drop], float]:
     left, drops = 1.0, []
     for line in ledger:
         if line.cause != USEFUL:
-            drops.append(Drop(line, left, left - line.share))
-            left -= line.share
+            below = left - line.share
+            below = 0.0 if abs(below) < ROUNDING else below
+            drops.append(Drop(line, left, below))
+            left = below
     return drops, left
 
 

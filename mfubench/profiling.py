@@ -14,6 +14,7 @@ from .assemble import assemble
 from .attribute.attribution import Attribution
 from .attribute.join import attribute
 from .attribute.roofline import DTYPE_NAMES, Ceilings
+from .caveats import broken_graphs
 from .errors import BadInput, MfubenchError, OutOfMemory, ToolBroke
 from .exhausted import out_of_memory, release
 from .measure.calibrate import DTYPES, Calibration, load_or_calibrate
@@ -96,6 +97,7 @@ def profile_workload(
         for name, stage, done, measure in later:
             progress(stage, done)
             _attempt(workload, passes, name, measure)
+    workload.warnings += broken_graphs(workload.spec.compile, compilation)
     return with_others(assemble(workload, passes), workload.ranks)
 
 

@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LONGEST_MS = 1e9  # of a step: eleven days
-FLOP_CONVENTION = (
-    "2 per multiply-add, matmul-like work only, true sequence lengths, only the pairs a mask keeps, forward plus "
-    "backward, recomputation excluded, no gradient counted for an input that needs none, embedding look-ups 0"
+_COUNTED = (
+    "2 per multiply-add, matmul-like work only, true sequence lengths, only the pairs a mask keeps, {}, embedding "
+    "look-ups 0"
 )
+FLOP_CONVENTIONS = {
+    "train": _COUNTED.format(
+        "forward plus backward, recomputation excluded, no gradient counted for an input that needs none"
+    ),
+    "infer": _COUNTED.format("the forward alone"),
+}
+"""What model FLOPs are, by the mode of a workload."""
 
 TOGETHER = " + "  # between the names of modules that share a kernel
 _IN_A_LIST = re.compile(r"(?<![^.])\d+(?![^.])")  # a module's number among its siblings
@@ -165,7 +172,7 @@ class Run:
     parallel: dict[str, Any] | None = None
     ranks: list[Any] = field(default_factory=list)
     kernel_configs: list[KernelConfig] = field(default_factory=list)
-    flop_convention: str = FLOP_CONVENTION
+    flop_convention: str = FLOP_CONVENTIONS["train"]
     schema_version: int = SCHEMA_VERSION
 
     @property

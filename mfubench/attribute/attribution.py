@@ -22,6 +22,7 @@ class Attribution:
     bytes of compiled kernels by key, ``unsized`` how many of their calls had shapes that are not known, ``inferred``
     how many kernels were recognised by their place in a CUDA graph, ``unknown`` the time in compiled graphs that is of
     no known module by the name of what ran, and ``lost`` the launches of CUDA graphs whose kernels the trace lacks.
+    ``elsewhere`` has the time of products that ran in threads of the model's own, which no count sees, by operator.
     ``steps`` were traced, and ``apart`` says whether a device of its own did the work, which no profiler slows.
     """
 
@@ -38,6 +39,7 @@ class Attribution:
     lost: int = 0
     span: float = 0.0
     idle: float = 0.0
+    elsewhere: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 1
     apart: bool = False
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mfu_kernels.cost import OpClass
 from mfubench.measure.classify import communicates, op_class
-from mfubench.measure.compiled import CompiledKernel
+from mfubench.measure.compiled import PRODUCTS, CompiledKernel
 from mfubench.measure.count import RECOMPUTE, WorkKey
 from mfubench.measure.scopes import BACKWARD, COMMUNICATION, FORWARD, LOSS, Scope
 from mfubench.measure.trace import NOTHING, SCOPE_PREFIX, STEP_PREFIX, Trace
@@ -55,6 +55,7 @@ class Span:
     kernel: CompiledKernel | None = None  # of that graph, that this is
     orphan: bool = False  # whether compiled code ran it for no module that is known
     in_step: bool = False
+    elsewhere: bool = False  # in a thread that is neither the step's nor the backward's
     reached: float = 0.0  # where its last child ended
     waited: float = 0.0  # gap before it that belongs to it and not to its parent
 
@@ -102,7 +103,9 @@ def _walk(trace: Trace, talking: Sequence[Interval]) -> Iterator[Span]:
         _number_nodes(events)
     regions = regions_of_functions(threads.values())
     for events in threads.values():
+        elsewhere = not any(_is_step(event["name"]) or event["name"].startswith(ENGINE) for event in events)
         for span in _walk_thread(events, trace, regions):
+            span.elsewhere = elsewhere
             place = bisect_right(steps, (span.start, float("inf"))) - 1
             span.in_step = place >= 0 and span.start < steps[place][1]  # the backward may run in a thread of its own
             yield span
@@ -245,6 +248,10 @@ def _on_cpu(spans: list[Span], result: Attribution) -> None:
     nothing = _cost_of_nothing(spans)
     for span in spans:
         if not span.in_step:
+            continue
+        if span.elsewhere:  # while the step's own thread waits
+            if op_class(span.name) in PRODUCTS:
+                result.elsewhere[span.name] += span.self_time
             continue
         key = _key(span)
         between = span.waited

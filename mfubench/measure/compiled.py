@@ -9,6 +9,7 @@ patched. A kernel may serve several modules at once, and then belongs to all of 
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,12 +64,14 @@ class CompiledKernel:
 class Compilation:
     """The calls of each graph by its region and direction, in order; ``blind`` says why none could be seen.
 
-    ``happened`` says whether anything was compiled, by whatever compiler.
+    ``happened`` says whether anything was compiled, by whatever compiler, and ``breaks`` why Dynamo ended graphs before
+    a function's end, by how often.
     """
 
     graphs: dict[tuple[str, str], list[CompiledKernel]] = field(default_factory=dict)
     blind: str | None = None
     happened: bool = False
+    breaks: Counter[str] = field(default_factory=Counter)
 
 
 def compiler_loaded() -> bool:
@@ -92,7 +95,9 @@ def watched(names: Mapping[nn.Module, str]) -> Iterator[Compilation]:
     """Note what is compiled inside; ``names`` are the modules that owners are looked for among."""
     found = Compilation()
     import torch._inductor.config as config
+    from torch._dynamo.utils import counters
 
+    before = Counter(counters["graph_break"])
     watch, log = _Watch(names, found), logging.getLogger(TRACE_LOG)
     found.blind = _cannot_see(config)
     # Functions, not methods: the settings are copied deeply, and a watch cannot be.
@@ -103,6 +108,7 @@ def watched(names: Mapping[nn.Module, str]) -> Iterator[Compilation]:
             yield found
     finally:
         log.removeHandler(watch)
+        found.breaks = Counter(counters["graph_break"]) - before
     if found.happened and not found.graphs and found.blind is None:
         found.blind = "another compiler than Inductor made them"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 
 from mfu_kernels.cost import OpClass, OpCost, observing
 
@@ -46,6 +47,11 @@ def module_names(model: nn.Module) -> dict[nn.Module, str]:
         module: ".".join(part for part in name.split(".") if part != "_orig_mod") or ROOT
         for name, module in model.named_modules()
     }
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether it says when it runs; a scripted module does not, and what it runs is told of the module around it."""
+    return not isinstance(module, RecursiveScriptModule)
 
 
 class ScopeTracker:
@@ -104,7 +110,7 @@ class ScopeTracker:
         if self.compiled:
             before, after = uncompiled(before), uncompiled(after)
         with ExitStack() as cleanup:
-            for module in self.names:
+            for module in filter(takes_hooks, self.names):
                 cleanup.callback(module.register_forward_pre_hook(before).remove)
                 # Without always_call a forward that checkpointing cuts short would never close its scope.
                 cleanup.callback(module.register_forward_hook(after, always_call=True).remove)

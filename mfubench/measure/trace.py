@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from .compiled import Compilation
@@ -63,6 +64,11 @@ def _do_nothing(device: torch.device) -> None:
             one.add_(other)  # a scalar of Python would be made a tensor by operators inside, each cheaper than a whole
 
 
+def _all_threads(device: torch.device) -> Any:
+    """On a CPU the operators of threads that a model starts are recorded too; on a GPU the default."""
+    return _ExperimentalConfig(profile_all_threads=True) if device.type == "cpu" else None
+
+
 def trace_steps(
     model: nn.Module,
     step: Callable[[ScopeTracker, int], None],
@@ -85,7 +91,7 @@ def trace_steps(
     with tracker.attached():
         step(tracker, 0)
         wait_for(device)
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, experimental_config=_all_threads(device)) as profiler:
             _do_nothing(device)
             for index in range(num_steps):
                 with record_function(f"{STEP_PREFIX}{index}"):

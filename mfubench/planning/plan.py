@@ -12,7 +12,7 @@ from mfubench.errors import BadInput
 from mfubench.measure.calibrate import DTYPES
 from mfubench.measure.environment import environment
 from mfubench.progress import Progress, silent
-from mfubench.run import FLOP_CONVENTION, Run
+from mfubench.run import FLOP_CONVENTIONS, Run
 from mfubench.workload.spec import WorkloadSpec
 
 from .gpu import Gpu, gpu_of, known_gpu
@@ -97,7 +97,7 @@ def make_plans(
         "samples_per_day": samples_per_day,
         "room": ROOM,
         "plans": plans,
-        "flop_convention": FLOP_CONVENTION,
+        "flop_convention": FLOP_CONVENTIONS[specs[0].mode],
         "environment": environment(torch.device("cpu")),
     }
 

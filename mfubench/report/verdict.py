@@ -12,9 +12,15 @@ def headline(run: Run) -> str:
     where = run.device if run.parallel is None else f"{run.device}, rank {run.parallel['rank']} of {run.world_size}"
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {where}: {step_time(run, 'ms a step')} "
-        f"(median), {throughput(run)} on average, MFU {fmt.percent(run.mfu, why_no_mfu(run))}, "
-        f"{fmt.percent(run.mfu_of_measured_peak)} of the measured GEMM peak{together(run)}; {_useful(run)}"
+        f"(median), {throughput(run)} on average, MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "
+        f"{_at_least(run, run.mfu_of_measured_peak)} of the measured GEMM peak{together(run)}; {_useful(run)}"
     )
+
+
+def _at_least(run: Run, share: float | None, why_not: str = "") -> str:
+    """A utilisation, which is higher where FLOPs of some operators are not known."""
+    bound = "at least " if share is not None and run.flops["unknown_ops"] else ""
+    return bound + fmt.percent(share, why_not)
 
 
 def _useful(run: Run) -> str:

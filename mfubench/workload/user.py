@@ -45,7 +45,7 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = _moved(spec.model, module, device)
-    module.train(spec.mode == "train")
+    told = _in_mode(spec, module)
     _seed((spec.seed ^ 1) + RANKS_APART * ranks.rank)  # whatever the model has drawn, and not what it has drawn
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -69,7 +69,8 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
         ranks=ranks,
-        warnings=_of_another_size(make_batch, batch_size, device, inputs[0]) or _of_other_rows(batch_size, inputs),
+        warnings=told
+        + (_of_another_size(make_batch, batch_size, device, inputs[0]) or _of_other_rows(batch_size, inputs)),
     )
 
 
@@ -88,6 +89,17 @@ def _moved(name: str, module: nn.Module, device: torch.device) -> nn.Module:
         if exhausted:
             raise OutOfMemory(f"{name}: its module does not fit {device}: {exhausted}") from error
         raise BadInput(f"{name}: its module cannot be moved to {device}: {located(error)}") from error
+
+
+def _in_mode(spec: WorkloadSpec, module: nn.Module) -> list[str]:
+    """Put ``module`` into the mode that ``spec`` asks for; a warning where it has one alone, as exported ones have."""
+    try:
+        module.train(spec.mode == "train")
+    except Exception as error:
+        if spec.mode == "train":
+            raise BadInput(f"{spec.model}: its train() raised {located(error)}; use --mode infer") from error
+        return [f"its eval() raised {located(error)}: it runs as build() left it"]
+    return []
 
 
 def _refuse_zoo_options(spec: WorkloadSpec) -> None:

@@ -29,6 +29,14 @@ def test_a_line_below_zero_lifts_the_waterfall():
     assert (amortized.left, launch.left) == (pytest.approx(1.1), pytest.approx(0.6))
 
 
+def test_what_rounding_leaves_is_nothing():
+    """A step without any useful work ends at 0, not at so many quadrillionths."""
+    shares = (0.1, 0.2, 0.3, 0.4)
+    assert 1.0 - sum(shares) == 0 != (((1.0 - 0.1) - 0.2) - 0.3) - 0.4
+    fall = waterfall(a_run(ledger=[LedgerLine("launch", share, share, []) for share in shares]))
+    assert fall.useful == 0.0 == fall.drops[-1].left
+
+
 def test_the_largest_drops_are_named_first():
     assert [drop.line.cause for drop in waterfall(a_run()).largest(2)] == ["peak_gap", "inefficiency.attention"]
 

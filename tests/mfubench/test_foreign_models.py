@@ -1,5 +1,6 @@
 """Models that nobody here wrote, through a whole profile: their FLOPs by hand, and what is not known is named."""
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -281,3 +282,44 @@ def test_a_lower_precision_has_a_line_of_its_own(profiled: Callable[..., Run], m
     run = profiled(Mixed(), "infer")
     (line,) = (line for line in run.ledger if line.cause == "dtype")
     assert line.modules == ["first"] and line.ms == pytest.approx(PRODUCT / 1e9 * (4 - 1))
+
+
+def in_a_pool(x: Tensor) -> Tensor:
+    """A product, and no module's, in a thread of the model's own, where no count sees it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: x + x @ torch.eye(H)).result()
+
+
+def test_products_in_threads_of_the_models_own_are_told_to_be_missing(profiled: Callable[..., Run]) -> None:
+    run = profiled(Through(in_a_pool), "infer")
+    assert run.flops["model"] == 2 * PRODUCT and adds_up(run)
+    assert any("aten::mm ran in threads of the model's own" in warning for warning in run.warnings)
+
+
+class Outside(nn.Module):
+    """Its products are nobody's whom torch knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(D, H))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() @ self.weight.detach().numpy())
+
+
+def test_a_step_without_any_product_is_told_of(profiled: Callable[..., Run]) -> None:
+    run = profiled(Outside(), "infer")
+    assert run.flops["model"] == 0 and any("no matrix product was seen" in warning for warning in run.warnings)
+    assert not any("no matrix product" in warning for warning in profiled(Through(), "infer").warnings)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_scripted_module_works_for_the_one_around_it(profiled: Callable[..., Run], whole: bool) -> None:
+    """It takes no hooks; its operators are seen all the same."""
+    with warnings.catch_warnings(action="ignore"):  # torch would have it exported
+        scripted = torch.jit.script(Through(nn.ReLU()))
+    model = scripted if whole else nn.Sequential(scripted, nn.Linear(D, D))
+    run = profiled(model, "infer")
+    assert run.flops["model"] == 2 * PRODUCT + (0 if whole else 2 * B * D * D) and run.flops["coverage"] == 1.0
+    (told,) = [warning for warning in run.warnings if "scripted modules do not say when they run" in warning]
+    assert told.endswith(": the whole model" if whole else ": 0") and adds_up(run)

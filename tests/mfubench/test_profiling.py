@@ -1,6 +1,7 @@
 """A whole profile: every key that others rely on, and the sums that must hold."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import nn
 
 from mfu_models.common.flops import FlopCount
 from mfubench.attribute.attribution import NOBODYS
-from mfubench.caveats import warnings
+from mfubench.caveats import broken_graphs, warnings
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.figures import waterfall
 from mfubench.measure.calibrate import Calibration
+from mfubench.measure.compiled import Compilation
 from mfubench.measure.scopes import DATA, OPTIMIZER
 from mfubench.profiling import profile, profile_workload
 from mfubench.report import markdown
@@ -149,12 +151,34 @@ def test_every_operator_is_known(run: Run) -> None:
 
 
 def test_a_step_of_which_nothing_is_known_is_warned_of(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
-    """No coverage at all is the worst there can be; a count that was left out is none."""
+    """No coverage at all is the worst there can be; a count that was left out is none.
+
+    A product that is missing is told however little time it takes, and so is all that is missing.
+    """
     workload, run = zoo(), a_run()
-    for coverage, told in ((0.0, ["0%"]), (0.94, ["94%"]), (0.96, []), (None, [])):
-        run.flops |= {"coverage": coverage, "unknown_ops": ["mylib::product"]}
+    mine = "mylib::product"
+    for coverage, name, model, told in (
+        (0.0, mine, 9, True),
+        (0.94, mine, 9, True),
+        (0.96, mine, 9, False),
+        (None, mine, 9, False),
+        (0.99, mine, 0, True),
+        (0.99, "aten::mkldnn_rnn_attention", 9, True),
+    ):
+        run.flops |= {"coverage": coverage, "unknown_ops": [name], "model": model}
         lines = [line for line in warnings(run, workload, fixed_calibration, {}) if "FLOP coverage" in line]
-        assert lines == [f"FLOP coverage {share}: nothing is known of the FLOPs of mylib::product" for share in told]
+        assert len(lines) == told
+        assert all(
+            f"FLOP coverage {coverage:.0%}: nothing is known of the FLOPs of {name}, and" in one for one in lines
+        )
+
+
+def test_a_model_that_was_to_be_one_graph_and_is_not() -> None:
+    breaks = Counter({"Tensor.item() call\n  Explanation: none": 3, "b": 2, "c": 2, "d": 1})
+    (told,) = broken_graphs("model", Compilation(breaks=breaks))
+    assert told.endswith("the compiler broke it 8 times: Tensor.item() call; b; c; and 1 more")
+    assert broken_graphs("regions", Compilation(breaks=breaks)) == broken_graphs("model", Compilation()) == []
+    assert broken_graphs("none", None) == []
 
 
 def test_kernels_that_were_never_tuned_are_named_on_a_gpu(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from mfubench.measure.compiled import TRACE_LOG, Compilation, CompiledKernel, compiler_loaded, run_eagerly, watched
 from mfubench.measure.scopes import ROOT, module_names
@@ -129,6 +130,22 @@ def test_another_backend_tells_nothing() -> None:
     with watched({}) as compilation:
         torch.compile(lambda x: x + 1, backend="eager")(torch.ones(3))
     assert compilation.happened and not compilation.graphs and "another compiler" in str(compilation.blind)
+
+
+def broken(x: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.graph_break()
+    return x + 1
+
+
+def test_why_graphs_were_broken_is_noted() -> None:
+    """Of what is compiled inside alone."""
+    counters["graph_break"]["earlier"] += 2
+    with watched({}) as whole:
+        torch.compile(lambda x: x * 3, backend="eager")(torch.ones(3))
+    with watched({}) as compilation:
+        torch.compile(broken, backend="eager")(torch.ones(3))
+    assert whole.breaks.total() == 0 and compilation.breaks.total() == 1
+    assert "torch._dynamo.graph_break()" in next(iter(compilation.breaks))
 
 
 def test_settings_that_the_model_uses_itself_are_left_to_it() -> None:

@@ -21,8 +21,8 @@ from tests.mfubench.report.factory import STEP_MS, a_gpu_run, a_module, a_run, s
 HEADLINE = (
     "kunlun small, train, fp32 on AMD EPYC 9654 96-Core Processor: 12.34 ms a step [12.11, 12.61] (median), "
     "2604 samples/s on average, "
-    "MFU n/a (no datasheet peak for a CPU), 41.0 % of the measured GEMM peak; with every row as long "
-    "as its batch's longest it would need 1.09 times its model FLOPs"
+    "MFU n/a (no datasheet peak for a CPU), at least 41.0 % of the measured GEMM peak; with every row "
+    "as long as its batch's longest it would need 1.09 times its model FLOPs"
 )
 
 
@@ -85,7 +85,7 @@ def test_facts_are_in_every_output(render, fact):
 def test_a_gpu_run_has_its_peaks_and_counters(render):
     run = a_gpu_run()
     text = render(run)
-    assert "MFU 33.2 %" in text and "no datasheet peak" not in text
+    assert "MFU at least 33.2 %" in text and "no datasheet peak" not in text
     for fact in ("NVIDIA H100 datasheet, SXM", "989", "712", "2911", "3350", "bf16 GEMM, TFLOP/s", "2026-02-03"):
         assert fact in text
     for fact in ("1755", "6.10 s, 494 steps", "3997 J, to 3 %", "0.253 J", "gpu idle", "Tensor active", "44.2 %"):

@@ -1,4 +1,4 @@
-"""What a headline says of padding: what is known of it, and no more."""
+"""What a headline says of padding, of FLOPs that are missing and of other ranks: what is known, and no more."""
 
 from typing import Any
 
@@ -24,3 +24,21 @@ from tests.mfubench.report.factory import a_run
 )
 def test_padding_in_a_headline(flops: dict[str, Any], told: str) -> None:
     assert told in headline(a_run(flops=flops)).partition("; ")[2]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "mfu", "told"),
+    [([], 0.2, "MFU 20.0 %, 41.0 %"), (["a::b"], 0.2, "MFU at least 20.0 %, at least 41.0 %"), (["a::b"], None, "n/a")],
+)
+def test_utilisation_where_flops_are_missing(unknown: list[str], mfu: float | None, told: str) -> None:
+    said = headline(a_run(flops={"unknown_ops": unknown}, mfu=mfu))
+    assert told in said and "at least n/a" not in said
+
+
+@pytest.mark.parametrize(("mfu", "told"), [(None, "900 samples/s; "), (0.25, "900 samples/s at an MFU of 25.0 %; ")])
+def test_one_rank_of_several(mfu: float | None, told: str) -> None:
+    job = {"rank": 0, "world_size": 4, "samples_per_s": 900.0, "mfu": mfu}
+    run = a_run()
+    run.parallel, run.ranks = job, [{}]
+    said = headline(run)
+    assert ", rank 0 of 4: " in said and f"its 4 ranks together {told}" in said

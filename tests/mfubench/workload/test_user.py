@@ -200,3 +200,18 @@ def test_a_models_own_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     git("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", "one")
     told = users_model(body, "mine_in_a_checkout", tmp_path, monkeypatch).description
     assert (told["model_git_sha"], told["model_git_dirty"]) == (git("rev-parse", "HEAD"), True)
+
+
+EXPORTED = """ids = torch.zeros(4, 3)
+    exported = torch.export.export(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval(), (ids,)).module()
+    return exported, lambda b, d: (torch.randn(4, 3),)"""
+
+
+def test_an_exported_model_is_served_in_the_one_mode_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match=r"train\(\) raised NotImplementedError.*; use --mode infer"):
+        users_model(EXPORTED, "exported", tmp_path, monkeypatch)
+    workload = prepare(WorkloadSpec("exported:build", device="cpu", batch_size=4, steps=2, mode="infer"))
+    run_step(workload, 0)
+    assert workload.warnings[0].startswith("its eval() raised NotImplementedError")
