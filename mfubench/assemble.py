@@ -12,7 +12,7 @@ from .measure.calibrate import peaks_by_dtype
 from .measure.count import Count
 from .measure.environment import environment
 from .measure.memory import MemoryPeak
-from .measure.stats import median_ci
+from .measure.stats import median_ci, tail
 from .passes import Passes
 from .run import FLOP_CONVENTIONS, KernelConfig, Run
 from .workload.spec import Workload
@@ -51,6 +51,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
             "requests_per_s": requests / total_s,
             "candidates_per_s": requests * workload.num_candidates / total_s,
             "timings_ms": timings,
+            "latency_ms": None if passes.alone_ms is None else tail(passes.alone_ms),
             "num_input_sets": len(workload.inputs),
         },
         flops=_flops(workload, count, attribution),

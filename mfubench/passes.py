@@ -21,7 +21,10 @@ LATER = {  # than the timing pass: what each pass brings
 
 @dataclass(slots=True)
 class Passes:
-    """What the four passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing."""
+    """What the four passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing.
+
+    ``alone_ms``: of an inference, steps of which each was waited for.
+    """
 
     timings_ms: list[float]
     nvml: dict[str, Any]
@@ -32,6 +35,7 @@ class Passes:
     device_peak: int | None  # bytes, by the device's own account
     compilation: Compilation | None  # None where nothing was compiled
     trace_path: Path | None  # where the trace is kept
+    alone_ms: list[float] | None = None
     counts: list[Count] | None = None
     attribution: Attribution | None = None
     memory: MemoryPeak | None = None

@@ -27,7 +27,7 @@ from .measure.operators import tensors_of
 from .measure.peaks import Datasheet, datasheet
 from .measure.scopes import ScopeTracker
 from .measure.stats import median_ci
-from .measure.timing import keep_going, time_steps, wait_for
+from .measure.timing import keep_going, time_alone, time_steps, wait_for
 from .measure.trace import trace_steps
 from .passes import Passes
 from .progress import Progress, silent
@@ -84,10 +84,12 @@ def profile_workload(
                 for index in range(len(workload.inputs)):
                     run_step(workload, index)
         timings, nvml = _timing_pass(workload, progress)
+        alone = _alone(workload, timings, progress)
         compilation = compilation if compilation is not None and compilation.happened else None
         device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         ceilings = _ceilings(workload, (), calibration, sheet_tflops)
         passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
+        passes.alone_ms = alone
         keep(lambda: assemble(workload, passes))
         later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
             ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
@@ -247,6 +249,17 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
             step_ms=workload.ranks.agreed(median_ci(timings)[0]), agreed=workload.ranks.agreed,
         )  # fmt: skip
     return timings, per_step(sampler.summary(), workload.num_requests(spec.steps + more), spec.steps + more)
+
+
+def _alone(workload: Workload, timings: list[float], progress: Progress) -> list[float] | None:
+    """How long an answer of an inference takes; on a CPU no step begins before the one before has ended anyway."""
+    if workload.spec.mode == "train" or workload.device.type == "cpu":
+        return None if workload.spec.mode == "train" else timings
+    progress("timing steps that are waited for", 0.58)
+    with _told_as_input(workload, "the model's step failed"):
+        return time_alone(
+            lambda index: run_step(workload, index), device=workload.device, num_steps=workload.spec.steps
+        )
 
 
 def _counts(workload: Workload, passes: Passes) -> list[Count]:

@@ -291,6 +291,8 @@ def _check(document: Any, file: str) -> None:
     _check_rows(document["ranks"], _RANK, f"{file}: ranks")
     _check_rows(document["hotspots"], _HOTSPOT, f"{file}: hotspots")
     _check_rows(document["peak"].get("by_dtype", []), _PEAK | {"used": bool}, f"{file}: peak.by_dtype")
+    if not _is(document["step"].get("latency_ms"), dict[str, float | None] | None):
+        raise BadInput(f"{file}: step.latency_ms is no percentiles; it is no whole Run; profile again")
     times = [document["step"]["time_ms"][key] for key in ("ci95_low", "median", "ci95_high")]
     if not 0 < times[0] <= times[1] <= times[2] < LONGEST_MS:
         raise BadInput(f"{file}: step.time_ms is {times}, no interval of a time; it is no whole Run; profile again")

@@ -12,6 +12,8 @@ import numpy.typing as npt
 DIP_LIMIT = 0.53  # of dip times the root of the number of samples
 MIN_MODE_RATIO = 1.05
 LEVEL, RESAMPLES = 0.95, 2000
+TAILS = (0.5, 0.9, 0.99, 0.999)
+ROUNDING = 1e-9
 
 
 def resampled(samples: Sequence[float] | npt.NDArray[np.float64], seed: int = 0) -> npt.NDArray[np.float64]:
@@ -30,6 +32,20 @@ def percentile_interval(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
     """
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def tail(samples: Sequence[float]) -> dict[str, float | None]:
+    """The values within which the `TAILS` of ``samples`` lie, by percentage, each one of the samples (nearest rank).
+
+    None where there are too few for one of them to lie beyond: 99 % of fewer than 100 is their largest, whatever it is.
+    """
+    ordered = sorted(samples)
+    return {f"{100 * share:g}": _nearest_rank(ordered, share) for share in TAILS}
+
+
+def _nearest_rank(ordered: Sequence[float], share: float) -> float | None:
+    enough = len(ordered) * (1 - share) >= 1 - ROUNDING
+    return float(ordered[math.ceil(len(ordered) * share - ROUNDING) - 1]) if enough else None
 
 
 def median_ci(samples: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, float, float]:

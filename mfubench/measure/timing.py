@@ -37,6 +37,21 @@ def time_steps(
     return timings
 
 
+def time_alone(step: Callable[[int], None], *, device: torch.device, num_steps: int) -> list[float]:
+    """Milliseconds of ``num_steps`` calls of ``step(index)``, each begun when the one before has ended.
+
+    So long does who asks wait for an answer: the host's part and the device's, one after the other.
+    """
+    wait_for(device)
+    timings = []
+    for index in range(num_steps):
+        start = perf_counter()
+        step(index)
+        wait_for(device)
+        timings.append(1e3 * (perf_counter() - start))
+    return timings
+
+
 def time_in_turn(
     steps: Sequence[Callable[[int], None]],
     *,

@@ -13,7 +13,7 @@ from .causes import meanings
 from .device import counters, peaks
 from .ranks import ranks_section
 from .tree import module_tree
-from .verdict import headline, of_requests, step_time, throughput, why_no_mfu
+from .verdict import headline, latency, of_requests, step_time, throughput, why_no_mfu
 
 FLOPS = {
     "model": "Model FLOPs a step",
@@ -82,9 +82,18 @@ def _utilization(run: Run) -> Facts:
             ("MFU of the measured GEMM peak", fmt.percent(run.mfu_of_measured_peak)),
             ("HFU of the measured GEMM peak", fmt.percent(run.hfu_of_measured_peak)),
             ("Step time", f"{step_time(run, 'ms')}, median and 95 % interval of {len(run.step['timings_ms'])} steps"),
+            *_latency(run),
             ("Throughput", throughput(run)),
         ]
     )
+
+
+def _latency(run: Run) -> list[tuple[str, str]]:
+    told, steps = latency(run), len(run.step["timings_ms"])
+    missing = [share for share, ms in (run.step.get("latency_ms") or {}).items() if ms is None]
+    needed = round(100 / (100 - float(missing[0]))) if missing else 0
+    more = f"; {missing[0]} % needs --steps {needed}" if missing else ""
+    return [("Latency", f"{told}, of {steps} steps of which each was waited for{more}")] if told else []
 
 
 def _flops(run: Run) -> Facts:

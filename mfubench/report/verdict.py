@@ -12,7 +12,7 @@ def headline(run: Run) -> str:
     where = run.device if run.parallel is None else f"{run.device}, rank {run.parallel['rank']} of {run.world_size}"
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {where}: {step_time(run, 'ms a step')} "
-        f"(median), {throughput(run)} on average, MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "
+        f"(median), {throughput(run)} on average, {_slowest(run)}MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "
         f"{_at_least(run, run.mfu_of_measured_peak)} of the measured GEMM peak{together(run)}; {_useful(run)}"
     )
 
@@ -53,6 +53,21 @@ def step_time(run: Run, unit: str = "") -> str:
 def of_requests(run: Run) -> bool:
     """Whether requests and candidates are two things in this run, so that both must be told."""
     return bool(run.workload.get("request_level")) or run.workload.get("num_candidates", 1) > 1
+
+
+def latency(run: Run) -> str:
+    """Within what time an inference answers, as far as its steps tell; nothing of a training."""
+    told = run.step.get("latency_ms")
+    if told is None:
+        return ""
+    known = ", ".join(f"{share} % within {fmt.number(ms, 4)}" for share, ms in told.items() if ms is not None)
+    return f"{known} ms" if known else ""
+
+
+def _slowest(run: Run) -> str:
+    """The last percentile of an inference that its steps tell."""
+    told = [(share, ms) for share, ms in (run.step.get("latency_ms") or {}).items() if ms is not None]
+    return f"{told[-1][0]} % of steps done within {fmt.number(told[-1][1], 4)} ms, " if told[1:] else ""
 
 
 def throughput(run: Run) -> str:

@@ -2,13 +2,14 @@ import json
 import os
 import re
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from mfubench.errors import BadInput
 from mfubench.run import _EXPECTED as EXPECTED_INSIDE
 from mfubench.run import _EXPECTED_OF_A_GPU as EXPECTED_OF_A_GPU
-from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, write_run
+from mfubench.run import SCHEMA_VERSION, KernelRow, ModuleRow, Run, read_run, run_of, write_run
 from tests.house.tree import ROOT
 from tests.mfubench.report.factory import a_gpu_run, a_run
 
@@ -102,6 +103,14 @@ def test_a_row_with_a_value_of_another_kind_is_refused(tmp_path, document, part,
     document[part][0][key] = value
     with pytest.raises(BadInput, match=f"{part} is .*, a row that does not fit: {key}; profile again"):
         read_run(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("latency", ["fast", [1.0], {"50": "fast"}])
+def test_percentiles_of_another_kind_are_refused(latency: Any) -> None:
+    document = json.loads(a_run().to_json())
+    document["step"]["latency_ms"] = latency
+    with pytest.raises(BadInput, match=r"step\.latency_ms is no percentiles"):
+        run_of(document, "x")
 
 
 @pytest.mark.parametrize("times", [(0.0, 0.0, 0.0), (-5.0, -6.0, 1.0), (3.0, 1.0, 2.0), (1e300, 1e300, 1e300)])

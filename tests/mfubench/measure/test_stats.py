@@ -12,6 +12,7 @@ from mfubench.measure.stats import (
     percentile_interval,
     resampled,
     student_quantile,
+    tail,
 )
 
 
@@ -190,3 +191,20 @@ def test_modes_that_are_close_do_not_matter():
 @pytest.mark.parametrize("samples", [[1.0], [1.0, 2.0], [1.0, 1.0, 1.0], [5.0] * 30])
 def test_few_or_equal_samples_have_one_mode(samples):
     assert bimodal(samples) is None
+
+
+@pytest.mark.parametrize(
+    ("num", "told"),
+    [
+        (1, [None, None, None, None]),
+        (9, [5, None, None, None]),
+        (10, [5, 9, None, None]),
+        (99, [50, 90, None, None]),
+        (100, [50, 90, 99, None]),
+        (1000, [500, 900, 990, 999]),
+    ],
+)
+def test_a_tail_is_told_where_samples_lie_beyond_it(num: int, told: list[int | None]) -> None:
+    """Nearest rank, of 1 to ``num`` in any order."""
+    assert list(tail([*range(num, 0, -2), *range(num - 1, 0, -2)]).values()) == told
+    assert list(tail([1.0])) == ["50", "90", "99", "99.9"]

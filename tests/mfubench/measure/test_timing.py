@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from mfu_kernels.cost import current_observer
+from mfubench.measure import timing
 from mfubench.measure.calibrate import Calibration
-from mfubench.measure.timing import keep_going, time_in_turn, time_steps
+from mfubench.measure.timing import keep_going, time_alone, time_in_turn, time_steps
 from mfubench.profiling import profile_workload
 from mfubench.workload.spec import WARMUP_STEPS
 from mfubench.workload.step import run_step
@@ -189,3 +190,21 @@ def test_steps_in_turn_keep_their_own_timings_on_a_machine_that_drifts(monkeypat
     fast, slow = time_in_turn([takes(0.002), takes(0.003)], device=CPU, num_rounds=60, warmup=0)
     assert fast[-1] > 1.3 * fast[0]
     assert all(after / before == pytest.approx(1.5, rel=0.01) for before, after in zip(fast, slow, strict=True))
+
+
+def test_a_step_alone_is_waited_for_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its time has the device's part in it: here 3 ms after the host's 2."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock[0])
+
+    def step(index: int) -> None:
+        said.append(index)
+        clock[0] += 0.002
+
+    def wait(_: torch.device) -> None:
+        said.append("waits")
+        clock[0] += 0.003
+
+    monkeypatch.setattr(timing, "wait_for", wait)
+    assert time_alone(step, device=CPU, num_steps=2) == pytest.approx([5.0, 5.0])
+    assert said == ["waits", 0, "waits", 1, "waits"]

@@ -42,3 +42,17 @@ def test_one_rank_of_several(mfu: float | None, told: str) -> None:
     run.parallel, run.ranks = job, [{}]
     said = headline(run)
     assert ", rank 0 of 4: " in said and f"its 4 ranks together {told}" in said
+
+
+@pytest.mark.parametrize(
+    ("latency", "told"),
+    [
+        (None, None),  # of a training
+        ({"50": None, "90": None, "99": None, "99.9": None}, None),
+        ({"50": 5.0, "90": None, "99": None, "99.9": None}, None),  # which says no more than the median
+        ({"50": 5.0, "90": 6.0, "99": 9.25, "99.9": None}, "99 % of steps done within 9.250 ms, MFU"),
+    ],
+)
+def test_an_inference_says_how_slow_its_slowest_are(latency: dict[str, float | None] | None, told: str | None) -> None:
+    said = headline(a_run(step={"latency_ms": latency}))
+    assert (told in said) if told else ("of steps done" not in said)
