@@ -176,8 +176,9 @@ def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
     most, dtype = max(dtypes, key=lambda name: dtypes[name], default="none"), run.peak["dtype"]
     if not dtypes.get(most) or DTYPE_NAMES.get(most, most) in (dtype, "fp32" if dtype == "tf32" else dtype):
         return []
-    there_is = DTYPE_NAMES.get(most) in DTYPES.get(run.workload["device"], ())
-    hint = "give another --dtype" if there_is else f"no --dtype has the peak of {most}, so its MFU means little"
+    named = DTYPE_NAMES.get(most)
+    there_is = named in DTYPES.get(run.workload["device"], ())
+    hint = f"give --dtype {named}" if there_is else f"no --dtype has the peak of {most}, so its MFU means little"
     return [f"most of its products are in {most}, and the peak is that of {dtype}: {hint}"]
 
 
