@@ -215,7 +215,7 @@ def test_dien_is_its_equations() -> None:
 
 
 def test_a_long_history_does_not_drown_the_interest() -> None:
-    """The sum of so many events would be a hundred times as long as the interest beside it, which is below 1 a place."""
+    """The sum of so many events would be a hundred times as long as the interest beside it."""
     interest = built(DIEN).eval().interest
     event, target = torch.randn(1, 20), torch.randn(1, 20)
     few, many = (interest(event.expand(n, -1), target, sequence_of([n])).user[0] for n in (2, 200))

@@ -17,9 +17,9 @@ With ``dien``, DIEN (arXiv 1809.03672) takes the sum's place:
 
 In training the model gives a `TrainingOutput`, else logits.
 
-The authors' code (mouna99/dien, `model.py`) has the events' sum beside h' and batch norm on all that the head reads,
-which brings the two to one scale. Batch norm makes a sample's score depend on its batch and is left out; as it is, the
-sum of a long history is up to hundreds of times as long as h', and the mean stands in its place.
+The authors' code (mouna99/dien, `script/model.py`) has the events' sum beside h' and batch norm on all that the head
+reads, which brings the two to one scale. Batch norm makes a sample's score depend on its batch and is left out; without
+it a long history's sum is up to hundreds of times as long as h', so the mean stands in its place.
 
 Readings: c - h_t is code's, where a figure of DIN's shows an outer product. The auxiliary loss tells each event from
 another by the state before it, the first one by h_0 = 0, which the paper leaves out: so n events make n pairs. Its
