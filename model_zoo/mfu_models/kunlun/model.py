@@ -27,7 +27,7 @@ from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import FieldEmbedding
-from mfu_models.common.layers import Mlp, TokenMix
+from mfu_models.common.layers import DenseToken, Mlp, TokenMix
 from mfu_models.common.wukong import WukongBlock
 
 from .config import KunlunConfig
@@ -89,7 +89,7 @@ class Kunlun(nn.Module):
         super().__init__()
         self.config = config
         d, dense, widest = config.width, len(config.schema.dense), config.num_interaction_tokens
-        self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
+        self.dense = DenseToken((dense, DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(config.schema, d, impl)
         self.towers = nn.ModuleDict(
             {"+".join(names): EventTower(config, tower, len(names), impl) for names, tower in config.event_towers}
