@@ -13,7 +13,7 @@ from mfubench.errors import BadInput
 from .histories import Array, EventLog, Ints, Windows
 from .source import check_request
 
-VERSION = 2  # of what rows of a log become; part of its fingerprint, to be raised with any change of it
+VERSION = 3  # of what rows of a log become; part of its fingerprint, to be raised with any change of it
 MOMENT_ROWS = 1 << 16  # impressions that tell the moments of the dense features
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -66,8 +66,8 @@ class LogSource:
     candidate's time, and all that is known of the user and the moment is known at that time: dense features count only
     what is strictly before it, and with no past event the rate and the recency are 0; then they are standardised by
     ``moments``, if it has them. A target's label is 1 if its row belongs to the sequence ``positives``; ``shown`` names
-    the sequences that make up all past targets. Hours and weekdays are local: UTC + ``utc_offset_hours``. ``context``
-    holds the ids, by row, of each context field given to ``log_schema``.
+    the sequences that make up all past targets, each target in one of them. Hours and weekdays are local: UTC +
+    ``utc_offset_hours``. ``context`` holds the ids, by row, of each context field given to ``log_schema``.
     """
 
     schema: Schema

@@ -28,7 +28,7 @@ FIVE_STARS = 10
 TAGGED = 11
 SEQUENCES = (
     SequenceField("liked", "engagement"),
-    SequenceField("other_ratings", "exposure"),
+    SequenceField("ratings", "exposure"),
     SequenceField("tags", "engagement"),
 )
 
@@ -36,9 +36,10 @@ SEQUENCES = (
 def read_movielens(path: Path) -> LogSource:
     """The data set in folder ``path``, or beside the file ``path/ratings.csv``.
 
-    Target: a rating of 4 or more. An event's sides are its movie's first genre and what the user did: the rating in
-    half stars, 1 to 10, or 11 for a tag; a movie that movies.csv lacks is of the unknown genre. Sparse context: user,
-    movie, hour and weekday (UTC), genre.
+    Target: a rating of 4 or more. Sequences: the ratings of 4 or more, all ratings, which are all that a user is known
+    to have been shown, and tags. An event's sides are its movie's first genre and what the user did: the rating in half
+    stars, 1 to 10, or 11 for a tag; a movie that movies.csv lacks is of the unknown genre. Sparse context: user, movie,
+    hour and weekday (UTC), genre.
 
     Raises:
         BadInput: no such folder, one of its three files is missing, or one that cannot be read.
@@ -53,13 +54,13 @@ def read_movielens(path: Path) -> LogSource:
     users, movies, genres = (int(columns[name].max()) for name in ("user", "item", "genre"))
     actions = columns["action"]
     rated = actions <= FIVE_STARS
+    targets = rows_where(rated)
     members = {
         "liked": rows_where(rated & (actions >= LIKED)),
-        "other_ratings": rows_where(actions < LIKED),
+        "ratings": targets,
         "tags": rows_where(actions == TAGGED),
     }
     sides = np.stack([columns["genre"], actions], axis=1)
-    targets = rows_where(rated)
     return LogSource(
         schema=log_schema(
             source="movielens",
@@ -77,7 +78,7 @@ def read_movielens(path: Path) -> LogSource:
         log=EventLog.build(columns["user"], columns["time_ms"], columns["item"], sides, members),
         targets=targets,
         positives="liked",
-        shown=("liked", "other_ratings"),
+        shown=("ratings",),
         utc_offset_hours=0,
     ).standardised()
 

@@ -210,8 +210,18 @@ def test_dien_is_its_equations() -> None:
         right, wrong = (interest.auxiliary.mlp(torch.cat([before, events[i]])) for i in (t, (t + 2) % 4))
         loss = loss - (torch.sigmoid(right).log() + (1 - torch.sigmoid(wrong)).log()).squeeze() / 4
     user, auxiliary_loss = interest(events, target, sequence_of([4]))
-    torch.testing.assert_close(user[0], torch.cat([evolved, events.sum(dim=0)]))
+    torch.testing.assert_close(user[0], torch.cat([evolved, events.mean(dim=0)]))
     torch.testing.assert_close(auxiliary_loss, loss, rtol=1e-6, atol=1e-6)
+
+
+def test_a_long_history_does_not_drown_the_interest() -> None:
+    """The sum of so many events would be a hundred times as long as the interest beside it."""
+    interest = built(DIEN).eval().interest
+    event, target = torch.randn(1, 20), torch.randn(1, 20)
+    few, many = (interest(event.expand(n, -1), target, sequence_of([n])).user[0] for n in (2, 200))
+    torch.testing.assert_close(many[6:], few[6:])
+    none = interest(event[:0], target, sequence_of([0])).user
+    assert torch.equal(none, torch.zeros(1, 26))
 
 
 def test_dien_evolves_towards_the_candidate() -> None:

@@ -53,11 +53,22 @@ def test_a_dense_token_is_of_unit_length_however_it_is_made(widths: tuple[int, .
     assert lengths.mean().item() == pytest.approx(1, abs=0.25)
 
 
+@pytest.mark.parametrize("size", ["tiny", "base"])
 @pytest.mark.parametrize("name", WITH_A_DENSE_TOKEN)
-def test_dense_features_are_a_token_like_those_of_fields(name: str, log: LogSource) -> None:
-    """Raw logarithms of counts made it up to 20 times as long, on the KuaiRand slice."""
-    parts = lengths_of_parts(name, "tiny", log)
+def test_dense_features_are_a_token_like_those_of_fields(name: str, size: str, log: LogSource) -> None:
+    """Raw logarithms of counts made it up to 20 times as long, on the KuaiRand slice; as PyTorch draws it, it grows."""
+    parts = lengths_of_parts(name, size, log)
     assert 0.6 < parts["dense"] / parts["fields"] < 1.4
+
+
+@pytest.mark.parametrize("name", WITH_A_DENSE_TOKEN)
+def test_a_dense_token_is_made_by_what_holds_its_length_at_every_size(name: str) -> None:
+    """Sizes too large to be run here."""
+    for size in MODELS[name].sizes:
+        with torch.device("meta"):
+            model = MODELS[name].build(MODELS[name].config(size), "reference")
+        (dense,) = (part for path, part in model.named_modules() if path.rpartition(".")[2] == "dense")
+        assert isinstance(dense, DenseToken)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])

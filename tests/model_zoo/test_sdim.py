@@ -68,7 +68,7 @@ def test_a_sample_does_not_see_the_others(config: SdimConfig) -> None:
 def test_schemas_of_recorded_data(source: str) -> None:
     config = SDIM.config("tiny", RECORDED[source])
     names = config.long_history.name, config.short_history.name
-    assert names == {"kuairand": ("events", "clicks"), "movielens": ("other_ratings", "liked")}[source]
+    assert names == {"kuairand": ("events", "clicks"), "movielens": ("ratings", "liked")}[source]
     lengths = zoo_checks.lengths_of(config, [(0, 12, 5), (3, 0, 0)])
     zoo_checks.check_flops(SDIM, config, lengths)
     zoo_checks.check_gradients(SDIM, config, zoo_checks.lengths_of(config, [(3, 12, 15), (3, 9, 0)]))

@@ -78,12 +78,19 @@ def test_norms_come_after_or_before(order: str) -> None:
     assert_close(layer(z, offsets_of([3, 2]), 3), expected)
 
 
-def test_the_head_reads_candidate_mean_history_and_context() -> None:
-    """Pooling other than the mean, or over the candidate too; a history without events is all zeros."""
-    batch, d = batch_of(TRANSFORMER, SAMPLES), TRANSFORMER.width
-    model = built(TRANSFORMER)
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_the_head_reads_candidate_mean_history_and_context(order: str) -> None:
+    """Pooling other than the mean, or over the candidate too; pre-norm's layers with no norm after the last.
+
+    A history without events is all zeros.
+    """
+    config = replace(TRANSFORMER, norm_order=order)
+    batch, d = batch_of(config, SAMPLES), config.width
+    model = built(config)
     ((head_input,), _) = watch(model, batch)["head"][0]
-    history, candidates = encoded(TRANSFORMER, batch)
+    history, candidates = encoded(config, batch)
+    if order == "pre":
+        history, candidates = oracles.layer_norm(history), oracles.layer_norm(candidates)
     means = [rows.mean(dim=0) if len(rows) else torch.zeros(d) for rows in history.split([v for _, v in SAMPLES])]
     context = torch.cat([model.dense(batch.dense)[:, None], model.fields(batch.sparse)], dim=1).flatten(1)
     assert_close(head_input, torch.cat([candidates, torch.stack(means), context], dim=1))

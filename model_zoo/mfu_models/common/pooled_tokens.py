@@ -22,7 +22,7 @@ class PooledTokens(nn.Module):
     """[MLP(dense) | field embeddings | pooled histories]: [B, 1 + F + K, d].
 
     An event is its item's and its side ids' embeddings side by side, d wide together, so that pooling needs no matrix.
-    All histories share these tables.
+    All histories share these tables; fields have their own. The candidate's item is read where it is a field.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class DinConfig:
 
     @property
     def user_width(self) -> int:
-        """Width of what the history becomes: DIN's sum, or DIEN's last interest and the events' sum."""
+        """Width of what the history becomes: DIN's sum, or DIEN's last interest and the events' mean."""
         return self.interest_width + self.width if self.dien else self.width
 
     @property

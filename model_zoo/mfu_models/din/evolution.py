@@ -93,7 +93,7 @@ class Interest(NamedTuple):
 
 
 class InterestEvolution(nn.Module):
-    """A row's last interest on its way to the candidate, beside the sum of its events."""
+    """A row's last interest on its way to the candidate, beside the mean of its events."""
 
     def __init__(self, config: DinConfig, impl: Impl) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class InterestEvolution(nn.Module):
         """``events`` [T, e], ``target`` [B, e] -> [B, h + e]; zeros where a row has no events."""
         states = self.gru(events, sequence)
         evolved = self.augru(states, sequence, self.attention(states, target, sequence))
-        total = ops.jagged_pool(events, sequence.offsets, mode="sum", max_length=sequence.max_length, impl=self.impl)
-        user = torch.cat([_last_of_each(evolved, sequence.offsets), total], dim=-1)
+        mean = ops.jagged_pool(events, sequence.offsets, max_length=sequence.max_length, impl=self.impl)
+        user = torch.cat([_last_of_each(evolved, sequence.offsets), mean], dim=-1)
         return Interest(user, self.auxiliary(states, events, sequence) if self.training else None)
 
 

@@ -12,10 +12,14 @@ With ``dien``, DIEN (arXiv 1809.03672) takes the sum's place:
     h_t     = GRU(e_t)                                        [T, h], from the events e_t
     a_t     = softmax over t of h_t^T W c                     [T]
     h'_t    = (1 - a_t z_t) h'_{t-1} + a_t z_t h~'_t          [T, h], AUGRU over h_t: its update gate z_t is scaled
-    u       = [h' after the last event | sum over t of e_t]   [B, h + e]
+    u       = [h' after the last event | mean over t of e_t]  [B, h + e]
     loss   += mean over t of BCE(MLP([h_{t-1} | e_t]), 1) + BCE(MLP([h_{t-1} | e']), 0), times aux_weight
 
-The events' sum beside h' is the authors' code's. In training the model gives a `TrainingOutput`, else logits.
+In training the model gives a `TrainingOutput`, else logits.
+
+The authors' code (mouna99/dien, `script/model.py`) has the events' sum beside h' and batch norm on all that the head
+reads, which brings the two to one scale. Batch norm makes a sample's score depend on its batch and is left out; without
+it a long history's sum is up to hundreds of times as long as h', so the mean stands in its place.
 
 Readings: c - h_t is code's, where a figure of DIN's shows an outer product. The auxiliary loss tells each event from
 another by the state before it, the first one by h_0 = 0, which the paper leaves out: so n events make n pairs. Its

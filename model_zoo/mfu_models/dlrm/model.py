@@ -5,8 +5,9 @@
     x_{l+1} = x_0 * (U_l V_l x_l + b_l) + x_l                 V_l: D -> r, U_l: r -> D
     score   = MLP_over(x_L)
 
-e_f is the embedding of sparse field f (the candidate is among them) and h_k the mean of history k's event embeddings
-(as a switch their sum), in place of MLPerf's fields of several ids. GELU stands for ReLU; none follows the bottom MLP.
+e_f is the embedding of sparse field f and h_k the mean of history k's event embeddings (as a switch their sum), in
+place of MLPerf's fields of several ids. The candidate is what its fields say, in tables that histories do not share;
+the synthetic source's hold attributes of its item, not the item. GELU stands for ReLU; none follows the bottom MLP.
 Not in it: DLRM's first interaction, the dot products of all pairs of tokens; DCN-v2's mixture of experts and the
 nonlinearity within a low-rank map.
 """

@@ -12,7 +12,13 @@ each scores as if it were alone and one pass over the history serves all. 1/N_ma
 ULTRA-HSTU's switches: semi-local attention (the K1 keys that end with the query's own and the row's first K2, which its
 notes name, not the paper's inequality; of a candidate, too, where TorchEasyRec's lets one see all of the history), and
 attention truncation (later layers go on with the last n tokens). As in its paper an event is one token that holds item
-and action, and a candidate's action is the unknown one.
+and action, and a candidate's action is the unknown one. A third reading of the mask is that of Meta's own code
+(meta-recsys/generative-recommenders, `hstu_ultra`): no first keys; a row's last `full_attn_size` tokens see all before
+them instead; and its scores are scaled by 1/d_qk.
+
+Attention begins nearly off where N_max is long and histories short: divided by N_max, A is small beside the root of its
+norm's eps. Before training, LN(A) of rows of 1 to 8 events has a standard deviation of 0.5 to 0.6 at size tiny, 0.13 to
+0.22 at base and 0.08 to 0.15 at large. Meta's code divides and norms alike.
 
 Readings: SiLU is over all of U, V, Q and K, as in the paper, where the public code has it on U alone; the score reads
 the candidate's token alone, where that code multiplies it with a map of the item; tokens and encodings are only added,

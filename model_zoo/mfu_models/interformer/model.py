@@ -12,14 +12,19 @@
     score   = MLP([X_sum | S_sum])
 
 Context reaches the events through X_sum W and the CLS tokens, events reach the context through S_sum. CLS tokens are
-the first num_cls tokens of X_sum, which are all of them in the paper. The candidate is part of X.
+the first num_cls tokens of X_sum, which are all of them in the paper. The candidate is part of X: what its fields say,
+in tables that events do not share; the synthetic source's hold attributes of its item, not the item.
 
 Readings. `order`: as printed, a layer's arches work on summaries of the layer's input, and the head reads the last
 layer's summaries, so that nothing reads that layer's arches. "sequence_first" summarises what the arches gave instead,
 which takes no more summaries of S than layers; "parallel" has the printed order, and the head reads summaries of the
-last output: one more summary of S, about 5 % of the FLOPs. `gate`: σ(X ⊙ MLP(X)) as printed, or X ⊙ σ(MLP(X)).
-Residuals and norms around both steps of S are not printed; implementations add them, and without them S has no more
-rank than X_sum.
+last output: one more summary of S, 9 % of the FLOPs at size tiny and 4 % at large and xl. `gate`: σ(X ⊙ MLP(X)) as
+printed, or X ⊙ σ(MLP(X)). What makes a sample's matrix of X_sum is an MLP in section 4.3 and a linear map in appendix
+A.2.2, as it is here. Residuals and norms around both steps of S are not printed; implementations add them, and without
+them S has no more rank than X_sum.
+
+Plainer than the paper: GELU stands for appendix B's Swish; MaskNet's MLP_mask and MLP_lce and the gate's MLP are one
+matrix each. Inner products of tokens and X_sum W are scaled by d^-1/2, which is not printed.
 
 The sizes have k e = d, so that merging two histories costs what one history of width d would. Not in it: the two-layer
 PFFN of later production models (Kunlun has it as GDPA), several layers within DHEN, dropout.

@@ -10,10 +10,12 @@ For layer l = 0 .. L-1, with every component on:
     score   = MLP([X | H_1 | .. | H_E])
 
 A tower that ends (after L_e <= L layers) is pooled once more, with seeds of its own, so that its last layers reach the
-score; later layers and the head use that H_e. The candidate is part of X. Without computation skip every layer does
-both halves. Without towers the sequences of a sample are merged into one, S = MaskNet([S_1 | .. | S_k]) aligned on
-their most recent events, which runs through one tower of the engagement widths. Not in it, because no source that could
-be read describes it: the paper's optimiser settings, its loss weights over tasks, and its expert-parallel placement.
+score; later layers and the head use that H_e. The candidate is part of X: what its fields say, in tables that towers,
+each with its own, do not share; the synthetic source's hold attributes of its item, not the item. Without computation
+skip every layer does both halves. Without towers the sequences of a sample are merged into one, S = MaskNet([S_1 | .. |
+S_k]) aligned on their most recent events, which runs through one tower of the engagement widths. Not in it, because no
+source that could be read describes it: the paper's optimiser settings, its loss weights over tasks, and its
+expert-parallel placement.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from mfu_kernels.registry import Impl
 from mfu_models.batch import Batch
 from mfu_models.common.config import num_context_tokens
 from mfu_models.common.embedding import FieldEmbedding
-from mfu_models.common.layers import Mlp, TokenMix
+from mfu_models.common.layers import DenseToken, Mlp, TokenMix
 from mfu_models.common.wukong import WukongBlock
 
 from .config import KunlunConfig
@@ -89,7 +91,7 @@ class Kunlun(nn.Module):
         super().__init__()
         self.config = config
         d, dense, widest = config.width, len(config.schema.dense), config.num_interaction_tokens
-        self.dense = Mlp((dense, DENSE_EXPANSION * d, d))
+        self.dense = DenseToken((dense, DENSE_EXPANSION * d, d))
         self.fields = FieldEmbedding(config.schema, d, impl)
         self.towers = nn.ModuleDict(
             {"+".join(names): EventTower(config, tower, len(names), impl) for names, tower in config.event_towers}

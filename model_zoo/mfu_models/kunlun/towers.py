@@ -137,7 +137,12 @@ class TowerState:
 
 
 class EventAngles(nn.Module):
-    """ROTE's rotation of each event, from its position and log(1 + gap / scale)."""
+    """ROTE's rotation of each event, from its position and log(1 + gap / scale).
+
+    Both turn at the same frequencies (phi is theta's copy), so that together they are one variable, their sum.
+    Positions count from the oldest event that is kept. With gaps between adjacent events no angle tells how long ago a
+    history was: moved by a week, it gives the same logits, and dense features alone can carry its age.
+    """
 
     theta: Tensor
     phi: Tensor

@@ -9,8 +9,10 @@ In the layers the history is causal and a candidate sees the history and itself;
 the candidates of a request see each other, so that a score depends on the set. A set has no order: all candidates stand
 at one position, and a score does not depend on the others' order.
 
-The paper's gate could not be read: a learned one on each residual branch, from the branch's input, is assumed here, and
-is a switch, as is the set-wise attention. One task stands for the paper's heads; widths of the head are fitted. Of the
+The gate is as in LiGRLayer of MTS's RecTools (MobileTeleSystems/RecTools, Apache-2.0): on each residual branch a matrix
+that reads the stream as it is before the branch's norm. It is a switch, as is the set-wise attention. The MLP has two
+layers with GELU, where RecTools has SwiGLU by default. Still open, for no source that could be read tells it: how the
+paper lays out attention within a session. One task stands for the paper's heads; widths of the head are fitted. Of the
 last layer no score reads the history's rows: there they are keys and values only, and all else is the candidates'. The
 project's size table counted that layer whole. Not in it: semantic ids.
 """

@@ -1,4 +1,4 @@
-"""The baseline: a transformer encoder over one history and the candidate, as BST and SASRec have it."""
+"""The baseline: a transformer encoder over one history and the candidate, after BST and SASRec."""
 
 from mfu_models.common.config import max_length_of_one
 from mfu_models.spec import ModelSpec

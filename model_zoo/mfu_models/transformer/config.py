@@ -21,7 +21,7 @@ class TransformerConfig:
     num_heads: int
     expansion: int
     head_mlp: tuple[int, ...]
-    norm_order: Literal["post", "pre"] = "post"  # BST and SASRec have post-norm; pre-norm is the later choice
+    norm_order: Literal["post", "pre"] = "post"  # BST's is post, SASRec's pre
     causal: bool = False  # BST attends both ways, SASRec only back
 
     def __post_init__(self) -> None:

@@ -1,12 +1,19 @@
-"""Baseline transformer ranker, as BST (arXiv 1905.06874) and SASRec (arXiv 1808.09781) have it.
+"""Baseline transformer ranker, after BST (arXiv 1905.06874) and, by switches, SASRec (arXiv 1808.09781).
 
     e_t     = [item | sides]                                        [T+1, 2d], history then candidate
     Z       = e W_in + position                                     [T+1, d]
-    Z'      = LN(Z + MHA(Z));  Z'' = LN(Z' + MLP(Z'))               L times (pre-norm as a switch)
+    Z'      = LN(Z + MHA(Z));  Z'' = LN(Z' + MLP(Z'))               L times, post-norm as BST has it
     score   = MLP([z_candidate | mean(z_history) | context])
 
-Positions count back from the candidate. Not in it: dropout, which costs no matrix work and makes runs differ; BST's
-flattened output, in whose place FuxiCTR's mean over the history stands.
+With pre-norm, which is SASRec's, Z' = Z + MHA(LN(Z)) and Z'' = Z' + MLP(LN(Z')), L times, and Z = LN(Z) once more after
+the last. Attention is BST's, both ways, or as SASRec's causal.
+
+Readings. A position counts the events back from the candidate and is added; BST's is the time from event to request,
+side by side with the item. GELU stands for BST's LeakyReLU and SASRec's ReLU. Pre-norm is the usual one: SASRec's
+code (kang205/SASRec) norms queries but not keys and values, and its residuals add what was normed; its MLP is d wide.
+
+Not in it: dropout, which costs no matrix work and makes runs differ; BST's flattened output, in whose place FuxiCTR's
+mean over the history stands; SASRec's score, an inner product with the next item, and its scaling of items by sqrt(d).
 """
 
 import torch
@@ -61,6 +68,7 @@ class TransformerRanker(nn.Module):
         self.project = nn.Linear(self.events.width, d)
         self.position = place_table(config.max_length + 1, d)
         self.layers = nn.ModuleList(EncoderLayer(config, impl) for _ in range(config.num_layers))
+        self.norm = LayerNorm(d, impl) if config.norm_order == "pre" else None  # post-norm layers end with one
         self.head = Mlp(((2 + num_context_tokens(config.schema)) * d, *config.head_mlp, 1))
         self.impl: Impl = impl
 
@@ -70,6 +78,7 @@ class TransformerRanker(nn.Module):
         z, offsets, history_index, last = self._tokens(sequence, batch)
         for layer in self.layers:
             z = layer(z, offsets, sequence.max_length + 1)
+        z = z if self.norm is None else self.norm(z)
         history = ops.jagged_pool(z[history_index], sequence.offsets, max_length=sequence.max_length, impl=self.impl)
         context = torch.cat([self.dense(batch.dense).unsqueeze(1), self.fields(batch.sparse)], dim=1)
         logits: Tensor = self.head(torch.cat([z[last], history, context.flatten(1)], dim=-1)).squeeze(-1)

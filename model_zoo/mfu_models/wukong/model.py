@@ -6,7 +6,8 @@
     X'      = LN([FMB | LCB] + R X)                           [B, n_F + n_L, d], R the identity where n = n_F + n_L
     score   = MLP(flatten(X_L))
 
-e_f is the embedding of sparse field f (the candidate is among them) and h_k the mean of history k's event embeddings.
+e_f is the embedding of sparse field f and h_k the mean of history k's event embeddings. The candidate is what its
+fields say, in tables that histories do not share; the synthetic source's hold attributes of its item, not the item.
 With Y fixed, norms and activations apart, a layer's tokens are polynomials of twice the degree of those before it.
 
 Y is attentive by default: Y = MLP(flatten(W_y X)), with W_y [c, n] and one hidden layer of width k. The paper says that

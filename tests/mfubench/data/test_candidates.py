@@ -19,7 +19,7 @@ from mfubench.data.movielens import read_movielens
 from mfubench.errors import BadInput
 
 KUAIRAND_LENGTHS = {"clicks": 5, "long_views": 4, "events": 6}
-MOVIELENS_LENGTHS = {"liked": 5, "other_ratings": 4, "tags": 3}
+MOVIELENS_LENGTHS = {"liked": 5, "ratings": 4, "tags": 3}
 
 
 @pytest.fixture(scope="module")

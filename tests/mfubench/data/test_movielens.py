@@ -11,7 +11,7 @@ from mfubench.data.logs import LogSource
 from mfubench.data.movielens import read_movielens
 from mfubench.errors import BadInput
 
-LENGTHS = {"liked": 5, "other_ratings": 4, "tags": 3}
+LENGTHS = {"liked": 5, "ratings": 4, "tags": 3}
 S0 = 1_000_000_000  # Sunday, September 9, 2001, 1:46 UTC
 FILES = {
     "ratings.csv": "userId,movieId,rating,timestamp\n"
@@ -41,12 +41,12 @@ def test_small_folder(folder: Path) -> None:
     batch = source.batch(source.targets, LENGTHS)
     assert batch.candidate_items.tolist() == [1, 2, 3, 4] and batch.labels.tolist() == [0, 1, 1, 1]
     assert batch.times_ms.tolist() == [1000 * S0, 1000 * (S0 + 1), 1000 * (S0 + 2), 1000 * (S0 + 2)]
-    assert batch.lengths() == {"liked": [0, 0, 1, 1], "other_ratings": [0, 1, 1, 1], "tags": [0, 0, 1, 1]}
+    assert batch.lengths() == {"liked": [0, 0, 1, 1], "ratings": [0, 1, 2, 2], "tags": [0, 0, 1, 1]}
     # Genres by name: "(no genres listed)" 1, Comedy 2, Drama 3; movie 50 is not in movies.csv.
     assert batch.candidate_sides.tolist() == [[3, 0], [2, 0], [1, 0], [0, 0]]
-    assert [s.side_ids[-1].tolist() for s in batch.sequences.values()] == [[2, 10], [3, 1], [3, 11]]
+    assert [s.side_ids[-1].tolist() for s in batch.sequences.values()] == [[2, 10], [2, 10], [3, 11]]
     assert batch.sparse[0].tolist() == [1, 1, 2, 7, 3]
-    assert counted(source, batch)[3] == pytest.approx([*np.log1p([1, 1, 1]), 0.5, np.log1p(1)])
+    assert counted(source, batch)[3] == pytest.approx([*np.log1p([1, 2, 1]), 0.5, np.log1p(1)])
 
 
 def test_the_ratings_file_stands_for_its_folder(folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_real_histories_equal_a_scan_of_the_files(real: LogSource, real_path: Pa
     for i in range(batch.num_requests):
         own = both[both.user == batch.sparse[i, 0].item()]
         past = own[own.timestamp * 1000 < batch.times_ms[i].item()]
-        kinds = {"liked": past.rating >= 4, "other_ratings": past.rating < 4, "tags": past.rating.isna()}
+        kinds = {"liked": past.rating >= 4, "ratings": past.rating.notna(), "tags": past.rating.isna()}
         for name, mask in kinds.items():
             start, stop = batch.sequences[name].offsets[i : i + 2].tolist()
             kept = past[mask].tail(LENGTHS[name])

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mfu_models import MODELS
 from mfubench.data import Field, Schema, SequenceField, open_source
+from mfubench.data.logs import LogSource
 from mfubench.errors import BadInput
 
 SCHEMA = Schema(
@@ -50,6 +53,25 @@ def test_bad_request(changed: dict[str, object], said: str) -> None:
     request: dict[str, object] = {"batch_size": 2, "num_batches": 1, "seed": 0, "max_lengths": LENGTHS}
     with pytest.raises(BadInput, match=said):
         open_source("synthetic", SCHEMA).batches(**(request | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["kuairand:kuairand-slice", "movielens:ml-latest-small"])
+def test_what_was_shown_is_every_past_target_once(text: str, test_data: Path) -> None:
+    """Models of one history would see what the user liked alone, or all but that; or a rate would count some twice."""
+    source = open_source(text.replace(":", f":{test_data}/"), SCHEMA)
+    assert isinstance(source, LogSource)
+    (exposure,) = (sequence.name for sequence in source.schema.sequences if sequence.kind == "exposure")
+    rows = source.targets[:: len(source.targets) // 200].astype(np.int64)
+    first, end = source.log.before(rows)
+    events = source.batch(rows, {sequence.name: 10_000 for sequence in source.schema.sequences}).sequences[exposure]
+    counted = np.stack([source.log.count(name, first, end) for name in source.shown]).sum(axis=0)
+    for i in range(len(rows)):
+        past = source.targets[(source.targets >= first[i]) & (source.targets < end[i])]
+        begin, stop = events.offsets[i : i + 2].tolist()
+        assert events.item_ids[begin:stop].tolist() == source.log.items[past].tolist()
+        assert counted[i] == len(past)
+    for model in ("transformer", "hstu", "ligr", "amortized_history"):
+        assert MODELS[model].config("tiny", source.schema).history.name == exposure
 
 
 def test_importing_the_package_opens_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +17,52 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import update
 
 SPEC = WorkloadSpec("dlrm", size="tiny", device="cpu", dtype="fp32", impl="reference")
-REPORTED = Path(__file__).parents[3] / "reports" / "cpu" / "quality" / "second.json"
+REPORTED = Path(__file__).parents[3] / "reports" / "cpu" / "quality"
 
 
-def test_it_gives_what_the_report_has(test_data: Path) -> None:
-    """Of dlrm at size tiny, seed 0, all of the KuaiRand slice: where a model or its data change, so must the report."""
-    trained = json.loads(REPORTED.read_text())["trained"]
-    wanted = {"data": "kuairand-slice", "model": "dlrm", "twin": False, "seed": 0}
-    (reported,) = (row for row in trained if wanted.items() <= row.items())
-    found = train(SPEC, open_windows(f"kuairand:{test_data / 'kuairand-slice'}"))
+@pytest.mark.parametrize(
+    ("model", "data", "samples", "steps", "predicted"),
+    [
+        ("dlrm", "kuairand:kuairand-slice", 33_462, 66, 8_366),
+        ("amortized_history", "movielens:ml-latest-small", 80_669, 158, 20_168),
+    ],
+)
+def test_it_gives_what_the_report_has(
+    model: str, data: str, samples: int, steps: int, predicted: int, test_data: Path
+) -> None:
+    """At size tiny, seed 0, all of a log: where a model or its data change, so must the report.
+
+    The one pools all histories of the KuaiRand slice, the other reads only what users of MovieLens were shown.
+    """
+    kind, _, folder = data.partition(":")
+    wanted = {"data": folder, "model": model, "twin": False, "seed": 0}
+    (reported,) = (row for row in _reported() if wanted.items() <= row.items())
+    found = train(replace(SPEC, model=model), open_windows(f"{kind}:{test_data / folder}"))
     assert found.ne == pytest.approx(reported["ne"], abs=1e-3)
-    assert found.samples == 33_462 and found.steps == 66 and found.losses.shape == (8_366,)
+    assert found.samples == samples and found.steps == steps and found.losses.shape == (predicted,)
+
+
+def test_the_reports_tables_are_its_numbers() -> None:
+    """A table would be left as it was when its numbers are measured anew."""
+    named = {"## KuaiRand": "kuairand-slice", "## MovieLens": "ml-latest-small"}
+    shown: dict[str, list[tuple[str, ...]]] = {}
+    for line in (REPORTED / "report.md").read_text().splitlines():
+        if line.startswith("## "):
+            (rows,) = (shown.setdefault(data, []) for head, data in named.items() if line.startswith(head))
+        elif line.startswith("| ") and not line.startswith("| model"):
+            rows.append(tuple(cell.strip() for cell in line.strip("|").split("|")))
+    for data, rows in shown.items():
+        ne = {(row["model"], row["twin"]): row["ne"] for row in _reported() if row["data"] == data}
+        order = sorted((model for model, twin in ne if not twin), key=lambda model: ne[model, False])
+        pairs = [(model, ne[model, False], ne[model, True]) for model in order]
+        assert rows == [(model, f"{own:.4f}", f"{twin:.4f}", f"{twin - own:+.4f}") for model, own, twin in pairs]
+    assert set(shown) == set(named.values())
+
+
+def _reported() -> list[dict[str, Any]]:
+    """Both parts of the report, a row for each training run."""
+    parts = [json.loads((REPORTED / f"{part}.json").read_text()) for part in ("first", "second")]
+    return [row for part in parts for row in part["trained"]]
 
 
 def test_dense_rates_grow_with_the_root_of_the_batch(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
