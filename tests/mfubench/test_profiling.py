@@ -257,9 +257,7 @@ def test_products_in_another_dtype_than_the_run_s_are_told(
     told = "products are in float64, and the peak is that of fp32: no --dtype has the peak of float64"
     assert any(told in warning for warning in found.warnings)
     offered = warnings(found, zoo(), fixed_calibration, {"float64": 1, "bfloat16": 2})
-    assert any(
-        "products are in bfloat16, and the peak is that of fp32: give --dtype bf16" in text for text in offered
-    )
+    assert any("products are in bfloat16, and the peak is that of fp32: give --dtype bf16" in text for text in offered)
     found.mfu, found.hfu = 1.5, 1.5
     with pytest.raises(BadInput, match="float64"):
         warnings(found, zoo(), fixed_calibration, {"float64": 9})
