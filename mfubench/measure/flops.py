@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
-from .masked import DROPPED
+from .masked import near_highest
 from .operators import arguments_by_name, dense_parts, is_nested, tensors_of
 
 SDPA_FORWARD = (
@@ -205,23 +205,29 @@ def _attention(name: str, named: Mapping[str, Any]) -> Flops:
     else:
         heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
     pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
+    return _of_pairs(name, _unmasked(named, pairs), pairs, query, value)
+
+
+def _of_pairs(name: str, kept: int, executed: int, query: torch.Tensor, value: torch.Tensor) -> Flops:
+    """Fused attention, by the pairs of queries and keys that are needed and those that are multiplied."""
     of_scores, of_values = 2 * query.size(-1), 2 * value.size(-1)
-    once, useful = pairs * (of_scores + of_values), _unmasked(named, pairs) * (of_scores + of_values)
+    once, useful = executed * (of_scores + of_values), kept * (of_scores + of_values)
     if not name.endswith("_backward"):
         return Flops(useful, once)
-    again = pairs * of_scores
+    again = executed * of_scores
     return Flops(2 * useful, 2 * once + again, recomputed=again)
 
 
 def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
     """Of a call's ``pairs`` those that a mask in a tensor keeps: no kernel skips what it drops, but nobody needs it.
 
-    Where attention is written out, as in torch's math backend, `MaskedProducts` finds them.
+    A bias is added to scores, which are not seen here: what lies far below the highest of its row is dropped. Where
+    attention is written out, as in torch's math backend, `MaskedProducts` finds them.
     """
     mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
     if mask is None or mask.is_meta or is_fake(mask) or not mask.numel():
         return pairs
-    kept = int((mask if mask.dtype == torch.bool else mask > DROPPED).sum())
+    kept = int(mask.sum()) if mask.dtype == torch.bool else sum(int(part.sum()) for part in near_highest(mask))
     return pairs * kept // int(mask.numel())  # it may be the same for all heads, samples or queries
 
 
