@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
+from .flex import flex_pairs
 from .masked import near_highest
 from .operators import arguments_by_name, dense_parts, is_nested, tensors_of
 
@@ -44,6 +45,8 @@ LOWER_RIGHT = (
     *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"),
     *(name for name in VARLEN if not name.startswith("_efficient")),
 )
+
+FLEX = ("flex_attention", "flex_attention_backward")  # higher-order operators, whose masks are functions
 
 MASKS = ("attn_mask", "attn_bias", "bias")  # which queries see which keys, or what is added to their scores
 
@@ -84,6 +87,8 @@ def _of_real_numbers(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     ]  # which a product may have behind its factors
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
         return _attention(name, arguments_by_name(func, args, kwargs))
+    if name in FLEX and isinstance(func, torch._ops.HigherOrderOperator):
+        return _flex_attention(name, args)
     if name in RECURRENT:
         return _recurrent(name, arguments_by_name(func, args, kwargs))
     if name in _PRODUCTS and any(tensor.layout != torch.strided for tensor in args):
@@ -216,6 +221,16 @@ def _of_pairs(name: str, kept: int, executed: int, query: torch.Tensor, value: t
         return Flops(useful, once)
     again = executed * of_scores
     return Flops(2 * useful, 2 * once + again, recomputed=again)
+
+
+def _flex_attention(name: str, args: Sequence[Any]) -> Flops:
+    """FlexAttention, whose arguments come without names (torch/_higher_order_ops/flex_attention.py of 2.11 and 2.13).
+
+    What a mask is made from is their last; the backward's come with the output and its gradient in between.
+    """
+    query, key, value = args[:3]
+    kept, executed = flex_pairs(query, key, args[9 if name.endswith("_backward") else 4], args[-1])
+    return _of_pairs(name, kept, executed, query, value)
 
 
 def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
