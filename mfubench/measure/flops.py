@@ -190,8 +190,10 @@ def _three_factors(
     """nn.Bilinear, and each of its gradients: the first two make a product, which makes one with the third.
 
     Either is elementwise if nothing is summed. That is done anew at each place of one dimension, whose sum is an
-    addition to what comes out (``_trilinear`` in ATen/native/Linear.cpp).
+    addition to what comes out (``_trilinear`` in ATen/native/Linear.cpp). Nothing is done where one of them is empty.
     """
+    if not first.numel() * second.numel() * third.numel():
+        return 0
     shapes = []
     for tensor, expanded in ((first, expand1), (second, expand2), (third, expand3)):
         lengths = iter(tensor.shape)

@@ -92,6 +92,11 @@ def test_a_bilinear_layer_is_a_product_with_each_side_for_every_feature(learned:
     assert {key.kind for key, work in count.work.items() if work.hardware} == {"gemm"} and not count.unknown_ops
 
 
+def test_a_bilinear_layer_of_no_rows_multiplies_nothing() -> None:
+    layer = nn.Bilinear(4, 5, 3)
+    assert model_flops(counted(lambda: layer(torch.randn(0, 4), torch.randn(0, 5)))) == (0, 0)
+
+
 def jagged(*shape: int) -> Tensor:
     """Rows as a model with packed sequences has them."""
     return torch.nested.nested_tensor([torch.randn(length, *shape) for length in LENGTHS], layout=torch.jagged)
