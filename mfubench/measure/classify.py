@@ -18,7 +18,12 @@ _BY_NAME: dict[OpClass, tuple[str, ...]] = {
             "_int_mm",
             "_addmm_activation",
             "bilinear",
+            "_trilinear",
         ),
+        *("_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_dyn_quant_matmul_4bit"),
+        *("_weight_int4pack_mm_with_scales_and_zeros", "mkldnn_linear_backward", "mkldnn_linear_backward_input"),
+        *("mkldnn_linear_backward_weights", "_sparse_semi_structured_mm", "_sparse_semi_structured_addmm"),
+        "_sparse_semi_structured_linear",
         *("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "cudnn_convolution", "mkldnn_convolution"),
         *("convolution_backward", "tensordot", "inner", "outer", "linear_backward", "mkldnn_linear"),
         *("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_cudnn_rnn", "_cudnn_rnn_backward", "lstm"),
@@ -90,28 +95,41 @@ _HARMLESS = re.compile(
 )
 
 
-# FBGEMM's operators that look up, sort and pack rows; its products, such as jagged_dense_bmm, are not among them.
-_FBGEMM: tuple[tuple[OpClass, re.Pattern[str]], ...] = (
+_Patterns = tuple[tuple[OpClass, re.Pattern[str]], ...]
+
+# FBGEMM's operators: after its products, such as jagged_dense_bmm, those that look up, sort and pack rows.
+_FBGEMM: _Patterns = (
+    ("gemm", _MATMUL_LIKE),
     ("embedding", re.compile(r"embedding|_embs|bounds_check_indices|_cache_|^(lru|lfu|lxu)_cache|pruned_.*_lookup")),
     ("reduction", re.compile(r"cumsum|segment_sum|jagged_softmax|unique_indices|histogram")),
     ("elementwise", re.compile(r"^jagged_dense.*elementwise|Quantized|offsets_range|lengths_range|murmur_hash")),
     ("copy", re.compile(r"permute|bucketize|to_(padded_)?dense|dense_to_jagged|index_select|jagged_slice|reorder")),
     ("copy", re.compile(r"pack_|regroup|tbe_input|expand_into_jagged|repeat_arange|all_to_one_device|uvm_to_")),
 )
+# Torch's operators on quantized tensors and packed weights; those that pack, or tell of what is packed, come first.
+_QUANTIZED: _Patterns = (
+    ("copy", re.compile(r"(^|_)(pre|un)?pack(_|$)|^cat|^make_|^dropout$")),
+    ("other", re.compile(r"^conv\w*_(stride|padding|dilation|groups|transpose)$")),
+    ("gemm", _MATMUL_LIKE),
+    ("embedding", re.compile(r"^embedding")),
+    ("norm", re.compile(r"_norm")),
+    ("reduction", re.compile(r"softmax|max_pool|choose_qparams")),
+    ("elementwise", re.compile(r"^(add|mul|clamp|threshold|sigmoid|hardswish)|elu|(^|_)quant|dequantize|^convert_")),
+)
+_PATTERNS = {"fbgemm": _FBGEMM, **dict.fromkeys(("quantized", "_quantized", "quantized_decomposed"), _QUANTIZED)}
 
 
-def _fbgemm_class(base: str) -> OpClass | None:
-    if _MATMUL_LIKE.search(base):
-        return None
-    return next((kind for kind, pattern in _FBGEMM if pattern.search(base)), None)
+def _by_pattern(namespace: str, base: str) -> OpClass | None:
+    """Class of an operator of a namespace whose operators are told by parts of their names."""
+    return next((kind for kind, pattern in _PATTERNS[namespace] if pattern.search(base)), None)
 
 
 @cache
 def op_class(name: str) -> OpClass:
     """Class of a dispatched operator, given as ``aten::mm`` or ``mm``; ``other`` for what is not known."""
     namespace, _, base = name.rpartition("::")
-    if namespace == "fbgemm":
-        return _fbgemm_class(base) or "other"
+    if namespace in _PATTERNS:
+        return _by_pattern(namespace, base) or "other"
     if namespace == FULLY_SHARDED:
         return "copy"
     if base in _CLASS:
@@ -140,8 +158,8 @@ def communicates(name: str) -> bool:
 def may_hide_flops(name: str) -> bool:
     """Whether an operator without a FLOP formula could do matmul-like work: foreign ones, and a list of torch's."""
     namespace, _, base = name.rpartition("::")
-    if namespace == "fbgemm":
-        return _fbgemm_class(base) is None
+    if namespace in _PATTERNS:
+        return _by_pattern(namespace, base) in (None, "gemm")
     if namespace not in ("", "aten", "prim", "prims", "profiler", FULLY_SHARDED) and not communicates(name):
         return True
     return bool(_MATMUL_LIKE.search(base)) and not _HARMLESS.search(base)

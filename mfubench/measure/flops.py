@@ -9,7 +9,9 @@ complex by complex numbers alone, of which real ones are made first where a mode
 never comes by: it is 3 real ones, which are counted as these.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +21,10 @@ from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
 
-from .masked import DROPPED
-from .operators import arguments_by_name, dense_parts, is_nested, tensors_of
+from .classify import op_class
+from .flex import flex_pairs
+from .masked import near_highest
+from .operators import arguments_by_name, dense_parts, is_nested, operator_name, tensors_of
 
 SDPA_FORWARD = (
     "_scaled_dot_product_flash_attention",
@@ -45,10 +49,20 @@ LOWER_RIGHT = (
     *(name for name in VARLEN if not name.startswith("_efficient")),
 )
 
+FLEX = ("higher_order::flex_attention", "higher_order::flex_attention_backward")  # whose masks are functions
+
 MASKS = ("attn_mask", "attn_bias", "bias")  # which queries see which keys, or what is added to their scores
 
 # All steps of a recurrent network in one: of all its layers, or of one layer in one direction.
 RECURRENT = ("_cudnn_rnn", "_cudnn_rnn_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")
+
+# Whose factor that is learned may be packed, of a shape that tells nothing: the width of the other says how much each
+# number of what comes out is the sum of.
+PACKED = (
+    *("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_dyn_quant_matmul_4bit"),
+    *("_weight_int4pack_mm_with_scales_and_zeros", "mkldnn_linear"),
+)
+_PACKED = re.compile(r"^_?quantized::\w*(linear|matmul|int4mm)")  # if these multiply, and do not pack
 
 
 class Flops(NamedTuple):
@@ -78,16 +92,20 @@ def dispatched_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 
 def _of_real_numbers(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Flops | None:
     packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
-    name = packet.__name__
+    name = operator_name(func).removeprefix("aten::").removeprefix("torch_attn::")
     args = [
         value for value in args if not isinstance(value, torch.dtype)
     ]  # which a product may have behind its factors
     if name in SDPA_FORWARD or name in SDPA_BACKWARD or name in VARLEN:
         return _attention(name, arguments_by_name(func, args, kwargs))
+    if name in FLEX:
+        return _flex_attention(name, args)
     if name in RECURRENT:
         return _recurrent(name, arguments_by_name(func, args, kwargs))
     if name in _PRODUCTS and any(tensor.layout != torch.strided for tensor in args):
         return _sparse_product(*args[-2:])
+    if name in PACKED or (_PACKED.search(name) and op_class(name) == "gemm"):
+        return _same(2 * out.numel() * args[0].shape[-1])
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
     if any(is_nested(leaf) for leaf in tree_leaves(args)):  # it has no shape, which torch's own formulas ask for
@@ -125,6 +143,15 @@ _MULTIPLY_ADDS = {
     "addbmm": lambda a: a[1].numel() * a[2].shape[-1],
     "linear": lambda a: a[0].numel() * a[1].shape[0],  # whole for a nested tensor
     "linear_backward": lambda a: a[1].numel() * a[2].shape[1] * (a[3][0] + a[3][1]),
+    "mkldnn_linear_backward": lambda a: a[1].numel() * a[0].shape[-1] * (a[3][0] + a[3][1]),
+    "mkldnn_linear_backward_input": lambda a: a[1].numel() * a[0][-1],
+    "mkldnn_linear_backward_weights": lambda a: a[0].numel() * a[1].shape[-1],
+    "_addmm_activation": lambda a: a[1].numel() * a[2].shape[-1],
+    "_trilinear": lambda a: _three_factors(*a),
+    # Of four numbers in a row of the sparse factor it holds two.
+    "_sparse_semi_structured_mm": lambda a: a[0].numel() * a[2].shape[-1],
+    "_sparse_semi_structured_addmm": lambda a: a[1].numel() * a[3].shape[-1],
+    "_sparse_semi_structured_linear": lambda a: a[0].numel() // a[0].shape[-1] * a[1].numel(),
     "convolution_backward": lambda a: a[1 if a[7] else 0].numel() * a[2][0].numel() * (a[10][0] + a[10][1]),
     "_native_multi_head_attention": lambda a: _whole_attention(*a[:4]),
     "_euclidean_dist": lambda a: _distances(*a),
@@ -148,6 +175,43 @@ def _by_a_product(first: torch.Tensor, second: torch.Tensor, norm: float, mode: 
     """Whether distances are computed so, which only Euclid's can be, rather than one by one, which is no product."""
     many = max(first.shape[-2], second.shape[-2]) > MANY_POINTS
     return norm == 2 and (mode == 1 or (not mode and many))
+
+
+def _three_factors(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    third: torch.Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    summed: Sequence[int],
+    unrolled: int = 1,
+) -> int:
+    """nn.Bilinear, and each of its gradients: the first two make a product, which makes one with the third.
+
+    Either is elementwise if nothing is summed. That is done anew at each place of one dimension, whose sum is an
+    addition to what comes out (``_trilinear`` in ATen/native/Linear.cpp). Nothing is done where one of them is empty.
+    """
+    if not first.numel() * second.numel() * third.numel():
+        return 0
+    shapes = []
+    for tensor, expanded in ((first, expand1), (second, expand2), (third, expand3)):
+        lengths = iter(tensor.shape)
+        shapes.append([1 if dim in expanded else next(lengths) for dim in range(tensor.ndim + len(expanded))])
+    times = max(shape[unrolled] for shape in shapes)
+    for shape in shapes:
+        shape[unrolled] = 1
+    inside = {dim for dim in summed if dim != unrolled}
+    before, after = inside.intersection(expand3), inside.difference(expand3)
+    left, right, last = shapes
+    between = [1 if dim in before else max(pair) for dim, pair in enumerate(zip(left, right, strict=True))]
+    return times * (_broadcast_product(left, right, before) + _broadcast_product(between, last, after))
+
+
+def _broadcast_product(first: Sequence[int], second: Sequence[int], summed: Collection[int]) -> int:
+    """Multiply-adds of two tensors of as many dimensions; where one of them is alone, its sum is taken before."""
+    lengths = enumerate(zip(first, second, strict=True))
+    return prod(min(pair) if dim in summed else max(pair) for dim, pair in lengths) if summed else 0
 
 
 def _row_by_row(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -205,23 +269,39 @@ def _attention(name: str, named: Mapping[str, Any]) -> Flops:
     else:
         heads, rows = int(query.shape[:-2].numel()), [(query.shape[-2], key.shape[-2])]
     pairs = heads * sum(_kept(name, named, queries, keys) for queries, keys in rows)
+    return _of_pairs(name, _unmasked(named, pairs), pairs, query, value)
+
+
+def _of_pairs(name: str, kept: int, executed: int, query: torch.Tensor, value: torch.Tensor) -> Flops:
+    """Fused attention, by the pairs of queries and keys that are needed and those that are multiplied."""
     of_scores, of_values = 2 * query.size(-1), 2 * value.size(-1)
-    once, useful = pairs * (of_scores + of_values), _unmasked(named, pairs) * (of_scores + of_values)
+    once, useful = executed * (of_scores + of_values), kept * (of_scores + of_values)
     if not name.endswith("_backward"):
         return Flops(useful, once)
-    again = pairs * of_scores
+    again = executed * of_scores
     return Flops(2 * useful, 2 * once + again, recomputed=again)
+
+
+def _flex_attention(name: str, args: Sequence[Any]) -> Flops:
+    """FlexAttention, whose arguments come without names (torch/_higher_order_ops/flex_attention.py of 2.11 and 2.13).
+
+    What a mask is made from is their last; the backward's come with the output and its gradient in between.
+    """
+    query, key, value = args[:3]
+    kept, executed = flex_pairs(query, key, args[9 if name.endswith("_backward") else 4], args[-1])
+    return _of_pairs(name, kept, executed, query, value)
 
 
 def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
     """Of a call's ``pairs`` those that a mask in a tensor keeps: no kernel skips what it drops, but nobody needs it.
 
-    Where attention is written out, as in torch's math backend, `MaskedProducts` finds them.
+    A bias is added to scores, which are not seen here: what lies far below the highest of its row is dropped. Where
+    attention is written out, as in torch's math backend, `MaskedProducts` finds them.
     """
     mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
     if mask is None or mask.is_meta or is_fake(mask) or not mask.numel():
         return pairs
-    kept = int((mask if mask.dtype == torch.bool else mask > DROPPED).sum())
+    kept = int(mask.sum()) if mask.dtype == torch.bool else sum(int(part.sum()) for part in near_highest(mask))
     return pairs * kept // int(mask.numel())  # it may be the same for all heads, samples or queries
 
 

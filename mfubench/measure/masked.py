@@ -10,7 +10,7 @@ drops without a softmax.
 """
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,10 @@ from .classify import op_class
 from .operators import is_nested, tensors_of
 
 SLICE = 2**24  # entries of scores that are looked at together
-DROPPED = -1e4  # a score that is lowered by so much has no weight left in any dtype
+# A score that is so far below its row's highest was lowered by a mask: the least that masks take off, in BERT's
+# (1 - mask) * -10000, is twice as much, and what honest scores add to it or take from it is less. An honest score,
+# too, may have a weight of exactly zero, in fp32 from 104 below the highest on, and is needed all the same.
+LOWERED = 5e3
 
 _PRODUCTS = ("aten::bmm", "aten::baddbmm")  # of two factors, the last arguments
 _SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
@@ -66,6 +69,13 @@ def _nonzero(tensor: torch.Tensor) -> int:
     return sum(int(part.count_nonzero()) for part in _sliced(tensor))
 
 
+def near_highest(scores: torch.Tensor, dim: int = -1) -> Iterator[torch.Tensor]:
+    """In parts that take little memory each: which scores no mask has lowered below the highest of their row."""
+    highest = scores.amax(dim, keepdim=True).expand_as(scores) if scores.numel() else scores
+    for part, of_row in zip(_sliced(scores), _sliced(highest), strict=True):
+        yield part - of_row > -LOWERED  # of infinities that is not so
+
+
 class MaskedProducts:
     """Follows scores and weights through a step's operators."""
 
@@ -88,7 +98,7 @@ class MaskedProducts:
         tensors = tensors_of((args, kwargs))
         noted = [note for note in map(self._note_of, tensors) if note is not None]
         if name in _SOFTMAX:
-            self._softmax(args[0], out)
+            self._softmax(args[0], args[1], out)
         elif not noted:
             pass
         elif name == _SOFTMAX_BACKWARD:
@@ -123,14 +133,14 @@ class MaskedProducts:
         self._keep(out, _Note(out.numel(), (product,)))
         return model
 
-    def _softmax(self, scores: torch.Tensor, weights: torch.Tensor) -> None:
+    def _softmax(self, scores: torch.Tensor, dim: int, weights: torch.Tensor) -> None:
         note = self._note_of(scores) or _Note(scores.numel())
         if scores.is_meta or is_fake(scores):
             self._read([note])
             return
-        parts = zip(_sliced(scores), _sliced(weights), strict=True)
         # A row without any is what the softmax makes of it.
-        kept = sum(int(((score > DROPPED) | (weight != 0)).sum()) for score, weight in parts)
+        parts = zip(near_highest(scores, dim), _sliced(weights), strict=True)
+        kept = sum(int((near | (weight != 0)).sum()) for near, weight in parts)
         self._drop(note.products, kept, note.numel)
         self._keep(weights, _Note(weights.numel(), kept=kept))
 

@@ -30,7 +30,7 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
         return 0
     named = arguments_by_name(func, args, kwargs)
     rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
-    moved = sum(map(tensor_bytes, _made(func, out)))
+    moved = sum(map(tensor_bytes, _made(func, out))) + _packed_bytes(func, args, out)
     for argument in func._schema.arguments:
         for tensor in tensors_of(named.get(argument.name)):
             size = tensor_bytes(tensor)
@@ -77,11 +77,21 @@ def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
     if name in ROW_BY_ROW and named["self"].layout == torch.strided:
         rows = next((each for each in (named.get("other"), named.get("mask")) if _is_sparse(each)), None)
         return None if rows is None else int(rows._values().nbytes)
-    if name.startswith("_embedding_bag") and "weight" in named:
+    if name.startswith(("_embedding_bag", "embedding_bag")) and {"weight", "indices"} <= named.keys():
+        if not isinstance(named["weight"], torch.Tensor):  # packed
+            return None
         return int(named["indices"].numel() * named["weight"][:1].nbytes)
     if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
         return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
     return None
+
+
+def _packed_bytes(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> int:
+    """Bytes of a quantized layer's weights, in an object that does not show them: one for each, or two in fp16."""
+    name = func._overloadpacket.__name__
+    if not name.startswith("linear") or not any(isinstance(value, torch.ScriptObject) for value in args[1:]):
+        return 0
+    return int(args[0].shape[-1] * out.shape[-1]) * (2 if "fp16" in name else 1)
 
 
 def _is_sparse(given: Any) -> bool:
@@ -89,7 +99,9 @@ def _is_sparse(given: Any) -> bool:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of memory that hold it; of a sparse one those of its parts."""
+    """Bytes of memory that hold it: of a sparse one those of its parts, in oneDNN's layout those of its numbers."""
+    if tensor.is_mkldnn:
+        return tensor.numel() * tensor.element_size()
     if tensor.layout != torch.strided:
         return sum(part.nbytes for part in dense_parts(tensor))
     # An expanded tensor has more elements than memory.

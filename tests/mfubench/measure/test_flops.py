@@ -461,7 +461,7 @@ def test_what_multiplies_no_matrices_is_not_suspected(name: str) -> None:
         "fbgemm::split_embedding_backward_codegen_sgd_unweighted_pt2_wrapper": "embedding",
         "fbgemm::permute_pooled_embs_auto_grad": "embedding",
         "fbgemm::block_bucketize_sparse_features": "copy",
-        "fbgemm::jagged_jagged_bmm": "other",
+        "fbgemm::jagged_jagged_bmm": "gemm",
         "torch::autograd::AccumulateGrad": "other",
         "": "other",
     }.items(),

@@ -58,6 +58,12 @@ def in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+def by_an_addend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype = torch.float32, bias: float = 0.0) -> Tensor:
+    """As BERT has it: a pair whose score was above zero ends above -10000."""
+    scores = scores_of(q, k).to(dtype) + (1 - CAUSAL.to(dtype)) * -10000 + bias * torch.rand(L, L).to(dtype)
+    return scores.softmax(-1).float() @ v
+
+
 def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k)
     weights = torch.where(CAUSAL, scores, torch.tensor(-1e9)).float().softmax(-1)
@@ -81,11 +87,16 @@ def by_the_math_backend(q: Tensor, k: Tensor, v: Tensor, **options: object) -> T
         partial(by_fill, fill=-1e9),
         partial(by_fill, dropout=0.5),
         in_place,
+        by_an_addend,
+        partial(by_an_addend, dtype=torch.half),
+        partial(by_an_addend, dtype=torch.bfloat16),
+        partial(by_an_addend, bias=100.0),
         by_einsum,
         in_slices,
         partial(by_the_math_backend, is_causal=True),
         partial(by_the_math_backend, attn_mask=CAUSAL),
         partial(by_the_math_backend, attn_mask=torch.zeros(L, L).masked_fill(~CAUSAL, -1e9), dropout_p=0.5),
+        partial(by_the_math_backend, attn_mask=3.0 - 1e4 * ~CAUSAL),
     ],
 )
 def test_masked_pairs_are_not_useful(attend: Attention) -> None:
@@ -109,6 +120,59 @@ def test_what_is_not_masked_is_needed_whole() -> None:
     assert model_flops(lambda q, k, v: scores_of(q, k).softmax(-1) @ v) == (2 * ALL, 4 * ALL)
     assert model_flops(lambda q, k, v: F.dropout(scores_of(q, k).softmax(-1), 0.5) @ v) == (2 * ALL, 4 * ALL)
     assert model_flops(lambda q, k, v: scores_of(q, k).masked_fill(~CAUSAL, 0.0).sigmoid() @ v) == (2 * ALL, 4 * ALL)
+
+
+@pytest.mark.parametrize("below", [110.0, 2000.0])
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.float32], ids=str)
+def test_a_weight_of_zero_alone_is_no_mask(dtype: torch.dtype, below: float) -> None:
+    """A score so far below the highest has none left, and who computes attention has to find that out."""
+    far = torch.zeros(L, L).fill_diagonal_(below)
+    weights: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights.append((scores_of(q, k) + far).to(dtype).softmax(-1))
+        return weights[0].float() @ v
+
+    assert model_flops(attend) == (2 * ALL, 4 * ALL)
+    assert int((weights[0] == 0).sum()) == ALL - B * H * L
+
+
+def test_the_highest_score_is_that_of_the_softmax_s_own_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the first, which no part has whole."""
+    monkeypatch.setattr(masked, "SLICE", 1)
+    far = torch.zeros(L, L).fill_diagonal_(110.0) + 1e4 * torch.arange(L)[:, None]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (scores_of(q, k) + far).permute(3, 0, 1, 2).softmax(0)
+        return weights.permute(1, 2, 3, 0) @ v
+
+    assert model_flops(attend) == (2 * ALL, 4 * ALL)
+
+
+# The mask of a fused operator, and how many pairs of one head it keeps.
+MASKS = {
+    "BERT's, beside a bias": (-1e4 * ~CAUSAL + torch.rand(L, L), 36),
+    "in half precision": ((-1e4 * ~CAUSAL).half(), 36),
+    "a bias as steep as ALiBi's": (-4.0 * torch.arange(L).expand(L, L), L * L),
+    "of one key for all": (torch.full((L, L), -1e9).index_fill_(1, torch.tensor([2]), 0.0), L),
+    "a row without keys, as the least number": (torch.zeros(L, L).index_fill_(0, torch.tensor([1]), -3e38), L * L),
+    "a row without keys, as infinities": (torch.zeros(L, L).index_fill_(0, torch.tensor([1]), -math.inf), (L - 1) * L),
+    "queries that are shut out whole": (torch.zeros(L, 1).index_fill_(0, torch.tensor([1]), -1e4), L * L),
+}
+
+
+@pytest.mark.parametrize(("mask", "pairs"), MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], ids=["written out", "fused"])
+def test_a_bias_drops_what_it_lowers_below_the_highest_of_its_row(
+    mask: Tensor, pairs: int, backend: SDPBackend
+) -> None:
+    """Of keys that are all lowered alike a softmax keeps all; of those at minus infinity none."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+
+    assert counted(attend).total("fwd").model == 4 * B * H * pairs * D
 
 
 def test_two_products_may_make_the_scores() -> None:

@@ -1,4 +1,4 @@
-"""Products that hide: in distances, in rows of nested tensors, and of complex numbers."""
+"""Products that hide: in distances, in a bilinear layer, in rows of nested tensors, and of complex numbers."""
 
 from collections.abc import Callable
 
@@ -75,6 +75,26 @@ def test_distances_may_be_a_product_inside_an_operator_that_has_both_ways() -> N
     assert flops(2.0, None) == flops(2.0, 0) == flops(2.0, 1) == 2 * POINTS * CODES * (WIDTH + 2)
     assert flops(2.0, 1, x[:8]) == 2 * 8 * CODES * (WIDTH + 2)
     assert flops(2.0, None, x[:8]) == flops(2.0, 2) == flops(1.0, 1) == 0
+
+
+@pytest.mark.parametrize("learned", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_a_bilinear_layer_is_a_product_with_each_side_for_every_feature(learned: tuple[bool, bool]) -> None:
+    """First with x, then what that makes with y; backward one product for each gradient, the rest elementwise.
+
+    So many has the ``bmm`` that torch's profiler sees inside.
+    """
+    rows, left, right, features = 7, 4, 5, 3
+    layer = nn.Bilinear(left, right, features)
+    x, y = torch.randn(rows, left, requires_grad=learned[0]), torch.randn(rows, right, requires_grad=learned[1])
+    count = counted(lambda: layer(x, y))
+    once = 2 * rows * features * left * right
+    assert model_flops(count) == (once + 2 * rows * features * right, (1 + sum(learned)) * once)
+    assert {key.kind for key, work in count.work.items() if work.hardware} == {"gemm"} and not count.unknown_ops
+
+
+def test_a_bilinear_layer_of_no_rows_multiplies_nothing() -> None:
+    layer = nn.Bilinear(4, 5, 3)
+    assert model_flops(counted(lambda: layer(torch.randn(0, 4), torch.randn(0, 5)))) == (0, 0)
 
 
 def jagged(*shape: int) -> Tensor:
