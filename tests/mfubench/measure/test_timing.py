@@ -9,7 +9,7 @@ from torch import nn
 
 from mfu_kernels.cost import current_observer
 from mfubench.measure.calibrate import Calibration
-from mfubench.measure.timing import keep_going, time_in_blocks, time_in_turn, time_steps
+from mfubench.measure.timing import keep_going, time_in_turn, time_steps
 from mfubench.profiling import profile_workload
 from mfubench.workload.spec import WARMUP_STEPS
 from mfubench.workload.step import run_step
@@ -189,26 +189,3 @@ def test_steps_in_turn_keep_their_own_timings_on_a_machine_that_drifts(monkeypat
     fast, slow = time_in_turn([takes(0.002), takes(0.003)], device=CPU, num_rounds=60, warmup=0)
     assert fast[-1] > 1.3 * fast[0]
     assert all(after / before == pytest.approx(1.5, rel=0.01) for before, after in zip(fast, slow, strict=True))
-
-
-@pytest.mark.parametrize(("first", "order"), [(0, "abba baab"), (3, "baab abba")])
-def test_a_steady_drift_falls_out_of_a_blocks_ratio(first: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each turn takes as much longer than the one before: a's two turns of a block lose as much by it as b's."""
-    now, ran = [0.0], list[tuple[str, int]]()
-
-    def takes(name: str, seconds: float) -> Any:
-        def step(index: int) -> None:
-            now[0] += seconds * (1 + 0.1 * len(ran))
-            ran.append((name, index))
-
-        return step
-
-    monkeypatch.setattr("mfubench.measure.timing.perf_counter", lambda: now[0])
-    a, b = time_in_blocks([takes("a", 0.02), takes("b", 0.03)], device=CPU, first=first, num_blocks=2)
-    assert [index for _, index in ran] == [first] * 4 + [first + 1] * 4
-    assert " ".join("".join(name for name, index in ran if index == block) for block in (first, first + 1)) == order
-    assert len(a) == len(b) == 2 and all(
-        sum(after) / sum(before) == pytest.approx(1.5) for before, after in zip(a, b, strict=True)
-    )
-    before, after = (a[0], b[0]) if order.startswith("a") else (b[0], a[0])
-    assert after[0] < after[1] and before[1] / before[0] == pytest.approx(1.3)
