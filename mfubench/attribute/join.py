@@ -170,7 +170,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
         elif "::" in span.name and span.category == "cpu_op":
             span.operators = (*span.operators, span.name)
             if span.direction == "bwd" and args.get("Sequence number", -1) >= 0:
-                repeated.setdefault(args["Sequence number"], span.scope)
+                repeated[args["Sequence number"]] = span.scope  # one that makes no node has the next one's number
             if parent is not None and _is_phase(parent, BACKWARD) and last_loss is not None:
                 span.scope, span.direction = last_loss, "bwd"
             if span.region is not None and not trace.compilation.graphs:  # another compiler than Inductor, or unseen

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mfubench.comparison import (
+    Estimate,
     Row,
     compare,
     differences,
@@ -18,7 +19,7 @@ from mfubench.comparison import (
 )
 from mfubench.errors import BadInput
 from mfubench.run import LedgerLine
-from tests.mfubench.report.factory import a_gpu_run, a_run
+from tests.mfubench.report.factory import a_gpu_run, a_run, some_counters
 
 
 def timed(*timings_ms: Any) -> Any:
@@ -69,6 +70,44 @@ def test_a_row_keeps_the_runs_own_numbers() -> None:
     assert (row.model_flops_per_sample, row.num_params) == (65e6, 50_331_648)
     assert row.peak_bytes == run.memory["peak_bytes"]
     assert Row.of(a_run()).mfu is None and Row.of(a_run()).model_flops_per_sample is None
+
+
+def test_each_column_of_a_row_is_its_own_number() -> None:
+    """Two steps of 10 and 30 ms: resampled, their mean is 10, 20 or 30, so a rate is from 2/3 to 2 times the Run's."""
+    run = a_gpu_run(
+        workload={"num_params": 900, "dense_params": 50},
+        step={
+            "time_ms": {"median": 20.0, "ci95_low": 11.0, "ci95_high": 29.0},
+            "samples_per_s": 300.0,
+            "timings_ms": [10.0, 30.0],
+        },
+        flops={"per_request": 65e6},
+        memory={"peak_bytes": 7000},
+        mfu=0.03,
+        hfu=0.06,
+        mfu_of_measured_peak=0.09,
+        hfu_of_measured_peak=0.12,
+        nvml=some_counters(energy={"joules_per_sample": 0.5}),
+    )
+
+    def of_the_mean(value: float) -> Estimate:
+        return Estimate(value, pytest.approx(value * 2 / 3), pytest.approx(value * 2))
+
+    assert Row.of(run) == Row(
+        title=run.title,
+        time_ms=Estimate(20.0, 11.0, 29.0),
+        samples_per_s=of_the_mean(300.0),
+        mfu=of_the_mean(0.03),
+        hfu=of_the_mean(0.06),
+        mfu_of_measured_peak=of_the_mean(0.09),
+        hfu_of_measured_peak=of_the_mean(0.12),
+        model_flops_per_sample=65e6,
+        num_params=900,
+        dense_params=50,
+        peak_bytes=7000,
+        energy_j_per_sample=0.5,
+        energy_not_measured="",
+    )
 
 
 def test_energy_is_that_of_the_nvml_window() -> None:

@@ -40,6 +40,8 @@ def test_what_cannot_both_be_right_is_told(hfu: float, active: float, words: str
     ("hfu", "active"),
     [
         (0.40, 38.0),  # a boost clock above the datasheet's
+        (0.42, 39.0),
+        (0.44, 39.0),  # 1.1 times it, and two points
         (0.40, 90.0),  # instructions of half the rate
         (0.01, 5.0),  # a launch-bound step: small numbers differ by much
         (0.0, 0.0),

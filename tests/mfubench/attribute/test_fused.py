@@ -1,10 +1,13 @@
 """Kernels of compiled graphs, on traces written by hand: whose work each does, with spans and without."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mfu_kernels.cost import OpClass
 from mfubench.attribute.attribution import UNOWNED, Attribution
 from mfubench.attribute.fused import align, count_of_kernels, of_module, unseen
 from mfubench.attribute.ledger import ledger_lines, slice_step
@@ -192,14 +195,38 @@ def test_a_kernel_that_no_graph_names_is_nobodys() -> None:
     assert found.unknown == {"surprise": 3}
 
 
+def test_unknown_time_is_that_in_which_nothing_else_ran() -> None:
+    """Of 8 us the first 3 are shared with the kernel before: no more is unknown than was booked."""
+    found = on_a_gpu(
+        *(kernel(1, 30, 5, name="triton_fused_0"), kernel(1, 32, 8, name="surprise")),
+        launches=[launch(1, 24, name="cudaGraphLaunch")],
+        fwd=[FUSED],
+    )
+    assert found.busy == {WorkKey(BOTH, "fwd", "norm"): 5, WorkKey(UNOWNED, "fwd", "other"): 5}
+    assert found.unknown == {"surprise": 5}
+
+
+@pytest.mark.parametrize(("repeated", "direction"), [((True, False), "fwd"), ((True, True), "recompute")])
+def test_products_that_cannot_be_told_apart_repeat_something_if_all_of_them_do(
+    repeated: tuple[bool, bool], direction: str
+) -> None:
+    products = [replace(product, repeated=again) for product, again in zip((MM_A, MM_B), repeated, strict=True)]
+    found = on_a_gpu(
+        *(kernel(1, 30 + 5 * place, 5, name=f"gemm_{place}") for place in range(3)),
+        launches=[launch(1, 24, name="cudaGraphLaunch")],
+        fwd=products,
+    )
+    assert found.busy == {WorkKey(BOTH, direction, "gemm"): 15}
+
+
 def test_launches_whose_kernels_are_not_in_the_trace_are_counted() -> None:
     """The profiler's buffers may hold only some replays; what they lack would pass for idle time."""
     found = on_a_gpu(
         kernel(2, 30, 5, name="triton_fused_0"),
-        launches=[launch(1, 24, name="cudaGraphLaunch"), launch(2, 27, name="cudaGraphLaunch"), launch(3, 29)],
+        launches=[*(launch(number, 20 + number, name="cudaGraphLaunch") for number in (1, 2, 3)), launch(4, 29)],
         fwd=[FUSED],
     )
-    assert found.lost == 1
+    assert found.lost == 2
 
 
 GENERATED = st.sampled_from(["triton_x", "triton_y", "triton_z"])
@@ -248,6 +275,44 @@ def test_work_goes_where_the_kernels_are(compiled_step: tuple[Count, Attribution
         WorkKey("eager", "fwd", "norm"): (0, 800),
     }
     assert count.work[WorkKey("a", "fwd", "gemm")].bytes == 9000  # the eager step's own count is left alone
+
+
+def test_what_an_update_must_move_stays_known(compiled_step: tuple[Count, Attribution]) -> None:
+    count, attribution = compiled_step
+    count.update_bytes = 77
+    assert count_of_kernels(count, attribution, 2).update_bytes == 77
+
+
+def test_operators_that_run_eagerly_in_a_compiled_module_keep_their_bytes(
+    compiled_step: tuple[Count, Attribution],
+) -> None:
+    """Their time has a key that no compiled kernel has: behind a graph that broke."""
+    count, attribution = compiled_step
+    attribution.busy[WorkKey("a", "fwd", "elementwise")] = 500.0
+    placed = count_of_kernels(count, attribution, 2)
+    assert placed.work[WorkKey("a", "fwd", "elementwise")].bytes == 5000
+    assert placed.work[WorkKey("a", "fwd", "gemm")].bytes == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("kernels", "home"),
+    [
+        # What multiplies matrices goes before what is the module's alone, and that before what takes longer.
+        ({("b", "elementwise"): 9000.0, (BOTH, "gemm"): 100.0}, (BOTH, "gemm")),
+        ({("b", "gemm"): 100.0, (BOTH, "gemm"): 9000.0}, ("b", "gemm")),
+        ({("b", "gemm"): 100.0, ("b", "attention"): 9000.0}, ("b", "attention")),
+    ],
+)
+def test_a_product_is_in_the_kernel_that_fits_best(
+    kernels: dict[tuple[str, OpClass], float], home: tuple[str, OpClass]
+) -> None:
+    count, attribution = Count(), Attribution(span=20_000.0)
+    count.work[WorkKey("b", "fwd", "rnn")].add(Work(model=GFLOP, hardware=GFLOP))
+    for (module, kind), time in kernels.items():
+        attribution.busy[WorkKey(module, "fwd", kind)] = time
+        attribution.moved[WorkKey(module, "fwd", kind)] = 10
+    placed = count_of_kernels(count, attribution, 1)
+    assert {(key.module, key.kind) for key, work in placed.work.items() if work.model} == {home}
 
 
 def test_without_compiled_kernels_the_count_stays(compiled_step: tuple[Count, Attribution]) -> None:

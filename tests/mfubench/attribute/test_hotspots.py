@@ -104,3 +104,20 @@ def test_modules_of_a_bare_list_are_named_one_by_one() -> None:
 @pytest.mark.parametrize("family", WINNABLE)
 def test_every_cause_that_can_be_won_has_advice(family: str) -> None:
     assert advice(family) and advice(f"{family}.gemm")
+
+
+@pytest.mark.parametrize(("fwd_ms", "bwd_ms", "told"), [(1.0, 9.0, True), (9.0, 1.0, False)])
+def test_only_a_table_whose_backward_takes_longer_is_told_of_its_gradient(
+    fwd_ms: float, bwd_ms: float, told: bool
+) -> None:
+    table = replace(a_row("table", kind="Embedding", inefficiency__embedding=2.0), fwd_time_ms=fwd_ms)
+    (spot,) = hotspots([replace(table, bwd_time_ms=bwd_ms)], [], {}, STEP_MS)
+    assert ("sparse=True" in spot["advice"]) == told
+
+
+@pytest.mark.parametrize(("fused_ms", "fused"), [(1.0, False), (3.0, True)])
+def test_an_update_is_fused_if_most_of_its_time_is(fused_ms: float, fused: bool) -> None:
+    times = {"aten::_fused_adamw_": fused_ms, "aten::_foreach_add_": 4.0 - fused_ms}
+    kernels = [KernelRow(OPTIMIZER, "fwd", name, "other", ms, 1.0) for name, ms in times.items()]
+    (spot,) = hotspots([a_row(OPTIMIZER, optimizer=4.0)], kernels, {}, STEP_MS)
+    assert ("fused already" in spot["advice"], "fused=True" in spot["advice"]) == (fused, not fused)

@@ -11,6 +11,7 @@ from mfubench.attribute.attribution import UNOWNED, Attribution
 from mfubench.attribute.ledger import (
     NUM_KERNELS,
     NUM_TOP_MODULES,
+    Slices,
     kernel_rows,
     ledger_lines,
     module_rows,
@@ -295,3 +296,25 @@ def test_an_optimizer_that_multiplies_needs_the_time_of_its_products(attribution
         CEILINGS.flop_ms(GFLOP, CEILINGS.measured_tflops),
     )
     assert computing > 0.3 and found.floors["optimizer"] == pytest.approx(computing)
+
+
+def test_data_needs_the_time_of_its_bytes(attribution: Attribution, count: Count) -> None:
+    count.work[WorkKey(DATA, "fwd", "copy")] = Work(bytes=30 * MB)
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = {row.name: row for row in module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS)}
+    assert rows[DATA].attainable_ms == slices.floors["data"] == pytest.approx(0.3)
+
+
+def test_a_module_whose_work_took_no_time_was_not_measured(attribution: Attribution, count: Count) -> None:
+    count.work[WorkKey("idle", "fwd", "gemm")] = Work(model=GFLOP, hardware=GFLOP)
+    slices = slice_step(attribution, count, CEILINGS, STEP_MS)
+    rows = {row.name: row for row in module_rows(MODEL, slices, count, MEMORY, CEILINGS, STEP_MS)}
+    assert (rows["idle"].verdict, rows["idle"].mfu, rows["idle"].time_ms) == ("not measured", None, 0.0)
+
+
+def test_a_line_names_what_lies_furthest_below_its_floor_too() -> None:
+    slices = Slices()
+    for module, ms in {"a": 1.0, "b": -9.0, "c": 2.0, "d": 3.0}.items():
+        slices.causes[module]["inefficiency.gemm"] = ms
+    (line,) = ledger_lines(slices, STEP_MS)
+    assert line.ms == -3.0 and line.modules == ["b", "d", "c"]

@@ -164,3 +164,16 @@ def test_what_is_computed_and_asked_for_by_nobody_is_no_padding() -> None:
     split = causes(10.0, work, "rnn", CEILINGS)
     assert split["padding"] == 0 and sum(split.values()) == pytest.approx(10.0)
     assert split["inefficiency.rnn"] == pytest.approx(10.0 - CEILINGS.flop_ms(3 * 10**9, CEILINGS.measured_tflops))
+
+
+def test_work_of_two_dtypes_has_the_peak_of_the_one_with_most_flops() -> None:
+    """Whichever came first."""
+    mixed = Work(hardware=10 * GFLOP)
+    mixed.dtypes |= {"float32": 1 * GFLOP, "bfloat16": 9 * GFLOP}
+    assert CEILINGS.own_tflops(mixed) == 0.5 and CEILINGS.least_ms(mixed) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("dtype", "tflops"), [("float32", 1), ("bfloat16", 2), ("float16", 3), ("float64", 4)])
+def test_each_dtype_has_its_own_peak(dtype: str, tflops: float) -> None:
+    ceilings = Ceilings(9.0, 9.0, 1.0, {"fp32": 1, "bf16": 2, "fp16": 3, "fp64": 4})
+    assert ceilings.own_tflops(work(1, 1, dtype=dtype)) == tflops

@@ -77,3 +77,11 @@ def test_paces_that_the_input_sets_explain_are_not() -> None:
     assert unsteady(run) == []
     run.step["num_input_sets"] = 3
     assert len(unsteady(run)) == 1
+
+
+def test_paces_within_one_input_set_are_not_explained_by_another_that_is_even() -> None:
+    """The first set's steps are all fast; of the second one's every other is slow."""
+    timings = [10.0, 10.1, 9.9, 13.0] * 6
+    run = a_run(step={"timings_ms": timings, "time_ms": {"median": 10.0}, "num_input_sets": 2})
+    (warning,) = unsteady(run)
+    assert "two modes, 18 steps around 10 ms and 6 around 13 ms" in warning

@@ -103,3 +103,8 @@ def test_shares_add_up() -> None:
     found = replay(0.0, 0.05, MARGIN)
     assert sum(share for name, share in found.items() if name != "pairs") == pytest.approx(1.0)
     assert LOOKS[0] <= found["pairs"] <= LOOKS[-1]
+
+
+@pytest.mark.parametrize(("log", "verdict"), [(-0.004, "PASS"), (-0.009, "PASS"), (-0.011, "IMPROVED")])
+def test_what_is_faster_by_less_than_is_worth_telling_passes(log: float, verdict: str) -> None:
+    assert PairEstimate.of([log, log + 1e-6, log - 1e-6, log], 0.05).verdict(MARGIN) == verdict

@@ -1,12 +1,14 @@
 """Limits and waivers come from a file, and what is wrong in it is said before anything runs."""
 
+import re
+import tomllib
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from mfubench.errors import BadInput
-from mfubench.gate.policy import LIMITS, Policy, Waiver, read_policy
+from mfubench.gate.policy import ABSOLUTE, LIMITS, Policy, Waiver, read_policy
 from mfubench.gate.rows import Outcome, Row
 
 FAILED = Row("FAIL", "net:build", "model", "peak_memory", 1, 2, "more")
@@ -86,3 +88,11 @@ def test_a_waiver_of_nothing_is_named() -> None:
     passed = Row("PASS", "net:build", "model", "peak_memory", 1, 1, "")
     rows, warnings = Policy(LIMITS, (Waiver("*", TODAY, "all"),)).waive([passed], TODAY)
     assert rows == [passed] and "covers nothing" in warnings[0]
+
+
+def test_the_limits_are_those_that_the_documentation_promises() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(\[tool\.mfubench\.gate\.limits\].*?)```", text, re.DOTALL)
+    assert tomllib.loads(block)["tool"]["mfubench"]["gate"]["limits"] == LIMITS
+    (counts,) = re.findall(r"shares, but (\w+) and (\w+) are counts", block)
+    assert sorted(counts) == sorted(ABSOLUTE)

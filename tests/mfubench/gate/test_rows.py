@@ -1,5 +1,7 @@
 """What rows come to, and what the process ends with."""
 
+from dataclasses import replace
+
 import pytest
 
 from mfubench.gate.rows import VERDICTS, Outcome, Row, Verdict
@@ -30,3 +32,9 @@ def test_the_worst_comes_first() -> None:
 )
 def test_exit_codes(verdicts: tuple[Verdict, ...], strict: bool, required: bool, code: int) -> None:
     assert Outcome.of(rows(*verdicts)).exit_code(strict=strict, require_baseline=required) == code
+
+
+def test_only_a_fail_is_made_a_change_by_its_waiver() -> None:
+    passed, failed = (replace(row, waived="until 2999-12-31") for row in rows("PASS", "FAIL"))
+    assert (passed.counts, failed.counts) == ("PASS", "CHANGED")
+    assert Outcome.of([passed]).verdict == "PASS" and Outcome.of([passed, failed]).counted == {"CHANGED": 1, "PASS": 1}

@@ -19,7 +19,7 @@ BESIDE = [
 
 
 def row_of(logs: Sequence[float], same_code: bool = False) -> tuple[Row, Any]:
-    had = [Pair(log, 0.001 * log, [1.0, 1.0], [math.exp(log)] * 2) for log in logs]
+    had = [Pair(log, 0.01 * (at + 1), [1.0, 1.0], [math.exp(log)] * 2) for at, log in enumerate(logs)]
     return time_row("net", had, MARGIN, 0.05, same_code=same_code, beside=BESIDE)
 
 
@@ -56,3 +56,19 @@ def test_when_the_budget_ends_it_says_so() -> None:
 def test_what_is_clear_before_its_look_counts_when_the_budget_ends() -> None:
     row, _ = row_of(SLOWER[:3])
     assert row.verdict == "FAIL" and "after 3 of 16 pairs" in row.why
+
+
+def test_a_look_that_the_budget_forces_has_no_more_of_the_risk() -> None:
+    """0.1 with a standard error of 0.0133: Student's t is 4.303 for all of the 5 % of risk, 7.649 for a third of it."""
+    row, _ = row_of([0.077, 0.1, 0.123])
+    assert row.verdict == "INCONCLUSIVE" and row.ratio is not None
+    reach = 7.649 * 0.023 / math.sqrt(3)
+    assert row.ratio == pytest.approx((math.exp(0.1), math.exp(0.1 - reach), math.exp(0.1 + reach)), rel=1e-4)
+
+
+def test_base_against_itself_is_the_noise_of_its_own_turns() -> None:
+    """0.01, 0.02, 0.03 and 0.04, whatever head took: 0.025 with 3.182 times a standard error of 0.00645 around it."""
+    _, timing = row_of(SLOWER)
+    assert timing["against_itself"] == pytest.approx(
+        [math.exp(0.025 + sign * 0.02054) for sign in (0, -1, 1)], rel=1e-4
+    )

@@ -7,26 +7,26 @@ import pytest
 from mfubench.errors import BadInput, UnknownAccelerator
 from mfubench.measure.peaks import DATASHEETS, DTYPES, datasheet
 
-# As the driver names it: fp32, tf32, bf16, fp16, fp8 in dense TFLOP/s, GB/s.
+# As the driver names it: fp32, tf32, bf16, fp16, fp8 in dense TFLOP/s, GB/s, compute capability, MiB.
 PINNED = {
-    "NVIDIA A100-SXM4-40GB": (19.5, 156, 312, 312, None, 1555),
-    "NVIDIA A100-PCIE-40GB": (19.5, 156, 312, 312, None, 1555),
-    "NVIDIA A100-SXM4-80GB": (19.5, 156, 312, 312, None, 2039),
-    "NVIDIA A100 80GB PCIe": (19.5, 156, 312, 312, None, 1935),
-    "NVIDIA H100 80GB HBM3": (67, 494.7, 989.5, 989.5, 1979, 3350),
-    "NVIDIA H100 PCIe": (51, 378, 756.5, 756.5, 1513, 2000),
-    "NVIDIA H100 NVL": (60, 417.5, 835.5, 835.5, 1670.5, 3900),
-    "NVIDIA H200": (67, 494.5, 989.5, 989.5, 1979, 4800),
-    "NVIDIA B200": (80, 1125, 2250, 2250, 4500, 8000),
-    "NVIDIA GB200": (90, 1250, 2500, 2500, 5000, 8000),
-    "NVIDIA GeForce RTX 4090": (82.6, 82.6, 165.2, 165.2, 330.3, 1008),
-    "NVIDIA GeForce RTX 5090": (104.8, 104.8, 209.5, 209.5, 419, 1792),
-    "NVIDIA L4": (30.3, 60, 121, 121, 242.5, 300),
-    "NVIDIA L40S": (91.6, 183, 362, 362, 733, 864),
-    "NVIDIA L40": (90.5, 90.5, 181, 181, 362, 864),
-    "NVIDIA A10": (31.2, 62.5, 125, 125, None, 600),
-    "Tesla T4": (8.1, None, None, 65, None, 320),
-    "AMD Instinct MI300X": (163.4, 653.7, 1307.4, 1307.4, 2614.9, 5300),
+    "NVIDIA A100-SXM4-40GB": (19.5, 156, 312, 312, None, 1555, 80, 40960),
+    "NVIDIA A100-PCIE-40GB": (19.5, 156, 312, 312, None, 1555, 80, 40960),
+    "NVIDIA A100-SXM4-80GB": (19.5, 156, 312, 312, None, 2039, 80, 81920),
+    "NVIDIA A100 80GB PCIe": (19.5, 156, 312, 312, None, 1935, 80, 81920),
+    "NVIDIA H100 80GB HBM3": (67, 494.7, 989.5, 989.5, 1979, 3350, 90, 81559),
+    "NVIDIA H100 PCIe": (51, 378, 756.5, 756.5, 1513, 2000, 90, 81559),
+    "NVIDIA H100 NVL": (60, 417.5, 835.5, 835.5, 1670.5, 3900, 90, None),
+    "NVIDIA H200": (67, 494.5, 989.5, 989.5, 1979, 4800, 90, 143156),
+    "NVIDIA B200": (80, 1125, 2250, 2250, 4500, 8000, 100, 183359),
+    "NVIDIA GB200": (90, 1250, 2500, 2500, 5000, 8000, 100, None),
+    "NVIDIA GeForce RTX 4090": (82.6, 82.6, 165.2, 165.2, 330.3, 1008, 89, None),
+    "NVIDIA GeForce RTX 5090": (104.8, 104.8, 209.5, 209.5, 419, 1792, 120, 32607),
+    "NVIDIA L4": (30.3, 60, 121, 121, 242.5, 300, 89, 23034),
+    "NVIDIA L40S": (91.6, 183, 362, 362, 733, 864, 89, 46068),
+    "NVIDIA L40": (90.5, 90.5, 181, 181, 362, 864, 89, None),
+    "NVIDIA A10": (31.2, 62.5, 125, 125, None, 600, 86, 23028),
+    "Tesla T4": (8.1, None, None, 65, None, 320, 75, 15360),
+    "AMD Instinct MI300X": (163.4, 653.7, 1307.4, 1307.4, 2614.9, 5300, 0, None),
 }
 
 # fp16 with fp32 accumulation, dense: multiprocessors, FLOP per multiprocessor and clock, GHz.
@@ -49,7 +49,8 @@ CHIPS = {
 @pytest.mark.parametrize("name", PINNED)
 def test_a_row_has_its_published_values(name):
     row = datasheet(name)
-    assert (*(row.tflops(dtype) for dtype in DTYPES), row.bandwidth_gb_s) == PINNED[name]
+    rates = *(row.tflops(dtype) for dtype in DTYPES), row.bandwidth_gb_s
+    assert (*rates, row.capability, row.memory_mib) == PINNED[name]
     assert row.source
 
 

@@ -81,6 +81,16 @@ def test_the_computed_bootstrap_is_what_resampling_converges_to(n, alpha):
     assert low == pytest.approx(np.quantile(medians, tail), abs=1) and high == n - 1 - low
 
 
+@pytest.mark.parametrize(("n", "alpha", "below"), [(16, 0.05, 3), (32, 0.05, 9), (33, 0.05, 10), (33, 0.01, 9)])
+def test_the_ends_of_an_interval_are_these_samples(n, alpha, below):
+    """The last k of which P(Binomial(n, k/n) >= (n + 1) // 2) is at most P(z < -t sqrt(n / (n - 1))).
+
+    Of 16 and 0.05: 0.0046 for k = 3, 0.0271 for k = 4, and 0.0139. Of 32: 0.0072, 0.0206 for k = 9 and 10, and 0.0191,
+    which would be 0.0207 without the root. Of 33: 0.0087, 0.0235 for k = 10 and 11, and 0.0193.
+    """
+    assert bootstrap_median(list(range(n)), alpha)[1:] == (below, n - 1 - below)
+
+
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 def test_few_samples_cover_the_true_median_as_often_as_promised(draw):
     rng = np.random.default_rng(3)

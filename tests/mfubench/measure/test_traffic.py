@@ -34,6 +34,16 @@ BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]
     "rows of a table": (F.embedding, (torch.tensor([1, 1]), torch.ones(9, 4)), {"embedding": 16 + 4 * 8 + 4 * 8}),
     "rows of a small table": (F.embedding, (torch.ones(99).long(), torch.ones(9, 4)), {"embedding": 792 + 144 + 1584}),
     "rows picked": (lambda x, i: x[i], (torch.ones(9, 4), torch.tensor([2, 0])), {"index": 16 + 4 * 8 + 4 * 8}),
+    "rows selected": (
+        lambda x, i: x.index_select(0, i),
+        (torch.ones(9, 4), torch.tensor([2, 0])),
+        {"index_select": 16 + 4 * 8 + 4 * 8},
+    ),
+    "numbers gathered": (
+        lambda x, i: x.gather(0, i),
+        (torch.ones(9, 4), torch.tensor([[2, 0, 1, 1]])),
+        {"gather": 32 + 4 * 4 + 4 * 4},
+    ),
     "in place": (lambda x: x.mul_(2.0), (torch.ones(3),), {"mul_": 4 * 6}),
     "in place, of two": (torch.Tensor.add_, (torch.ones(3), torch.ones(3)), {"add_": 4 * 9}),
     "a copy": (torch.Tensor.copy_, (torch.ones(3), torch.ones(3)), {"copy_": 4 * 6}),

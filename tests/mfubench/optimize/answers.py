@@ -53,6 +53,7 @@ class Answers:
     asked: list[tuple[str, str]] = field(default_factory=list)
     finales: list[Any] = field(default_factory=list)
     over_plain: float = 1.36
+    plain: float = 1.1
 
     def __call__(self, task: Any, argument: Any, *, limit_s: float, phase_limits: Any = None, tell: Any = None) -> Any:
         if task is take_stock:
@@ -61,7 +62,7 @@ class Answers:
             return IDENTITY
         if task is finale:
             self.finales.append(argument)
-            plain = {"plain": speedup(1.1)} if argument.plain else {}
+            plain = {"plain": speedup(self.plain)} if argument.plain else {}
             end = {"end": speedup(1.5)} if argument.kept else {}
             over = {"end over plain": speedup(self.over_plain)} if plain and end else {}
             gains = {**plain, **end, **over}

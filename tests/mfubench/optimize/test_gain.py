@@ -47,6 +47,26 @@ def test_it_looks_until_it_can_say() -> None:
     assert len(measure_gain(lambda first, count: blocks(first, count, -0.5), ALPHA)) == LOOKS[0]
 
 
+@pytest.mark.parametrize(("slow", "blocks"), [(2, 16), (3, 32)])
+def test_its_looks_share_alpha(slow: int, blocks: int) -> None:
+    """A third of 5 % leaves two of 16 blocks outside; all of it would leave three."""
+    logs = iter([0.0] * slow + [0.05] * 61)
+    assert len(measure_gain(lambda first, count: [next(logs) for _ in range(count)], ALPHA)) == blocks
+    assert Gain.of([0.0] * 3 + [0.05] * 13, ALPHA).verdict == "faster"
+
+
+def test_it_asks_whether_there_is_time_for_what_is_left_to_the_next_look() -> None:
+    asked: list[int] = []
+
+    def time_for(count: int) -> bool:
+        asked.append(count)
+        return True
+
+    unsure = [-0.1, 0.2]
+    assert len(measure_gain(lambda first, count: unsure * (count // 2), ALPHA, time_for)) == 64 and asked == [16, 32]
+    assert len(measure_gain(lambda first, count: unsure * (count // 2), ALPHA, lambda _count: False)) == 16
+
+
 # Recorded noise ---------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,19 @@ def test_plain_torch_compile_that_is_not_faster_is_not_named() -> None:
     assert found.notes == []
 
 
+@pytest.mark.parametrize(("over_plain", "named"), [(0.985, False), (0.975, True)])
+def test_plain_torch_compile_is_faster_than_the_end_if_all_of_its_interval_is(over_plain: float, named: bool) -> None:
+    """That reaches 0.01 further: 0.995 may be no loss, 0.985 is one."""
+    found = search(Answers(over_plain=over_plain, trials={WHOLE: refused("wrong losses")}))
+    assert found.kept and bool(found.notes) == named
+
+
+@pytest.mark.parametrize(("plain", "named"), [(1.015, False), (1.025, True)])
+def test_plain_torch_compile_is_faster_than_the_start_if_all_of_its_interval_is(plain: float, named: bool) -> None:
+    found = search(Answers(plain=plain, trials={title: refused("no") for title in everything_tried()}))
+    assert not found.kept and bool(found.notes) == named
+
+
 def test_once_plain_torch_compile_was_tried_the_end_needs_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of 200 seconds is kept for the end until then, and afterwards the 30 of that trial."""
     slow = Slow(monkeypatch)

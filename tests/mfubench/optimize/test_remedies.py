@@ -191,3 +191,21 @@ def test_what_a_change_did_not_win_is_left_for_others(won_ms: float | None, left
     assert by_title[WHOLE].predicted_ms(cells) == pytest.approx(left)
     by_title["bucket_by_length"].take(cells, 1.0)  # claims nothing here
     assert by_title[WHOLE].predicted_ms(cells) == pytest.approx(left)
+
+
+def test_nothing_is_promised_more_than_it_takes() -> None:
+    """Tables of 10 GB: 30 ms of zeros and updates in an optimizer of 10. Half of 50 ms of products: 25 of 10 padded."""
+    tables = replace(SURVEY, dense_tables={"items": 10**10})
+    assert promised(a_profile("(optimizer)", "optimizer"), tables)["sparse_gradients"] == pytest.approx(10.0)
+    bucketed = replace(SURVEY, padded_share_won=0.5)
+    assert promised(a_profile("other", "padding"), bucketed)["bucket_by_length"] == pytest.approx(10.0)
+
+
+def test_nothing_is_promised_less_than_nothing() -> None:
+    """An update that must move more than it took time for; a dtype that is slower here; batches that get worse."""
+    worse: dict[str, Any] = {"update_bytes": 2 * 10**10, "peaks": {"fp32": 50.0, "tf32": 200.0, "bf16": 25.0}}
+    survey, run = replace(SURVEY, **worse, padded_share_won=-0.2), a_profile("(optimizer)", "optimizer")
+    run.modules.append(replace(run.modules[0], name="other", causes={"padding": 5.0}))
+    cells = cells_of(run)
+    won = {proposal.title: proposal.predicted_ms(cells) for proposal in proposals(run, survey, "time")}
+    assert won["optimizer fused"] == won["dtype bf16"] == won["bucket_by_length"] == 0.0

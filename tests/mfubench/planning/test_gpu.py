@@ -30,11 +30,17 @@ def test_a_gpu_goes_by_the_name_of_its_product_and_its_drivers(name: str) -> Non
     assert gpu.ceilings().in_use_tflops == gpu.ceilings().measured_tflops == 989.5
 
 
-def test_every_product_can_be_planned_for_by_its_name() -> None:
-    for sheet in DATASHEETS:
-        gpu = known_gpu(sheet.product, "fp16")
-        assert gpu.runs_kernels == (sheet.product not in ("T4", "Instinct MI300X"))
-        assert gpu.target == {9: "sm_90", 10: "sm_100"}.get(gpu.capability // 10, "sm_80")
+OF_ITS_OWN = {  # generation; the others take the forms of sm_80, GeForce's Blackwell too
+    **dict.fromkeys(("H100 SXM", "H100 PCIe", "H100 NVL", "H200 SXM"), "sm_90"),
+    **dict.fromkeys(("B200", "GB200"), "sm_100"),
+}
+
+
+@pytest.mark.parametrize("product", [sheet.product for sheet in DATASHEETS])
+def test_every_product_can_be_planned_for_by_its_name(product: str) -> None:
+    gpu = known_gpu(product, "fp16")
+    assert gpu.name == product and gpu.target == OF_ITS_OWN.get(product, "sm_80")
+    assert gpu.runs_kernels == (product not in ("T4", "Instinct MI300X"))
 
 
 def test_memory_may_be_given() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from mfu_models import MODELS
 from mfubench.errors import BadInput, OutOfMemory
-from mfubench.measure.count import Count
+from mfubench.measure.count import Count, Work, WorkKey
 from mfubench.measure.memory import MemoryPeak
 from mfubench.planning.gpu import known_gpu
 from mfubench.planning.needs import Needs, needs_of, step_on
@@ -112,6 +113,28 @@ def test_a_step_of_no_work_is_no_plan() -> None:
     nothing = Needs({"model": "views:build"}, 1, Count(), MemoryPeak(8, "(forward)", {}))
     with pytest.raises(BadInput, match="views:build: a step has no work that is known"):
         _plan(nothing, known_gpu("H200", "bf16"), None, None)
+
+
+@pytest.mark.parametrize(("peak", "fits"), [(900, True), (950, False)])
+def test_a_tenth_of_the_memory_is_left_for_the_allocator(peak: int, fits: bool) -> None:
+    """Of 1000 bytes, of which each request takes 10."""
+    count = Count()
+    count.work[WorkKey("a", "fwd", "gemm")] = Work(model=10**9, hardware=10**9)
+    needs = Needs({}, peak // 10, count, MemoryPeak(peak, "(forward)", {}), lambda requests: 10 * requests)
+    plan = _plan(needs, replace(known_gpu("H200", "bf16"), memory_bytes=1000), None, None)
+    assert plan["fits"] == fits and (plan["most_requests"], plan["more_may_fit"]) == (90, False)
+
+
+def test_what_a_gpu_multiplies_in_tf32_is_counted_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no other type for it, and the operators and their bytes are the same."""
+    monkeypatch.setattr("mfubench.planning.needs.refuse_interpreter", lambda: None)
+    monkeypatch.setattr("mfubench.planning.needs.activate", lambda target: None)
+    tf32, fp32, bf16 = (
+        step_on(known_gpu("H200", dtype), WorkloadSpec("dlrm", size="tiny", impl="reference", batch_size=2))
+        for dtype in ("tf32", "fp32", "bf16")
+    )
+    assert set(tf32.count.dtypes()) == {"float32"} and tf32.count == fp32.count and tf32.memory == fp32.memory
+    assert set(bf16.count.dtypes()) == {"bfloat16"}
 
 
 def test_of_a_users_model_the_most_requests_are_not_known() -> None:

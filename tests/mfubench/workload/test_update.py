@@ -56,6 +56,13 @@ def test_dense_gradients(name: str) -> None:
     assert least(model, make(model.parameters())) == expected
 
 
+def test_all_groups_of_an_optimizer_are_updated() -> None:
+    """The head's, at a rate of its own, beside the table's."""
+    model = Scores(sparse=False)
+    groups = [{"params": model.table.parameters()}, {"params": model.head.parameters(), "lr": 0.01}]
+    assert least(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9)) == FLOAT * 5 * (DENSE + ROWS * WIDTH)
+
+
 def test_of_a_table_with_row_sparse_gradients_the_rows_of_the_batch_move() -> None:
     """By the optimizers that are a model's where it has none of its own: Adagrad for the table, AdamW for the rest."""
     model = Scores(sparse=True)
