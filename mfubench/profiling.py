@@ -253,8 +253,10 @@ def _timing_pass(workload: Workload, progress: Progress) -> tuple[list[float], d
 
 def _alone(workload: Workload, timings: list[float], progress: Progress) -> list[float] | None:
     """How long an answer of an inference takes; on a CPU no step begins before the one before has ended anyway."""
-    if workload.spec.mode == "train" or workload.device.type == "cpu":
-        return None if workload.spec.mode == "train" else timings
+    if workload.spec.mode == "train":
+        return None
+    if workload.device.type == "cpu":
+        return timings
     progress("timing steps that are waited for", 0.58)
     with _told_as_input(workload, "the model's step failed"):
         return time_alone(

@@ -55,18 +55,20 @@ def of_requests(run: Run) -> bool:
     return bool(run.workload.get("request_level")) or run.workload.get("num_candidates", 1) > 1
 
 
+def _percentiles(run: Run) -> list[tuple[str, float]]:
+    """Those of an inference's latency that its steps tell."""
+    return [(share, ms) for share, ms in (run.step.get("latency_ms") or {}).items() if ms is not None]
+
+
 def latency(run: Run) -> str:
     """Within what time an inference answers, as far as its steps tell; nothing of a training."""
-    told = run.step.get("latency_ms")
-    if told is None:
-        return ""
-    known = ", ".join(f"{share} % within {fmt.number(ms, 4)}" for share, ms in told.items() if ms is not None)
+    known = ", ".join(f"{share} % within {fmt.number(ms, 4)}" for share, ms in _percentiles(run))
     return f"{known} ms" if known else ""
 
 
 def _slowest(run: Run) -> str:
     """The last percentile of an inference that its steps tell."""
-    told = [(share, ms) for share, ms in (run.step.get("latency_ms") or {}).items() if ms is not None]
+    told = _percentiles(run)
     return f"{told[-1][0]} % of steps done within {fmt.number(told[-1][1], 4)} ms, " if told[1:] else ""
 
 

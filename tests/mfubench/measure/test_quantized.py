@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from mfubench.measure.classify import may_hide_flops, op_class
 from mfubench.measure.count import Count, count_step
@@ -139,11 +139,11 @@ def test_a_product_and_what_follows_it_in_one() -> None:
 
 def test_a_foreign_operator_is_not_known_by_a_name_of_torch_s() -> None:
     """It may take anything, and do anything with it."""
-    library = torch.library.Library("mfubench_test_names", "DEF")
-    library.define("linear(Tensor x, int width) -> Tensor")
-    library.define("_int_mm(Tensor x) -> Tensor")
+    names = library.Library("mfubench_test_names", "DEF")
+    names.define("linear(Tensor x, int width) -> Tensor")
+    names.define("_int_mm(Tensor x) -> Tensor")
     for name in ("linear", "_int_mm"):
-        library.impl(name, lambda x, *_: x.clone(), "CPU")
+        names.impl(name, lambda x, *_: x.clone(), "CPU")
     count = counted(
         lambda: (torch.ops.mfubench_test_names.linear(rows(), 3), torch.ops.mfubench_test_names._int_mm(rows()))
     )
