@@ -3,7 +3,8 @@
 Autograd numbers the nodes that a thread creates, in order. So it is enough to note the number at which the innermost
 scope changes: the owner of a backward node is the scope that was innermost when its number was handed out. The same
 numbers appear in a profiler trace, and backward hooks, which miss weight gradients and break some models, are not
-needed.
+needed. Each thread numbers its nodes anew; so the backward pass, which on a GPU has a thread of its own, runs in the
+step's thread while a tracker is attached, and what checkpointing repeats there is numbered on.
 """
 
 import threading
@@ -109,7 +110,7 @@ class ScopeTracker:
         before, after = self._before, self._after
         if self.compiled:
             before, after = uncompiled(before), uncompiled(after)
-        with ExitStack() as cleanup:
+        with torch.autograd.set_multithreading_enabled(False), ExitStack() as cleanup:
             for module in filter(takes_hooks, self.names):
                 cleanup.callback(module.register_forward_pre_hook(before).remove)
                 # Without always_call a forward that checkpointing cuts short would never close its scope.
@@ -184,7 +185,6 @@ class ScopeTracker:
         self.closed(scope)
 
     def _mark(self, owner: Scope | None) -> None:
-        # Each thread numbers its nodes anew. On a GPU, what checkpointing repeats runs in the backward's own thread.
         if threading.get_ident() == self._thread:
             self._next_node = torch._C._autograd._get_sequence_nr()
             self._marks.append(self._next_node)

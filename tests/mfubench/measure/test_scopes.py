@@ -189,9 +189,10 @@ def test_what_checkpointing_repeats_is_marked(reentrant: bool) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_nodes_that_a_reentrant_checkpoint_makes_again_have_an_owner() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_nodes_that_a_reentrant_checkpoint_makes_again_have_an_owner(device: str) -> None:
     """Their numbers are handed out during the backward pass; unmarked they would belong to the phase."""
-    model = Checkpointed(reentrant=True)
+    model = Checkpointed(reentrant=True).to(device)
     tracker = ScopeTracker(model)
     seen: dict[str, set[str | None]] = {}
 
@@ -201,9 +202,20 @@ def test_nodes_that_a_reentrant_checkpoint_makes_again_have_an_owner() -> None:
 
     handle = model.block.register_forward_hook(look)
     with tracker.attached(), tracker.phase(BACKWARD):
-        model(torch.randn(2, 4)).sum().backward()
+        model(torch.randn(2, 4, device=device)).sum().backward()
     handle.remove()
     assert seen["AddmmBackward"] == {"block.0", "block.2"} and seen["SigmoidBackward"] == {"block.1"}
+
+
+def test_the_backward_pass_runs_in_the_steps_thread() -> None:
+    """On a GPU it has one of its own otherwise, which numbers anew the nodes that it makes."""
+    tracker = ScopeTracker(nn.Identity())
+    one_thread = []
+    with tracker.attached():
+        one_thread.append(not torch._C._is_multithreading_enabled())
+    with pytest.raises(KeyError), tracker.attached():
+        raise KeyError
+    assert one_thread == [True] and torch._C._is_multithreading_enabled()
 
 
 def test_nothing_is_left_on_the_model() -> None:
