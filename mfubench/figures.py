@@ -291,16 +291,22 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The sizes of one series, and the law that was fitted to them, if one was; ``about`` is in words what it says."""
+    """The sizes of one series, and the law that was fitted to them, if one was; ``about`` is in words what it says.
+
+    Those that are ``joined`` have a line from each to the next in place of a law.
+    """
 
     series: str
     sizes: list[Size]
     law: Law | None
     about: str
+    joined: bool = False
 
     @property
-    def ends(self) -> list[tuple[float, float]]:
-        """The law between the smallest and the largest size, (compute, value): beyond them nothing was seen."""
+    def line(self) -> list[tuple[float, float]]:
+        """What is drawn through the sizes, (compute, value): a law ends where they do, beyond nothing was seen."""
+        if self.joined:
+            return [(size.compute, size.value) for size in self.sizes]
         computes = [size.compute for size in self.sizes]
         return [(end, self.law.at(end)) for end in (min(computes), max(computes))] if self.law and computes else []
 
@@ -347,7 +353,7 @@ def curves(title: str, of_compute: str, given: Sequence[Curve], levels: Sequence
     if not drawn:
         return None
     sizes = [size for curve in drawn for size in curve.sizes]
-    seen = [*(end for size in sizes for end in (size.low, size.high)), *(y for curve in drawn for _, y in curve.ends)]
+    seen = [*(end for size in sizes for end in (size.low, size.high)), *(y for curve in drawn for _, y in curve.line)]
     low, high = min(seen), max(seen)
     reach = REACH * (high - low)
     near = sorted((lv for lv in levels if low - reach <= lv.value <= high + reach), key=lambda level: -level.value)

@@ -36,6 +36,7 @@ from .report import report
 from .scale import scale
 from .signals import ended_as_interrupted, how_interrupted
 from .streams import fill_gaps, results_alone
+from .sweep import sweep
 from .watched import tell
 
 INTERRUPTED = 130
@@ -68,7 +69,7 @@ def _root(
 app.add_typer(config)
 app.add_typer(gate)
 app.add_typer(kernels)
-for command in (profile, plan, optimize, compare, report, ablate, scale, campaign, models, doctor):
+for command in (profile, sweep, plan, optimize, compare, report, ablate, scale, campaign, models, doctor):
     app.command()(command)
 
 

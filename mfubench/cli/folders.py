@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # What each command leaves in its folder, beside reports that all call the same.
 LEFT = {
     "profile": "run.json",
+    "sweep": "sweep.json",
     "optimize": "optimize.jsonl",
     "ablate": "ablation.json",
     "scale": "ladder.json",

@@ -86,6 +86,13 @@ def _check_gpus(given: Sequence[str]) -> None:
         sheet_of(name)
 
 
+def _check_batch_sizes(given: Sequence[str]) -> None:
+    from mfubench.sweep import sizes_of
+
+    for text in given:
+        sizes_of(text)
+
+
 def _check_data(given: Sequence[str]) -> None:
     from mfubench.data import require_source
 
@@ -109,6 +116,7 @@ _OF_KEYS: Mapping[str, Callable[[Sequence[str]], object]] = {
     "ahead": _check_targets,
     "stage": _check_stages,
     "gpu": _check_gpus,
+    "batch-sizes": _check_batch_sizes,
     "data": _check_data,
     "judge": _check_judge,
 }

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import BadInput, MfubenchError, TimeUp, ToolBroke
 from mfubench.identity import require_same
+from mfubench.isolated import GaveUp, run_isolated
 from mfubench.measure.effect import ALPHA, LEAST
 from mfubench.progress import Progress, silent
 from mfubench.run import Run, read_run, write_run
@@ -16,7 +17,6 @@ from mfubench.worker import LEAST_S
 
 from .changes import Change, added, from_plain
 from .document import Optimization, Step
-from .isolated import GaveUp, run_isolated
 from .log import FILE, Log, no_log, read_log
 from .outcome import End, document_of, write
 from .remedies import WORTH, Cells, Proposal, cells_of, proposals

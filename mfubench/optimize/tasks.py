@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mfubench.identity import code_hash, digest
+from mfubench.isolated import Tell
 from mfubench.measure.effect import ALPHA, log_ratios
 from mfubench.measure.environment import environment
 from mfubench.measure.stats import median_ci
@@ -19,7 +20,6 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 from .build import build
 from .changes import Change
 from .gain import LOOKS, Gain
-from .isolated import Tell
 from .recipe import architecture
 from .survey import Survey, survey
 from .trial import TIMING, Arms, arms_of

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Literal
 
 from mfubench.exhausted import release
+from mfubench.isolated import Tell
 from mfubench.measure.effect import log_ratios
 from mfubench.measure.timing import time_in_blocks
 from mfubench.workload.prepare import prepare
@@ -19,7 +20,6 @@ from mfubench.workload.step import run_step
 from .build import build
 from .changes import BucketByLength, Change, Compile, UseBatchSize, UseImpl, added
 from .gain import LOOKS, Gain, measure_gain
-from .isolated import Tell
 from .numbers import check_results, check_training, results
 from .rows import with_empty_histories
 

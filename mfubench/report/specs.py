@@ -334,7 +334,7 @@ def _curves(figure: Curves) -> "alt.LayerChart":
     laws = [
         {"compute": compute, "value": value, "series": curve.series, "about": curve.about}
         for curve in figure.curves
-        for compute, value in curve.ends
+        for compute, value in curve.line
     ]
     across = alt.Scale(type="log", domain=list(figure.computes), nice=False)
     up = alt.Scale(domain=list(figure.values), zero=False, nice=False)

@@ -18,6 +18,7 @@ import torch
 from mfu_kernels.errors import InvalidArgument
 from mfu_kernels.lock import Entry, Places, adopt, holding, in_places, places, places_with
 from mfubench.errors import BadInput, MfubenchError, ToolBroke
+from mfubench.isolated import GaveUp, Tell, run_isolated
 from mfubench.kernels.apart import CASE_LIMITS_S
 from mfubench.kernels.catalog import ops_with_kernels
 from mfubench.kernels.check import OpResult
@@ -31,7 +32,6 @@ from mfubench.measure.stats import median_ci
 from mfubench.measure.timing import time_in_blocks
 from mfubench.optimize.changes import BucketByLength, UseBatchSize
 from mfubench.optimize.gain import Gain, measure_gain
-from mfubench.optimize.isolated import GaveUp, Tell, run_isolated
 from mfubench.optimize.recipe import Recipe, prepare_with
 from mfubench.profiling import first_step
 from mfubench.progress import Progress, silent

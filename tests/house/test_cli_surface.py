@@ -19,6 +19,9 @@ GATED = {
 }
 FROZEN = {
     "profile": EVERYWHERE | WORKLOAD | {"--out", "--trace", "--timeout", "--recipe", "--lock"},
+    "sweep": EVERYWHERE
+    | (WORKLOAD - {"--batch-size"})
+    | {"--batch-sizes", "--p99-ms", "--budget", "--recipe", "--lock", "--out"},
     "optimize": EVERYWHERE
     | (WORKLOAD - {"--compile"})
     | {"--budget", "--compile-budget", "--judge", "--out", "--lock"},

@@ -13,6 +13,7 @@ LONG: dict[str, str] = {  # file:function -> why it may be longer, or have more 
     "mfubench/cli/campaign.py:campaign": "a command's options are its parameters",
     "kernels/mfu_kernels/gdpa_block/kernel_bwd.py:gdpa_block_bwd_kernel": "three passes over the same tiles",
     "mfubench/cli/profile.py:profile": "a command's options are its parameters",
+    "mfubench/cli/sweep.py:sweep": "a command's options are its parameters",
     "mfubench/cli/optimize.py:optimize": "a command's options are its parameters",
     "mfubench/cli/ablate.py:ablate": "a command's options are its parameters",
     "mfubench/cli/tune.py:tune": "a command's options are its parameters",

@@ -145,8 +145,8 @@ def test_a_law_is_drawn_between_its_smallest_and_its_largest_size():
     """It falls by eta ln 10 for ten times the compute, and says nothing of what lies beyond."""
     law = Law(0.9, 0.01 / 2.302585093, 1e7)
     given = Curve("kunlun", sizes((1e7, 0.91), (1e6, 0.92), (1e8, 0.88)), law, "")
-    assert given.ends == [(1e6, pytest.approx(0.91)), (1e8, pytest.approx(0.89))]
-    assert Curve("kunlun", given.sizes, None, "").ends == Curve("kunlun", [], law, "").ends == []
+    assert given.line == [(1e6, pytest.approx(0.91)), (1e8, pytest.approx(0.89))]
+    assert Curve("kunlun", given.sizes, None, "").line == Curve("kunlun", [], law, "").line == []
 
 
 def test_curves_lie_within_their_axes_and_levels_too_far_away_beside_them():

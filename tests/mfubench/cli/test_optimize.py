@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mfu_kernels.registry import interpreting
+from mfubench.isolated import GaveUp, run_isolated
 from mfubench.measure.calibrate import Calibration
-from mfubench.optimize.isolated import GaveUp, run_isolated
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.search import optimize
 from mfubench.optimize.tasks import identify, take_stock

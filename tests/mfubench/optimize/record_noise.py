@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mfubench.isolated import run_isolated
 from mfubench.measure.environment import environment
-from mfubench.optimize.isolated import run_isolated
 from mfubench.optimize.trial import arms_of
 from mfubench.workload.spec import WorkloadSpec
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mfubench.errors import BadInput
+from mfubench.isolated import GaveUp
 from mfubench.optimize.document import Step
-from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.log import FILE, read_log
 from mfubench.optimize.tasks import identify, profile_changed
 from tests.mfubench.optimize.answers import (

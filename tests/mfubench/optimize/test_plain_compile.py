@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mfubench.optimize.isolated import GaveUp
+from mfubench.isolated import GaveUp
 from mfubench.optimize.tasks import finale
 from mfubench.optimize.trial import Trial, try_change
 from mfubench.report.optimization import optimization_page

@@ -11,8 +11,8 @@ import pytest
 
 from mfubench.errors import BadInput, TimeUp, ToolBroke
 from mfubench.figures import Dots
+from mfubench.isolated import GaveUp
 from mfubench.optimize.changes import Compile, UseBatchSize, UseDtype, from_plain, to_plain
-from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.survey import OpUse
 from mfubench.optimize.tasks import finale, take_stock

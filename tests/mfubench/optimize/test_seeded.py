@@ -12,8 +12,8 @@ import pytest
 from torch import Tensor, nn
 
 from mfu_kernels import OPS
+from mfubench.isolated import GaveUp, run_isolated
 from mfubench.optimize.document import Optimization
-from mfubench.optimize.isolated import GaveUp, run_isolated
 from mfubench.optimize.log import FILE
 from mfubench.optimize.recipe import read_recipe
 from mfubench.optimize.search import optimize

@@ -230,7 +230,7 @@ def test_a_line_is_its_law_and_ends_with_its_sizes():
     for chart in charts(scaling_page(a_ladder())):
         for curve in chart.figure.curves:
             first, *_, last = curve.sizes
-            assert curve.ends == [
+            assert curve.line == [
                 (first.compute, pytest.approx(first.value)),
                 (last.compute, pytest.approx(last.value)),
             ]
@@ -239,7 +239,7 @@ def test_a_line_is_its_law_and_ends_with_its_sizes():
 def test_one_size_has_a_point_and_no_line():
     page = scaling_page(a_ladder(a_point(), fits=[no_fit(), no_fit("interformer")]))
     (curve,) = charts(page)[0].figure.curves
-    assert len(curve.sizes) == 1 and curve.ends == []
+    assert len(curve.sizes) == 1 and curve.line == []
     assert "Lines are" not in charts(page)[0].summary and "Dashed" in charts(page)[0].summary
 
 

@@ -17,13 +17,13 @@ from mfu_kernels.launching import KERNELS
 from mfu_kernels.lock import as_locked, key_text
 from mfu_kernels.modes import watching_launches
 from mfubench.errors import BadInput, ToolBroke
+from mfubench.isolated import GaveUp
 from mfubench.kernels import tune
 from mfubench.kernels.budget import Verdict
 from mfubench.kernels.check import CaseResult, OpResult
 from mfubench.kernels.locks import key_of
 from mfubench.kernels.targets import TARGETS
 from mfubench.optimize.changes import UseImpl
-from mfubench.optimize.isolated import GaveUp
 from mfubench.optimize.recipe import Kept, Recipe, architecture
 from mfubench.tuning import step as tuning
 from mfubench.tuning.calls import Call, Floats

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mfubench.errors import BadInput
-from mfubench.optimize.isolated import GaveUp, run_isolated
+from mfubench.isolated import GaveUp, run_isolated
 
 LIMIT_S = 60.0
 Tell = Callable[[str], None]
