@@ -43,9 +43,11 @@ def _headline(told: Mapping[str, Any], points: Sequence[Point]) -> str:
         share = _rate(by_size[knee]) / _rate(by_size[most])
         parts.append(f"{fmt.counted(knee, 'requests')} reach {fmt.percent(share)} of it")
     if told["p99_ms"] is not None:
-        wanted = f"99 % of the steps within {told['p99_ms']:g} ms"
-        within = best["within_p99"]
-        parts.append(f"with {wanted}: {_reached(by_size[within])}" if within else f"no batch size has {wanted}")
+        wanted, within = f"99 % of the steps within {told['p99_ms']:g} ms", best["within_p99"]
+        if within is None:
+            parts.append(f"no batch size has {wanted}")
+        else:
+            parts.append(f"with {wanted}: {'the same' if within == most else _reached(by_size[within])}")
     where = told["environment"].get("device_name") or told["workload"]["device"]
     return f"{where}. {'; '.join(parts)}"
 
@@ -66,14 +68,19 @@ def _rate(point: Point) -> float:
 
 def _warnings(points: Sequence[Point]) -> list[str]:
     """Each once, with the batch sizes that it is of."""
-    sizes: dict[str, list[str]] = {}
+    sizes: dict[str, list[int]] = {}
     for point in points:
         for warning in point["warnings"]:
-            sizes.setdefault(warning, []).append(str(point["batch_size"]))
+            sizes.setdefault(warning, []).append(point["batch_size"])
     return [
-        warning if len(given) == len(points) else f"with {', '.join(given)} requests: {warning}"
+        warning if len(given) == len(points) else f"with {_listed(given)}: {warning}"
         for warning, given in sizes.items()
     ]
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    *others, last = sizes
+    return ", ".join([*map(fmt.count, others), fmt.counted(last, "requests")])
 
 
 def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
@@ -93,7 +100,7 @@ def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
         (Column("requests", numeric=True), [fmt.count(point["batch_size"]) for point in points]),
         intervals("step ms, 95 % interval", "time_ms"),
         *(
-            numbers(f"{share} % within ms", [(point["latency_ms"] or {}).get(share) for point in points], brief=brief)
+            (Column(f"{share} % within ms", numeric=True, brief=brief), [_latency(point, share) for point in points])
             for share, brief in (("50", True), ("90", False), ("99", True), ("99.9", False))
         ),
         intervals("samples/s, 95 % interval", "samples_per_s"),
@@ -111,6 +118,11 @@ def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
         "which was waited for. The whole report of one: `mfubench report DIR/batch-N`.",
         known(columns),
     )
+
+
+def _latency(point: Point, share: str) -> str:
+    """Its own digits: from the first batch size to the last it may grow a thousandfold."""
+    return fmt.number((point["latency_ms"] or {}).get(share), 4)
 
 
 def _interval(given: Mapping[str, float]) -> str:
