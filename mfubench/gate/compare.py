@@ -10,7 +10,10 @@ from .where import differences
 Stock = Mapping[str, Any]
 """What `side.take_stock` says of a model."""
 Limits = Mapping[str, float]
-UNITS = {"bytes": "B", "kept_activations": "B", "peak_memory": "B", "model_flops": "FLOP", "hardware_flops": "FLOP"}
+UNITS = {
+    **dict.fromkeys(("bytes", "kept_activations", "peak_memory"), "B"),
+    **dict.fromkeys(("model_flops", "hardware_flops", "wide_flops"), "FLOP"),
+}
 OF_THE_MODEL = ("parameters", "model_flops")  # which model it is; neither more nor less of them is worse
 UNLIMITED = ("operators",)  # fewer may be slower
 

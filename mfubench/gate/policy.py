@@ -16,6 +16,7 @@ from .rows import Row
 LIMITS: Mapping[str, float] = {
     "step_time": 0.03,
     "hardware_flops": 0.0,
+    "wide_flops": 0.0,
     "bytes": 0.0,
     "kept_activations": 0.0,
     "peak_memory": 0.0,

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 HARNESS = "mfubench"  # is the one that runs the gate, on both sides: so both say the same things in the same form
 ZOO = "mfu_models"
-COUNTS = ("parameters", "model_flops", "hardware_flops", "bytes", "kept_activations", "peak_memory", "operators")
+COUNTS = (
+    *("parameters", "model_flops", "hardware_flops", "wide_flops", "bytes"),
+    *("kept_activations", "peak_memory", "operators"),
+)
 TURN_S = 0.25  # of steps in a turn: far longer than handing over to it takes, and than a neighbour's short burst
 Asked = Mapping[str, Any]
 """A WorkloadSpec's fields."""
@@ -70,14 +73,16 @@ def _counts_of_a_step(prepared: "Workload") -> dict[str, Any]:
     from .where import places, sources
 
     count, peak = count_of(prepared, 0), memory_of(prepared)
+    found = places(prepared.module, count, peak, prepared.dtype)
     total = count.total()
     counts = (
-        prepared.description["num_params"], total.model, total.hardware, total.bytes,
+        prepared.description["num_params"], total.model, total.hardware,
+        sum(entry[-1] for entry in found["wide_flops"]), total.bytes,
         peak.kept_activations.total(), peak.peak_bytes, count.operators.total(),
     )  # fmt: skip
     return {
         "counts": dict(zip(COUNTS, counts, strict=True)),
-        "where": places(prepared.module, count, peak),
+        "where": found,
         "sources": sources(prepared.module, Path.cwd()),
         "peak_phase": peak.phase,
         "unknown_ops": sorted(count.unknown_ops),

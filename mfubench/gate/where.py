@@ -21,6 +21,7 @@ Entry = tuple[str, str, str, int]
 Key = tuple[str, str, str]
 NAMED = 3  # of the differences of a count
 FROM_WORK = {"model_flops": "model", "hardware_flops": "hardware", "bytes": "bytes"}  # count: field of Work
+ITEMSIZE = {"fp32": 4, "tf32": 4, "bf16": 2}  # of a workload's dtypes
 DIRECTIONS = {"fwd": "forward", "bwd": "backward", "recompute": "recomputed"}
 INSTALLED = "site-packages"  # also in an environment that lies in the repository
 
@@ -46,8 +47,11 @@ class Difference:
         return self.head - self.base
 
 
-def places(model: "nn.Module", count: "Count", peak: "MemoryPeak") -> dict[str, list[Entry]]:
-    """What each count of a step (`side.COUNTS`) is made of; the entries of one sum up to it."""
+def places(model: "nn.Module", count: "Count", peak: "MemoryPeak", dtype: str) -> dict[str, list[Entry]]:
+    """What each count of a step in ``dtype`` (`side.COUNTS`) is made of; the entries of one sum up to it.
+
+    Wide FLOPs are the hardware's in a type of more bytes than ``dtype`` has; an optimizer chooses its own.
+    """
     from mfubench.measure.scopes import DATA, OPTIMIZER, module_names
 
     def part(key: Key) -> str:
@@ -57,6 +61,11 @@ def places(model: "nn.Module", count: "Count", peak: "MemoryPeak") -> dict[str, 
         name: [(key.module, key.kind, part(key), getattr(work, of)) for key, work in count.work.items()]
         for name, of in FROM_WORK.items()
     }
+    found["wide_flops"] = [
+        (key.module, key.kind, part(key), work.wider_than(ITEMSIZE[dtype]))
+        for key, work in count.work.items()
+        if key.module != OPTIMIZER
+    ]
     found["operators"] = [(key.module, key.kind, part(key), number) for key, number in count.operators.items()]
     found["kept_activations"] = [(key.module, key.made_by, "", size) for key, size in peak.kept_by_key.items()]
     found["peak_memory"] = [(key.module, key.made_by, _memory(key), size) for key, size in peak.by_key.items()]

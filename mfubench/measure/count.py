@@ -20,6 +20,7 @@ from .scopes import OPTIMIZER, ROOT, Scope, ScopeTracker
 from .traffic import dispatched_bytes, tensor_bytes
 
 RECOMPUTE = "recompute"
+UNKNOWN = "unknown"  # type of operands
 
 
 class WorkKey(NamedTuple):
@@ -54,6 +55,10 @@ class Work:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for dtype, flops in other.dtypes.items():
             self.dtypes[dtype] += times * flops
+
+    def wider_than(self, itemsize: int) -> int:
+        """The hardware FLOPs whose operands have more than ``itemsize`` bytes, as far as their type is known."""
+        return sum(flops for name, flops in self.dtypes.items() if name != UNKNOWN and _itemsize(name) > itemsize)
 
     def divide(self, by: int) -> None:
         """Turn sums over ``by`` steps into their mean, rounded to whole FLOPs and bytes."""
@@ -241,9 +246,14 @@ def _operand_dtype(name: str, args: Any, kwargs: dict[str, Any]) -> str:
     numbers = [tensor for tensor in factors if tensor.is_floating_point() or tensor.is_complex()]
     factors = numbers or factors  # integers have products too
     if not factors:
-        return "unknown"
+        return UNKNOWN
     dtype = factors[0].dtype
     return str(dtype.to_real() if dtype.is_complex else dtype).removeprefix("torch.")
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of a number of the type that torch calls ``dtype``."""
+    return int(getattr(torch, dtype).itemsize)
 
 
 def count_step(model: nn.Module, step: Callable[[ScopeTracker], None]) -> Count:

@@ -54,7 +54,7 @@ def test_what_is_the_same_passes() -> None:
     assert set(rows) == set(COUNTS) and {row.verdict for row in rows.values()} == {"PASS"}
 
 
-@pytest.mark.parametrize("metric", ["bytes", "kept_activations", "peak_memory", "hardware_flops"])
+@pytest.mark.parametrize("metric", ["bytes", "kept_activations", "peak_memory", "hardware_flops", "wide_flops"])
 def test_more_in_the_same_model_fails_and_less_is_better(metric: str) -> None:
     more, less = (of_model(stock(), stock({metric: count}))[metric] for count in (101, 99))
     assert (more.verdict, less.verdict) == ("FAIL", "IMPROVED") and "+1.00%" in more.why and more.ratio == (1.01,) * 3

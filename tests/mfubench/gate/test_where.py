@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfubench.gate.rows import Row
 from mfubench.gate.side import COUNTS
@@ -117,12 +117,13 @@ def test_places_sum_up_to_what_is_counted() -> None:
     optimizers = make_optimizers(model)
     step = training_step(model, x, optimizers=optimizers)
     count, peak = count_step(model, step), peak_of_step(model, optimizers, step)
-    found, total = places(model, count, peak), count.total()
+    found, total = places(model, count, peak, "fp32"), count.total()
     assert set(found) == set(COUNTS)
     assert {name: sum(entry[-1] for entry in entries) for name, entries in found.items()} == {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model_flops": total.model,
         "hardware_flops": total.hardware,
+        "wide_flops": 0,
         "bytes": total.bytes,
         "operators": count.operators.total(),
         "kept_activations": peak.kept_activations.total(),
@@ -133,6 +134,38 @@ def test_places_sum_up_to_what_is_counted() -> None:
     assert ("(model)", "copy", "", 2 * 4 * 4 * 8) in found["kept_activations"]
     parts = {entry[0]: entry[2] for entry in found["operators"]}
     assert parts[OPTIMIZER] == ""
+
+
+class Upcast(nn.Module):
+    """Two products, of which the second is in another type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: Tensor = self.first(x)
+        return first + self.second(x.to(self.second.weight.dtype))
+
+
+WIDE = {  # of what the second product's type is, and the step's: the modules whose products are wider
+    (torch.float64, "fp32"): {"second"},
+    (torch.float32, "fp32"): set(),
+    (torch.float32, "tf32"): set(),
+    (torch.bfloat16, "bf16"): {"first"},
+    (torch.float32, "bf16"): {"first", "second"},
+}
+
+
+@pytest.mark.parametrize(("of_second", "of_step"), WIDE)
+def test_a_product_in_a_wider_type_than_the_steps_is_wide(of_second: torch.dtype, of_step: str) -> None:
+    model = Upcast(of_second)
+    optimizers = make_optimizers(model)
+    step = training_step(model, torch.randn(4, 8), optimizers=optimizers)
+    count, peak = count_step(model, step), peak_of_step(model, optimizers, step)
+    product = 2 * 4 * 8 * 8
+    expected = {(name, "gemm", part, product) for name in WIDE[of_second, of_step] for part in ("forward", "backward")}
+    assert set(places(model, count, peak, of_step)["wide_flops"]) == expected
 
 
 def test_a_modules_source_is_its_forward_or_its_parents() -> None:
