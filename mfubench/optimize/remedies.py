@@ -112,11 +112,23 @@ def proposals(run: Run, survey: Survey, judge: str) -> list[Proposal]:
     cells = cells_of(run)
     ledger = _Ledger(cells, {row.name: row.bwd_time_ms / row.time_ms for row in run.modules if row.time_ms})
     found = [proposal for remedy in REMEDIES for proposal in remedy(ledger, survey)]
+    if run.workload["mode"] == "infer":
+        found = list(_no_larger_batches(found))
     if judge == "numbers":
         found = [_kernels_only(proposal) for proposal in found]
     elif survey.interpreted:
         found = [_not_interpreted(proposal) for proposal in found]
     return sorted(found, key=lambda proposal: -proposal.predicted_ms(cells))
+
+
+def _no_larger_batches(found: Iterable[Proposal]) -> Iterator[Proposal]:
+    """A training's samples may come in any batches; an inference's answer is waited for, and takes longer in each."""
+    larger = [proposal for proposal in found if isinstance(proposal.change, UseBatchSize)]
+    yield from (proposal for proposal in found if proposal not in larger)
+    if larger:
+        yield larger[0].refused(
+            "each answer takes longer: `mfubench sweep --mode infer` shows what every batch size gives and takes"
+        )
 
 
 def _kernels_only(proposal: Proposal) -> Proposal:

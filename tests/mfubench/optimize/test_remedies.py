@@ -142,6 +142,15 @@ def test_what_cannot_be_tried_says_why() -> None:
     assert "SparseAdam" in rows["row-sparse gradients of 1 table"]
 
 
+def test_an_inference_keeps_its_batch_size() -> None:
+    """A larger batch is more throughput for later answers, which no search may decide."""
+    run = a_profile("other", "launch")
+    run.workload["mode"] = "infer"
+    assert promised(run) == {WHOLE: 10.0, GRAPHS: 10.0, **PRODUCTS}
+    (left,) = (p for p in proposals(run, SURVEY, "time") if p.title.startswith("batch_size"))
+    assert left.title == "batch_size 64" and "mfubench sweep" in str(left.why_not)
+
+
 def test_zeros_of_tables_are_won_with_their_update() -> None:
     run = a_profile("items", "inefficiency.embedding", 8.0)
     run.modules[1] = replace(run.modules[1], time_ms=8.0, fwd_time_ms=2.0, bwd_time_ms=6.0)
