@@ -100,6 +100,7 @@ class Sweep:
     identity: dict[str, Any] = field(default_factory=dict)
     stopped: str = ""
     complete: bool = False
+    _goes_on: bool = False  # with what the folder holds
     _written: set[int] = field(default_factory=set)
 
     def climb(self, *, budget_s: float | None = None, progress: Progress = silent) -> None:
@@ -200,10 +201,11 @@ class Sweep:
         if there.get("schema_version") != SCHEMA_VERSION or not isinstance(there.get("identity"), dict):
             raise BadInput(f"{self.folder / FILE} is no sweep of this release; {ELSEWHERE}")
         require_same(self.folder / FILE, "sweep", there["identity"], self.identity)
+        self._goes_on = True
 
     def _kept(self, size: int) -> Point | None:
         """A size that was measured before; None where it was not, or what is there is damaged."""
-        if self.folder is None:
+        if self.folder is None or not self._goes_on:
             return None
         try:
             found = Point(size, read_run(self.folder / f"batch-{size}"))

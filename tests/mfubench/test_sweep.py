@@ -170,6 +170,10 @@ def test_a_damaged_run_is_measured_again_and_another_sweep_is_refused(
     monkeypatch.setitem(IDENTITY, "code", "2")
     with pytest.raises(BadInput, match="belongs to another sweep"):
         swept(plan((1,)), tmp_path)
+    (tmp_path / FILE).unlink()
+    machine = on()
+    swept(plan((2,)), tmp_path)
+    assert machine.ran == [2], "nothing says whose the runs are"
     (tmp_path / FILE).write_text("[]")
     with pytest.raises(BadInput, match="no sweep of this release"):
         swept(plan((1,)), tmp_path)
