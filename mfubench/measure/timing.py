@@ -8,6 +8,7 @@ from time import perf_counter
 import torch
 
 WAIT_S = 0.25
+TELL_S = 0.25  # between two words of progress that would be part of a step's time
 
 
 def time_steps(
@@ -22,7 +23,8 @@ def time_steps(
     """Milliseconds of ``num_steps`` calls of ``step(index)`` after ``warmup`` calls that are not counted.
 
     ``started`` is called between the two, when the device has done the warm-up.
-    On CUDA the host never waits inside: events are recorded around each step and read when all have run.
+    On CUDA the host never waits inside: events are recorded around each step and read when all have run. What
+    ``progress`` takes is in the next step's time there, so that it is called a few times a second at most.
     """
     _run(step, range(warmup), device)
     started()
@@ -147,9 +149,12 @@ def wait_for(device: torch.device) -> None:
 def _with_events(step: Callable[[int], None], num_steps: int, progress: Callable[[int], None]) -> list[float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
     events[0].record()
+    told = perf_counter()
     for index in range(num_steps):
         step(index)
         events[index + 1].record()
-        progress(index + 1)
+        if perf_counter() - told > TELL_S:
+            progress(index + 1)
+            told = perf_counter()
     torch.cuda.synchronize()
     return [before.elapsed_time(after) for before, after in pairwise(events)]

@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,18 @@ def _all_threads(device: torch.device) -> Any:
     return _ExperimentalConfig(profile_all_threads=True) if device.type == "cpu" else None
 
 
+@contextmanager
+def _quiet_profile(**options: Any) -> Iterator[profile]:
+    """A profile without torch 2.11's warning that it clears the events of earlier cycles, of which there are none.
+
+    Asking for the events of all cycles would silence it, too, and take seconds to walk through what nobody reads.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+        with profile(**options) as profiler:
+            yield profiler
+
+
 def trace_steps(
     model: nn.Module,
     step: Callable[[ScopeTracker, int], None],
@@ -91,8 +105,7 @@ def trace_steps(
     with tracker.attached():
         step(tracker, 0)
         wait_for(device)
-        # There is one cycle of events; torch 2.11 warns of those before it unless all are asked for.
-        with profile(activities=activities, acc_events=True, experimental_config=_all_threads(device)) as profiler:
+        with _quiet_profile(activities=activities, experimental_config=_all_threads(device)) as profiler:
             _do_nothing(device)
             for index in range(num_steps):
                 with record_function(f"{STEP_PREFIX}{index}"):

@@ -6,6 +6,7 @@ Remedies are read off this and the Run; neither holds a tensor, so that they cro
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from torch import nn
 from mfu_kernels import OPS, UnsupportedImpl
 from mfu_kernels.registry import interpreting
 from mfubench.measure.calibrate import DTYPES, load_or_calibrate
-from mfubench.measure.operators import tensors_of
+from mfubench.measure.compiled import run_eagerly
+from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
@@ -87,8 +89,10 @@ def look(workload: Workload, run: Run) -> Survey:
     """The parts of ``workload``, of which ``run`` is the profile."""
     seen = _Looker(workload.module)
     update = Update(workload.optimizers)
-    with seen.attached():
+    with run_eagerly(), seen.attached(), OperatorMode(seen.note):
         run_step(workload, 0, phase=update.seen_in(seen.phase))
+    update_bytes = update.least_bytes()
+    del update  # which keeps all gradients
     device, model = workload.device, workload.module
     found = Survey(
         device=device.type,
@@ -99,9 +103,7 @@ def look(workload: Workload, run: Run) -> Survey:
         peaks={name: load_or_calibrate(device, name).gemm_tflops[name] for name in DTYPES[device.type]},
         bandwidth_gb_s=run.peak["bandwidth_gb_s"],
     )
-    found.ops = {
-        name: OpUse(sorted(places), *_op(name, seen, device)) for name, places in _ops(seen, model, run).items()
-    }
+    found.ops = {name: OpUse(sorted(places), *_op(name, seen, device)) for name, places in _ops(seen, model).items()}
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
     found.regional = sorted({names[part] for r in regions(model) if r is not model for part in r.modules()})
@@ -109,7 +111,7 @@ def look(workload: Workload, run: Run) -> Survey:
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]
     found.sparse_tables = [name for name, m in model.named_modules() if is_table(m) and m.sparse]
-    found.update_bytes = update.least_bytes()
+    found.update_bytes = update_bytes
     if workload.optimizers:
         found.dense_tables = {n: table.weight.nbytes for n, table in tables_to_make_sparse(model, workload.optimizers)}
         dense = {name: table.weight.nbytes for name, table in dense_tables(model)}
@@ -126,16 +128,15 @@ def _interpreted(device: torch.device) -> bool:
         return False  # no triton at all: then every kernel says so itself
 
 
-def _ops(seen: "_Looker", model: nn.Module, run: Run) -> dict[str, set[str]]:
+def _ops(seen: "_Looker", model: nn.Module) -> dict[str, set[str]]:
     """Modules by the op that they compute, also where they are torch's own."""
     found = {name: set(places) for name, places in seen.ops.items()}
     names = {module: name or ROOT for name, module in model.named_modules()}
     for op in OPS:
         for module in torch_modules_of(model, op):
             found.setdefault(op, set()).add(names[module])
-    attention = {row.module for row in run.kernels if "scaled_dot_product" in row.operator}
-    if attention:
-        found.setdefault("window_attention", set()).update(attention)
+    if seen.attention:
+        found.setdefault("window_attention", set()).update(seen.attention)
     return found
 
 
@@ -178,6 +179,7 @@ class _Looker(ScopeTracker):
         self.modules = {name: module for module, name in self.names.items()}
         self.ops: dict[str, set[str]] = defaultdict(set)
         self.impls: dict[str, str] = {}
+        self.attention: set[str] = set()  # torch's own
         self.callees: dict[str, dict[str, None]] = defaultdict(dict)
         self.inside: dict[str, set[str]] = defaultdict(set)
 
@@ -193,6 +195,12 @@ class _Looker(ScopeTracker):
             self.inside[name].add(scope.module)
         if outer and outer[-1] != scope.module:
             self.callees[outer[-1]][scope.module] = None
+
+    def note(self, func: Any, _args: Any, _kwargs: Any, _out: Any) -> None:
+        """Note the module that calls torch's own attention."""
+        caller = self.current.module if self.current is not None else ""
+        if caller in self.modules and "scaled_dot_product" in operator_name(func):
+            self.attention.add(caller)
 
     def regions(self) -> dict[str, list[str]]:
         """Classes of the modules that the model calls itself, through containers of torch: what runs inside each."""

@@ -1,8 +1,8 @@
 """Climb the ladder: train what is not trained yet, one after the other in a worker, and keep each as it comes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from mfu_kernels.lock import Entry, adopt, committed, merged
 from mfubench.errors import BadInput
 from mfubench.exhausted import ran_out_of_memory
 from mfubench.identity import code_hash
-from mfubench.measure.calibrate import load_or_calibrate
+from mfubench.measure import calibrate
+from mfubench.measure.calibrate import Calibration, kept_calibration, load_or_calibrate
 from mfubench.measure.environment import environment
 from mfubench.progress import Progress, silent
 from mfubench.worker import DONE, LEAST_S, Watch, Worker
@@ -36,9 +38,11 @@ def train_work(
     spec: WorkloadSpec,
     settings: Settings,
     evaluated: int | None,
+    configs: Sequence[Entry],
     without: Mapping[str, str],
 ) -> Trained | str:
-    """One training as work for a worker; in words what was missing, where memory ran out."""
+    """One training as work for a worker, with ``configs`` for kernels; in words what lacked, where memory ran out."""
+    adopt(configs)
     windows = open_windows(spec.data, evaluated)
     try:
         return train(spec, windows, settings, progress=lambda stage, done: watch.so_far((stage, done)))
@@ -48,8 +52,12 @@ def train_work(
         return str(error)
 
 
-def peak_work(watch: Watch, *, device: str, dtype: str, without: Mapping[str, str]) -> dict[str, Any]:
-    """What the worker's device reaches: one peak for all trainings, measured as they run."""
+def peak_work(
+    watch: Watch, *, device: str, dtype: str, kept: Mapping[str, Any] | None, without: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the worker's device reaches: one peak for all trainings, measured as they run unless it was ``kept``."""
+    if kept is not None:
+        calibrate.adopt(Calibration(**kept))
     found = load_or_calibrate(torch.device(device), dtype)
     named = {name: getattr(found, name) for name in ("date", "how", "busy")}
     return {"tflops": found.gemm_tflops[dtype], "dtype": dtype, **named}
@@ -154,6 +162,7 @@ class Ladder:
                 "spec": self.plan.workload(training),
                 "settings": self.plan.settings,
                 "evaluated": self.plan.evaluated,
+                "configs": [entry for entry in merged() if entry not in committed()],  # that this process adopted
             },
             limit_s=left,
             keep=told,
@@ -185,7 +194,9 @@ class Ladder:
         return min(same, default=0.0)
 
     def _calibrate(self, worker: Worker, ends: float) -> None:
-        arguments = {"device": self.plan.spec.device, "dtype": self.plan.spec.dtype}
+        device, dtype = self.plan.spec.device, str(self.plan.spec.dtype)
+        kept = kept_calibration(torch.device(device), dtype)
+        arguments = {"device": device, "dtype": dtype, "kept": kept and asdict(kept)}
         answer = worker.run(peak_work, arguments, limit_s=ends - monotonic())
         if answer.status == DONE:
             self.found.peak = answer.document

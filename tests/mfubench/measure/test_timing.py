@@ -39,6 +39,29 @@ def test_every_step_is_timed_in_turn_after_the_warmup() -> None:
     assert ran == [0, 1, 0, 1, 2, 3, 4] and told == [1, 2, 3, 4, 5] and len(timings) == 5
 
 
+def test_on_a_gpu_a_steps_time_has_hardly_any_progress_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events stand around the steps, and what is told between two of them is in the later step's time."""
+
+    class Event:
+        def __init__(self, **_options: Any) -> None: ...
+
+        def record(self) -> None:
+            self.at = time.perf_counter()
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 1e3 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_device: None)
+    monkeypatch.setattr(timing, "TELL_S", 0.05)
+    told: list[int] = []
+    timings = time_steps(
+        lambda index: time.sleep(0.01), device=torch.device("cuda"), num_steps=20, warmup=0, progress=told.append
+    )
+    assert len(timings) == 20 and all(milliseconds >= 10 for milliseconds in timings)
+    assert 1 <= len(told) <= 4 and told == sorted(set(told))
+
+
 def test_the_warmup_is_not_in_the_timings() -> None:
     durations_s = iter((0.3, 0.004, 0.004))
     timings = time_steps(lambda index: time.sleep(next(durations_s)), device=CPU, num_steps=2, warmup=1)

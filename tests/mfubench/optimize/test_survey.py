@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mfubench.measure.calibrate import Calibration
 from mfubench.optimize.survey import Survey, look
-from mfubench.run import Run
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.optimize.small_model import BLOCKS, ITEMS, WIDTH
@@ -24,8 +24,8 @@ def peaks(monkeypatch: pytest.MonkeyPatch, fixed_calibration: Calibration) -> No
     monkeypatch.setattr("mfubench.optimize.survey.load_or_calibrate", lambda *args, **options: fixed_calibration)
 
 
-def seen(workload: Workload, run: Run | None = None) -> Survey:
-    return look(workload, run or a_run())
+def seen(workload: Workload) -> Survey:
+    return look(workload, a_run())
 
 
 @pytest.mark.usefixtures("peaks", "sparse_tables")
@@ -51,13 +51,11 @@ def test_a_model_of_the_zoo() -> None:
 @pytest.mark.usefixtures("peaks")
 def test_somebodys_own_model() -> None:
     workload = prepare(SMALL)
-    run = a_run()
-    run.kernels[0] = replace(run.kernels[0], operator="aten::scaled_dot_product_attention", module="blocks.2.attention")
-    found = seen(workload, run)
+    found = seen(workload)
     blocks = [f"blocks.{at}" for at in range(BLOCKS)]
     norms = sorted(f"{block}.{norm}" for block in blocks for norm in ("ffn_norm", "norm"))
     assert found.ops["layer_norm"].modules == norms and found.ops["rms_norm"].modules == ["norm"]
-    assert found.ops["window_attention"].modules == ["blocks.2.attention"]
+    assert "window_attention" not in found.ops, "its attention hands out weights"
     assert {use.impl for use in found.ops.values()} == {"torch"}
     assert found.attention == [f"{block}.attention" for block in blocks]
     (region,) = (name for name in found.regions if name.endswith(".Block"))
@@ -68,6 +66,26 @@ def test_somebodys_own_model() -> None:
     state = 2 * numbers + len(list(workload.module.parameters()))  # two moments of each, and a count of steps
     assert found.update_bytes == 4 * (3 * numbers + 2 * state)
     assert not found.dense_tables and found.stuck_tables == {"items": 4 * ITEMS * WIDTH}  # Adam reads whole tables
+
+
+class Attends(nn.Module):
+    """Calls torch's attention, which picks another kernel on each device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.usefixtures("peaks")
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_torchs_attention_is_seen_where_it_is_called(mode: str) -> None:
+    """On a GPU its kernels have names of their own, such as flash_fwd_kernel, that do not say whose they are."""
+    workload = prepare(replace(SMALL, mode=mode))
+    workload.module = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Attends(), nn.ReLU()), Attends())
+    workload.inputs = [(torch.randn(2, 2, 4, 8),)]
+    workload.loss = lambda output, batch: output.mean()
+    found = seen(workload)
+    assert found.ops["window_attention"].modules == ["1.0", "2"]
+    assert (found.ops["window_attention"].kind, found.ops["window_attention"].impl) == ("attention", "torch")
 
 
 @pytest.mark.usefixtures("peaks")

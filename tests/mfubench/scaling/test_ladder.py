@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mfu_kernels import lock
 from mfubench.errors import BadInput
+from mfubench.measure import calibrate
 from mfubench.scaling import ladder as ladder_module
 from mfubench.scaling.document import scaling_document
 from mfubench.scaling.ladder import Ladder
 from mfubench.scaling.plan import Plan
-from mfubench.worker import DONE, FAILED, Answer
+from mfubench.worker import DONE, FAILED, UNWATCHED, Answer
 from tests.mfubench.scaling.small import ETAS, LEVEL, PEAK_TFLOPS, StandIn, a_plan
 
 ALL = 12
@@ -215,6 +218,34 @@ def test_without_a_peak_there_is_no_axis_of_device_time(stand_in: StandIn, log: 
     assert {fit["axis"] for fit in told["fits"]} == {"flops"}
     assert told["points"][0]["mfu_of_measured_peak"] is None
     assert any("peak is not known: too little memory" in warning for warning in told["warnings"])
+
+
+def test_a_worker_has_the_peak_and_the_configs_of_who_asks(
+    stand_in: StandIn, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A campaign's own, which its process has adopted and no file of the machine holds."""
+    cpu = torch.device("cpu")
+    measured = calibrate.Calibration(calibrate.device_name(cpu), {"fp32": 7.0}, 5.0, {}, "today", "2.13", 1, "once")
+    tuned = {**lock.committed()[0], "date": "2026-01-01"}
+    given: list[dict[str, Any]] = []
+    run = stand_in.run
+    stand_in.run = lambda work, arguments, **more: given.append(arguments) or run(work, arguments, **more)  # type: ignore[method-assign, func-returns-value]
+
+    def afresh() -> None:
+        monkeypatch.setattr(calibrate, "_adopted", {})
+        monkeypatch.setattr(lock, "_adopted", [])
+        monkeypatch.setattr(lock, "_holds", None)
+
+    afresh()
+    calibrate.adopt(measured)
+    lock.adopt([tuned])
+    climbed(a_plan(log, sizes="tiny,small"))
+    afresh()  # as in a process of its own
+    peak, training = given[0], given[1]
+    assert ladder_module.peak_work(UNWATCHED, **peak, without={})["tflops"] == 7.0
+    monkeypatch.setattr(ladder_module, "train", lambda *_arguments, **_options: lock.merged())
+    assert tuned in ladder_module.train_work(UNWATCHED, **training, without={})
+    assert training["configs"] == [tuned], "what is committed is there as well"
 
 
 def test_warnings_say_what_is_weak(stand_in: StandIn, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
