@@ -272,24 +272,28 @@ def _attention(name: str, named: Mapping[str, Any]) -> Flops:
     return _of_pairs(name, _unmasked(named, pairs), pairs, query, value)
 
 
-def _of_pairs(name: str, kept: int, executed: int, query: torch.Tensor, value: torch.Tensor) -> Flops:
-    """Fused attention, by the pairs of queries and keys that are needed and those that are multiplied."""
+def _of_pairs(name: str, kept: int, executed: int, query: torch.Tensor, value: torch.Tensor, walks: int = 1) -> Flops:
+    """Fused attention, by the pairs of queries and keys that are needed and those that are multiplied.
+
+    The backward needs the scores again, and in each of its ``walks`` over the pairs what the first one made, too.
+    """
     of_scores, of_values = 2 * query.size(-1), 2 * value.size(-1)
     once, useful = executed * (of_scores + of_values), kept * (of_scores + of_values)
     if not name.endswith("_backward"):
         return Flops(useful, once)
-    again = executed * of_scores
+    again = executed * (walks * of_scores + (walks - 1) * of_values)
     return Flops(2 * useful, 2 * once + again, recomputed=again)
 
 
 def _flex_attention(name: str, args: Sequence[Any]) -> Flops:
     """FlexAttention, whose arguments come without names (torch/_higher_order_ops/flex_attention.py of 2.11 and 2.13).
 
-    What a mask is made from is their last; the backward's come with the output and its gradient in between.
+    What a mask is made from is their last; the backward's come with the output and its gradient in between. Compiled,
+    that walks over the pairs once for the queries' gradient and once for the keys' (flex_backwards.py.jinja of both).
     """
     query, key, value = args[:3]
     kept, executed = flex_pairs(query, key, args[9 if name.endswith("_backward") else 4], args[-1])
-    return _of_pairs(name, kept, executed, query, value)
+    return _of_pairs(name, kept, executed, query, value, walks=2)
 
 
 def _unmasked(named: Mapping[str, Any], pairs: int) -> int:
