@@ -130,7 +130,7 @@ def test_a_compiled_call_counts_like_one_that_is_not() -> None:
 
 
 def test_the_backward_is_four_products_and_three_that_its_two_walks_repeat() -> None:
-    """As of other fused attention. On a CPU torch refuses to train, if not the operator below."""
+    """Other fused attention walks once. On a CPU torch refuses to train, if not the operator below."""
     inputs, mask = [each.requires_grad_() for each in tensors(value_width=3 * D)], blocks(causal).as_tuple()
 
     def step(tracker: ScopeTracker) -> None:
