@@ -102,7 +102,7 @@ def test_a_limit_may_stand_beside_options_of_the_gate(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[profle]\n", "mfubench.toml: profle is unknown; did you mean profile? allowed: profile, plan"),
+        ("[profle]\n", "mfubench.toml: profle is unknown; did you mean profile? allowed: profile, sweep"),
         ("[profile]\nstepz = 2\n", "mfubench.toml: profile: stepz is unknown; did you mean steps?"),
         ("[gate.chekc]\n", "mfubench.toml: gate: chekc is unknown; did you mean check?"),
         ("profile = 3\n", "mfubench.toml: profile is 3, not a table"),
