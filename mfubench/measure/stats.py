@@ -102,13 +102,14 @@ def student_interval(samples: Sequence[float], alpha: float = 0.05) -> tuple[flo
     Raises:
         ValueError: fewer than 2 samples, one that is not finite, or an alpha outside (0, 1).
     """
-    values = np.asarray(samples, dtype=np.float64)
-    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
+    values, n = [float(sample) for sample in samples], len(samples)  # a self-check asks this of a dozen 100 000 times
+    if n < 2 or not all(map(math.isfinite, values)):
         raise ValueError(f"an interval needs a flat list of two or more finite samples, got {samples!r}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha} must lie between 0 and 1")
-    middle, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
-    reach = student_quantile(1 - alpha / 2, values.size - 1) * spread
+    middle = math.fsum(values) / n
+    spread = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (n - 1) / n)
+    reach = student_quantile(1 - alpha / 2, n - 1) * spread
     return middle, middle - reach, middle + reach
 
 

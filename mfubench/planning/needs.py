@@ -103,8 +103,7 @@ def needs_of(spec: WorkloadSpec, gpu: Gpu) -> Needs:
 
     @cache
     def peak_at(requests: int) -> int:
-        with _ready(_as_on(gpu, replace(spec, batch_size=requests))) as ready:
-            return memory_of(ready, _step).peak_bytes
+        return peak_on(gpu, replace(spec, batch_size=requests))
 
     own = workload.needed is None
     return Needs(
@@ -124,6 +123,29 @@ def step_on(gpu: Gpu, spec: WorkloadSpec) -> Counted:
     """
     spec = _as_on(gpu, spec)
     return _on_this_cpu(spec, gpu) if ":" in spec.model else _without_numbers(spec)
+
+
+def work_on(gpu: Gpu, spec: WorkloadSpec) -> Count:
+    """The work of one step of ``spec``, as `step_on` counts it; its memory, which takes as long to find, is not.
+
+    Raises:
+        BadInput, mfu_kernels.errors.InvalidArgument: what `step_on` raises.
+    """
+    spec = _as_on(gpu, spec)
+    if ":" in spec.model:
+        return _on_this_cpu(spec, gpu).count
+    with _ready(spec) as workload:
+        return count_of(workload, 0, _step)
+
+
+def peak_on(gpu: Gpu, spec: WorkloadSpec) -> int:
+    """Bytes of the peak of one step of a model of the zoo, as `step_on` has them; its work is not counted.
+
+    Raises:
+        BadInput, mfu_kernels.errors.InvalidArgument: what `step_on` raises.
+    """
+    with _ready(_as_on(gpu, spec)) as workload:
+        return memory_of(workload, _step).peak_bytes
 
 
 def _as_on(gpu: Gpu, spec: WorkloadSpec) -> WorkloadSpec:

@@ -17,7 +17,7 @@ from mfubench.workload.spec import WorkloadSpec
 
 from .gpu import Gpu, gpu_of, known_gpu
 from .least import Kind, Least, at_rates, least_step, rates_of
-from .needs import Needs, needs_of, step_on
+from .needs import Needs, needs_of, work_on
 
 ROOM = 0.9  # of a GPU's memory: an allocator had up to 11 % more than tensors asked for, in five runs on an H200
 DAY_S = 86_400
@@ -49,7 +49,7 @@ def like(run: Run) -> Like:
         **{name: told[name] for name in names}, candidates=candidates if candidates > 1 else None, device="cpu"
     )
     gpu = gpu_of(run, told["dtype"])
-    return Like(run, rates_of(run, least_step(step_on(gpu, spec).count, gpu.ceilings())))
+    return Like(run, rates_of(run, least_step(work_on(gpu, spec), gpu.ceilings())))
 
 
 def chosen_gpus(names: Sequence[str], run: Run | None, dtype: str, memory_gib: float | None) -> list[Gpu]:

@@ -215,7 +215,7 @@ def test_what_was_measured_before_time_was_up_is_kept(then: str, tmp_path: Path,
 
 
 def test_nothing_is_kept_where_nothing_was_measured(tmp_path: Path, calibrated: object) -> None:
-    done = run_command(tmp_path, 0, DEAF, "--timeout", "10")
+    done = run_command(tmp_path, 0, SLEEPS_IN_A_LIBRARY, "--timeout", "600")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert not (tmp_path / "out").exists()
 

@@ -75,8 +75,8 @@ def test_a_process_that_is_gone_when_work_comes_costs_that_alone(made: Worker, m
 
 def test_what_hangs_is_ended_with_all_that_it_has_started(made: Worker) -> None:
     start = monotonic()
-    answer = run(made, "hang with a child", limit_s=4)
-    assert answer.status == PART and answer.reason == "was cut off at its limit of 4 s" and monotonic() - start < 30
+    answer = run(made, "hang with a child", limit_s=2)
+    assert answer.status == PART and answer.reason == "was cut off at its limit of 2 s" and monotonic() - start < 30
     assert all(map(gone, answer.document["pids"]))
     assert run(made, "succeed").status == DONE
 
@@ -93,13 +93,13 @@ def test_parts_that_hang_crash_or_fault_are_left_out_and_the_others_done(made: W
 def test_what_stands_is_kept_when_the_time_is_over(made: Worker) -> None:
     kept: list[Any] = []
     arguments = {"arguments": {"do": "so far, then hang"}}
-    answer = made.run(act, arguments, limit_s=3, keep=kept.append)
-    assert answer == Answer(PART, "was cut off at its limit of 3 s", {"rows": [1]}) and kept == [{"rows": [1]}]
+    answer = made.run(act, arguments, limit_s=2, keep=kept.append)
+    assert answer == Answer(PART, "was cut off at its limit of 2 s", {"rows": [1]}) and kept == [{"rows": [1]}]
 
 
 def test_a_part_within_its_own_limit_does_not_outlast_the_whole(made: Worker) -> None:
-    answer = run(made, "parts", limit_s=3, part_limit_s=50, parts={"slow": "hang"})
-    assert answer == Answer(PART, "was cut off at its limit of 3 s", {"ours": 1})
+    answer = run(made, "parts", limit_s=2, part_limit_s=50, parts={"slow": "hang"})
+    assert answer == Answer(PART, "was cut off at its limit of 2 s", {"ours": 1})
 
 
 def test_a_part_that_is_left_out_and_breaks_again_is_a_failure(made: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

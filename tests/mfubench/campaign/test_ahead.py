@@ -76,7 +76,7 @@ def test_a_ladders_steps_are_those_of_its_trainings(monkeypatch: pytest.MonkeyPa
 
 def test_kernels_of_an_op_and_of_a_step_are_kept_and_found_again(tmp_path: Path) -> None:
     shape = of_shape("bench", "rms_norm", "norm 1.18M x 512")
-    told = compiled(tmp_path, shape, of_model("interformer"), of_model("none"))
+    told = compiled(tmp_path, shape, of_model("amortized_history"), of_model("none"))
     kernels = {name.split()[0] for name in told["kernels"]}
     assert {"rms_norm_fwd_kernel", "rms_norm_bwd_kernel", "layer_norm_bwd_kernel", "embedding_sum_kernel"} <= kernels
     assert told["failed"] == {} and [stage["done"] for stage in told["stages"]] == [1, 1]

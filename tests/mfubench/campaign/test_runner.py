@@ -52,10 +52,10 @@ def test_what_befalls_one_task_leaves_the_others(store: Store) -> None:
 
 def test_a_task_that_hangs_is_given_up(store: Store) -> None:
     start = monotonic()
-    outcome = run(store, task("hang", "hang"), task("last", "succeed"), limits=Limits(60, 8, 30))
+    outcome = run(store, task("hang", "hang"), task("last", "succeed"), limits=Limits(60, 3, 30))
     assert outcome.failed == 1 and outcome.done == 1 and monotonic() - start < 50
     (hung,) = (item for item in store.results("profile") if item["task"] == "profile/hang")
-    assert hung["reason"] == "was cut off at its limit of 8 s"
+    assert hung["reason"] == "was cut off at its limit of 3 s"
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is(store: Store) -> None:
@@ -152,10 +152,10 @@ def test_a_task_whose_part_hangs_is_done_without_it(store: Store) -> None:
 
 def test_what_stands_of_a_task_is_kept_and_the_task_tried_again(store: Store) -> None:
     begun = Task("bench", "one", {"do": "so far, then hang"})
-    assert run(store, begun, limits=Limits(60, 4, 30)) == Outcome(0, 0, failed=1, absent=0, left=0)
+    assert run(store, begun, limits=Limits(60, 2, 30)) == Outcome(0, 0, failed=1, absent=0, left=0)
     (found,) = store.results("bench")
     assert (found["status"], found["document"]) == (PART, {"rows": [1]})
-    assert found["reason"] == "was cut off at its limit of 4 s"
+    assert found["reason"] == "was cut off at its limit of 2 s"
     assert store.documents("bench") == [{"rows": [1]}] and not store.is_done(begun)
     store.write(begun, FAILED, "no", None)
     assert store.documents("bench") == [{"rows": [1]}], "a failure takes nothing away"

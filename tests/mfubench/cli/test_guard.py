@@ -56,7 +56,8 @@ def waits():
     return made(lambda: (print("it is", os.getpid(), file=sys.stderr, flush=True), time.sleep(600)))
 """
 LINE = next(at for at, line in enumerate((MODEL + ENDS).splitlines(), 1) if "string_at" in line)
-STEPS = ("--steps", "1", "--device", "cpu", "--json", "--quiet")
+# No training: importing optimizers takes seconds.
+STEPS = ("--steps", "1", "--mode", "infer", "--device", "cpu", "--json", "--quiet")
 CASES = {
     "crashes": f"its process ended with SIGSEGV (ends.py:{LINE}) while tracing; what was measured until then is in ",
     "is_killed": "its process ended with SIGKILL (the system ends so what takes too much memory) while tracing; what ",

@@ -41,7 +41,8 @@ def test_a_kernel_is_swapped_in_checked_written_and_profiled(
     fixed_calibration: Calibration,  # of this process, which profiles with the recipe
 ) -> None:
     search_with(monkeypatch, only_op)
-    tiny = ("kunlun", "--size", "tiny", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--quiet", "--json")
+    one_layer = ("--size", "tiny", "--set", "num_layers=1", "--set", "engagement.num_layers=1")
+    tiny = ("kunlun", *one_layer, "--batch-size", "2", "--steps", "2", "--device", "cpu", "--quiet", "--json")
     run("optimize", *tiny, "--judge", "numbers", "--out", str(tmp_path))
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "optimize.json").read_text())

@@ -8,6 +8,9 @@ import pytest
 
 from .process import MODEL, cli
 
+RUNS = Path(__file__).parents[3] / "reports/nvidia-h200/campaign/road/kunlun-large/runs"
+COMPARE = ("compare", str(RUNS / "+rote"), str(RUNS / "+gdpa"), "--json")  # a long result, and soon there
+
 PRINTS = """
 def everywhere(what):
     print("Python", what)
@@ -49,7 +52,7 @@ def test_a_page_is_alone_as_well(tmp_path: Path) -> None:
 
 def test_a_result_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
-        found = cli(tmp_path, "models", "--json", stdout=full)
+        found = cli(tmp_path, *COMPARE, stdout=full)
     (line,) = found.stderr.splitlines()
     assert found.returncode == 5 and "No space left on device" in line
 
@@ -57,7 +60,7 @@ def test_a_result_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_who_reads_no_further_has_seen_enough(tmp_path: Path) -> None:
     code = "read line; sleep 2; true"
     with subprocess.Popen(["sh", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
-        found = cli(tmp_path, "models", "--json", stdout=reader.stdin)
+        found = cli(tmp_path, *COMPARE, stdout=reader.stdin)
     assert (found.returncode, found.stderr) == (0, "")
 
 

@@ -24,7 +24,8 @@ from mfubench.optimize.rows import with_empty_histories
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 
-SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=6, steps=2, device="cpu")
+ONE_LAYER = {"num_layers": "1", "engagement.num_layers": "1"}
+SPEC = WorkloadSpec("kunlun", size="tiny", overrides=ONE_LAYER, batch_size=6, steps=2, device="cpu")
 OP = "sum_kron_linear"
 
 

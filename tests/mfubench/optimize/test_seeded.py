@@ -25,7 +25,7 @@ from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.optimize.test_numbers import WrongGradient
 
 SPEC = WorkloadSpec("kunlun", size="tiny", batch_size=4, steps=4, impl="reference", device="cpu")
-SLOW_S, COMPILE_S = 0.01, 6.0
+SLOW_S, COMPILE_S = 0.01, 2.0
 Kernel = Callable[..., Tensor]
 
 

@@ -13,7 +13,7 @@ from mfu_models import MODELS
 from mfubench.measure.count import Count
 from mfubench.measure.memory import MemoryPeak
 from mfubench.planning.gpu import known_gpu
-from mfubench.planning.needs import step_on
+from mfubench.planning.needs import peak_on, step_on
 from mfubench.planning.plan import chosen_gpus, like, make_plans
 from mfubench.profiling import count_of, first_step, memory_of
 from mfubench.run import run_of
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     models = {name: of_model(name, "train") for name in MODELS}
     models["kunlun, inference"] = of_model("kunlun", "infer")
     reference = WorkloadSpec("interformer", size="large", batch_size=1024, impl="reference")
-    memory = step_on(known_gpu("H200", "bf16"), reference).memory
-    print(json.dumps({"models": models, "run": of_run(Path(sys.argv[1])), "reference": memory.peak_bytes}))
+    peak = peak_on(known_gpu("H200", "bf16"), reference)
+    print(json.dumps({"models": models, "run": of_run(Path(sys.argv[1])), "reference": peak}))
