@@ -84,5 +84,7 @@ def test_not_every_longest_row_is_compiled_for_anew() -> None:
     keys = draw(2, 5, 2, 8)
     for longest in (9, 11, 14, 17):
         offsets = torch.tensor([0, longest, longest + 6], device=DEVICE)
-        run(draw(longest + 6, 2, 8), keys, keys, offsets, max_length=longest, impl="triton")
+        rows = draw(longest + 6, 2, 8)
+        torch._dynamo.mark_static(rows, 1)  # as heads are in a model; torch 2.11 repeats no tuple a symbol's times
+        run(rows, keys, keys, offsets, max_length=longest, impl="triton")
     assert len(graphs) < 4
