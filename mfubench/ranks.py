@@ -6,6 +6,7 @@ What one rank measures differently, such as how long its sampler needs, rank 0 d
 
 import platform
 from dataclasses import dataclass
+from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import BadInput
@@ -14,6 +15,7 @@ from .measure.environment import launched
 if TYPE_CHECKING:
     from .run import Run
 
+LET_GO_S = 0.25
 T = TypeVar("T")
 
 
@@ -95,13 +97,19 @@ def joined() -> Ranks:
 
 
 def leave() -> None:
-    """Leave the process group once all its ranks have come here, as libraries ask for before a process ends."""
+    """Leave the process group once all its ranks have come here, as libraries ask for before a process ends.
+
+    The backend's threads then have a moment to drop the tensors of what they did last. For those of Python they wait
+    for the interpreter, which a model's reducer holds while it waits for them to end: both for ever, if it is the last
+    that holds the group (gloo, seen once in torch 2.13).
+    """
     if launched() is None:
         return
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+        sleep(LET_GO_S)
         dist.destroy_process_group()
 
 
