@@ -24,7 +24,7 @@ KNEE = 0.9  # of the most throughput: the fewest requests that reach it
 PERCENTILE = "99"
 STEPS_OF_A_PERCENTILE = 100  # as many as one of them lies beyond
 METHOD = (
-    "Each batch size was profiled in a process of its own, the smallest first, and nothing else ran beside it. "
+    "Each batch size was profiled in a process of its own, the smallest first, one after the other. "
     f"{MEASURED_APART} A latency is that of one step after the other, each waited for: time in a queue is not in it."
 )
 
@@ -36,7 +36,7 @@ class SweepPlan:
     ``p99_ms`` is the latency that 99 % of an inference's steps should keep.
 
     Raises:
-        BadInput: a latency that nothing can tell.
+        BadInput: a latency that nothing can tell, or a recipe that cannot be read or sets the batch size itself.
     """
 
     spec: WorkloadSpec
@@ -45,6 +45,8 @@ class SweepPlan:
     recipe: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            _require_free(self.recipe)
         if self.p99_ms is None:
             return
         if self.spec.mode == "train":
@@ -56,6 +58,14 @@ class SweepPlan:
                 f"--p99-ms: {self.spec.steps} steps do not tell what 99 % keep; "
                 f"give --steps {STEPS_OF_A_PERCENTILE} or more"
             )
+
+
+def _require_free(recipe: Path) -> None:
+    """Refuse a recipe that sets the batch size."""
+    from .optimize.recipe import read_recipe
+
+    if any(change.name == "batch_size" for change in read_recipe(recipe).changes):
+        raise BadInput(f"--recipe {recipe} sets the batch size; take that change out of it to sweep others")
 
 
 def sizes_of(given: str) -> tuple[int, ...]:
@@ -101,7 +111,6 @@ class Sweep:
     stopped: str = ""
     complete: bool = False
     _goes_on: bool = False  # with what the folder holds
-    _written: set[int] = field(default_factory=set)
 
     def climb(self, *, budget_s: float | None = None, progress: Progress = silent) -> None:
         """Profile one size after the other, until there is no more to learn or ``budget_s`` are over.
@@ -128,6 +137,7 @@ class Sweep:
                 return
             self.keep()
         self.complete = True
+        self.keep()
 
     def _sizes(self) -> Iterator[int]:
         if self.plan.sizes:
@@ -163,7 +173,7 @@ class Sweep:
     def _measured(self, size: int, end: float, tell: Tell) -> Point:
         given = (replace(self.plan.spec, batch_size=size), self.plan.recipe)
         try:
-            return Point(size, run_isolated(profiled, given, limit_s=end - monotonic(), tell=tell))
+            run = run_isolated(profiled, given, limit_s=end - monotonic(), tell=tell)
         except OutOfMemory as error:
             return self._without(size, "out of memory", error)
         except BadInput as error:
@@ -172,6 +182,9 @@ class Sweep:
             if monotonic() >= end:
                 raise TimeUp(f"--budget was spent before a step of {size} requests was measured") from None
             return self._without(size, "failed", ToolBroke(f"{size} requests: {error}"))
+        if self.folder is not None:
+            write_run(run, _place(self.folder, size))
+        return Point(size, run)
 
     def _without(self, size: int, status: str, error: MfubenchError) -> Point:
         """A size that does not run; if none did before it, there is nothing to tell but that."""
@@ -208,21 +221,14 @@ class Sweep:
         if self.folder is None or not self._goes_on:
             return None
         try:
-            found = Point(size, read_run(self.folder / f"batch-{size}"))
+            return Point(size, read_run(_place(self.folder, size)))
         except BadInput:
             return None
-        self._written.add(size)
-        return found
 
     def keep(self) -> None:
-        """Write what there is into the folder, if there is one and anything to write."""
-        if self.folder is None or not self.done:
-            return
-        for size, run in self.done:
-            if size not in self._written:
-                write_run(run, self.folder / f"batch-{size}")
-                self._written.add(size)
-        write_json(self.folder / FILE, self.to_document())
+        """Write the document into the folder, if there is one and anything to tell; the Runs are there already."""
+        if self.folder is not None and self.done:
+            write_json(self.folder / FILE, self.to_document())
 
     def to_document(self) -> dict[str, Any]:
         """Ready for JSON: every size with what it reached, and the best of them."""
@@ -255,6 +261,11 @@ class Sweep:
         }
 
 
+def _place(folder: Path, size: int) -> Path:
+    """Where a size's Run is kept."""
+    return folder / f"batch-{size}"
+
+
 def _described(point: Point) -> dict[str, Any]:
     told: dict[str, Any] = {"batch_size": point.batch_size, "status": point.status, "reason": point.reason}
     if point.run is None:
@@ -272,7 +283,7 @@ def shares_of(run: Run) -> dict[str, float]:
     """The share of the step of each family of causes, in the ledger's order."""
     found = dict.fromkeys(CAUSE_FAMILIES, 0.0)
     for line in run.ledger:
-        found[family_of(line.cause)] = found.get(family_of(line.cause), 0.0) + line.share
+        found[family_of(line.cause)] += line.share
     return found
 
 

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mfubench.errors import BadInput
-
-from .folders import goes_on, keep, own_folder, sole_writer
+from .folders import goes_on, own_folder, sole_writer
 from .options import (
     Candidates,
     Compile,
@@ -109,12 +107,11 @@ def sweep(
         steps=STEPS.get(mode, 20) if steps is None else steps,
     )  # fmt: skip
     budget_s = None if budget is None else seconds("--budget", budget)
-    from mfubench.sweep import FILE, Sweep, SweepPlan, sizes_of
+    from mfubench.sweep import Sweep, SweepPlan, sizes_of
 
     plan = SweepPlan(spec, () if batch_sizes is None else sizes_of(batch_sizes), p99_ms, recipe)
-    _require_free(recipe)
     own_folder(out, "sweep")
-    out = out and out.absolute()
+    from mfubench.report import write_page
     from mfubench.report.sweep import sweep_page
 
     found = Sweep(plan, out)
@@ -123,18 +120,10 @@ def sweep(
             with stages(quiet=quiet, verbose=verbose) as progress:
                 found.climb(budget_s=budget_s, progress=progress)
         finally:
+            found.keep()
             if out is not None and found.done:
-                told = found.to_document()
-                keep(told, sweep_page(told), out, FILE)
+                write_page(sweep_page(found.to_document()), out)
                 if not found.complete:
                     print(f"mfubench: {goes_on(out)}", file=sys.stderr)
     told = found.to_document()
     put(told, lambda: sweep_page(told), json=json, verbose=verbose)
-
-
-def _require_free(recipe: Path | None) -> None:
-    """Refuse a recipe that sets the batch size itself."""
-    from mfubench.optimize.recipe import read_recipe
-
-    if recipe is not None and any(change.name == "batch_size" for change in read_recipe(recipe).changes):
-        raise BadInput(f"--recipe {recipe} sets the batch size; take that change out of it to sweep others")

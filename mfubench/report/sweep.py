@@ -56,7 +56,7 @@ def _reached(point: Point) -> str:
     mfu = point["mfu"] or point["mfu_of_measured_peak"]
     of = "MFU" if point["mfu"] else "of the measured GEMM peak"
     share = f", {fmt.percent(mfu['value'])} {of}" if mfu else ""
-    last = (point["latency_ms"] or {}).get("99")
+    last = _within(point, "99")
     latency = f", 99 % of the steps within {fmt.number(last, 4)} ms" if last is not None else ""
     requests = fmt.counted(point["batch_size"], "requests")
     return f"{requests} a step, {fmt.number(_rate(point))} samples/s{share}{latency}"
@@ -95,12 +95,16 @@ def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
     def shares(header: str, key: str, brief: bool = True) -> tuple[Column, list[str]]:
         return Column(header, numeric=True, brief=brief), fmt.percents([_value(point[key]) for point in points])
 
+    def latencies(share: str) -> list[str]:
+        """Each with its own digits: from the first batch size to the last they may grow a thousandfold."""
+        return [fmt.number(_within(point, share), 4) for point in points]
+
     candidates = told["workload"].get("num_candidates", 1)
     columns = [
         (Column("requests", numeric=True), [fmt.count(point["batch_size"]) for point in points]),
         intervals("step ms, 95 % interval", "time_ms"),
         *(
-            (Column(f"{share} % within ms", numeric=True, brief=brief), [_latency(point, share) for point in points])
+            (Column(f"{share} % within ms", numeric=True, brief=brief), latencies(share))
             for share, brief in (("50", True), ("90", False), ("99", True), ("99.9", False))
         ),
         intervals("samples/s, 95 % interval", "samples_per_s"),
@@ -120,9 +124,10 @@ def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
     )
 
 
-def _latency(point: Point, share: str) -> str:
-    """Its own digits: from the first batch size to the last it may grow a thousandfold."""
-    return fmt.number((point["latency_ms"] or {}).get(share), 4)
+def _within(point: Point, share: str) -> float | None:
+    """Within how many ms so many % of an inference's steps are done."""
+    found: float | None = (point["latency_ms"] or {}).get(share)
+    return found
 
 
 def _interval(given: Mapping[str, float]) -> str:
@@ -136,9 +141,7 @@ def _value(given: Mapping[str, float] | None) -> float | None:
 def _shares(points: Sequence[Point]) -> Block:
     """What the step waits for, by batch size: a column for each family of causes that any of them has."""
     families = [
-        family
-        for family in dict.fromkeys((*CAUSE_FAMILIES, *(family for point in points for family in point["shares"])))
-        if any(abs(point["shares"].get(family, 0.0)) >= LEAST_SHOWN for point in points)
+        family for family in CAUSE_FAMILIES if any(abs(point["shares"][family]) >= LEAST_SHOWN for point in points)
     ]
     if not families:
         return Items(["No ledger: no trace was taken."])
@@ -149,7 +152,7 @@ def _shares(points: Sequence[Point]) -> Block:
             *(
                 (
                     Column(f"{fmt.words(family)} %", numeric=True),
-                    fmt.percents([point["shares"].get(family, 0.0) for point in points]),
+                    fmt.percents([point["shares"][family] for point in points]),
                 )
                 for family in families
             ),
@@ -159,7 +162,7 @@ def _shares(points: Sequence[Point]) -> Block:
 
 def _charts(points: Sequence[Point]) -> list[Chart]:
     of_sizes = [(float(point["batch_size"]), point) for point in points]
-    of_latencies = [((point["latency_ms"] or {}).get("99"), point) for point in points]
+    of_latencies = [(_within(point, "99"), point) for point in points]
     told = ", ".join(f"{point['batch_size']}: {fmt.number(_rate(point))}" for point in points)
     return [
         *_chart("Throughput by batch size", f"Samples/s by requests a step. {told}.", "requests a step", of_sizes),
