@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.interpreting import prepare_once_a_launch
+from tests.interpreting import build_types_once, prepare_once_a_launch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     prepare_once_a_launch()
+    build_types_once()
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and so do the processes that they start
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -24,7 +24,7 @@ class Product:
     def finish(self, me: Any) -> None:
         """Its operands are read."""
         for operand in self._operands:
-            operand.memory.reading[operand.at] -= 1
+            operand.of(operand.memory.reading).sub_(1)
             operand.note_read(me)
         self.done = True
 
@@ -99,7 +99,7 @@ class Program:
         self.schedule.pause()
         me = self.schedule.current
         tiles.write(place, slot.read(me, by_engine=True), self.number)
-        slot.memory.reading[slot.at] += 1
+        slot.of(slot.memory.reading).add_(1)
         me.stores.append(slot)
 
     def store_wait(self, pendings: int) -> None:
@@ -107,14 +107,14 @@ class Program:
         me = self.schedule.current
         while len(me.stores) > int(pendings):
             slot = me.stores.pop(0)
-            slot.memory.reading[slot.at] -= 1
+            slot.of(slot.memory.reading).sub_(1)
             slot.note_read(me)
 
     def fence(self, *_: Any, **__: Any) -> None:
         """fence_async_shared: engines see what this warpgroup's threads wrote."""
         me = self.schedule.current
         for slot in me.unfenced:
-            slot.memory.unfenced[slot.at] = False
+            slot.of(slot.memory.unfenced).fill_(False)
         me.unfenced.clear()
 
     def mma(
@@ -136,7 +136,7 @@ class Program:
         if m % 64 or n % 8 or k % 16 or right.shape[0] != k or tuple(total.shape) != (m, n):
             raise Fault(f"a product of {list(left.shape)} and {list(right.shape)} into {list(total.shape)}")
         for operand in operands:
-            operand.memory.reading[operand.at] += 1
+            operand.of(operand.memory.reading).add_(1)
         value = left.as_subclass(Tensor).float() @ right.as_subclass(Tensor).float()
         product = Product(register(value + total.as_subclass(Tensor) if use_acc else value), operands)
         me.products.append(product)

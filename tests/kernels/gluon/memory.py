@@ -193,12 +193,16 @@ class Memory:
 
 
 class Shared:
-    """A view of an allocation: ``at`` has the place of each of its elements."""
+    """A view of an allocation: ``at`` has the place of each of its elements, itself a view of all places in turn."""
 
     def __init__(self, memory: Memory, at: Tensor, schedule: Schedule) -> None:
         self.memory, self.at, self.schedule = memory, at, schedule
         self.shape, self.numel, self.dtype = list(at.shape), at.numel(), memory.values.dtype
         self.rank = at.dim()
+
+    def of(self, array: Tensor) -> Tensor:
+        """The elements of an array of the memory's that are here, as a view."""
+        return array.as_strided(self.at.shape, self.at.stride(), self.at.storage_offset())
 
     def _view(self, at: Tensor) -> "Shared":
         return Shared(self.memory, at, self.schedule)
@@ -215,7 +219,7 @@ class Shared:
 
     def reshape(self, shape: Sequence[int]) -> "Shared":
         """The same elements in another shape."""
-        return self._view(self.at.reshape(*shape))
+        return self._view(self.at.view(*shape))
 
     def permute(self, order: Sequence[int]) -> "Shared":
         """The same elements, dimensions in another order."""
@@ -244,43 +248,43 @@ class Shared:
         if list(value.shape) != self.shape or value.dtype != self.dtype:
             raise Fault(f"{value.dtype} {list(value.shape)} stored where {self.dtype} {self.shape} is")
         self.check_writable(me)
-        memory.values[self.at] = value.as_subclass(Tensor)
-        memory.writer[self.at], memory.written[self.at] = me.actor, me.clock[me.actor]
-        memory.unfenced[self.at] = True
+        self.of(memory.values).copy_(value.as_subclass(Tensor))
+        self.of(memory.writer).fill_(me.actor)
+        self.of(memory.written).fill_(me.clock[me.actor])
+        self.of(memory.unfenced).fill_(True)
         me.unfenced.append(self)
 
     def read(self, me: Warpgroup, by_engine: bool) -> Tensor:
         """The values, if they are there for ``me`` to be read, or for an engine on its behalf."""
         memory = self.memory
-        if memory.landing[self.at].any():
+        if self.of(memory.landing).any():
             raise Fault("read while a copy is on its way there")
-        if by_engine and memory.unfenced[self.at].any():
+        if by_engine and self.of(memory.unfenced).any():
             raise Fault("an engine reads what threads wrote, without a fence")
-        if not memory.writer[self.at].all():
+        if not self.of(memory.writer).all():
             raise Fault("read before anything was written")
         if not self._written_before(me):
             raise Fault("race: read what no barrier says is written")
-        return memory.values[self.at]
+        return self.of(memory.values).clone()
 
     def _written_before(self, me: Warpgroup) -> bool:
         """Whether ``me`` knows of all that was written here."""
-        known = torch.zeros(self.schedule.actors + 1, dtype=torch.int64)
-        known[list(me.clock)] = torch.tensor(list(me.clock.values()))
+        known = torch.tensor([me.clock.get(actor, 0) for actor in range(self.schedule.actors + 1)])
         memory = self.memory
-        return bool((memory.written[self.at] <= known[memory.writer[self.at]]).all())
+        return bool((self.of(memory.written) <= known[self.of(memory.writer)]).all())
 
     def note_read(self, me: Warpgroup) -> None:
         """``me`` has read it, now."""
         readers = self.memory.readers.setdefault(me.actor, torch.zeros_like(self.memory.written))
-        readers[self.at] = me.clock[me.actor]
+        self.of(readers).fill_(me.clock[me.actor])
 
     def check_writable(self, me: Warpgroup) -> None:
         """Raise unless everybody is known to be done with it."""
         memory = self.memory
-        if memory.reading[self.at].any() or memory.landing[self.at].any():
+        if self.of(memory.reading).any() or self.of(memory.landing).any():
             raise Fault("overwritten while an engine reads or writes there")
         for actor, events in memory.readers.items():
-            if int(events[self.at].max()) > me.clock.get(actor, 0):
+            if int(self.of(events).max()) > me.clock.get(actor, 0):
                 raise Fault("race: overwrote what no barrier says is read")
         if not self._written_before(me):
             raise Fault("race: overwrote what no barrier says is written")
@@ -288,11 +292,13 @@ class Shared:
     def expect_copy(self, me: Warpgroup) -> None:
         """A copy is on its way."""
         self.check_writable(me)
-        self.memory.landing[self.at] = True
+        self.of(self.memory.landing).fill_(True)
 
     def land(self, block: Tensor, actor: int, event: int) -> None:
         """The copy is there; whoever waits for its barrier knows."""
         memory = self.memory
-        memory.values[self.at] = block.reshape(self.at.shape)
-        memory.writer[self.at], memory.written[self.at] = actor, event
-        memory.landing[self.at], memory.unfenced[self.at] = False, False
+        self.of(memory.values).copy_(block.reshape(self.at.shape))
+        self.of(memory.writer).fill_(actor)
+        self.of(memory.written).fill_(event)
+        self.of(memory.landing).fill_(False)
+        self.of(memory.unfenced).fill_(False)
