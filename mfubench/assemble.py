@@ -15,6 +15,7 @@ from .measure.memory import MemoryPeak
 from .measure.stats import median_ci, tail
 from .passes import Passes
 from .run import FLOP_CONVENTIONS, KernelConfig, Run
+from .workload.loader import Fed
 from .workload.spec import Workload
 
 NOT_MEASURED = "(not measured)"
@@ -53,6 +54,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
             "timings_ms": timings,
             "latency_ms": None if passes.alone_ms is None else tail(passes.alone_ms),
             "num_input_sets": len(workload.inputs),
+            "loader": None if passes.fed is None else _loader(passes.fed, requests / total_s, workload.device.type),
         },
         flops=_flops(workload, count, attribution),
         mfu=utilisation(total.model, passes.sheet_tflops),
@@ -88,6 +90,23 @@ def assemble(workload: Workload, passes: Passes) -> Run:
     _blank(run, passes)
     run.warnings += warnings(run, workload, passes.calibration, count.dtypes(), attribution.elsewhere)
     return run
+
+
+def _loader(fed: Fed, at_hand: float, device: str) -> dict[str, Any]:
+    """What steps that a loader fed reached, and the share of their time that was waiting for it.
+
+    A GPU still computes while the host waits for a batch: it is idle for no longer than that, and no longer than such
+    steps are slower than those with batches at hand, which gave so many requests a second.
+    """
+    total_ms = sum(fed.timings_ms)
+    rate = fed.requests / (total_ms / 1e3)
+    waited = fed.drawing_ms / total_ms
+    return {
+        "samples_per_s": rate,
+        "waited_share": waited if device == "cpu" else max(0.0, min(waited, 1.0 - rate / at_hand)),
+        "begun_again": fed.begun_again,
+        "timings_ms": fed.timings_ms,
+    }
 
 
 def _mean_count(counts: list[Count], steps: int) -> Count:

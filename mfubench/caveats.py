@@ -20,6 +20,7 @@ from .run import Run
 from .workload.spec import Workload
 
 MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
+MIN_WAITED = 0.05  # of the time of steps that a loader feeds
 NUM_REASONS = 3  # why a compiler broke a graph, in a sentence
 MIN_SHARE, MAX_ROOFLINE = 0.03, 1.1  # of a step: less is not told; of the roofline: more is no rounding
 
@@ -99,7 +100,7 @@ def warnings(
     else:
         found += _beyond_the_roofline(run)
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
-    found += unsteady(run)
+    found += unsteady(run) + _of_the_loader(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
     found += _unhooked(workload.module)
     twice = _shared_modules(workload.module)
@@ -180,6 +181,22 @@ def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
     there_is = named in DTYPES.get(run.workload["device"], ())
     hint = f"give --dtype {named}" if there_is else f"no --dtype has the peak of {most}, so its MFU means little"
     return [f"most of its products are in {most}, and the peak is that of {dtype}: {hint}"]
+
+
+def _of_the_loader(run: Run) -> list[str]:
+    """That steps wait for their batches, and how the loader can be made quicker."""
+    loader = run.step.get("loader")
+    if loader is None or loader["waited_share"] < MIN_WAITED:
+        return []
+    again, steps = loader["begun_again"], len(loader["timings_ms"])
+    found = [
+        f"of the time of steps that its loader feeds, {loader['waited_share']:.0%} is waiting for batches, and the "
+        "ledger is that of steps whose batches are at hand: give the loader more workers (num_workers), let them work "
+        "further ahead (prefetch_factor), pin its memory, or do less for each row"
+    ]
+    if again:
+        found.append(f"in {steps} steps the loader ended and was begun anew {again} times, which they waited for, too")
+    return found
 
 
 def _unhooked(module: nn.Module) -> list[str]:

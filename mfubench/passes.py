@@ -11,6 +11,7 @@ from .measure.compiled import Compilation
 from .measure.count import Count
 from .measure.memory import MemoryPeak
 from .measure.peaks import Datasheet
+from .workload.loader import Fed
 
 LATER = {  # than the timing pass: what each pass brings
     "counts": "FLOPs, bytes, and MFU with them",
@@ -23,7 +24,7 @@ LATER = {  # than the timing pass: what each pass brings
 class Passes:
     """What the four passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing.
 
-    ``alone_ms``: of an inference, steps of which each was waited for.
+    ``alone_ms``: of an inference, steps of which each was waited for. ``fed``: steps that waited for a loader.
     """
 
     timings_ms: list[float]
@@ -36,6 +37,7 @@ class Passes:
     compilation: Compilation | None  # None where nothing was compiled
     trace_path: Path | None  # where the trace is kept
     alone_ms: list[float] | None = None
+    fed: Fed | None = None
     counts: list[Count] | None = None
     attribution: Attribution | None = None
     memory: MemoryPeak | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ from .ranks import with_others
 from .run import Run
 from .user_code import located
 from .workload.compilation import compiled
+from .workload.loader import Fed, Loader
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
-from .workload.step import Phase, run_passes, run_step, update
+from .workload.step import Phase, run_on, run_passes, run_step, update
 from .workload.update import Update
 
 UNLIKE = 0.01  # by so much, two steps need different FLOPs: more than a router's choice that training moves a little
@@ -91,6 +93,8 @@ def profile_workload(
         passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
         passes.alone_ms = alone
         keep(lambda: assemble(workload, passes))
+        if workload.loader is not None:
+            passes.fed = _fed(workload, workload.loader, progress)
         later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
             ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
             ("attribution", "tracing", 0.75, lambda: _attribution(workload, compilation, trace_path)),
@@ -140,7 +144,7 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
 
 def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
     """What is alive at the peak of a ``step``, run eagerly; a user's batch is on the device before it."""
-    batch = tensors_of(workload.inputs[0]) if workload.needed is None else ()
+    batch = tensors_of(workload.inputs[0]) if workload.needed is None and workload.loader is None else ()
     with run_eagerly():
         return peak_of_step(
             workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase), batch
@@ -262,6 +266,31 @@ def _alone(workload: Workload, timings: list[float], progress: Progress) -> list
         return time_alone(
             lambda index: run_step(workload, index), device=workload.device, num_steps=workload.spec.steps
         )
+
+
+def _fed(workload: Workload, loader: Loader, progress: Progress) -> Fed:
+    """Steps as a training has them, each on the loader's next batch; warming up uses up what it had ready."""
+    progress("timing steps that the loader feeds", 0.59)
+    steps, requests, drawing_s, begun = workload.spec.steps, 0, 0.0, 0
+
+    def start() -> None:
+        nonlocal requests, drawing_s, begun
+        requests, drawing_s, begun = 0, 0.0, loader.begun
+
+    def step(_index: int) -> None:
+        nonlocal requests, drawing_s
+        asked = perf_counter()
+        batch = loader.draw()
+        drawing_s += perf_counter() - asked
+        requests += loader.rows_of(batch)
+        run_on(workload, batch)
+
+    with _told_as_input(workload, "the model's step failed on a batch of its loader"):
+        timings = time_steps(
+            step, device=workload.device, num_steps=steps, warmup=WARMUP_STEPS + loader.ahead, started=start
+        )
+    loader.end()
+    return Fed(timings, requests, 1e3 * drawing_s, loader.begun - begun)
 
 
 def _counts(workload: Workload, passes: Passes) -> list[Count]:

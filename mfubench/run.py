@@ -270,6 +270,10 @@ _EXPECTED_OF_A_JOB: Mapping[str, Any] = {
     **{"parallel.world_size": int, "parallel.backend": str},
     **dict.fromkeys(("parallel.exposed_ms", "parallel.communication_ms"), float),
 }
+_EXPECTED_OF_A_LOADER: Mapping[str, Any] = {
+    **dict.fromkeys(("loader.samples_per_s", "loader.waited_share"), float),
+    **{"loader.begun_again": int, "loader.timings_ms": list[float]},
+}
 _COLLECTIVE = {"name": str, "calls": float, "bytes": float}
 _RANK = {
     **{"rank": int, "host": str, "device": str},
@@ -293,6 +297,8 @@ def _check(document: Any, file: str) -> None:
     _check_rows(document["peak"].get("by_dtype", []), _PEAK | {"used": bool}, f"{file}: peak.by_dtype")
     if not _is(document["step"].get("latency_ms"), dict[str, float | None] | None):
         raise BadInput(f"{file}: step.latency_ms is no percentiles; it is no whole Run; profile again")
+    if (loader := document["step"].get("loader")) is not None:
+        _check_inside({"loader": loader}, _EXPECTED_OF_A_LOADER, f"{file}: step")
     times = [document["step"]["time_ms"][key] for key in ("ci95_low", "median", "ci95_high")]
     if not 0 < times[0] <= times[1] <= times[2] < LONGEST_MS:
         raise BadInput(f"{file}: step.time_ms is {times}, no interval of a time; it is no whole Run; profile again")

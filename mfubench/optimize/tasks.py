@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mfubench.errors import BadInput
 from mfubench.identity import code_hash, digest
 from mfubench.isolated import Tell
 from mfubench.measure.effect import ALPHA, log_ratios
@@ -29,9 +30,19 @@ OWN = ("torch", "mfu_models", "mfu_kernels")
 
 
 def identify(spec: WorkloadSpec, tell: Tell) -> dict[str, Any]:
-    """Whose search it is: model, data, device and versions; a search goes on only where all are the same."""
+    """Whose search it is: model, data, device and versions; a search goes on only where all are the same.
+
+    Raises:
+        BadInput: its batches come from a loader, in one size; and as `prepare`.
+    """
     tell("building the model")
-    return _identity(prepare(spec))
+    workload = prepare(spec)
+    if workload.loader is not None:
+        raise BadInput(
+            f"{spec.model}: its batches come from a loader, in the size that this has, and changes are checked on "
+            "smaller ones; return make_batch(batch_size, device) in the loader's place"
+        )
+    return _identity(workload)
 
 
 def _identity(workload: Workload) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _as_on(gpu: Gpu, spec: WorkloadSpec) -> WorkloadSpec:
         steps=1,
         impl=_impl(spec.impl, gpu),
         dtype="fp32" if gpu.dtype == "tf32" else gpu.dtype,  # of a CPU; the same operators
-        batch_size=spec.batch_size or DEFAULT_BATCH_SIZE["cpu" if ":" in spec.model else "cuda"],
+        batch_size=spec.batch_size if ":" in spec.model else spec.batch_size or DEFAULT_BATCH_SIZE["cuda"],
     )
 
 

@@ -13,7 +13,7 @@ from .causes import meanings
 from .device import counters, peaks
 from .ranks import ranks_section
 from .tree import module_tree
-from .verdict import headline, latency, of_requests, step_time, throughput, why_no_mfu
+from .verdict import fed, headline, latency, of_requests, step_time, throughput, why_no_mfu
 
 FLOPS = {
     "model": "Model FLOPs a step",
@@ -84,6 +84,7 @@ def _utilization(run: Run) -> Facts:
             ("Step time", f"{step_time(run, 'ms')}, median and 95 % interval of {len(run.step['timings_ms'])} steps"),
             *_latency(run),
             ("Throughput", throughput(run)),
+            *([("Fed by its loader", told)] if (told := fed(run)) else []),
         ]
     )
 

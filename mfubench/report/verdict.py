@@ -10,9 +10,11 @@ def headline(run: Run) -> str:
     """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
     where = run.device if run.parallel is None else f"{run.device}, rank {run.parallel['rank']} of {run.world_size}"
+    fed = _fed(run)
+    at_hand = f"on average with batches at hand, {fed} fed by its loader" if fed else "on average"
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {where}: {step_time(run, 'ms a step')} "
-        f"(median), {throughput(run)} on average, {_slowest(run)}MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "
+        f"(median), {throughput(run)} {at_hand}, {_slowest(run)}MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "
         f"{_at_least(run, run.mfu_of_measured_peak)} of the measured GEMM peak{together(run)}; {_useful(run)}"
     )
 
@@ -79,6 +81,23 @@ def throughput(run: Run) -> str:
     each = fmt.count(run.workload["num_candidates"])
     requests, candidates = (fmt.number(run.step[f"{what}_per_s"]) for what in ("requests", "candidates"))
     return f"{requests} requests/s of {each} candidates, {candidates} candidates/s"
+
+
+def _fed(run: Run) -> str:
+    """Samples a second of steps that a loader feeds; nothing where there is none."""
+    loader = run.step.get("loader")
+    return f"{fmt.number(loader['samples_per_s'])} samples/s" if loader else ""
+
+
+def fed(run: Run) -> str:
+    """What steps that a loader feeds reach; nothing where there is none."""
+    if not (rate := _fed(run)):
+        return ""
+    loader, mfu = run.step["loader"], run.mfu_of_measured_peak if run.mfu is None else run.mfu
+    of = "MFU of the measured GEMM peak" if run.mfu is None else "MFU"
+    slower = loader["samples_per_s"] / run.step["samples_per_s"]
+    reached = "" if mfu is None else f", {of} {fmt.percent(mfu * slower)}"
+    return f"{rate}{reached}; {fmt.percent(loader['waited_share'])} of the time is waiting for batches"
 
 
 def why_no_mfu(run: Run) -> str:

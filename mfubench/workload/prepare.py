@@ -50,7 +50,7 @@ def prepare(
     if spec.compile == "cudagraphs" and device.type != "cuda":
         raise BadInput("--compile cudagraphs needs a CUDA device; here is none; use --compile none, regions or model")
     if ":" in spec.model:
-        return prepare_user(spec, device, dtype, spec.batch_size or DEFAULT_BATCH_SIZE[device.type])
+        return prepare_user(spec, device, dtype, DEFAULT_BATCH_SIZE[device.type])
     if launched() is not None:
         raise BadInput(
             f"{spec.model}: a model of the zoo runs in one process, and several were started; run it without torchrun, "

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from mfu_models.common.flops import FlopCount
 
+    from .loader import Loader
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "impl": ("auto", "reference", "triton"),
     "compile": ("none", "regions", "model", "cudagraphs"),
@@ -99,7 +101,7 @@ class Workload:
     the requests of each input, each of ``num_candidates``, also where the model sees impressions. ``needed`` gives the
     closed-form model FLOPs of an input, and of it with every row as long as the longest, None for a user's own module.
     Such a module may be compiled by its author, and any by a recipe, in whole or in part. It may be that of one of the
-    ``ranks`` of a job; then the requests are the rank's own.
+    ``ranks`` of a job; then the requests are the rank's own. Its input sets may be the first of its own ``loader``.
     """
 
     spec: WorkloadSpec
@@ -117,6 +119,7 @@ class Workload:
     needed: Callable[[Any], tuple["FlopCount", "FlopCount"]] | None = None
     may_be_compiled: bool = False
     ranks: Ranks = ALONE
+    loader: "Loader | None" = None
     warnings: list[str] = field(default_factory=list)
 
     def num_requests(self, steps: int) -> int:

@@ -23,7 +23,12 @@ def unmarked(_name: str) -> AbstractContextManager[None]:
 
 def run_step(workload: Workload, index: int, *, phase: Phase = unmarked) -> None:
     """Run step ``index`` on the workload's input sets in turn; ``phase`` marks its parts in the passes that look."""
-    run_passes(workload, workload.inputs[index % len(workload.inputs)], phase=phase)
+    run_on(workload, workload.inputs[index % len(workload.inputs)], phase=phase)
+
+
+def run_on(workload: Workload, batch: Any, *, phase: Phase = unmarked) -> None:
+    """Run a step on ``batch``."""
+    run_passes(workload, batch, phase=phase)
     if workload.spec.mode == "train":
         with phase(OPTIMIZER):
             update(workload)

@@ -1,27 +1,32 @@
-"""The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``."""
+"""The user's own model: ``package.module:build``; ``build()`` gives ``(module, make_batch[, loss[, optimizers]])``.
+
+A loader may stand in make_batch's place.
+"""
 
 import hashlib
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from mfu_kernels.precision import widened
 from mfubench.errors import BadInput, OutOfMemory
 from mfubench.exhausted import out_of_memory
 from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
-from mfubench.measure.operators import dense_parts, is_nested, tensors_of
+from mfubench.measure.operators import dense_parts, tensors_of
 from mfubench.ranks import joined
 from mfubench.user_code import located, named_function, short
 
+from .batches import kind_of, loaded, made_by, shapes_of
 from .description import code_of, describe
+from .loader import Loader
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
 from .step import make_optimizers
 
@@ -31,7 +36,7 @@ RANKS_APART = 1_000_003  # seeds: each rank has batches of its own
 SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
 
-def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_size: int) -> Workload:
+def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, default_batch_size: int) -> Workload:
     """The workload of ``spec.model``, ``package.module:function``, imported with the working directory on the path.
 
     Raises:
@@ -47,30 +52,35 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, batch_siz
     module = _moved(spec.model, module, device)
     told = _in_mode(spec, module)
     _seed((spec.seed ^ 1) + RANKS_APART * ranks.rank)  # whatever the model has drawn, and not what it has drawn
-    inputs = [_inputs(make_batch, batch_size, device) for _ in range(min(spec.steps, NUM_ROTATED))]
+    num_sets = min(spec.steps, NUM_ROTATED)
+    batches = (
+        made_by(make_batch, spec.batch_size or default_batch_size, device, num_sets)
+        if callable(make_batch)
+        else loaded(Loader(spec.model, make_batch), spec.batch_size, device, num_sets)
+    )
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     description = describe(
-        spec, module, device, dtype, size=None, batch_size=batch_size, data="the model's own make_batch",
+        spec, module, device, dtype, size=None, batch_size=batches.size, data=batches.described,
         model_id=f"{module!r} {shapes}",
     )  # fmt: skip
     description |= code_of(spec.model)
-    description["data_hash"] = digest(batch_size, [_work_of(batch) for batch in inputs])
+    description["data_hash"] = digest(batches.size, [_work_of(batch) for batch in batches.inputs])
     return Workload(
         spec=spec,
         description=description,
         device=device,
         dtype=dtype,
         module=module,
-        inputs=inputs,
-        num_samples=[batch_size] * len(inputs),
+        inputs=batches.inputs,
+        num_samples=batches.num_samples,
         forward=_call,
         loss=loss,
-        to_device=handed_out,
+        to_device=batches.to_device,
         optimizers=_optimizers(spec.model, optimizers, module) if spec.mode == "train" else [],
         may_be_compiled=may_be_compiled,
         ranks=ranks,
-        warnings=told
-        + (_of_another_size(make_batch, batch_size, device, inputs[0]) or _of_other_rows(batch_size, inputs)),
+        loader=batches.loader,
+        warnings=told + batches.warnings,
     )
 
 
@@ -120,10 +130,10 @@ def _refuse_zoo_options(spec: WorkloadSpec) -> None:
 
 
 class _Model(NamedTuple):
-    """What ``build()`` gave, with defaults for what it left out."""
+    """What ``build()`` gave, with defaults for what it left out; ``make_batch`` may be a loader."""
 
     module: nn.Module
-    make_batch: Callable[..., Any]
+    make_batch: Any
     loss: Callable[[Any, Any], torch.Tensor]
     optimizers: Callable[[nn.Module], Any]
 
@@ -136,16 +146,26 @@ def _build(name: str) -> _Model:
     except (Exception, SystemExit) as error:
         raise BadInput(f"{name} raised {located(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
-        raise BadInput(f"{name} returned {_kind(built)}; {SIGNATURE}")
+        raise BadInput(f"{name} returned {kind_of(built)}; {SIGNATURE}")
     defaults = (None, None, default_loss, make_optimizers)
     given: tuple[Any, ...] = (*built, *defaults[len(built) :])
     model = _Model(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))  # type: ignore[arg-type]
     for function, arguments in _CALLED_WITH.items():
         value, wanted = getattr(model, function), f"{function}({', '.join(arguments)})"
+        if function == "make_batch" and not callable(value) and isinstance(value, Iterable) and not _is_batch(value):
+            continue
         if not callable(value):
-            raise BadInput(f"{name}: {function} is {_kind(value)}; it must be callable as {wanted}")
+            or_else = ", or a loader: an iterable of batches" if function == "make_batch" else ""
+            raise BadInput(f"{name}: {function} is {kind_of(value)}; it must be callable as {wanted}{or_else}")
         _require_signature(name, value, len(arguments), wanted)
     return model
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether it is one batch in the place of what makes them."""
+    return isinstance(value, (torch.Tensor, str, Mapping)) or (
+        isinstance(value, tuple) and any(isinstance(part, torch.Tensor) for part in value)
+    )
 
 
 _CALLED_WITH = {"make_batch": ("batch_size", "device"), "loss": ("output", "batch"), "optimizers": ("module",)}
@@ -159,7 +179,7 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
         raise BadInput(f"{name}: optimizers(module) raised {located(error)}") from error
     listed = [made] if isinstance(made, torch.optim.Optimizer) else made
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
-        raise BadInput(f"{name}: optimizers(module) returned {_kind(made)}; a torch optimizer or a list is needed")
+        raise BadInput(f"{name}: optimizers(module) returned {kind_of(made)}; a torch optimizer or a list is needed")
     for item in listed:
         _refuse_closure(name, item)
     return list(listed)
@@ -187,28 +207,6 @@ def _require_signature(name: str, function: Callable[..., Any], arity: int, want
         return  # a builtin without a signature: calling it will tell
 
 
-def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.device) -> Any:
-    try:
-        batch = make_batch(batch_size, device)
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"make_batch({batch_size}, {device}) raised {located(error)}") from error
-    if not isinstance(batch, (tuple, Mapping)):
-        raise BadInput(
-            f"make_batch returned {_kind(batch)}; a tuple of positional or a dict of keyword arguments is needed"
-        )
-    tensors = tensors_of(batch)
-    if tensors and not any(tensor.numel() for tensor in tensors):
-        raise BadInput(f"make_batch({batch_size}, {device}) made a batch without rows; nothing would be measured")
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
-
-
-def handed_out(batch: Any) -> Any:
-    """``batch`` in dicts and lists of this step's own: what a model takes out of them, a later step finds again."""
-    if type(batch) is dict:
-        return {name: handed_out(value) for name, value in batch.items()}
-    return type(batch)(map(handed_out, batch)) if type(batch) in (list, tuple) else batch
-
-
 def _call(module: Callable[..., Any], batch: Any) -> Any:
     return module(**batch) if isinstance(batch, Mapping) else module(*batch)
 
@@ -222,13 +220,9 @@ def default_loss(output: Any, _batch: Any) -> torch.Tensor:
     found = [tensor for tensor in tensors_of(output) if tensor.is_floating_point() and tensor.requires_grad]
     if not found:
         raise BadInput(
-            f"the model's output ({_kind(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
+            f"the model's output ({kind_of(output)}) holds no tensor to differentiate; use --mode infer, or a loss"
         )
     return torch.stack([widened(tensor).mean() for tensor in found]).sum()
-
-
-def _shapes(batch: Any) -> list[str]:
-    return [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_of(batch)]
 
 
 def _work_of(batch: Any) -> list[str]:
@@ -236,7 +230,7 @@ def _work_of(batch: Any) -> list[str]:
     told = [repr(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, (bool, int, str))]
     for tensor in tensors_of(batch):
         parts = _parts(tensor)
-        told += _shapes(parts if tensor.is_nested else [tensor, *parts])
+        told += shapes_of(parts if tensor.is_nested else [tensor, *parts])
         told += [_digest_of(part) for part in parts if not (part.is_floating_point() or part.is_complex())]
     return told
 
@@ -249,37 +243,3 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def _digest_of(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _of_another_size(make_batch: Callable[..., Any], batch_size: int, device: torch.device, batch: Any) -> list[str]:
-    """A warning where ``batch``, of ``batch_size``, is as large as one of another size."""
-    other = 1 if batch_size > 1 else 2
-    try:
-        fixed = bool(_shapes(batch)) and _shapes(make_batch(other, device)) == _shapes(batch)
-    except (Exception, SystemExit):
-        return []  # no such size can be made, so it is asked for
-    told = f"make_batch({other}, device) is as large as make_batch({batch_size}, device)"
-    return [f"{told}: what is told of a sample takes a step to have {batch_size}"] if fixed else []
-
-
-def _of_other_rows(batch_size: int, inputs: Sequence[Any]) -> list[str]:
-    """A warning where each batch's tensors have as many rows, and in some batch as many as nobody asked for.
-
-    Where it is as many in every batch, ``batch_size`` may be another dimension's, as where time comes first.
-    """
-    found = set()
-    for batch in inputs:
-        rows = {tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()}
-        if len(rows) != 1:
-            return []
-        found |= rows
-    sizes = (tensor.shape for tensor in tensors_of(inputs[0]) if not is_nested(tensor))
-    if found == {batch_size} or (len(found) == 1 and any(batch_size in shape for shape in sizes)):
-        return []
-    told = f"make_batch({batch_size}, device) made batches of {' and '.join(map(str, sorted(found)))} rows"
-    return [f"{told}: what is told of a sample takes a step to have {batch_size}"]
-
-
-def _kind(value: Any) -> str:
-    article = "an" if type(value).__name__[:1] in "aeiouAEIOU" else "a"
-    return f"{article} {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

@@ -113,6 +113,14 @@ def test_percentiles_of_another_kind_are_refused(latency: Any) -> None:
         run_of(document, "x")
 
 
+@pytest.mark.parametrize("loader", ["slow", {}, {"samples_per_s": 1.0, "waited_share": None}])
+def test_a_loader_of_another_kind_is_refused(loader: Any) -> None:
+    document = json.loads(a_run().to_json())
+    document["step"]["loader"] = loader
+    with pytest.raises(BadInput, match=r"loader\.\w+ is .*; it is no whole Run"):
+        run_of(document, "x")
+
+
 @pytest.mark.parametrize("times", [(0.0, 0.0, 0.0), (-5.0, -6.0, 1.0), (3.0, 1.0, 2.0), (1e300, 1e300, 1e300)])
 def test_a_step_time_that_is_none_is_refused(tmp_path, document, times):
     document["step"]["time_ms"] = dict(zip(("median", "ci95_low", "ci95_high"), times, strict=True))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mfubench.report.verdict import headline
+from mfubench.report.verdict import fed, headline
 from tests.mfubench.report.factory import a_run
 
 
@@ -56,3 +56,12 @@ def test_one_rank_of_several(mfu: float | None, told: str) -> None:
 def test_an_inference_says_how_slow_its_slowest_are(latency: dict[str, float | None] | None, told: str | None) -> None:
     said = headline(a_run(step={"latency_ms": latency}))
     assert (told in said) if told else ("of steps done" not in said)
+
+
+def test_what_a_loader_feeds_is_told_beside_what_its_batches_at_hand_give() -> None:
+    loader = {"samples_per_s": 651.05, "waited_share": 0.7, "begun_again": 0, "timings_ms": [49.0]}
+    run = a_run(step={"loader": loader})
+    assert " samples/s on average with batches at hand, 651 samples/s fed by its loader, MFU" in headline(run)
+    assert fed(run) == "651 samples/s, MFU of the measured GEMM peak 10.2 %; 70.0 % of the time is waiting for batches"
+    assert fed(a_run(step={"loader": loader}, mfu=0.2)).startswith("651 samples/s, MFU 5.00 %; ")
+    assert fed(a_run()) == "" and "batches at hand" not in headline(a_run())

@@ -1,0 +1,90 @@
+"""Models of a user's own whose batches come from a loader."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+WAIT_S = 0.05  # longer than a step by far
+
+
+class Net(nn.Module):
+    """Takes labels, too, as a loader gives them beside the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        out: Tensor = self.layer(x).squeeze(1)
+        return out
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Rows as dicts, each of which takes ``wait_s``."""
+
+    def __init__(self, number: int, wait_s: float = 0.0) -> None:
+        self.number, self.wait_s = number, wait_s
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        time.sleep(self.wait_s)
+        return {"x": torch.full((3,), float(index)), "labels": torch.tensor(1.0)}
+
+
+class Nothing(Rows):
+    """Has no rows after all."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        raise ValueError(f"no row {index}")
+
+
+def loss(output: Tensor, batch: Any) -> Tensor:
+    """Finds the labels by name or by place."""
+    labels = batch["labels"] if isinstance(batch, dict) else batch[1]
+    return nn.functional.binary_cross_entropy_with_logits(output.float(), labels)
+
+
+def uneven() -> Any:
+    """Batches of 4, 4 and 2 rows, in a worker's process."""
+    return Net(), DataLoader(Rows(10), batch_size=4, num_workers=1), loss
+
+
+def slow() -> Any:
+    return Net(), DataLoader(Rows(100, WAIT_S), batch_size=1), loss
+
+
+def listed() -> Any:
+    """Each batch a list, as a DataLoader joins tuples of tensors."""
+    return Net(), DataLoader(TensorDataset(torch.ones(64, 3), torch.ones(64)), batch_size=4), loss
+
+
+def once() -> Any:
+    batches: Iterator[Any] = ((torch.ones(2, 3), torch.ones(2)) for _ in range(6))
+    return Net(), batches, loss
+
+
+def empty() -> Any:
+    return Net(), [], loss
+
+
+def breaks() -> Any:
+    return Net(), DataLoader(Nothing(4), batch_size=2), loss
+
+
+def words() -> Any:
+    return Net(), ["a batch"], loss
+
+
+def rowless() -> Any:
+    return Net(), [(torch.ones(0, 3), torch.ones(0))], loss
+
+
+def one_batch() -> Any:
+    """In place of what makes batches."""
+    return Net(), (torch.ones(2, 3), torch.ones(2)), loss

@@ -1,0 +1,113 @@
+"""A loader in make_batch's place: what its batches are, what waiting for it takes, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mfubench.assemble import _loader
+from mfubench.errors import BadInput
+from mfubench.optimize.tasks import identify
+from mfubench.profiling import profile
+from mfubench.run import Run, read_run, write_run
+from mfubench.workload.loader import Fed, Loader
+from mfubench.workload.prepare import prepare
+from mfubench.workload.spec import WorkloadSpec
+
+HERE = "tests.mfubench.workload.loading"
+
+
+def spec(build: str, **changes: Any) -> WorkloadSpec:
+    return replace(WorkloadSpec(f"{HERE}:{build}", device="cpu", steps=6), **changes)
+
+
+@pytest.fixture
+def profiled(fixed_calibration: object) -> Any:
+    return lambda build: profile(spec(build))
+
+
+def test_its_first_batches_are_the_input_sets_and_its_rows_the_requests() -> None:
+    workload = prepare(spec("uneven"))
+    assert [batch["x"][0, 0].item() for batch in workload.inputs] == [0, 4, 8, 0]
+    assert workload.num_samples == [4, 4, 2, 4] and workload.description["batch_size"] == 4
+    assert workload.description["data_description"] == "the model's own loader"
+
+
+def test_a_list_of_parts_is_the_arguments_in_turn() -> None:
+    workload = prepare(spec("listed"))
+    assert [tuple(part.shape) for part in workload.inputs[0]] == [(4, 3), (4,)]
+    assert isinstance(workload.to_device(workload.inputs[0]), tuple)
+
+
+def test_steps_take_its_batches_in_turn_and_begin_it_anew(profiled: Any, tmp_path: Path) -> None:
+    """After three that warm up and the two that its worker has ready: from its third batch on, to its second again."""
+    run: Run = profiled("uneven")
+    loader = run.step["loader"]
+    rows, seconds = 2 + 4 + 4 + 2 + 4 + 4, sum(loader["timings_ms"]) / 1e3
+    assert len(loader["timings_ms"]) == 6 and loader["begun_again"] == 2
+    assert loader["samples_per_s"] == pytest.approx(rows / seconds)
+    write_run(run, tmp_path)
+    assert read_run(tmp_path).step["loader"] == loader
+
+
+def test_who_waits_for_batches_is_told_so(profiled: Any) -> None:
+    run: Run = profiled("slow")
+    assert 0.5 < run.step["loader"]["waited_share"] <= 1.0
+    (warning,) = (text for text in run.warnings if "waiting for batches" in text)
+    assert "num_workers" in warning and not [text for text in run.warnings if "begun anew" in text]
+
+
+def test_without_a_loader_nothing_is_told_of_one(profiled: Any) -> None:
+    assert prepare(WorkloadSpec("examples.own_model:build", device="cpu", batch_size=2, steps=1)).loader is None
+    assert not [text for text in profiled("listed").warnings if "begun anew" in text]
+
+
+@pytest.mark.parametrize(
+    ("device", "drawing_ms", "share"),
+    [("cpu", 30.0, 0.3), ("cuda", 30.0, 0.2), ("cuda", 10.0, 0.1), ("cuda", 0.0, 0.0)],
+)
+def test_a_gpu_is_idle_no_longer_than_its_host_waits_or_its_steps_are_slower(
+    device: str, drawing_ms: float, share: float
+) -> None:
+    """Of 100 ms that give 80 requests, where batches at hand give 100."""
+    told = _loader(Fed([50.0, 50.0], 80, drawing_ms, 0), 1000.0, device)
+    assert told["samples_per_s"] == 800.0 and told["waited_share"] == pytest.approx(share)
+    assert _loader(Fed([50.0, 50.0], 120, 30.0, 0), 1000.0, "cuda")["waited_share"] == 0.0
+
+
+REFUSED = {
+    "empty": "its loader has no batch",
+    "once": "gives nothing when it is begun again",
+    "breaks": r"its loader raised ValueError: no row 0 \(.*loading.py:\d+\)",
+    "words": "its loader gave a str; a tuple of positional or a dict of keyword arguments",
+    "rowless": "its loader gave a batch without rows",
+    "one_batch": r"make_batch is a tuple of 2; it must be callable as make_batch\(batch_size, device\), or a loader",
+}
+
+
+@pytest.mark.parametrize("build", REFUSED)
+@pytest.mark.usefixtures("fixed_calibration")
+def test_what_is_no_loader_of_batches_is_refused(build: str) -> None:
+    with pytest.raises(BadInput, match=REFUSED[build]):
+        profile(spec(build))
+
+
+def test_batches_of_another_size_are_refused() -> None:
+    assert prepare(spec("listed", batch_size=4)).num_samples == [4] * 4
+    with pytest.raises(BadInput, match="batches of 8 are asked for, and its loader gives 4; leave --batch-size out"):
+        prepare(spec("listed", batch_size=8))
+
+
+def test_a_search_needs_batches_of_any_size() -> None:
+    with pytest.raises(BadInput, match="its batches come from a loader"):
+        identify(spec("listed"), lambda phase: None)
+
+
+def test_a_batch_whose_tensors_do_not_say_its_rows_has_as_many_as_the_loader_says() -> None:
+    class Sized(list[Any]):
+        batch_size = 7
+
+    assert Loader("mine", Sized()).rows_of({"x": torch.ones(())}) == 7
+    assert Loader("mine", Sized()).rows_of({"x": torch.ones(5, 2)}) == 5
