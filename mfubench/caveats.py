@@ -34,6 +34,8 @@ def not_measured(workload: Workload, passes: Passes) -> list[str]:
         )
         missing.append(f"MFU and HFU against a datasheet: {reason}")
     missing += missing_counters(passes.nvml)
+    if workload.loader is not None and passes.fed is None:
+        missing.append("how long steps wait for the loader: not reached")
     missing += [f"{LATER[name]}: {reason}" for name, reason in passes.missing.items()]
     if passes.compilation is not None:
         missing += unseen(passes.compilation, passes.attribution)

@@ -165,7 +165,7 @@ def _options_apart(runs: Sequence[Run]) -> str:
     told = [f"{option} {', '.join(found)}" for option, found in values.items() if len(set(found)) > 1]
     if not told and all(run.workload.get("size") is None for run in runs):  # models of the user's
         told = [
-            "make_batch gave other shapes, lengths, ids or masks; --seed seeds torch, random and numpy.random alone"
+            "their batches have other shapes, lengths, ids or masks; --seed seeds torch, random and numpy.random alone"
         ]
     return f" ({'; '.join(told)})" if told else ""
 

@@ -106,7 +106,7 @@ def _kernels_of_a_step(workload: Asked, target: str) -> list[dict[str, Any]]:
 def _prepared_after_a_step(workload: Asked, paths: Sequence[str]) -> "tuple[dict[str, Any], Workload | None]":
     """The model of the code in ``paths``, after a first step; or why there is none."""
     from mfu_kernels.errors import InvalidArgument
-    from mfubench.errors import MfubenchError
+    from mfubench.errors import MfubenchError, OutOfMemory
     from mfubench.profiling import first_step
     from mfubench.workload.prepare import prepare
     from mfubench.workload.spec import WorkloadSpec
@@ -122,7 +122,7 @@ def _prepared_after_a_step(workload: Asked, paths: Sequence[str]) -> "tuple[dict
         prepared = prepare(spec)
         first_step(prepared)
     except (MfubenchError, InvalidArgument) as error:
-        return {"refused": str(error)}, None
+        return {"refused": str(error), "exhausted": isinstance(error, OutOfMemory)}, None
     return {"file": str(file)}, prepared
 
 

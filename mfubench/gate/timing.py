@@ -20,6 +20,7 @@ from .source import Source
 BLOCKS = 10  # of a pair: each runs both sides twice, as ABBA and BAAB by turns
 TURN_LIMIT_S = 600.0
 READY_LIMIT_S = 1800.0  # compiling a deep model takes its minutes
+BOTH_AT_ONCE = "; base and head are in memory together, to be timed in turns, so each can have half of it"
 
 
 class SideBroke(MfubenchError):
@@ -96,7 +97,7 @@ def _both_ready(sides: Mapping[str, tuple[Source, Worker]], workload: Mapping[st
         arguments = {"workload": workload, "paths": [str(path) for path in side.paths]}
         told = _done(name, worker, get_ready, arguments, READY_LIMIT_S)
         if "refused" in told:
-            raise SideRefused(f"{name}: {told['refused']}")
+            raise SideRefused(f"{name}: {told['refused']}{BOTH_AT_ONCE if told.get('exhausted') else ''}")
         found[name] = told["steps"]
 
     share_out(list(sides), [worker for _, worker in sides.values()], get)

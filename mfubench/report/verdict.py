@@ -10,8 +10,8 @@ def headline(run: Run) -> str:
     """The verdict: what ran where, how fast, how much of the device that uses, how much of the work was useful."""
     work = " ".join(str(run.workload[key]) for key in ("model", "size") if run.workload.get(key))
     where = run.device if run.parallel is None else f"{run.device}, rank {run.parallel['rank']} of {run.world_size}"
-    fed = _fed(run)
-    at_hand = f"on average with batches at hand, {fed} fed by its loader" if fed else "on average"
+    rate = _fed(run)
+    at_hand = f"on average with batches at hand, {rate} fed by its loader" if rate else "on average"
     return (
         f"{work}, {run.workload['mode']}, {run.workload['dtype']} on {where}: {step_time(run, 'ms a step')} "
         f"(median), {throughput(run)} {at_hand}, {_slowest(run)}MFU {_at_least(run, run.mfu, why_no_mfu(run))}, "

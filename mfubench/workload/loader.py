@@ -66,14 +66,23 @@ class Loader:
         )
 
     def rows_of(self, batch: Any) -> int:
-        """The requests of ``batch``: the rows of its first tensor, or what the loader says where it has none."""
-        rows = next((tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()), None)
+        """The requests of ``batch``: the rows that all its tensors have, or else its loader's ``batch_size``.
+
+        Without that the rows of its first tensor; where another dimension comes first, the loader has to say.
+
+        Raises:
+            BadInput: neither tells, or there are none.
+        """
+        rows = [tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()]
         said = getattr(self.source, "batch_size", None)
-        if rows is None and isinstance(said, int):
-            return said
-        if not rows:
+        found = said if isinstance(said, int) and len(set(rows)) != 1 else next(iter(rows), None)
+        if found is None:
+            raise BadInput(
+                f"{self.name}: no tensor says how many rows its loader's batches have; give the loader a batch_size"
+            )
+        if found < 1:
             raise BadInput(f"{self.name}: its loader gave a batch without rows; nothing would be measured")
-        return rows
+        return found
 
 
 @dataclass(frozen=True, slots=True)

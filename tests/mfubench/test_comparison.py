@@ -157,7 +157,7 @@ def test_batches_that_no_option_made_other_are_told() -> None:
     """Of a model of the user's, and of fewer batches in turn."""
     own = {"size": None, "data": "synthetic"}
     one, other = a_run(workload=own), a_run(workload={**own, "data_hash": "another"})
-    with pytest.raises(BadInput, match=r"\(make_batch gave other shapes, lengths, ids or masks"):
+    with pytest.raises(BadInput, match=r"\(their batches have other shapes, lengths, ids or masks"):
         require_comparable({"a": one, "b": other})
     four, two = (a_run(workload={"data_hash": f"of {n}"}, step={"num_input_sets": n}) for n in (4, 2))
     with pytest.raises(BadInput, match=r"\(batches in turn 4, 2\)"):

@@ -10,8 +10,9 @@ import pytest
 
 from mfubench.gate import side, timing
 from mfubench.gate.source import Source
-from mfubench.gate.timing import BLOCKS, Pair, SideBroke, pairs, until_decided
+from mfubench.gate.timing import BLOCKS, BOTH_AT_ONCE, Pair, SideBroke, SideRefused, pairs, until_decided
 from mfubench.worker import DONE, Answer, Watch
+from tests.house.tree import ROOT
 
 SOURCE = Source("head", "working directory", Path("/src"), ())
 
@@ -90,3 +91,21 @@ def test_a_gate_keeps_to_its_budget_but_for_one_pair() -> None:
 def test_a_side_that_breaks_is_named() -> None:
     with pytest.raises(SideBroke, match="head: its process ended with SIGSEGV"):
         taken([0.1])
+
+
+@pytest.mark.parametrize("exhausted", [True, False])
+def test_a_side_that_has_too_little_memory_is_told_that_there_are_two(
+    exhausted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Answer(DONE, document={"refused": "no room", "exhausted": exhausted})
+    worker = SimpleNamespace(run=lambda *_, **__: refused, close=lambda: None, killed=False, kill=lambda: None)
+    monkeypatch.setattr(timing, "_worker", lambda *_: worker)
+    with pytest.raises(SideRefused, match="no room" + (BOTH_AT_ONCE if exhausted else "$")):
+        next(pairs(SOURCE, SOURCE, {}, "cpu"))
+
+
+@pytest.mark.parametrize(("requests", "exhausted"), [(900_000_000, True), (0, False)])
+def test_too_little_memory_is_known_from_other_reasons(requests: int, exhausted: bool) -> None:
+    asked = {"model": "dlrm", "size": "tiny", "device": "cpu", "overrides": {} if requests else {"none": "1"}}
+    told, none = side._prepared_after_a_step(asked | {"batch_size": requests or 4}, [str(ROOT)])
+    assert none is None and told["exhausted"] == exhausted and told["refused"]

@@ -59,6 +59,14 @@ def test_who_waits_for_batches_is_told_so(profiled: Any) -> None:
     assert "num_workers" in warning and not [text for text in run.warnings if "begun anew" in text]
 
 
+@pytest.mark.usefixtures("fixed_calibration")
+def test_who_is_interrupted_before_it_keeps_what_was_measured_and_is_told_what_was_not() -> None:
+    kept: list[Run] = []
+    profile(spec("listed"), keep=lambda known: kept.append(known()))
+    assert len(kept[0].step["timings_ms"]) == 6 and kept[0].step["loader"] is None
+    assert "how long steps wait for the loader: not reached" in kept[0].not_measured
+
+
 def test_without_a_loader_nothing_is_told_of_one(profiled: Any) -> None:
     assert prepare(WorkloadSpec("examples.own_model:build", device="cpu", batch_size=2, steps=1)).loader is None
     assert not [text for text in profiled("listed").warnings if "begun anew" in text]
@@ -105,9 +113,24 @@ def test_a_search_needs_batches_of_any_size() -> None:
         identify(spec("listed"), lambda phase: None)
 
 
-def test_a_batch_whose_tensors_do_not_say_its_rows_has_as_many_as_the_loader_says() -> None:
-    class Sized(list[Any]):
-        batch_size = 7
+class Sized(list[Any]):
+    batch_size = 7
 
-    assert Loader("mine", Sized()).rows_of({"x": torch.ones(())}) == 7
-    assert Loader("mine", Sized()).rows_of({"x": torch.ones(5, 2)}) == 5
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "of_sized"),
+    [
+        ((torch.ones(5, 2), torch.ones(5)), 5, 5),  # the last of an epoch, say
+        ((torch.ones(30), torch.ones(5, 2)), 30, 7),  # all ids of all rows one after the other
+        ((torch.ones(()),), None, 7),
+    ],
+)
+def test_the_rows_of_a_batch_are_what_its_tensors_agree_on_or_what_the_loader_says(
+    batch: Any, rows: int | None, of_sized: int
+) -> None:
+    assert Loader("mine", Sized()).rows_of(batch) == of_sized
+    if rows is None:
+        with pytest.raises(BadInput, match=r"mine: no tensor says how many rows .* give the loader a batch_size"):
+            Loader("mine", []).rows_of(batch)
+    else:
+        assert Loader("mine", []).rows_of(batch) == rows
