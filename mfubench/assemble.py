@@ -95,8 +95,8 @@ def assemble(workload: Workload, passes: Passes) -> Run:
 def _loader(fed: Fed, at_hand: float, device: str) -> dict[str, Any]:
     """What steps that a loader fed reached, and the share of their time that was waiting for it.
 
-    A GPU still computes while the host waits for a batch: it is idle for no longer than that, and no longer than such
-    steps are slower than those with batches at hand, which gave so many requests a second.
+    A GPU still computes while the host waits for a batch: it is idle for no longer than that. Nor is it for longer than
+    such steps are slower than those ``at_hand`` (in requests a second), if the batches that it is fed need as much.
     """
     total_ms = sum(fed.timings_ms)
     rate = fed.requests / (total_ms / 1e3)

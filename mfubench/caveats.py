@@ -1,6 +1,7 @@
 """What a Run does not know, and what bounds its claims."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 
 from torch import nn
 
@@ -8,7 +9,7 @@ from mfu_kernels.lock import DEFAULT
 
 from .attribute.fused import unseen
 from .attribute.roofline import DTYPE_NAMES
-from .attribute.steadiness import unsteady
+from .attribute.steadiness import MAX_MEAN_OF_MEDIAN, unsteady
 from .errors import BadInput, ToolBroke
 from .measure.calibrate import DTYPES, Calibration
 from .measure.classify import op_class
@@ -34,8 +35,6 @@ def not_measured(workload: Workload, passes: Passes) -> list[str]:
         )
         missing.append(f"MFU and HFU against a datasheet: {reason}")
     missing += missing_counters(passes.nvml)
-    if workload.loader is not None and passes.fed is None:
-        missing.append("how long steps wait for the loader: not reached")
     missing += [f"{LATER[name]}: {reason}" for name, reason in passes.missing.items()]
     if passes.compilation is not None:
         missing += unseen(passes.compilation, passes.attribution)
@@ -188,14 +187,22 @@ def _in_another_dtype(run: Run, dtypes: Mapping[str, int]) -> list[str]:
 def _of_the_loader(run: Run) -> list[str]:
     """That steps wait for their batches, and how the loader can be made quicker."""
     loader = run.step.get("loader")
-    if loader is None or loader["waited_share"] < MIN_WAITED:
+    if loader is None:
         return []
-    again, steps = loader["begun_again"], len(loader["timings_ms"])
-    found = [
+    again, steps, found = loader["begun_again"], len(loader["timings_ms"]), []
+    mean, middle = sum(loader["timings_ms"]) / steps, median(loader["timings_ms"])
+    if mean > MAX_MEAN_OF_MEDIAN * middle:
+        found.append(
+            f"some steps that the loader feeds were much slower: their mean is {mean / middle:.2f} times their median, "
+            "as where batches come in bursts, or one of a new shape has something compiled, tuned or captured for it"
+        )
+    if loader["waited_share"] < MIN_WAITED:
+        return found
+    found.append(
         f"of the time of steps that its loader feeds, {loader['waited_share']:.0%} is waiting for batches, and the "
         "ledger is that of steps whose batches are at hand: give the loader more workers (num_workers), let them work "
         "further ahead (prefetch_factor), pin its memory, or do less for each row"
-    ]
+    )
     if again:
         found.append(f"in {steps} steps the loader ended and was begun anew {again} times, which they waited for, too")
     return found

@@ -14,6 +14,7 @@ from .measure.peaks import Datasheet
 from .workload.loader import Fed
 
 LATER = {  # than the timing pass: what each pass brings
+    "fed": "how long steps wait for the loader",
     "counts": "FLOPs, bytes, and MFU with them",
     "attribution": "modules, causes and kernels (the trace)",
     "memory": "memory by module and kind",
@@ -22,7 +23,7 @@ LATER = {  # than the timing pass: what each pass brings
 
 @dataclass(slots=True)
 class Passes:
-    """What the four passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing.
+    """What the passes brought, and the peaks that bound it; ``missing`` says why a pass brought nothing.
 
     ``alone_ms``: of an inference, steps of which each was waited for. ``fed``: steps that waited for a loader.
     """

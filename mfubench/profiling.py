@@ -92,14 +92,18 @@ def profile_workload(
         ceilings = _ceilings(workload, (), calibration, sheet_tflops)
         passes = Passes(timings, nvml, sheet_tflops, sheet, calibration, ceilings, device_peak, compilation, trace_path)
         passes.alone_ms = alone
+        if workload.loader is None:
+            del passes.missing["fed"]
         keep(lambda: assemble(workload, passes))
-        if workload.loader is not None:
-            passes.fed = _fed(workload, workload.loader, progress)
-        later: tuple[tuple[str, str, float, Callable[[], Any]], ...] = (
+        later: list[tuple[str, str, float, Callable[[], Any]]] = [
             ("counts", "counting FLOPs and bytes", 0.6, lambda: _counts(workload, passes)),
             ("attribution", "tracing", 0.75, lambda: _attribution(workload, compilation, trace_path)),
             ("memory", "measuring memory", 0.9, lambda: memory_of(workload)),
-        )
+        ]
+        if (loader := workload.loader) is not None:
+            later.insert(
+                0, ("fed", "timing steps that the loader feeds", 0.58, lambda: _fed(workload, loader, progress))
+            )
         for name, stage, done, measure in later:
             progress(stage, done)
             _attempt(workload, passes, name, measure)
@@ -143,8 +147,9 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
 
 
 def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
-    """What is alive at the peak of a ``step``, run eagerly; a user's batch is on the device before it."""
-    batch = tensors_of(workload.inputs[0]) if workload.needed is None and workload.loader is None else ()
+    """What is alive at the peak of a ``step``, run eagerly; a user's batch that it need not move is there before it."""
+    moves = workload.needed is not None or (workload.loader is not None and workload.device.type != "cpu")
+    batch = () if moves else tensors_of(workload.inputs[0])
     with run_eagerly():
         return peak_of_step(
             workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase), batch
@@ -270,7 +275,7 @@ def _alone(workload: Workload, timings: list[float], progress: Progress) -> list
 
 def _fed(workload: Workload, loader: Loader, progress: Progress) -> Fed:
     """Steps as a training has them, each on the loader's next batch; warming up uses up what it had ready."""
-    progress("timing steps that the loader feeds", 0.59)
+    ahead = max(workload.ranks.gathered(loader.ahead))  # as many steps on each rank
     steps, requests, drawing_s, begun = workload.spec.steps, 0, 0.0, 0
 
     def start() -> None:
@@ -285,11 +290,17 @@ def _fed(workload: Workload, loader: Loader, progress: Progress) -> Fed:
         requests += loader.rows_of(batch)
         run_on(workload, batch)
 
-    with _told_as_input(workload, "the model's step failed on a batch of its loader"):
+    try:
         timings = time_steps(
-            step, device=workload.device, num_steps=steps, warmup=WARMUP_STEPS + loader.ahead, started=start
+            step,
+            device=workload.device,
+            num_steps=steps,
+            warmup=WARMUP_STEPS + ahead,
+            started=start,
+            progress=lambda done: progress(f"timing step {done} of {steps} that the loader feeds", 0.58),
         )
-    loader.end()
+    finally:
+        loader.end()
     return Fed(timings, requests, 1e3 * drawing_s, loader.begun - begun)
 
 

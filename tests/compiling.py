@@ -19,7 +19,8 @@ def process(*arguments: str, **settings: str) -> CompletedProcess[str]:
     """Python with these arguments: -c and code, -m and a module, or a script.
 
     It is forked where torch is imported already, once for all of them, but otherwise a process like any other: its
-    environment, its working directory and its streams are its own.
+    environment, its working directory and its streams are its own. What Python and torch read of the environment while
+    they start is that of the first.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}

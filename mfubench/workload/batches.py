@@ -63,7 +63,13 @@ def loaded(loader: Loader, asked: int | None, device: torch.device, num_sets: in
             "--batch-size out, or return make_batch(batch_size, device) in the loader's place"
         )
     return Batches(
-        inputs, num_samples[0], num_samples, partial(_moved, device), "the model's own loader", loader=loader
+        inputs,
+        num_samples[0],
+        num_samples,
+        partial(_moved, device),
+        "the model's own loader",
+        loader=loader,
+        warnings=loader.doubt(inputs[0]),
     )
 
 

@@ -12,6 +12,8 @@ from mfubench.errors import BadInput
 from mfubench.measure.operators import tensors_of
 from mfubench.user_code import located
 
+_END = object()  # no batch
+
 
 class Loader:
     """Batches of ``source``, which is begun again when it ends; ``name`` is whose it is, for messages."""
@@ -38,8 +40,11 @@ class Loader:
             raise
         except (Exception, SystemExit) as error:
             raise BadInput(f"{self.name}: its loader raised {located(error)}") from error
-        batch = tuple(batch) if isinstance(batch, list) else batch  # as a DataLoader joins the parts of its rows
-        if not isinstance(batch, (tuple, Mapping)):
+        if isinstance(batch, list):  # as a DataLoader joins the parts of its rows
+            return tuple(batch)
+        if isinstance(batch, Mapping):  # one of its own kind may hide its tensors, or move itself for good
+            return dict(batch)
+        if not isinstance(batch, tuple):
             raise BadInput(
                 f"{self.name}: its loader gave a {type(batch).__name__}; a tuple of positional or a dict of keyword "
                 "arguments of the module is needed"
@@ -51,12 +56,11 @@ class Loader:
         self._batches = None
 
     def _next(self) -> Any:
-        if self._batches is not None:
-            for batch in self._batches:
-                return batch
+        if self._batches is not None and (batch := next(self._batches, _END)) is not _END:
+            return batch
         self._batches = iter(self.source)
         self.begun += 1
-        for batch in self._batches:
+        if (batch := next(self._batches, _END)) is not _END:
             return batch
         if self.begun == 1:
             raise BadInput(f"{self.name}: its loader has no batch")
@@ -66,16 +70,17 @@ class Loader:
         )
 
     def rows_of(self, batch: Any) -> int:
-        """The requests of ``batch``: the rows that all its tensors have, or else its loader's ``batch_size``.
+        """The requests of ``batch``: the rows that all its tensors have, of a smaller batch as well.
 
-        Without that the rows of its first tensor; where another dimension comes first, the loader has to say.
+        Where they differ, or are more than the loader's ``batch_size``, as many as this; without it those of the first.
 
         Raises:
-            BadInput: neither tells, or there are none.
+            BadInput: nothing tells, or there are none.
         """
-        rows = [tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()]
-        said = getattr(self.source, "batch_size", None)
-        found = said if isinstance(said, int) and len(set(rows)) != 1 else next(iter(rows), None)
+        rows, said = _rows(batch), self._batch_size
+        found = next(iter(rows), None)
+        if said is not None and (len(set(rows)) != 1 or rows[0] > said):
+            found = said
         if found is None:
             raise BadInput(
                 f"{self.name}: no tensor says how many rows its loader's batches have; give the loader a batch_size"
@@ -83,6 +88,25 @@ class Loader:
         if found < 1:
             raise BadInput(f"{self.name}: its loader gave a batch without rows; nothing would be measured")
         return found
+
+    def doubt(self, batch: Any) -> list[str]:
+        """A warning where the requests of ``batch`` are a guess."""
+        rows = _rows(batch)
+        if self._batch_size is not None or len(set(rows)) < 2:
+            return []
+        return [
+            f"the tensors of a batch have {', '.join(map(str, dict.fromkeys(rows)))} rows: it is taken to have as many "
+            "requests as its first; a batch_size of the loader would tell"
+        ]
+
+    @property
+    def _batch_size(self) -> int | None:
+        said = getattr(self.source, "batch_size", None)
+        return said if isinstance(said, int) else None
+
+
+def _rows(batch: Any) -> list[int]:
+    return [tensor.size(0) for tensor in tensors_of(batch) if tensor.dim()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Models of a user's own whose batches come from a loader."""
 
 import time
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,22 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"x": torch.full((3,), float(index)), "labels": torch.tensor(1.0)}
 
 
+class BeginsAgain:
+    """Iterates over itself, from its first batch on whenever it is asked to; its batches are of a kind of their own."""
+
+    batch_size = 2
+
+    def __iter__(self) -> "BeginsAgain":
+        self.at = 0
+        return self
+
+    def __next__(self) -> Any:
+        self.at += 1
+        if self.at > 5:
+            raise StopIteration
+        return UserDict(x=torch.full((2, 3), float(self.at)), labels=torch.ones(2))
+
+
 class Nothing(Rows):
     """Has no rows after all."""
 
@@ -62,6 +79,21 @@ def slow() -> Any:
 def listed() -> Any:
     """Each batch a list, as a DataLoader joins tuples of tensors."""
     return Net(), DataLoader(TensorDataset(torch.ones(64, 3), torch.ones(64)), batch_size=4), loss
+
+
+def begins_again() -> Any:
+    return Net(), BeginsAgain(), loss
+
+
+def made() -> Any:
+    """The batches of `listed` without a loader."""
+    return Net(), lambda batch_size, device: (torch.ones(batch_size, 3), torch.ones(batch_size)), loss
+
+
+def narrows() -> Any:
+    """Its fifth batch does not fit the model."""
+    shapes = [(4, 3)] * 4 + [(4, 2)]
+    return Net(), [(torch.ones(shape), torch.ones(4)) for shape in shapes], loss
 
 
 def once() -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mfubench.assemble import _loader
+from mfubench.caveats import _of_the_loader
 from mfubench.errors import BadInput
 from mfubench.optimize.tasks import identify
 from mfubench.profiling import profile
@@ -15,6 +16,7 @@ from mfubench.run import Run, read_run, write_run
 from mfubench.workload.loader import Fed, Loader
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WorkloadSpec
+from tests.mfubench.report.factory import a_run
 
 HERE = "tests.mfubench.workload.loading"
 
@@ -28,11 +30,18 @@ def profiled(fixed_calibration: object) -> Any:
     return lambda build: profile(spec(build))
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_its_first_batches_are_the_input_sets_and_its_rows_the_requests() -> None:
     workload = prepare(spec("uneven"))
     assert [batch["x"][0, 0].item() for batch in workload.inputs] == [0, 4, 8, 0]
     assert workload.num_samples == [4, 4, 2, 4] and workload.description["batch_size"] == 4
     assert workload.description["data_description"] == "the model's own loader"
+
+
+def test_one_that_iterates_over_itself_gives_one_batch_after_the_other() -> None:
+    """Each of a mapping's own kind, which may hide its tensors, as a dict of them."""
+    inputs = prepare(spec("begins_again")).inputs
+    assert [batch["x"][0, 0].item() for batch in inputs] == [1, 2, 3, 4] and {type(batch) for batch in inputs} == {dict}
 
 
 def test_a_list_of_parts_is_the_arguments_in_turn() -> None:
@@ -41,6 +50,7 @@ def test_a_list_of_parts_is_the_arguments_in_turn() -> None:
     assert isinstance(workload.to_device(workload.inputs[0]), tuple)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # as a DataLoader starts workers
 def test_steps_take_its_batches_in_turn_and_begin_it_anew(profiled: Any, tmp_path: Path) -> None:
     """After three that warm up and the two that its worker has ready: from its third batch on, to its second again."""
     run: Run = profiled("uneven")
@@ -65,6 +75,30 @@ def test_who_is_interrupted_before_it_keeps_what_was_measured_and_is_told_what_w
     profile(spec("listed"), keep=lambda known: kept.append(known()))
     assert len(kept[0].step["timings_ms"]) == 6 and kept[0].step["loader"] is None
     assert "how long steps wait for the loader: not reached" in kept[0].not_measured
+
+
+@pytest.mark.usefixtures("fixed_calibration")
+def test_a_batch_that_the_model_does_not_take_leaves_out_what_needs_it() -> None:
+    run = profile(spec("narrows"))
+    (line,) = (line for line in run.not_measured if line.startswith("how long steps wait for the loader"))
+    assert "the model's step fails in it: RuntimeError: mat1 and mat2" in line and run.step["loader"] is None
+    assert run.flops["model"] and run.ledger and any(line in warning for warning in run.warnings)
+
+
+@pytest.mark.usefixtures("fixed_calibration")
+def test_a_batch_needs_the_same_memory_whoever_makes_it() -> None:
+    loaded, made = (profile(spec(build, batch_size=4)).memory["peak_bytes"] for build in ("listed", "made"))
+    assert loaded == made
+
+
+def test_a_loader_that_gives_its_batches_in_bursts_is_told() -> None:
+    def told(*timings_ms: float) -> list[str]:
+        loader = {"samples_per_s": 1.0, "waited_share": 0.0, "begun_again": 0, "timings_ms": list(timings_ms)}
+        return _of_the_loader(a_run(step={"loader": loader}))
+
+    assert told(1.0, 1.1, 1.0) == []
+    (warning,) = told(1.0, 1.0, 1.0, 97.0)
+    assert "their mean is 25.00 times their median" in warning
 
 
 def test_without_a_loader_nothing_is_told_of_one(profiled: Any) -> None:
@@ -122,6 +156,7 @@ class Sized(list[Any]):
     [
         ((torch.ones(5, 2), torch.ones(5)), 5, 5),  # the last of an epoch, say
         ((torch.ones(30), torch.ones(5, 2)), 30, 7),  # all ids of all rows one after the other
+        ((torch.ones(50, 7, 3),), 50, 7),  # time first
         ((torch.ones(()),), None, 7),
     ],
 )
@@ -134,3 +169,4 @@ def test_the_rows_of_a_batch_are_what_its_tensors_agree_on_or_what_the_loader_sa
             Loader("mine", []).rows_of(batch)
     else:
         assert Loader("mine", []).rows_of(batch) == rows
+        assert bool(Loader("mine", []).doubt(batch)) == (rows == 30) and not Loader("mine", Sized()).doubt(batch)
