@@ -1,7 +1,6 @@
 """What a Run does not know, and what bounds its claims."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
 
 from torch import nn
 
@@ -9,7 +8,7 @@ from mfu_kernels.lock import DEFAULT
 
 from .attribute.fused import unseen
 from .attribute.roofline import DTYPE_NAMES
-from .attribute.steadiness import MAX_MEAN_OF_MEDIAN, unsteady
+from .attribute.steadiness import much_slower, unsteady
 from .errors import BadInput, ToolBroke
 from .measure.calibrate import DTYPES, Calibration
 from .measure.classify import op_class
@@ -190,10 +189,9 @@ def _of_the_loader(run: Run) -> list[str]:
     if loader is None:
         return []
     again, steps, found = loader["begun_again"], len(loader["timings_ms"]), []
-    mean, middle = sum(loader["timings_ms"]) / steps, median(loader["timings_ms"])
-    if mean > MAX_MEAN_OF_MEDIAN * middle:
+    if (times := much_slower(loader["timings_ms"])) is not None:
         found.append(
-            f"some steps that the loader feeds were much slower: their mean is {mean / middle:.2f} times their median, "
+            f"some steps that the loader feeds were much slower: their mean is {times:.2f} times their median, "
             "as where batches come in bursts, or one of a new shape has something compiled, tuned or captured for it"
         )
     if loader["waited_share"] < MIN_WAITED:

@@ -73,3 +73,9 @@ def _is_models(file: Path) -> bool:
         return False
     installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     return installed or not file.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def kind_of(value: Any) -> str:
+    """What ``value`` is, with its article, for messages."""
+    article = "an" if type(value).__name__[:1] in "aeiouAEIOU" else "a"
+    return f"{article} {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

@@ -1,5 +1,8 @@
 """Whether a run had its device to itself, and whether the device kept its pace."""
 
+from collections.abc import Sequence
+from statistics import fmean, median
+
 from mfubench.measure.stats import bimodal
 from mfubench.run import Run
 
@@ -11,16 +14,15 @@ HARMLESS_CLOCK_EVENTS = ("gpu_idle", "applications_clocks_setting", "display_clo
 def unsteady(run: Run) -> list[str]:
     """What says that the device or the host was not the run's alone, or did not keep its pace."""
     found = []
-    timings, middle = run.step["timings_ms"], run.step["time_ms"]["median"]
+    timings = run.step["timings_ms"]
     if len(timings) < FEWEST_STEPS:
         sure = 1 - 0.5 ** (len(timings) - 1)
         found.append(
             f"{len(timings)} timed steps: even their whole range holds the median in {sure:.0%} of such runs at most, "
             f"no interval of theirs in 95 %; --steps {FEWEST_STEPS} or more"
         )
-    mean = sum(timings) / len(timings)
-    if mean > MAX_MEAN_OF_MEDIAN * middle:
-        found.append(f"some steps were much slower: the mean step is {mean / middle:.2f} times the median one")
+    if (times := much_slower(timings)) is not None:
+        found.append(f"some steps were much slower: the mean step is {times:.2f} times the median one")
     found += _two_paces(timings, run.step.get("num_input_sets", 1))
     counters = run.nvml.get("counters", {})
     clock = counters.get("sm_clock_mhz", {})
@@ -36,6 +38,12 @@ def unsteady(run: Run) -> list[str]:
         found.append(f"the clock was held down: {listed}")
     contradiction = (run.nvml.get("cross_check") or {}).get("contradiction")
     return [*found, *([contradiction] if contradiction else [])]
+
+
+def much_slower(timings: Sequence[float]) -> float | None:
+    """How many times the median one the mean step is, where some are much slower than others; else None."""
+    times = fmean(timings) / median(timings)
+    return times if times > MAX_MEAN_OF_MEDIAN else None
 
 
 def _two_paces(timings: list[float], num_input_sets: int) -> list[str]:

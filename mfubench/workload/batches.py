@@ -10,25 +10,29 @@ from torch.utils._pytree import tree_map
 
 from mfubench.errors import BadInput
 from mfubench.measure.operators import is_nested, tensors_of
-from mfubench.user_code import located
+from mfubench.user_code import kind_of, located
 
 from .loader import Loader
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """A workload's input sets, of ``size`` requests as asked for and of ``num_samples``; what brings one to its device.
+    """A workload's input sets, of ``num_samples`` requests; what brings one to its device.
 
     ``described`` says where they are from, in words.
     """
 
     inputs: list[Any]
-    size: int
     num_samples: list[int]
     to_device: Callable[[Any], Any]
     described: str
     loader: Loader | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Requests of the first one, as a workload is said to have."""
+        return self.num_samples[0]
 
 
 def made_by(make_batch: Callable[..., Any], batch_size: int, device: torch.device, num_sets: int) -> Batches:
@@ -40,7 +44,6 @@ def made_by(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     inputs = [_inputs(make_batch, batch_size, device) for _ in range(num_sets)]
     return Batches(
         inputs,
-        batch_size,
         [batch_size] * num_sets,
         handed_out,
         "the model's own make_batch",
@@ -64,7 +67,6 @@ def loaded(loader: Loader, asked: int | None, device: torch.device, num_sets: in
         )
     return Batches(
         inputs,
-        num_samples[0],
         num_samples,
         partial(_moved, device),
         "the model's own loader",
@@ -74,9 +76,11 @@ def loaded(loader: Loader, asked: int | None, device: torch.device, num_sets: in
 
 
 def _moved(device: torch.device, batch: Any) -> Any:
-    """``batch`` on ``device``, as a training moves it: a copy out of pinned memory does not hold up the host."""
-    there = tree_map(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, batch)
-    return handed_out(there)
+    """``batch`` on ``device``, as a training moves it: a copy out of pinned memory does not hold up the host.
+
+    In dicts and lists of this step's own, as `handed_out`.
+    """
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, batch)
 
 
 def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.device) -> Any:
@@ -133,9 +137,3 @@ def _of_other_rows(batch_size: int, inputs: Sequence[Any]) -> list[str]:
         return []
     told = f"make_batch({batch_size}, device) made batches of {' and '.join(map(str, sorted(found)))} rows"
     return [f"{told}: what is told of a sample takes a step to have {batch_size}"]
-
-
-def kind_of(value: Any) -> str:
-    """What ``value`` is, with its article, for messages."""
-    article = "an" if type(value).__name__[:1] in "aeiouAEIOU" else "a"
-    return f"{article} {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

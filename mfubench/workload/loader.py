@@ -10,7 +10,7 @@ from typing import Any
 
 from mfubench.errors import BadInput
 from mfubench.measure.operators import tensors_of
-from mfubench.user_code import located
+from mfubench.user_code import kind_of, located
 
 _END = object()  # no batch
 
@@ -46,7 +46,7 @@ class Loader:
             return dict(batch)
         if not isinstance(batch, tuple):
             raise BadInput(
-                f"{self.name}: its loader gave a {type(batch).__name__}; a tuple of positional or a dict of keyword "
+                f"{self.name}: its loader gave {kind_of(batch)}; a tuple of positional or a dict of keyword "
                 "arguments of the module is needed"
             )
         return batch

@@ -22,9 +22,9 @@ from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
 from mfubench.measure.operators import dense_parts, tensors_of
 from mfubench.ranks import joined
-from mfubench.user_code import located, named_function, short
+from mfubench.user_code import kind_of, located, named_function, short
 
-from .batches import kind_of, loaded, made_by, shapes_of
+from .batches import loaded, made_by, shapes_of
 from .description import code_of, describe
 from .loader import Loader
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
