@@ -38,11 +38,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one Run reached, for a table of several. A sample is a request; None is what the Run does not have."""
+    """What one Run reached, for a table of several. None is what the Run does not have.
+
+    A sample is a request; of a model with a loader there are also the samples of steps that it ``fed``.
+    """
 
     title: str
     time_ms: Estimate
     samples_per_s: Estimate
+    fed_samples_per_s: float | None
     mfu: Estimate | None
     hfu: Estimate | None
     mfu_of_measured_peak: Estimate | None
@@ -67,6 +71,7 @@ class Row:
             title=run.title,
             time_ms=Estimate(time["median"], time["ci95_low"], time["ci95_high"]),
             samples_per_s=spread.scaled(run.step["samples_per_s"]),
+            fed_samples_per_s=(run.step.get("loader") or {}).get("samples_per_s"),
             mfu=scaled(run.mfu),
             hfu=scaled(run.hfu),
             mfu_of_measured_peak=scaled(run.mfu_of_measured_peak),

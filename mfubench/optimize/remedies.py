@@ -233,7 +233,11 @@ def _batches(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     smaller = None
     for doubling in range(1, DOUBLINGS + 1):
         larger = UseBatchSize(survey.batch_size * 2**doubling)
-        yield Proposal(larger.title, halved, larger, after=smaller)
+        proposal = Proposal(larger.title, halved, larger, after=smaller)
+        if survey.one_size:
+            yield proposal.refused("its loader gives batches of one size; a torch DataLoader gives any")
+            break
+        yield proposal
         smaller = larger
     won = survey.padded_share_won
     if won is None:

@@ -161,7 +161,7 @@ class Search:
     def _try(self, state: State, proposal: Proposal, change: Change, deadline: float) -> Step | None:
         """One trial and, if it passes, its confirmation; None if the budget ended in it."""
         began = self.seconds
-        request = Request(self.plan.spec, state.kept, change, state.alpha, self.plan.judge)
+        request = Request(self.plan.spec, state.kept, change, state.alpha, self.plan.judge, state.survey.one_size)
         trial = self._attempt(try_change, request, proposal.title, deadline)
         if trial is None:
             return None

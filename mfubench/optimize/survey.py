@@ -69,6 +69,7 @@ class Survey:
     dense_tables: dict[str, int] = field(default_factory=dict)  # dense, could be row-sparse: bytes
     stuck_tables: dict[str, int] = field(default_factory=dict)  # dense, as their optimizer is: bytes
     odd_widths: list[str] = field(default_factory=list)
+    one_size: bool = False  # of batches
     padded_share_won: float | None = None  # of padded FLOPs that bucketing by length would leave out
 
 
@@ -117,6 +118,7 @@ def look(workload: Workload, run: Run) -> Survey:
         dense = {name: table.weight.nbytes for name, table in dense_tables(model)}
         found.stuck_tables = {name: size for name, size in dense.items() if name not in found.dense_tables}
     found.odd_widths = _odd_widths(model, WIDTH_MULTIPLE[device.type])
+    found.one_size = workload.one_size
     found.padded_share_won = _padded_share_won(workload)
     return found
 

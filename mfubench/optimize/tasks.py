@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from mfubench.errors import BadInput
 from mfubench.identity import code_hash, digest
 from mfubench.isolated import Tell
 from mfubench.measure.effect import ALPHA, log_ratios
@@ -16,7 +15,7 @@ from mfubench.measure.stats import median_ci
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
 from mfubench.workload.prepare import prepare
-from mfubench.workload.spec import Workload, WorkloadSpec
+from mfubench.workload.spec import WorkloadSpec
 
 from .build import build
 from .changes import Change
@@ -33,19 +32,10 @@ def identify(spec: WorkloadSpec, tell: Tell) -> dict[str, Any]:
     """Whose search it is: model, data, device and versions; a search goes on only where all are the same.
 
     Raises:
-        BadInput: its batches come from a loader, in one size; and as `prepare`.
+        BadInput, mfu_kernels.errors.InvalidArgument: it cannot be built.
     """
     tell("building the model")
     workload = prepare(spec)
-    if workload.loader is not None:
-        raise BadInput(
-            f"{spec.model}: its batches come from a loader, in the size that this has, and changes are checked on "
-            "smaller ones; return make_batch(batch_size, device) in the loader's place"
-        )
-    return _identity(workload)
-
-
-def _identity(workload: Workload) -> dict[str, Any]:
     found = environment(workload.device)
     described = ("model", "size", "mode", "dtype", "batch_size", "impl", "model_hash", "data_hash", "lock")
     return {

@@ -37,13 +37,17 @@ PREPARING, FIRST_STEPS, COMPILING, NUMBERS, TIMING, LOSSES = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to try: ``change`` on top of ``kept``. ``alpha`` is what the search leaves this trial."""
+    """What to try: ``change`` on top of ``kept``. ``alpha`` is what the search leaves this trial.
+
+    ``one_size``: no other batches can be had than those of the spec.
+    """
 
     spec: WorkloadSpec
     kept: tuple[Change, ...]
     change: Change
     alpha: float
     judge: Judge = "time"
+    one_size: bool = False
 
 
 @dataclass(slots=True)
@@ -164,9 +168,9 @@ class _Checked:
     def __init__(self, request: Request, tell: Tell) -> None:
         self.request, self.tell = request, tell
         self.changes = list(added(request.kept, request.change))
-        fixed = any(isinstance(change, Compile) and not change.dynamic for change in self.changes)
+        again = any(isinstance(change, Compile) and not change.dynamic for change in self.changes)
         self.spec = self.trained = replace(request.spec, steps=NUM_ROTATED)
-        if not fixed:  # a compiled region would be compiled for other shapes again
+        if not (again or request.one_size):  # a compiled region would be compiled for other shapes again
             self.spec = replace(self.spec, batch_size=CHECKED_REQUESTS)
             asked = request.spec.batch_size or CHECKED_REQUESTS
             self.trained = replace(self.spec, batch_size=min(asked, CHECKED_REQUESTS))
@@ -206,6 +210,7 @@ class _Checked:
             return None
         self.tell(LOSSES)
         original, changed = prepare(self.trained), build(self.trained, self.changes)
+        changed.inputs = original.inputs  # a batch that nobody seeded is another each time
         found = check_training(original, changed)
         notes.append(str(found))
         return None if found.passed else f"wrong losses: {found}"

@@ -105,6 +105,7 @@ def _table(runs: Sequence[Run], comparison: "Comparison", places: Sequence[str])
                 (Column("step ms, 95 % interval", numeric=True), [step_time(run) for run in runs]),
                 (Column("step time ratio, 95 % interval", numeric=True), ratios),
                 (Column("samples/s", numeric=True), fmt.column([run.step["samples_per_s"] for run in runs])),
+                numbers("samples/s fed by its loader", [row.fed_samples_per_s for row in rows], brief=True),
                 shares("MFU %", "mfu"),
                 shares("MFU of measured peak %", "mfu_of_measured_peak"),
                 shares("HFU %", "hfu", brief=False),

@@ -54,7 +54,20 @@ def _headline(found: "Optimization") -> str:
         plain = found.plain_compile["speedup"]
         known = f"{_interval(plain)} times" if plain else fmt.not_known(found.plain_compile["reason"])
         parts.append(f"plain torch.compile of the whole model {known}")
+    if fed := _fed(found):
+        parts.append(f"fed by its loader, {' and '.join(f'{reached} at the {when}' for when, reached in fed.items())}")
     return f"{'; '.join(parts)}; stopped: {found.stopped}"
+
+
+def _fed(found: "Optimization") -> dict[str, str]:
+    """What steps that its loader feeds reach, at the start and the end: what it does not bring, no step gains."""
+    ends = {"start": found.start, "end": found.end}
+    loaders = {when: known["step"].get("loader") for when, known in ends.items() if known}
+    return {
+        when: f"{fmt.number(loader['samples_per_s'])} samples/s ({fmt.percent(loader['waited_share'])} waiting)"
+        for when, loader in loaders.items()
+        if loader
+    }
 
 
 def _by_larger_batches(found: "Optimization") -> str:

@@ -108,6 +108,7 @@ def _table(told: Mapping[str, Any], points: Sequence[Point]) -> Table:
             for share, brief in (("50", True), ("90", False), ("99", True), ("99.9", False))
         ),
         intervals("samples/s, 95 % interval", "samples_per_s"),
+        numbers("samples/s fed by its loader", [point["fed_samples_per_s"] for point in points]),
         (Column("of the most %", numeric=True, bar=True), fmt.percents([_rate(point) / most for point in points])),
         numbers("candidates/s", [candidates * _rate(p) if candidates > 1 else None for p in points], brief=False),
         shares("MFU %", "mfu"),

@@ -185,11 +185,16 @@ def _record_apart(subject: Subject, limit_s: float) -> Recorded:
 
 
 def record(subject: Subject, tell: Tell) -> Recorded:
-    """The calls of a step's forward on its first batch, the largest first, and of one of few requests."""
+    """The calls of a step's forward on its first batch, the largest first, and of one of few requests, if it can."""
     tell("building the model")
-    few = _calls(subject.of_any_batch.workload(steps=1, compile="none", batch_size=FEW_REQUESTS))
     workload = subject.workload(steps=1, compile="none")
-    return Recorded(workload.description, environment(workload.device), _calls(workload), few)
+    calls = _calls(workload)
+    found = Recorded(workload.description, environment(workload.device), calls, few=calls)
+    if workload.one_size:
+        return found
+    del workload  # of which there is no need twice
+    few = subject.of_any_batch.workload(steps=1, compile="none", batch_size=FEW_REQUESTS)
+    return replace(found, few=_calls(few))
 
 
 def _calls(workload: Workload) -> list[Call]:

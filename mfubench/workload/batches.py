@@ -55,15 +55,17 @@ def loaded(loader: Loader, asked: int | None, device: torch.device, num_sets: in
     """The first ``num_sets`` batches of ``loader``, which are on the host until a step moves them.
 
     Raises:
-        BadInput: batches of another size were ``asked`` for than it gives, and as `Loader.draw`.
+        BadInput: batches of another size were ``asked`` for than it can give, and as `Loader.draw`.
     """
+    if asked is not None:
+        loader = loader.of_size(asked)
     inputs = [loader.draw() for _ in range(num_sets)]
     loader.end()
     num_samples = [loader.rows_of(batch) for batch in inputs]
     if asked not in (None, num_samples[0]):
         raise BadInput(
-            f"{loader.name}: batches of {asked} are asked for, and its loader gives {num_samples[0]}; leave "
-            "--batch-size out, or return make_batch(batch_size, device) in the loader's place"
+            f"{loader.name}: batches of {asked} are asked for, and its loader gives {num_samples[0]}; ask for these, "
+            "or return a torch DataLoader with a batch_size, or make_batch(batch_size, device): they give any"
         )
     return Batches(
         inputs,

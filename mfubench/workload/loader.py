@@ -8,11 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils.data import DataLoader, IterableDataset
+
 from mfubench.errors import BadInput
 from mfubench.measure.operators import tensors_of
 from mfubench.user_code import kind_of, located
 
 _END = object()  # no batch
+OPTIONS = (  # of torch's DataLoader, whatever the size of its batches
+    "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context",
+    "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
+)  # fmt: skip
 
 
 class Loader:
@@ -22,6 +28,29 @@ class Loader:
         self.name, self.source = name, source
         self.begun = 0
         self._batches: Iterator[Any] | None = None
+
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether there can be batches of any size: torch's DataLoader puts them together of rows."""
+        return type(self.source) is DataLoader and self._batch_size is not None
+
+    def of_size(self, batch_size: int) -> "Loader":
+        """The same rows in batches of ``batch_size``; itself where its batches have it or come in one size.
+
+        Raises:
+            BadInput: it has fewer rows.
+        """
+        if batch_size == self._batch_size or not self.takes_sizes:
+            return self
+        source: Any = self.source
+        named = {option: getattr(source, option) for option in OPTIONS}
+        if not isinstance(source.dataset, IterableDataset):  # whose rows come as they come
+            named["sampler"] = source.sampler
+            if len(source.sampler) < batch_size:
+                raise BadInput(
+                    f"{self.name}: a batch of {batch_size} is asked for, and its loader has {len(source.sampler)} rows"
+                )
+        return Loader(self.name, DataLoader(source.dataset, batch_size, **named))
 
     @property
     def ahead(self) -> int:

@@ -122,6 +122,11 @@ class Workload:
     loader: "Loader | None" = None
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def one_size(self) -> bool:
+        """Whether there are no batches of another size, as of a loader that puts them together its own way."""
+        return self.loader is not None and not self.loader.takes_sizes
+
     def num_requests(self, steps: int) -> int:
         """Requests in so many steps, which take the input sets in turn."""
         return sum(self.num_samples[index % len(self.inputs)] for index in range(steps))

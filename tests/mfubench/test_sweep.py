@@ -9,6 +9,7 @@ import pytest
 
 from mfubench.errors import BadInput, MfubenchError, OutOfMemory, TimeUp, ToolBroke
 from mfubench.isolated import GaveUp
+from mfubench.report.blocks import Table
 from mfubench.report.format import GROUP
 from mfubench.report.sweep import sweep_page
 from mfubench.report.terminal import print_page, stdout_console
@@ -177,6 +178,23 @@ def test_a_damaged_run_is_measured_again_and_another_sweep_is_refused(
     (tmp_path / FILE).write_text("[]")
     with pytest.raises(BadInput, match="no sweep of this release"):
         swept(plan((1,)), tmp_path)
+
+
+def test_a_loader_has_a_column_of_its_own(on: Callable[..., Machine]) -> None:
+    def fed(size: int) -> Run:
+        run = saturating(size)
+        run.step["loader"] = {"samples_per_s": 123.0 + size}
+        return run
+
+    def headers() -> dict[str, list[str]]:
+        table = sweep_page(swept(plan((1, 4))).to_document()).sections[0].blocks[0]
+        assert isinstance(table, Table)
+        return {column.header: [row[at] for row in table.rows] for at, column in enumerate(table.columns)}
+
+    on(fed)
+    assert headers()["samples/s fed by its loader"] == ["124", "127"]
+    on()
+    assert "samples/s fed by its loader" not in headers()
 
 
 def test_sizes_are_read_in_rising_order() -> None:

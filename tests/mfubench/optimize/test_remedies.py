@@ -151,6 +151,14 @@ def test_an_inference_keeps_its_batch_size() -> None:
     assert left.title == "batch_size 64" and "mfubench sweep" in str(left.why_not)
 
 
+def test_a_loader_of_one_size_has_no_larger_batches() -> None:
+    run = a_profile("other", "launch")
+    survey = replace(SURVEY, one_size=True)
+    assert promised(run, survey).items() == (promised(run).items() - LARGER.items())
+    (left,) = (p for p in proposals(run, survey, "time") if p.title.startswith("batch_size"))
+    assert left.title == "batch_size 64" and "gives batches of one size" in str(left.why_not)
+
+
 def test_zeros_of_tables_are_won_with_their_update() -> None:
     run = a_profile("items", "inefficiency.embedding", 8.0)
     run.modules[1] = replace(run.modules[1], time_ms=8.0, fwd_time_ms=2.0, bwd_time_ms=6.0)

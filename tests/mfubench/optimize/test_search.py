@@ -92,6 +92,20 @@ def test_what_larger_batches_win_is_told_apart() -> None:
     assert "larger batches" not in optimization_page(replace(found, steps=[])).headline
 
 
+def test_what_a_loader_brings_is_told_beside_the_gain() -> None:
+    found = search(Answers())
+
+    def of_one(samples_per_s: float, waited: float) -> dict[str, Any]:
+        loader = {"samples_per_s": samples_per_s, "waited_share": waited}
+        return {"step": found.start["step"] | {"loader": loader}}
+
+    fed = replace(found, start=of_one(526.0, 0.35), end=None)
+    assert "fed by its loader, 526 samples/s (35.0 % waiting) at the start; stopped" in optimization_page(fed).headline
+    fed.end = of_one(530.0, 0.979)
+    assert "at the start and 530 samples/s (97.9 % waiting) at the end; stopped" in optimization_page(fed).headline
+    assert "loader" not in optimization_page(found).headline
+
+
 def test_what_was_not_tried_is_listed_by_what_it_could_still_win() -> None:
     won = [each.predicted_ms for each in search(Answers(), budget_s=1.0).not_tried]
     assert won == sorted(won, reverse=True) and len(set(won)) > 3

@@ -5,9 +5,10 @@ from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 WAIT_S = 0.05  # longer than a step by far
 
@@ -54,6 +55,22 @@ class BeginsAgain:
         return UserDict(x=torch.full((2, 3), float(self.at)), labels=torch.ones(2))
 
 
+class Unseeded:
+    """Batches that are others each time, in one size."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        drawn = np.random.default_rng()
+        while True:
+            yield torch.from_numpy(drawn.normal(size=(4, 3)).astype("float32")), torch.ones(4) * drawn.integers(2)
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Ten rows, one after the other."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((torch.full((3,), float(row)), torch.tensor(1.0)) for row in range(10))
+
+
 class Nothing(Rows):
     """Has no rows after all."""
 
@@ -83,6 +100,15 @@ def listed() -> Any:
 
 def begins_again() -> Any:
     return Net(), BeginsAgain(), loss
+
+
+def streamed() -> Any:
+    return Net(), DataLoader(Stream(), batch_size=4, drop_last=True), loss
+
+
+def unseeded() -> Any:
+    """Its optimizer updates one parameter after the other."""
+    return Net(), Unseeded(), loss, lambda module: torch.optim.SGD(module.parameters(), lr=0.1, foreach=False)
 
 
 def made() -> Any:

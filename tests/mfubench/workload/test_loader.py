@@ -1,22 +1,26 @@
 """A loader in make_batch's place: what its batches are, what waiting for it takes, and what is refused."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, RandomSampler
 
 from mfubench.assemble import _loader
 from mfubench.caveats import _of_the_loader
 from mfubench.errors import BadInput
-from mfubench.optimize.tasks import identify
+from mfubench.optimize.changes import UpdateTogether
+from mfubench.optimize.trial import Request, _Checked
 from mfubench.profiling import profile
 from mfubench.run import Run, read_run, write_run
-from mfubench.workload.loader import Fed, Loader
+from mfubench.workload.loader import OPTIONS, Fed, Loader
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WorkloadSpec
 from tests.mfubench.report.factory import a_run
+from tests.mfubench.workload.loading import Rows
 
 HERE = "tests.mfubench.workload.loading"
 
@@ -136,15 +140,48 @@ def test_what_is_no_loader_of_batches_is_refused(build: str) -> None:
         profile(spec(build))
 
 
-def test_batches_of_another_size_are_refused() -> None:
-    assert prepare(spec("listed", batch_size=4)).num_samples == [4] * 4
-    with pytest.raises(BadInput, match="batches of 8 are asked for, and its loader gives 4; leave --batch-size out"):
-        prepare(spec("listed", batch_size=8))
+def test_rows_of_a_torch_loader_come_in_batches_of_any_size() -> None:
+    """In the order of its own sampler; the last of an epoch is as short as it comes, or dropped."""
+    rows = Loader("mine", DataLoader(Rows(10), batch_size=4, sampler=range(9, -1, -1), drop_last=True)).of_size(3)
+    assert [rows.draw()["x"][:, 0].tolist() for _ in range(4)] == [[9, 8, 7], [6, 5, 4], [3, 2, 1], [9, 8, 7]]
+    assert prepare(spec("listed", batch_size=24)).num_samples == [24, 24, 16, 24]
+    streamed = prepare(spec("streamed", batch_size=3))
+    assert [batch[0][0, 0].item() for batch in streamed.inputs] == [0, 3, 6, 0] and not streamed.one_size
+    assert prepare(spec("listed")).num_samples == [4] * 4
 
 
-def test_a_search_needs_batches_of_any_size() -> None:
-    with pytest.raises(BadInput, match="its batches come from a loader"):
-        identify(spec("listed"), lambda phase: None)
+def test_each_option_of_a_torch_loader_is_kept() -> None:
+    """All that its constructor takes, and the order of its rows."""
+    ours = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", *OPTIONS}
+    assert set(inspect.signature(DataLoader).parameters) == ours
+    given: dict[str, Any] = {
+        "num_workers": 2, "collate_fn": len, "pin_memory": True, "drop_last": True, "timeout": 3.0,
+        "worker_init_fn": print, "generator": torch.Generator(), "prefetch_factor": 5, "persistent_workers": True,
+        "in_order": False,
+    }  # fmt: skip
+    resized: Any = Loader("mine", DataLoader(Rows(10), batch_size=4, shuffle=True, **given)).of_size(2).source
+    assert resized.batch_size == 2 and {option: getattr(resized, option) for option in given} == given
+    assert isinstance(resized.sampler, RandomSampler) and resized.sampler.generator is given["generator"]
+
+
+def test_what_cannot_come_in_another_size_says_why() -> None:
+    assert prepare(spec("begins_again", batch_size=2)).one_size
+    with pytest.raises(BadInput, match="batches of 8 are asked for, and its loader gives 2; ask for these"):
+        prepare(spec("begins_again", batch_size=8))
+    with pytest.raises(BadInput, match="a batch of 65 is asked for, and its loader has 64 rows"):
+        prepare(spec("listed", batch_size=65))
+    with pytest.raises(BadInput, match="its loader has no batch"):
+        prepare(spec("streamed", batch_size=11))
+    by_itself = DataLoader(Rows(10), batch_sampler=[[0, 1], [2]])
+    assert Loader("mine", by_itself).of_size(5).source is by_itself
+
+
+def test_a_change_is_checked_on_whole_batches_where_there_are_no_smaller_ones() -> None:
+    """The same ones for the model as it was and as it is, also where nobody can draw them twice."""
+    request = Request(spec("unseeded"), (), UpdateTogether("foreach"), 0.05, one_size=True)
+    checked, notes = _Checked(request, lambda phase: None), list[str]()
+    assert checked.results(notes) is None and checked.training(notes) is None, notes
+    assert "gradient of layer" in str(notes) or "output 0" in str(notes)
 
 
 class Sized(list[Any]):
