@@ -47,7 +47,7 @@ def broken_graphs(wanted: str, compilation: Compilation | None) -> list[str]:
     reasons = [" ".join(reason.partition("\n")[0].split()) for reason, _ in compilation.breaks.most_common()]
     more = f"; and {len(reasons) - NUM_REASONS} more" if len(reasons) > NUM_REASONS else ""
     told = "; ".join(reasons[:NUM_REASONS])
-    return [f"the model is no single graph: the compiler broke it {compilation.breaks.total()} times: {told}{more}"]
+    return [f"the model is no single graph: the compiler broke it {_times(compilation.breaks.total())}: {told}{more}"]
 
 
 def warnings(
@@ -202,8 +202,14 @@ def _of_the_loader(run: Run) -> list[str]:
         "further ahead (prefetch_factor), pin its memory, or do less for each row"
     )
     if again:
-        found.append(f"in {steps} steps the loader ended and was begun anew {again} times, which they waited for, too")
+        found.append(
+            f"in {steps} steps the loader ended and was begun anew {_times(again)}, which they waited for, too"
+        )
     return found
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _unhooked(module: nn.Module) -> list[str]:
