@@ -56,6 +56,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def of_another_rank() -> bool:
+    """Whether this process is one of several, and not the one that tells what they found."""
+    launch = launched()
+    return launch is not None and launch.rank > 0
+
+
 def take_own_gpu() -> None:
     """Make this process's GPU of its host the current one, where several processes were started.
 

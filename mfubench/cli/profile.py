@@ -111,6 +111,8 @@ def profile(
         lock=lock,
     )  # fmt: skip
     limit_s = None if timeout is None else seconds("--timeout", timeout)
+    from mfubench.ranks import leave, of_another_rank
+
     silent = of_another_rank()
     if silent:  # rank 0 tells of all
         quiet, out, trace = True, None, False
@@ -120,7 +122,6 @@ def profile(
     from mfubench.optimize.recipe import prepare_with, read_recipe
     from mfubench.profiling import profile as profile_spec
     from mfubench.profiling import profile_workload
-    from mfubench.ranks import leave
     from mfubench.timeout import time_limit
 
     given = read_recipe(recipe) if recipe is not None else None
@@ -152,14 +153,6 @@ def profile(
         print_runs([run], stdout_console(), full=verbose)
     if wrong is not None:
         raise wrong
-
-
-def of_another_rank() -> bool:
-    """Whether this process is one of several, and not the one that tells what they found."""
-    from mfubench.measure.environment import launched
-
-    launch = launched()
-    return launch is not None and launch.rank > 0
 
 
 def _kept_as_it_goes(progress: Progress, known: "list[Callable[[], Run]]", out: Path | None, scratch: Path) -> Progress:

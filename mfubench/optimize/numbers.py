@@ -23,6 +23,7 @@ from mfu_models.batch import Batch
 from mfubench.kernels.budget import in_budgets
 from mfubench.measure.classify import op_class
 from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
+from mfubench.workload.kept import buffers_kept, kept
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_passes, update
 
@@ -94,7 +95,7 @@ def results(workload: Workload, batch: Any) -> Results:
     """Outputs and, where it trains, the gradient of every parameter, by name; nothing is left in the module."""
     for parameter in workload.module.parameters():
         parameter.grad = None
-    with _buffers_kept(workload.module):
+    with buffers_kept(workload.module):
         output, _ = run_passes(workload, batch)
     found = {f"output {place}": tensor.detach() for place, tensor in enumerate(tensors_of(output))}
     for name, parameter in workload.module.named_parameters():
@@ -226,7 +227,7 @@ def check_training(original: Workload, changed: Workload) -> Training:
     reference = _train(original, seed=0)
     noise = [0.0] * STEPS
     for number in range(TRAININGS):
-        with _kept(original):
+        with kept(original.module, original.optimizers):
             move_parameters(original.module, ROUNDOFF[changed.dtype], number)
             moved = _train(original, seed=number + 1 if chance else 0)
         noise = [max(known, abs(a - b)) for known, a, b in zip(noise, moved, reference, strict=True)]
@@ -242,40 +243,12 @@ def check_training(original: Workload, changed: Workload) -> Training:
 def _train(workload: Workload, seed: int) -> list[float]:
     torch.manual_seed(seed)
     losses = []
-    with _kept(workload):
+    with kept(workload.module, workload.optimizers):
         for index in range(STEPS):
             _, loss = run_passes(workload, workload.inputs[index % len(workload.inputs)])
             update(workload)
             losses.append(loss)
     return [float(loss) for loss in losses if loss is not None]
-
-
-@contextmanager
-def _kept(workload: Workload) -> Iterator[None]:
-    """Afterwards module and optimizers hold what they held before."""
-    module = copy.deepcopy(workload.module.state_dict())
-    optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in workload.optimizers]
-    try:
-        with _buffers_kept(workload.module):
-            yield
-    finally:
-        workload.module.load_state_dict(module)
-        for optimizer, state in zip(workload.optimizers, optimizers, strict=True):
-            optimizer.load_state_dict(state)
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer, in the state dict or not, is and holds what it was: a step may count, or average."""
-    named = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
-    values = [buffer.clone() for _, _, buffer in named]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for (owner, name, buffer), value in zip(named, values, strict=True):
-                owner._buffers[name] = buffer
-                buffer.copy_(value)
 
 
 # Chance -----------------------------------------------------------------------------------------------------------

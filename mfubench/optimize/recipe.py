@@ -215,20 +215,19 @@ def _checked(model: Any, recipe: Any, optimizers: Any) -> "list[torch.optim.Opti
     """The optimizers as a list, if all three are what they should be."""
     import torch
 
-    listed = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
+    from mfubench.workload.step import listed_optimizers
+
+    listed = listed_optimizers(optimizers)
     wanted = {
         "model": (isinstance(model, torch.nn.Module), "a torch.nn.Module"),
         "recipe": (isinstance(recipe, (Recipe, str, Path)), "a recipe, or the path of one"),
-        "optimizers": (
-            isinstance(listed, (list, tuple)) and all(isinstance(one, torch.optim.Optimizer) for one in listed),
-            "a torch optimizer, or a list of them",
-        ),
+        "optimizers": (listed is not None, "a torch optimizer, or a list of them"),
     }
     for name, (right, allowed) in wanted.items():
         if not right:
             kind = type({"model": model, "recipe": recipe, "optimizers": optimizers}[name]).__name__
             raise BadInput(f"apply: {name} is of type {kind}; allowed: {allowed}")
-    return list(listed)
+    return listed or []
 
 
 def require_runnable(changes: Sequence[Change], model: "nn.Module") -> None:

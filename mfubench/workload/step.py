@@ -90,6 +90,14 @@ def trained(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return [p for p in changed if id(p) not in tables], [p for p in changed if id(p) in tables]
 
 
+def listed_optimizers(given: Any) -> list[torch.optim.Optimizer] | None:
+    """One optimizer, or several, as a list; None for what is neither."""
+    if isinstance(given, torch.optim.Optimizer):
+        return [given]
+    several = isinstance(given, (list, tuple)) and all(isinstance(one, torch.optim.Optimizer) for one in given)
+    return list(given) if several else None
+
+
 def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW for dense parameters, fused unless one is complex; Adagrad for tables with row-sparse gradients.
 

@@ -28,7 +28,7 @@ from .batches import loaded, made_by, shapes_of
 from .description import code_of, describe
 from .loader import Loader
 from .spec import NUM_ROTATED, Workload, WorkloadSpec
-from .step import make_optimizers
+from .step import listed_optimizers, make_optimizers
 
 OWN_IMPLS = ("auto", "reference")  # the commands' defaults, which ask nothing of a model
 MAX_NUMPY_SEED = 2**32
@@ -44,7 +44,18 @@ def prepare_user(spec: WorkloadSpec, device: torch.device, dtype: str, default_b
     """
     _refuse_zoo_options(spec)
     _seed(spec.seed)
-    module, make_batch, loss, optimizers = _build(spec.model)
+    return workload_of(spec, _build(spec.model), device, dtype, default_batch_size)
+
+
+def workload_of(
+    spec: WorkloadSpec, own: "OwnModel", device: torch.device, dtype: str, default_batch_size: int
+) -> Workload:
+    """The workload of ``own``, which ``spec.model`` is called.
+
+    Raises:
+        BadInput: it does not run on ``device``, or gives what is no batch or optimizer.
+    """
+    module, make_batch, loss, optimizers = own
     ranks = joined()
     may_be_compiled = compiler_loaded()  # before anything else, such as an optimizer, loads it
     if any(is_lazy(parameter) for parameter in module.parameters()):
@@ -129,7 +140,7 @@ def _refuse_zoo_options(spec: WorkloadSpec) -> None:
         )
 
 
-class _Model(NamedTuple):
+class OwnModel(NamedTuple):
     """What ``build()`` gave, with defaults for what it left out; ``make_batch`` may be a loader."""
 
     module: nn.Module
@@ -138,7 +149,7 @@ class _Model(NamedTuple):
     optimizers: Callable[[nn.Module], Any]
 
 
-def _build(name: str) -> _Model:
+def _build(name: str) -> OwnModel:
     build = named_function(name, SIGNATURE, "build")
     _require_signature(name, build, 0, "build()")
     try:
@@ -147,15 +158,24 @@ def _build(name: str) -> _Model:
         raise BadInput(f"{name} raised {located(error)}") from error
     if not isinstance(built, tuple) or len(built) not in (2, 3, 4) or not isinstance(built[0], nn.Module):
         raise BadInput(f"{name} returned {kind_of(built)}; {SIGNATURE}")
+    return own_model(name, *built)
+
+
+def own_model(name: str, *built: Any) -> OwnModel:
+    """``built`` as ``build()`` may give it, a module first, with defaults for what is left out or None.
+
+    Raises:
+        BadInput: another part of it is not what it should be.
+    """
     defaults = (None, None, default_loss, make_optimizers)
     given: tuple[Any, ...] = (*built, *defaults[len(built) :])
-    model = _Model(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))  # type: ignore[arg-type]
+    model = OwnModel(*(default if value is None else value for value, default in zip(given, defaults, strict=True)))  # type: ignore[arg-type]
     for function, arguments in _CALLED_WITH.items():
         value, wanted = getattr(model, function), f"{function}({', '.join(arguments)})"
         if function == "make_batch" and not callable(value) and isinstance(value, Iterable) and not _is_batch(value):
             continue
         if not callable(value):
-            or_else = ", or a loader: an iterable of batches" if function == "make_batch" else ""
+            or_else = ", or a loader: an iterable of batches, such as [batch]" if function == "make_batch" else ""
             raise BadInput(f"{name}: {function} is {kind_of(value)}; it must be callable as {wanted}{or_else}")
         _require_signature(name, value, len(arguments), wanted)
     return model
@@ -177,12 +197,12 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
         made = function(module)
     except (Exception, SystemExit) as error:
         raise BadInput(f"{name}: optimizers(module) raised {located(error)}") from error
-    listed = [made] if isinstance(made, torch.optim.Optimizer) else made
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(item, torch.optim.Optimizer) for item in listed):
+    listed = listed_optimizers(made)
+    if listed is None:
         raise BadInput(f"{name}: optimizers(module) returned {kind_of(made)}; a torch optimizer or a list is needed")
     for item in listed:
         _refuse_closure(name, item)
-    return list(listed)
+    return listed
 
 
 def _refuse_closure(name: str, optimizer: torch.optim.Optimizer) -> None:
