@@ -3,6 +3,7 @@
 import gc
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from .errors import OutOfMemory
 
 HOST_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+OF_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")  # what others say
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)|Unable to allocate ([\d.]+) ([KMGTPE]iB)")
 _FREE = re.compile(r"of which ([\d.]+) ?(bytes|[KMGTPE]iB) is free")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "PiB": 1 << 50, "EiB": 1 << 60}
@@ -17,7 +19,8 @@ _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that a device or the host has no memory left; torch raises a plain error on a CPU."""
-    return isinstance(error, (OutOfMemory, torch.OutOfMemoryError)) or _on_host(error)
+    of_torch = isinstance(error, (OutOfMemory, torch.OutOfMemoryError)) or _on_host(error)
+    return of_torch or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_LIBRARIES))
 
 
 def _on_host(error: BaseException) -> bool:
@@ -39,12 +42,16 @@ def out_of_memory(error: BaseException, device: torch.device) -> str | None:
 
 
 def release(parameters: Iterable[torch.nn.Parameter], device: torch.device) -> None:
-    """Give back what a step that was cut short has left: its gradients, and what the allocator keeps."""
+    """Give back what a step that was cut short has left: its gradients, and what the allocator keeps.
+
+    A device that has failed for good fails at this, too, and whoever needs it next says so.
+    """
     for parameter in parameters:
         parameter.grad = None
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def free_host_memory() -> int | None:

@@ -35,7 +35,7 @@ from .progress import Progress, silent
 from .ranks import with_others
 from .run import Run
 from .user_code import located
-from .workload.compilation import compiled
+from .workload.compilation import compiled, settling_steps
 from .workload.loader import Fed, Loader
 from .workload.prepare import prepare
 from .workload.spec import TRACED_STEPS, WARMUP_STEPS, Workload, WorkloadSpec
@@ -83,7 +83,7 @@ def profile_workload(
         if compilation is not None:
             progress("compiling", 0.15)
             with _told_as_input(workload, partial(_failed, workload, compilation)):
-                for index in range(len(workload.inputs)):
+                for index in range(settling_steps(workload)):
                     run_step(workload, index)
         timings, nvml = _timing_pass(workload, progress)
         alone = _alone(workload, timings, progress)
@@ -148,8 +148,8 @@ def _attribution(workload: Workload, compilation: Compilation | None, trace_path
 
 def memory_of(workload: Workload, step: Step = run_step) -> MemoryPeak:
     """What is alive at the peak of a ``step``, run eagerly; a user's batch that it need not move is there before it."""
-    moves = workload.needed is not None or (workload.loader is not None and workload.device.type != "cpu")
-    batch = () if moves else tensors_of(workload.inputs[0])
+    own = [] if workload.needed is not None else tensors_of(workload.inputs[0])
+    batch = [tensor for tensor in own if tensor.device.type == workload.device.type]
     with run_eagerly():
         return peak_of_step(
             workload.module, workload.optimizers, lambda tracker: step(workload, 0, phase=tracker.phase), batch
@@ -175,9 +175,24 @@ def _datasheet(workload: Workload) -> tuple[Datasheet | None, float | None]:
 def first_step(workload: Workload) -> None:
     """One step as it was written, whose failure is the input's: a forward, loss or backward that does not run.
 
+    Compiled it may need less memory, as attention does that makes its scores in blocks.
+
     Raises:
-        BadInput: it does not run, or not in the memory that there is.
+        BadInput: it does not run, or not in the memory that there is, and nothing compiles it.
     """
+    lacked = ""
+    try:
+        _as_written(workload)
+    except OutOfMemory as error:
+        if not workload.compiles:
+            raise
+        lacked = str(error)
+    if lacked:  # and not above, where the error still holds what the step made
+        workload.warnings.append(f"as it was written, uncompiled, {lacked}")
+        release(workload.module.parameters(), workload.device)
+
+
+def _as_written(workload: Workload) -> None:
     before = _versions(workload)
     with run_eagerly(), _told_as_input(workload, "the model's step failed"):
         _, loss = run_passes(workload, workload.inputs[0])

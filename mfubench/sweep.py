@@ -178,6 +178,8 @@ class Sweep:
             return self._without(size, "out of memory", error)
         except BadInput as error:
             return self._without(size, "refused", error)
+        except ToolBroke as error:
+            return self._without(size, "failed", error)
         except GaveUp as error:
             if monotonic() >= end:
                 raise TimeUp(f"--budget was spent before a step of {size} requests was measured") from None

@@ -8,7 +8,7 @@ import torch
 
 from mfubench.data import Source
 from mfubench.measure.timing import time_in_turn
-from mfubench.workload.compilation import compiled_in_place
+from mfubench.workload.compilation import compiled_in_place, settling_steps
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WARMUP_STEPS, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -31,7 +31,7 @@ def time_pair(
             [partial(run_step, workload) for workload in workloads],
             device=workloads[0].device,
             num_rounds=before.steps,
-            warmup=max(WARMUP_STEPS, len(workloads[0].inputs)),  # so that each input set has been compiled for
+            warmup=max(WARMUP_STEPS, *map(settling_steps, workloads)),
             progress=progress,
         )
     return first, second

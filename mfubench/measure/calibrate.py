@@ -205,12 +205,10 @@ def _check(device: "torch.device", dtype: str) -> None:
 
 def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, log: _Log) -> float:
     """TFLOP/s. Each shape's rate foretells the next one's time, so that a slow device stops early."""
-    import torch
+    from .precision import PRECISIONS, fp32_products
 
-    matmul = torch.backends.cuda.matmul
-    before, best = matmul.fp32_precision, 0.0
-    matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-    try:
+    best = 0.0
+    with fp32_products(PRECISIONS.get(dtype, "highest")):
         for shape in plan.shapes:
             flops = 2 * shape[0] * shape[1] * shape[2]
             if best and flops / best > plan.limit_s:
@@ -218,8 +216,6 @@ def _gemm_peak(device: "torch.device", dtype: str, plan: Plan, log: _Log) -> flo
             seconds = _seconds(_gemm(device, dtype, shape), device, plan, log)
             log.samples[f"{dtype} {'x'.join(map(str, shape))}"] = [1e3 * s for s in seconds]
             best = max(best, flops / plan.middle(seconds))
-    finally:
-        matmul.fp32_precision = before
     return best / 1e12
 
 

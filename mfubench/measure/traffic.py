@@ -16,6 +16,7 @@ OVERWRITES = (
 TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
 ROW_BY_ROW = ("add_", "sub_", "sparse_mask")  # with what holds rows alone, as optimizers of sparse gradients do
 LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
+NOTHING = ("empty", "new_empty", "record_stream")  # how names of what moves nothing begin
 
 
 def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
@@ -63,8 +64,8 @@ def _made(func: torch._ops.OpOverload, out: Any) -> Iterator[torch.Tensor]:
 
 @cache
 def _moves_nothing(func: torch._ops.OpOverload) -> bool:
-    """Whether a call only looks at its input's memory, or makes memory without writing it."""
-    if func._overloadpacket.__name__.startswith(("empty", "new_empty")) or torch.Tag.inplace_view in func.tags:
+    """Whether a call only looks at its input's memory, makes memory without writing it, or keeps it."""
+    if func._overloadpacket.__name__.startswith(NOTHING) or torch.Tag.inplace_view in func.tags:
         return True
     aliases = [value.alias_info for value in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)

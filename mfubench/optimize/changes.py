@@ -227,7 +227,8 @@ class BucketByLength(Change):
 
         if workload.needed is None:
             raise BadInput(f"change {self.name}: the model makes its own batches, whose lengths only it knows")
-        workload.inputs = bucketed(workload.inputs)
+        batches = bucketed(workload.inputs)
+        workload.inputs = [batch.pin_memory() for batch in batches] if workload.device.type == "cuda" else batches
         workload.num_samples = [batch.num_requests for batch in workload.inputs]
 
     def adopt(self, model: "nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> Undo | None:

@@ -90,4 +90,5 @@ def _without_events(sequence: EventSequence, empty: Tensor) -> EventSequence:
 
 def _sequence(item_ids: Tensor, side_ids: Tensor, times_ms: Tensor, *, lengths: Tensor) -> EventSequence:
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return EventSequence(item_ids, side_ids, times_ms, offsets, int(lengths.max()))
+    known = lengths.numpy() if lengths.device.type == "cpu" else None
+    return EventSequence(item_ids, side_ids, times_ms, offsets, int(lengths.max()), known)

@@ -7,6 +7,7 @@ for bit what it did. Parameters, their names and the state dict stay as they are
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
 from mfubench.errors import BadInput
+from mfubench.measure.precision import PRECISIONS, fp32_products
 from mfubench.workload.patching import Undo, own_forward, patch, together
 from mfubench.workload.regions import Table, is_table, row_sparse
 
@@ -202,7 +204,18 @@ def update_together(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     for optimizer in looping_optimizers(model, optimizers, how):
         for group in (optimizer.defaults, *optimizer.param_groups):
             undos += [_set_item(group, "fused", how == "fused"), _set_item(group, "foreach", how == "foreach")]
+        if how == "fused":
+            undos += [_count_beside(parameter, state) for parameter, state in optimizer.state.items()]
     return _all(undos, f"no optimizer loops over its parameters and could update {how}")
+
+
+def _count_beside(parameter: Tensor, state: dict[str, Any]) -> Undo:
+    """The steps of ``parameter`` that were taken are counted on its device, where one kernel updates it."""
+    count = state.get("step")
+    if not isinstance(count, Tensor) or count.device == parameter.device:
+        return lambda: None
+    state["step"] = count.to(parameter.device, torch.float32)
+    return lambda: state.__setitem__("step", state["step"].to(count))
 
 
 def _set_item(group: dict[str, Any], key: str, value: Any) -> Undo:
@@ -248,7 +261,6 @@ def autocast_forward(model: nn.Module) -> Undo:
 
 def use_tf32() -> Undo:
     """fp32 products of this process round their factors to TF32."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
-    return lambda: setattr(matmul, "fp32_precision", before)
+    stack = ExitStack()
+    stack.enter_context(fp32_products(PRECISIONS["tf32"]))
+    return stack.close

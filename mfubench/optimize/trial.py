@@ -13,6 +13,7 @@ from mfubench.exhausted import release
 from mfubench.isolated import Tell
 from mfubench.measure.effect import log_ratios
 from mfubench.measure.timing import time_in_blocks
+from mfubench.workload.compilation import settling_steps
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import NUM_ROTATED, WARMUP_STEPS, Workload, WorkloadSpec
 from mfubench.workload.step import run_step
@@ -153,7 +154,7 @@ def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) 
     num_sets = len(workloads[0].inputs)
     for workload, state in zip(workloads, states, strict=True):
         tell(first_steps_of(spec, state))
-        for index in range(max(num_sets, WARMUP_STEPS)):
+        for index in range(max(settling_steps(workload), WARMUP_STEPS)):
             run_step(workload, index)
     samples = [sum(w.num_samples) if whole else w.num_samples[0] for w in workloads]
     return Arms(workloads, samples, num_sets if whole else 1)

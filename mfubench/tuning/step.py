@@ -18,6 +18,7 @@ import torch
 from mfu_kernels.errors import InvalidArgument
 from mfu_kernels.lock import Entry, Places, adopt, holding, in_places, places, places_with
 from mfubench.errors import BadInput, MfubenchError, ToolBroke
+from mfubench.exhausted import release
 from mfubench.isolated import GaveUp, Tell, run_isolated
 from mfubench.kernels.apart import CASE_LIMITS_S
 from mfubench.kernels.catalog import ops_with_kernels
@@ -192,7 +193,9 @@ def record(subject: Subject, tell: Tell) -> Recorded:
     found = Recorded(workload.description, environment(workload.device), calls, few=calls)
     if workload.one_size:
         return found
-    del workload  # of which there is no need twice
+    device = workload.device
+    del workload  # whose memory the other one may need
+    release((), device)
     few = subject.of_any_batch.workload(steps=1, compile="none", batch_size=FEW_REQUESTS)
     return replace(found, few=_calls(few))
 

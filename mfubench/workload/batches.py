@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from mfubench.errors import BadInput
@@ -82,7 +83,14 @@ def _moved(device: torch.device, batch: Any) -> Any:
 
     In dicts and lists of this step's own, as `handed_out`.
     """
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, batch)
+    return tree_map(
+        lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, batch, is_leaf=_is_packed
+    )
+
+
+def _is_packed(part: Any) -> bool:
+    """Whether it is moved as one, as it keeps lengths on the host."""
+    return isinstance(part, PackedSequence)
 
 
 def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.device) -> Any:
@@ -97,7 +105,8 @@ def _inputs(make_batch: Callable[..., Any], batch_size: int, device: torch.devic
     tensors = tensors_of(batch)
     if tensors and not any(tensor.numel() for tensor in tensors):
         raise BadInput(f"make_batch({batch_size}, {device}) made a batch without rows; nothing would be measured")
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
+    moved: Any = (torch.Tensor, PackedSequence)
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, moved) else leaf, batch, is_leaf=_is_packed)
 
 
 def handed_out(batch: Any) -> Any:

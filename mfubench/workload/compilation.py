@@ -23,12 +23,20 @@ def compiled(workload: Workload) -> Iterator[Compilation | None]:
     Raises:
         BadInput: both the user and ``--compile`` want the module compiled.
     """
-    if workload.spec.compile == "none" and not workload.may_be_compiled:
+    if not workload.compiles:
         yield None
         return
     torch.compiler.reset()
     with compiled_in_place(workload), watched(module_names(workload.module)) as compilation:
         yield compilation
+
+
+def settling_steps(workload: Workload) -> int:
+    """Steps until its pace holds: one on each input set, whose shapes may be compiled for.
+
+    Where a CUDA graph may be captured of each, two more: one runs it to warm up, one records it.
+    """
+    return len(workload.inputs) * (3 if workload.compiles and workload.device.type == "cuda" else 1)
 
 
 @contextmanager

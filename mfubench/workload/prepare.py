@@ -229,13 +229,19 @@ def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str
     if mode == "train":
         dense, sparse = trained(module)
         wanted += 3 * _nbytes(dense) + _nbytes(sparse)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+    free = _free_on(device) if device.type == "cuda" else free_host_memory()
     if free is not None and wanted > free:
         raise OutOfMemory(
             f"{model.name} needs at least {wanted / 1e9:.1f} GB for its parameters"
             f"{', gradients and optimizer state' if mode == 'train' else ''}; {free / 1e9:.1f} GB are free on "
             f"{device.type}; choose a smaller --size, or see its FLOPs with `mfubench models`"
         )
+
+
+def _free_on(device: torch.device) -> int:
+    """Bytes that this process can still have of a GPU: what nobody has, and what it holds and does not use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
 def _nbytes(parameters: Iterable[nn.Parameter]) -> int:

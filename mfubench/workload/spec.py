@@ -123,6 +123,11 @@ class Workload:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def compiles(self) -> bool:
+        """Whether a step may be compiled, as was asked for, or as its author or a recipe has it."""
+        return self.spec.compile != "none" or self.may_be_compiled
+
+    @property
     def one_size(self) -> bool:
         """Whether there are no batches of another size, as of a loader that puts them together its own way."""
         return self.loader is not None and not self.loader.takes_sizes

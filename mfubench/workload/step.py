@@ -1,12 +1,13 @@
 """One step of a workload: data, forward, loss, backward, optimizer; the same code in every pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from mfubench.measure.precision import PRECISIONS, fp32_products
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
 
 from .casting import with_cast_weights
@@ -44,7 +45,7 @@ def update(workload: Workload) -> None:
 def run_passes(workload: Workload, batch: Any, *, phase: Phase = unmarked) -> tuple[Any, torch.Tensor | None]:
     """The step on ``batch`` up to its gradients, which are left in the parameters: its output, and its loss if any."""
     train = workload.spec.mode == "train"
-    with torch.set_grad_enabled(train), _tf32(workload):
+    with torch.set_grad_enabled(train), _fp32_products(workload):
         with phase(DATA):
             inputs = workload.to_device(batch)
         with phase(FORWARD), _autocast(workload):
@@ -65,22 +66,14 @@ def _autocast(workload: Workload) -> AbstractContextManager[None]:
 
 def _module(workload: Workload) -> Callable[..., Any]:
     """The module as the step calls it: its weights are cast together where its loop is ours and nothing compiles it."""
-    ours = workload.needed is not None and not workload.may_be_compiled and workload.spec.compile == "none"
+    ours = workload.needed is not None and not workload.compiles
     return with_cast_weights(workload.module, torch.bfloat16) if ours and workload.dtype == "bf16" else workload.module
 
 
-@contextmanager
-def _tf32(workload: Workload) -> Iterator[None]:
-    """tf32 means fp32 products whose factors are rounded; it is a setting of the process, and off otherwise."""
-    if workload.dtype != "tf32":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+def _fp32_products(workload: Workload) -> AbstractContextManager[None]:
+    """tf32 means fp32 products whose factors are rounded, fp32 that they are not, whatever the process has set."""
+    precision = PRECISIONS.get(workload.dtype)
+    return nullcontext() if precision is None else fp32_products(precision)
 
 
 def trained(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

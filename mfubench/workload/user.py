@@ -21,6 +21,7 @@ from mfubench.exhausted import out_of_memory
 from mfubench.identity import digest
 from mfubench.measure.compiled import compiler_loaded
 from mfubench.measure.operators import dense_parts, tensors_of
+from mfubench.measure.precision import rounds_factors
 from mfubench.ranks import joined
 from mfubench.user_code import kind_of, located, named_function, short
 
@@ -61,7 +62,7 @@ def workload_of(
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise BadInput(f"{spec.model}: a lazy module has no shape yet; run the model once in build()")
     module = _moved(spec.model, module, device)
-    told = _in_mode(spec, module)
+    told = _in_mode(spec, module) + _of_rounding(device, dtype)
     _seed((spec.seed ^ 1) + RANKS_APART * ranks.rank)  # whatever the model has drawn, and not what it has drawn
     num_sets = min(spec.steps, NUM_ROTATED)
     batches = (
@@ -121,6 +122,17 @@ def _in_mode(spec: WorkloadSpec, module: nn.Module) -> list[str]:
             raise BadInput(f"{spec.model}: its train() raised {located(error)}; use --mode infer") from error
         return [f"its eval() raised {located(error)}: it runs as build() left it"]
     return []
+
+
+def _of_rounding(device: torch.device, dtype: str) -> list[str]:
+    """A warning where the process's fp32 products would round their factors, and those of the run do not."""
+    if dtype != "fp32" or not rounds_factors(device):
+        return []
+    instead = "; --dtype tf32 measures it so" if device.type == "cuda" else ""
+    return [
+        "fp32 products were let round their factors (torch.set_float32_matmul_precision, or allow_tf32), and with "
+        f"--dtype fp32 they do not{instead}"
+    ]
 
 
 def _refuse_zoo_options(spec: WorkloadSpec) -> None:

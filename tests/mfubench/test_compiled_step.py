@@ -12,6 +12,7 @@ from mfubench.attribute.attribution import UNOWNED
 from mfubench.errors import BadInput
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
+from mfubench.workload.compilation import settling_steps
 from mfubench.workload.regions import compile_in_place
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import make_optimizers
@@ -165,3 +166,13 @@ def test_a_step_that_does_not_compile_is_bad_input(
         BadInput, match=r"compiled step failed; --compile none, and no recipe, runs it eagerly.*no compiler here"
     ):
         profile_workload(workload_of(zoo, Net(), compile="model"))
+
+
+def test_a_graph_of_each_input_set_is_captured_before_steps_are_timed(zoo: Callable[..., Workload]) -> None:
+    """One run compiles, one warms up and one records, of each; without graphs one is enough."""
+    workload = zoo(steps=3)
+    assert settling_steps(workload) == settling_steps(replace(workload, may_be_compiled=True)) == 3
+    on_a_gpu = replace(workload, device=torch.device("cuda"))
+    assert settling_steps(on_a_gpu) == 3 and settling_steps(replace(on_a_gpu, may_be_compiled=True)) == 9
+    asked = replace(on_a_gpu, spec=replace(workload.spec, compile="cudagraphs"))
+    assert settling_steps(asked) == 9

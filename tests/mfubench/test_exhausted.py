@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from mfubench.errors import BadInput
-from mfubench.exhausted import free_host_memory, out_of_memory
+from mfubench.exhausted import free_host_memory, out_of_memory, release
 from mfubench.files import write_text
 from mfubench.passes import LATER
-from mfubench.profiling import profile_workload
+from mfubench.profiling import first_step, profile_workload
 from mfubench.report import write_reports
 from mfubench.run import Run, read_run
 from mfubench.workload.spec import Workload
@@ -39,6 +39,8 @@ EXHAUSTED: dict[str, tuple[Callable[[], Exception], list[str]]] = {
     "a GPU": (lambda: torch.OutOfMemoryError(ON_A_GPU), ["20.5 GiB asked for", "3.25 GiB free on cuda:0"]),
     "torch on a host": (lambda: raised(lambda: torch.empty(HUGE)), ["3.553 PiB asked for", "free on this machine"]),
     "numpy": (lambda: raised(lambda: np.ones(HUGE)), ["7.11 PiB asked for", "free on this machine"]),
+    "cuBLAS": (lambda: RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), ["an unknown amount"]),
+    "Triton": (lambda: RuntimeError("Triton Error [CUDA]: out of memory"), ["an unknown amount asked for"]),
     "Python": (lambda: raised(lambda: bytearray(HUGE)), ["an unknown amount asked for"]),
 }
 
@@ -52,8 +54,22 @@ def test_what_was_asked_and_what_was_free(case: str) -> None:
 
 def test_other_errors_are_not_about_memory() -> None:
     assert out_of_memory(RuntimeError("shapes do not fit"), CPU) is None
+    assert out_of_memory(ValueError("out of memory"), CPU) is None
     free = free_host_memory()
     assert free is None or 0 < free < 2**50
+
+
+def test_a_device_that_failed_for_good_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says then is no news; the pass that it failed in is named already."""
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("torch.cuda.empty_cache", broken)
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    release([parameter], CUDA)
+    assert parameter.grad is None
 
 
 class Greedy(nn.Module):
@@ -154,6 +170,17 @@ def test_a_step_that_runs_out_of_memory_is_bad_input(step: int, foreign: Callabl
 
     with pytest.raises(BadInput, match=r"3.553 PiB asked for.* free on this machine; use a smaller --batch-size"):
         profile_workload(foreign(Greedy(when)))
+
+
+def test_what_fits_compiled_alone_is_measured_so(foreign: Callable[[nn.Module], Workload]) -> None:
+    """Its first step, as it was written, does not; a model that nothing compiles is refused for that."""
+    workload = foreign(Greedy(lambda: watched_by("_as_written")))
+    with pytest.raises(BadInput, match="the step ran out of memory"):
+        first_step(workload)
+    workload.may_be_compiled = True
+    run = profile_workload(workload)
+    (warning,) = (text for text in run.warnings if text.startswith("as it was written, uncompiled, the step ran"))
+    assert "3.553 PiB asked for" in warning and len(run.step["timings_ms"]) == 2
 
 
 USER = """

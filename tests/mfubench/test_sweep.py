@@ -112,6 +112,7 @@ def test_it_ends_where_answers_come_too_late(on: Callable[..., Machine]) -> None
 ENDS: dict[str, tuple[Exception, str]] = {
     "out of memory": (OutOfMemory("the step ran out of memory: 2 GiB asked for"), "out of memory"),
     "refused": (BadInput("the log has no 128 requests"), "refused"),
+    "failed with a reason": (ToolBroke("too little free memory to calibrate"), "failed"),
     "failed": (GaveUp("its process ended with SIGSEGV"), "failed"),
 }
 

@@ -72,6 +72,10 @@ def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...]
     assert {name.removeprefix("aten::"): moved for name, moved in calls(lambda: function(*inputs))} == expected
 
 
+def test_a_stream_that_is_to_keep_memory_moves_none() -> None:
+    assert dispatched_bytes(torch.ops.aten.record_stream.default, (torch.ones(9), object()), {}, None) == 0
+
+
 @pytest.mark.parametrize("function", [F.silu, F.mish])
 def test_a_backward_that_torch_could_take_apart_is_one_operator(function: Callable[[Tensor], Tensor]) -> None:
     """It runs as one: reads the gradient and the input, writes another gradient, and makes nothing between them."""

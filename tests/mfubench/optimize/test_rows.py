@@ -67,6 +67,10 @@ def test_bucketing_sorts_by_length_and_loses_nothing() -> None:
     assert sorted(requests(concatenate(found)), key=key) == sorted(requests(concatenate(given)), key=key)
     totals = [[sum(rows) for rows in zip(*batch.lengths().values(), strict=True)] for batch in found]
     assert totals == [[1, 2, 3], [7, 11, 12]]
+    for batch in found:
+        for sequence in batch.sequences.values():
+            assert sequence.host_lengths is not None, "else a step waits for a GPU to know them"
+            assert sequence.host_lengths.tolist() == sequence.offsets.diff().tolist()
 
 
 def test_empty_histories_stand_first_in_the_middle_and_last() -> None:

@@ -221,6 +221,19 @@ def test_a_looping_optimizer_updates_together(how: str, kind: Any) -> None:
         assert swap.looping_optimizers(model, [optimizer], how) == []
 
 
+def test_steps_that_were_taken_are_counted_where_one_kernel_updates() -> None:
+    """An optimizer that loops counts them on the host; another device stands in for a GPU."""
+    state: dict[str, Any] = {"step": torch.tensor(3.0, dtype=torch.float64)}
+    undo = swap._count_beside(nn.Parameter(torch.empty(2, device="meta")), state)
+    assert state["step"].is_meta and state["step"].dtype == torch.float32
+    state["step"] = torch.tensor(5.0)  # steps later
+    undo()
+    assert state["step"].item() == 5.0 and state["step"].dtype == torch.float64
+    for beside in ({"step": torch.tensor(3.0)}, {"step": 3}, {}):
+        swap._count_beside(nn.Parameter(torch.empty(2)), before := dict(beside))()
+        assert before == beside
+
+
 def test_an_optimizer_of_row_sparse_gradients_is_left_alone(sparse_tables: None) -> None:
     workload = prepare(SPEC)
     assert [type(o).__name__ for o in workload.optimizers] == ["AdamW", "Adagrad"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, RandomSampler
 
 from mfubench.assemble import _loader
@@ -16,6 +17,7 @@ from mfubench.optimize.changes import UpdateTogether
 from mfubench.optimize.trial import Request, _Checked
 from mfubench.profiling import profile
 from mfubench.run import Run, read_run, write_run
+from mfubench.workload.batches import loaded, made_by
 from mfubench.workload.loader import OPTIONS, Fed, Loader
 from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import WorkloadSpec
@@ -148,6 +150,16 @@ def test_rows_of_a_torch_loader_come_in_batches_of_any_size() -> None:
     streamed = prepare(spec("streamed", batch_size=3))
     assert [batch[0][0, 0].item() for batch in streamed.inputs] == [0, 3, 6, 0] and not streamed.one_size
     assert prepare(spec("listed")).num_samples == [4] * 4
+
+
+def test_rows_that_are_packed_keep_their_lengths_on_the_host() -> None:
+    """As torch demands, wherever what they hold is."""
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    far = torch.device("meta")
+    made = made_by(lambda batch_size, device: {"x": [packed]}, 2, far, 1).inputs[0]["x"][0]
+    moved = loaded(Loader("mine", [(packed,)]), None, far, 1).to_device((packed,))[0]
+    for found in (made, moved):
+        assert isinstance(found, PackedSequence) and found.data.is_meta and found.batch_sizes.tolist() == [2, 1, 1]
 
 
 def test_each_option_of_a_torch_loader_is_kept() -> None:

@@ -286,6 +286,13 @@ def test_what_cannot_fit_is_refused_to_the_byte(
     assert zoo(mode=mode).inputs
 
 
+def test_what_this_process_holds_of_a_gpu_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a first model that was let go: torch keeps its memory for the next."""
+    for name, value in {"mem_get_info": (2, 100), "memory_reserved": 70, "memory_allocated": 10}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda device, value=value: value)
+    assert prepare_module._free_on(torch.device("cuda")) == 62
+
+
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_a_table_with_row_sparse_gradients_has_one_state_beside_it(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, mode: str
