@@ -141,7 +141,7 @@ class LedgerLine:
     modules: list[str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Run:
     """One profiled workload. The keys are described in the project's design; ``to_json`` writes them as they are.
 
@@ -174,6 +174,10 @@ class Run:
     kernel_configs: list[KernelConfig] = field(default_factory=list)
     flop_convention: str = FLOP_CONVENTIONS["train"]
     schema_version: int = SCHEMA_VERSION
+
+    def __repr__(self) -> str:
+        """In a line: a notebook shows it, and all of it is a long document."""
+        return f"<Run of {self.title}: {self.step['time_ms']['median']:.4g} ms a step>"
 
     @property
     def peaks(self) -> list[dict[str, Any]]:

@@ -61,8 +61,16 @@ class Span:
 
     @property
     def operator(self) -> str:
-        """The outermost operator inside the owner: what its work is classed by."""
+        """The outermost operator inside the owner."""
         return self.operators[0] if self.operators else ""
+
+    @property
+    def kind(self) -> OpClass:
+        """Class of its work: that of the outermost operator that has one, as what is counted of it does.
+
+        Of what torch makes of others, such as a GRU, it is theirs.
+        """
+        return next((kind for name in self.operators if (kind := op_class(name)) != "other"), "other")
 
 
 def attribute(trace: Trace, device_type: str) -> Attribution:
@@ -231,7 +239,7 @@ def _is_step(name: object) -> bool:
 
 def _key(span: Span) -> WorkKey:
     scope = span.scope
-    kind: OpClass = scope.kind if scope is not None and scope.kind is not None else op_class(span.operator)
+    kind: OpClass = scope.kind if scope is not None and scope.kind is not None else span.kind
     direction = RECOMPUTE if scope is not None and scope.recompute else span.direction
     return WorkKey(scope.module if scope is not None else UNOWNED, direction, kind)
 

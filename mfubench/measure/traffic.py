@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
+from math import prod
 from typing import Any
 
 import torch
@@ -15,8 +17,12 @@ OVERWRITES = (
 )
 TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
 ROW_BY_ROW = ("add_", "sub_", "sparse_mask")  # with what holds rows alone, as optimizers of sparse gradients do
-LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather")
-NOTHING = ("empty", "new_empty", "record_stream")  # how names of what moves nothing begin
+LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather", "take")
+INTO_ROWS = ("index_add_", "index_copy_", "index_reduce_")  # as many as their source has
+INTO_PLACES = ("scatter_", "scatter_add_", "scatter_reduce_")  # one for each index
+PUTS = ("index_put_", "_index_put_impl_")
+# How names begin of what moves nothing: memory that is not written, and views whose schemas do not say so.
+NOTHING = ("empty", "new_empty", "record_stream", "_unsafe_view", "unsafe_split", "unsafe_chunk")
 
 
 def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
@@ -44,14 +50,28 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 def _times(func: torch._ops.OpOverload, argument: Any, named: Mapping[str, Any]) -> int:
     """How often a call goes through an argument: once to read it, once to write it."""
     name = func._overloadpacket.__name__
-    if name.startswith("new_") or name.endswith("_like"):
+    only_asked = (
+        name.startswith("new_") or name.endswith("_like") or (_picks_backward(name) and argument.name == "self")
+    )
+    if only_asked:
         return 0  # its shape and type are all that is wanted of it
     if argument.alias_info is None or not argument.alias_info.is_write:
         return 1
-    if argument.is_out or (name in OVERWRITES and argument.name == "self"):
+    if argument.is_out or (argument.name == "self" and _overwrites(name, named)):
         return 1
     # Fused optimizers write gradients only where they take a loss's scale off them, whatever their schemas say.
     return 1 if argument.name == "grads" and named.get("grad_scale") is None else 2
+
+
+def _overwrites(name: str, named: Mapping[str, Any]) -> bool:
+    """Whether what a call writes over is nothing to it: it may add instead, or reduce."""
+    if name in PUTS:
+        return not named.get("accumulate")
+    return name in (*OVERWRITES, "index_copy_", "index_fill_") or (name == "scatter_" and named.get("reduce") is None)
+
+
+def _picks_backward(name: str) -> bool:
+    return name.startswith("nll_loss") and name.endswith("_backward")
 
 
 def _made(func: torch._ops.OpOverload, out: Any) -> Iterator[torch.Tensor]:
@@ -75,6 +95,11 @@ def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
     """Bytes of the rows that a call looks up in a table, or changes, None where it reads its inputs whole."""
     if name in LOOK_UPS:
         return tensor_bytes(out)
+    if name.startswith("nll_loss"):  # one of each row
+        return int(named["target"].numel() * named["self"].element_size())
+    if name in (*INTO_ROWS, *INTO_PLACES, *PUTS, "index_fill_"):
+        changed = _num_changed(name, named)
+        return None if changed is None else changed * int(named["self"].element_size())
     if name in ROW_BY_ROW and named["self"].layout == torch.strided:
         rows = next((each for each in (named.get("other"), named.get("mask")) if _is_sparse(each)), None)
         return None if rows is None else int(rows._values().nbytes)
@@ -85,6 +110,22 @@ def _bytes_of_rows(name: str, named: Mapping[str, Any], out: Any) -> int | None:
     if "host_weights" in named and "max_D" in named:  # FBGEMM's tables, of one width at most
         return int(named["indices"].numel() * named["max_D"] * named["host_weights"].element_size())
     return None
+
+
+def _num_changed(name: str, named: Mapping[str, Any]) -> int | None:
+    """Numbers of a table that a call changes; None where only the numbers in a mask say."""
+    table = named["self"]
+    if name in INTO_ROWS:
+        return int(named["source"].numel())
+    if name in INTO_PLACES:
+        return int(named["index"].numel())
+    if name == "index_fill_":
+        return int(named["index"].numel() * table.numel() // max(1, table.size(named["dim"])) if table.dim() else 1)
+    given = [index for index in named["indices"] if index is not None]
+    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+        return None
+    whole = (size for size, index in zip_longest(table.shape, named["indices"]) if index is None)
+    return int(prod(torch.broadcast_shapes(*(index.shape for index in given))) * prod(whole))
 
 
 def _packed_bytes(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> int:

@@ -23,6 +23,7 @@ from mfu_models.batch import Batch
 from mfubench.kernels.budget import in_budgets
 from mfubench.measure.classify import op_class
 from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
+from mfubench.user_code import located
 from mfubench.workload.kept import buffers_kept, kept
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_passes, update
@@ -35,6 +36,7 @@ ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 ROUNDING = ("gemm", "attention", "norm", "reduction", "elementwise")  # classes of operators whose results are rounded
 SUMMING = ("norm", "reduction")  # of these, classes that sum over elements where they have fewer results than inputs
 SUMS = ("aten::sum", "aten::mean")
+DROPPING: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
 Results = dict[str, Tensor]
 
 
@@ -267,22 +269,37 @@ def _generators(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _without_chance(workloads: Sequence[Workload]) -> Iterator[None]:
-    """A model that draws random numbers is held against itself in evaluation, where dropout is off.
+    """A model that draws random numbers is held against itself with dropout off, or else in evaluation.
+
+    There it may go other ways, such as without a loss that only a training has.
 
     Raises:
-        ValueError: it draws them there too.
+        ValueError: it draws them there too, or does not run there.
     """
     if not draws_random_numbers(workloads[0]):
         yield
         return
-    training = [{module: module.training for module in workload.module.modules()} for workload in workloads]
-    for workload in workloads:
-        workload.module.eval()
+    modules = [module for workload in workloads for module in workload.module.modules()]
+    training = [module.training for module in modules]
     try:
-        if draws_random_numbers(workloads[0]):
+        for still in ([module for module in modules if isinstance(module, DROPPING)], modules):
+            for module in still:
+                module.training = False
+            if not _draws_still(workloads[0]):
+                break
+        else:
             raise ValueError("the model draws random numbers in evaluation too: its numbers cannot be compared")
         yield
     finally:
-        for modes in training:
-            for module, mode in modes.items():
-                module.training = mode
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+
+
+def _draws_still(workload: Workload) -> bool:
+    try:
+        return draws_random_numbers(workload)
+    except Exception as error:
+        raise ValueError(
+            "the model draws random numbers, so that its numbers can only be compared in evaluation, and there its "
+            f"step fails: {located(error)}"
+        ) from None

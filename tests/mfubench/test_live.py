@@ -103,6 +103,9 @@ def test_the_run_and_its_reports_are_kept_and_shown(tmp_path: Path, capsys: pyte
     assert read_run(tmp_path / "new") == run and (tmp_path / "new" / "report.html").exists() and "tracing" in told
     assert run.workload["model"] == "tests.mfubench.test_live:Net"
     assert str(run.environment["command"]).startswith("mfubench.profile in ")
+    assert repr(run).startswith("<Run of tests.mfubench.test_live:Net train fp32: ") and repr(run).endswith(
+        " ms a step>"
+    )
     mfubench.show(run)
     assert "MFU loss ledger" in capsys.readouterr().out
 

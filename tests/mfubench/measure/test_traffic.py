@@ -27,6 +27,11 @@ BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]
     "half the width": (torch.exp, (torch.ones(3, 4, dtype=torch.bfloat16),), {"exp": 2 * 24}),
     "views": (lambda x: x.t()[1:].unsqueeze(0), (torch.ones(3, 4),), {"t": 0, "slice": 0, "unsqueeze": 0}),
     "an expanded input": (torch.exp, (torch.ones(4).expand(3, 4),), {"exp": 4 * (4 + 12)}),
+    "views of what nobody else has": (
+        lambda x, w: (x @ w, x.unsafe_split(1), x.unsafe_chunk(2)),
+        (torch.ones(2, 3, 4), torch.ones(4, 5)),
+        {"view": 0, "mm": 4 * (24 + 20 + 30), "_unsafe_view": 0, "unsafe_split": 0},
+    ),
     "memory not written": (lambda: torch.empty(9), (), {"empty": 0}),
     "a shape that is read, not its numbers": (torch.zeros_like, (torch.ones(3),), {"zeros_like": 4 * 3}),
     "a type that is read": (lambda x: x.new_zeros(5), (torch.ones(3),), {"new_zeros": 4 * 5}),
@@ -58,6 +63,62 @@ BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]
         (torch.ones(3), torch.ones(3)),
         {"_foreach_add_": 4 * 9},
     ),
+    "rows written": (
+        lambda table, rows, new: table.__setitem__(rows, new),
+        (torch.ones(1000, 4), torch.tensor([3, 7]), torch.ones(2, 4)),
+        {"index_put_": 2 * 8 + 2 * 4 * 8},  # which; the new ones are read, and written
+    ),
+    "rows written with one number": (
+        lambda table, rows, one: torch.ops.aten.index_put_(table, [None, rows], one),
+        (torch.ones(4, 1000), torch.tensor([3, 7]), torch.ones(())),
+        {"index_put_": 2 * 8 + 4 + 4 * 8},
+    ),
+    "rows added to": (
+        lambda table, rows, more: table.index_put_((rows,), more, accumulate=True),
+        (torch.ones(1000, 4), torch.tensor([3, 7]), torch.ones(2, 4)),
+        {"index_put_": 2 * 8 + 3 * 4 * 8},
+    ),
+    "rows written by a mask": (  # which numbers they are only the mask says
+        lambda table, mask, one: torch.ops.aten.index_put_(table, [mask], one),
+        (torch.ones(1000, 4), torch.ones(1000, dtype=torch.bool), torch.ones(())),
+        {"index_put_": 1000 + 4 + 4 * 4000},
+    ),
+    "sums of rows": (
+        lambda table, rows, more: table.index_add_(0, rows, more),
+        (torch.ones(1000, 4), torch.tensor([3, 7]), torch.ones(2, 4)),
+        {"index_add_": 2 * 8 + 3 * 4 * 8},
+    ),
+    "rows copied": (
+        lambda table, rows, new: table.index_copy_(0, rows, new),
+        (torch.ones(1000, 4), torch.tensor([3, 7]), torch.ones(2, 4)),
+        {"index_copy_": 2 * 8 + 2 * 4 * 8},
+    ),
+    "rows filled": (
+        lambda table, rows: table.index_fill_(1, rows, 0.0),
+        (torch.ones(4, 1000), torch.tensor([3, 7])),
+        {"index_fill_": 2 * 8 + 4 * 8},
+    ),
+    "scattered numbers": (
+        lambda table, at, new: table.scatter_(0, at, new),
+        (torch.ones(1000), torch.tensor([3, 7]), torch.ones(2)),
+        {"scatter_": 2 * 8 + 2 * 4 * 2},
+    ),
+    "scattered sums": (
+        lambda table, at, new: table.scatter_add_(0, at, new),
+        (torch.ones(1000), torch.tensor([3, 7]), torch.ones(2)),
+        {"scatter_add_": 2 * 8 + 3 * 4 * 2},
+    ),
+    "scattered products": (
+        lambda table, at, new: table.scatter_reduce_(0, at, new, "prod"),
+        (torch.ones(1000), torch.tensor([3, 7]), torch.ones(2)),
+        {"scatter_reduce_": 2 * 8 + 3 * 4 * 2},
+    ),
+    "numbers taken": (torch.take, (torch.ones(1000), torch.tensor([3, 7])), {"take": 2 * 8 + 2 * 4 * 2}),
+    "one score of each row": (  # of 2 and 3 numbers of a batch: its mean, and what that was divided by
+        lambda scores, label: F.nll_loss(scores, label),
+        (torch.ones(8, 1000), torch.zeros(8, dtype=torch.int64)),
+        {"nll_loss_forward": 8 * 8 + 4 * 8 + 2 * 4},
+    ),
     "lists of zeros": (lambda x: torch._foreach_zero_([x]), (torch.ones(3),), {"_foreach_zero_": 4 * 3}),
     "lists copied": (
         lambda x, y: torch._foreach_copy_([x], [y]),
@@ -70,6 +131,12 @@ BYTES: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], dict[str, int]
 @pytest.mark.parametrize(("function", "inputs", "expected"), BYTES.values(), ids=BYTES.keys())
 def test_least_bytes(function: Callable[..., object], inputs: tuple[Tensor, ...], expected: dict[str, int]) -> None:
     assert {name.removeprefix("aten::"): moved for name, moved in calls(lambda: function(*inputs))} == expected
+
+
+def test_the_gradient_of_one_score_of_each_row_is_written_and_the_scores_are_not_read() -> None:
+    scores, label = torch.ones(8, 1000, requires_grad=True), torch.zeros(8, dtype=torch.int64)
+    found = dict(calls(lambda: F.nll_loss(scores, label).backward()))
+    assert found["aten::nll_loss_backward"] == 4 * 8000 + 8 * 8 + 2 * 4  # labels, the mean's gradient and its divisor
 
 
 def test_a_stream_that_is_to_keep_memory_moves_none() -> None:

@@ -289,6 +289,37 @@ def test_dropout_is_off_while_numbers_are_compared(original: Workload) -> None:
     assert check_training(one, other).passed  # far within what dropout does by itself
 
 
+class Scores(Drops):
+    """Gives its own loss in training, and scores elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores.square().mean() if self.training else scores.sum(1)
+
+
+class ScoresByItself(Scores):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.last(nn.functional.dropout(self.first(x), 0.5, training=self.training))
+        return scores.square().mean() if self.training else scores.sum(1)
+
+
+def test_a_training_is_compared_as_one_where_its_dropout_can_be_turned_off_alone(original: Workload) -> None:
+    one, other = random_workload(original, Scores)
+    one.loss = other.loss = lambda output, batch: output
+    assert check_results(one, other, {"a batch": one.inputs[0]}).passed
+    assert all(module.training for module in one.module.modules())
+
+
+def test_a_model_that_runs_in_training_alone_is_told_why_it_cannot_be_compared(original: Workload) -> None:
+    one, other = random_workload(original, ScoresByItself)
+    one.loss = other.loss = lambda output, batch: output
+    with pytest.raises(
+        ValueError, match="only be compared in evaluation, and there its step fails: RuntimeError: grad"
+    ):
+        check_results(one, other, {"a batch": one.inputs[0]})
+    assert one.module.training
+
+
 def test_chance_that_cannot_be_turned_off_is_refused(original: Workload) -> None:
     one, other = random_workload(original, AlwaysDrops)
     with pytest.raises(ValueError, match="random numbers in evaluation too"):
