@@ -21,6 +21,7 @@ from .workload.spec import Workload
 
 MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
 MIN_WAITED = 0.05  # of the time of steps that a loader feeds
+FUSED_ENCODER = "_transformer_encoder_layer_fwd"
 NUM_REASONS = 3  # why a compiler broke a graph, in a sentence
 MIN_SHARE, MAX_ROOFLINE = 0.03, 1.1  # of a step: less is not told; of the roofline: more is no rounding
 
@@ -153,7 +154,8 @@ def _beyond_the_roofline(run: Run) -> list[str]:
 def _off_its_fused_path(run: Run, module: nn.Module) -> list[str]:
     """Torch's encoder layer in inference, which one operator computes only where no module of it has a hook."""
     layers = [item for item in module.modules() if isinstance(item, nn.TransformerEncoderLayer) and not item.training]
-    if not layers or run.workload["mode"] != "infer" or run.workload["dtype"] not in ("fp32", "tf32"):
+    traced = any(row.operator.endswith(FUSED_ENCODER) for row in run.kernels)  # as where it is compiled
+    if not layers or traced or run.workload["mode"] != "infer" or run.workload["dtype"] not in ("fp32", "tf32"):
         return []
     return [
         "the trace's hooks take nn.TransformerEncoderLayer off its fused path in inference: the step was timed on that "

@@ -27,6 +27,7 @@ _BY_NAME: dict[OpClass, tuple[str, ...]] = {
         *("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "cudnn_convolution", "mkldnn_convolution"),
         *("convolution_backward", "tensordot", "inner", "outer", "linear_backward", "mkldnn_linear"),
         *("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_cudnn_rnn", "_cudnn_rnn_backward", "lstm"),
+        "_transformer_encoder_layer_fwd",  # attention, too, but most of it is products
         *("_sparse_mm", "_sparse_addmm", "matmul_backward", "_euclidean_dist"),
     ),
     "attention": ("scaled_dot_product_attention", "_transform_bias_rescale_qkv", "_native_multi_head_attention"),

@@ -10,7 +10,8 @@ compiler follows the call. Tables with row-sparse gradients, which no compiler t
 
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -116,19 +117,31 @@ def _set(name: str, value: Any) -> Undo:
 def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
     """In torch's own place for what stands in for a module's call.
 
-    Torch's compiler leaves the frames of its own classes alone: there a frame of ours is around the call, from which
-    it follows it.
+    Torch's compiler leaves the frames of its own classes alone: there a frame of ours is around the forward, from which
+    it follows it. Hooks stay outside of it, as they do of a forward of others' classes: a compiler that follows a call
+    looks at its hooks once, and those that come later never run.
     """
     undo = patch(module, "_compiled_call_impl", None)
     if not type(module).__module__.startswith("torch.nn"):
         module.compile(**options)
         return undo
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)
+    forward = torch.compile(_forward, **options)
 
-    module._compiled_call_impl = torch.compile(call, **options)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inside = types.MethodType(partial(forward, own_forward(module)), module)
+        uncompiled = patch(module, "forward", inside)
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:
+            uncompiled()
+
+    module._compiled_call_impl = call
     return undo
+
+
+def _forward(own: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return own(self, *args, **kwargs)
 
 
 def _tables_stay_eager(model: nn.Module) -> Undo:

@@ -131,6 +131,25 @@ def test_equal_blocks_share_their_compilation_and_their_parts_are_compiled_too(c
     assert all(module._compiled_call_impl is None for module in model.modules())
 
 
+def test_hooks_of_torchs_own_blocks_run_whenever_they_come(counter: Counter) -> None:
+    """As of a trace, which looks on where steps were timed before; what is compiled stays as it is."""
+    model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(3))
+    x, ran = torch.randn(2, 5, 8), list[int]()
+    expected = [block(x) for block in model]
+    undo = compile_regions(model, backend=counter)
+    for _ in range(2):
+        for block, right in zip(model, expected, strict=True):
+            torch.testing.assert_close(block(x), right)
+    compiled = len(counter.graphs)
+    for place, block in enumerate(model):
+        block.register_forward_pre_hook(lambda _module, _args, place=place: ran.append(place))
+    for block, right in zip(model, expected, strict=True):
+        torch.testing.assert_close(block(x), right)
+    assert ran == [0, 1, 2] and len(counter.graphs) == compiled == 1
+    undo()
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
 def test_a_class_in_many_widths_is_compiled_in_each(counter: Counter) -> None:
     """Beyond its limit torch would run the rest eagerly, which nobody would see."""
     before = torch._dynamo.config.recompile_limit
