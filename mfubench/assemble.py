@@ -77,6 +77,7 @@ def assemble(workload: Workload, passes: Passes) -> Run:
             "distortion": attribution.span / 1e3 / attribution.steps / median,
             "attributed_share": attribution.attributed_share(),
             "path": str(passes.trace_path) if passes.trace_path else None,
+            "operators": attribution.operators,
         },
         impls=dict(sorted(count.impls.items())),
         kernel_configs=[KernelConfig(*place, *chosen) for place, chosen in sorted(count.configs.items())],

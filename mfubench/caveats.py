@@ -22,6 +22,7 @@ from .workload.spec import Workload
 MIN_DISTORTION, MAX_DISTORTION, MIN_COVERAGE = 0.8, 1.2, 0.95
 MIN_WAITED = 0.05  # of the time of steps that a loader feeds
 FUSED_ENCODER = "_transformer_encoder_layer_fwd"
+MAX_UNLIKE = 1.1  # times as many operators
 NUM_REASONS = 3  # why a compiler broke a graph, in a sentence
 MIN_SHARE, MAX_ROOFLINE = 0.03, 1.1  # of a step: less is not told; of the roofline: more is no rounding
 
@@ -90,6 +91,7 @@ def warnings(
             f"the traced step took {run.trace['distortion']:.2f} times as long as the timed one, with all that tracing "
             "adds: something else ran while it was timed; run it again when nothing else runs"
         )
+    found += _of_unlike_steps(run)
     low = min(
         (line for line in run.ledger if line.cause.startswith("inefficiency")), key=lambda line: line.ms, default=None
     )
@@ -100,6 +102,12 @@ def warnings(
         )
     else:
         found += _beyond_the_roofline(run)
+    rest = sum(line.share for line in run.ledger if line.cause == "not_attributed")
+    if rest < -MIN_SHARE:
+        found.append(
+            f"not_attributed is {rest:.1%} of the step: the other lines are more than it, as where the trace does not "
+            "tell whose some work is, which then stands in them twice"
+        )
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run) + _of_the_loader(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
@@ -108,6 +116,17 @@ def warnings(
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
     return found
+
+
+def _of_unlike_steps(run: Run) -> list[str]:
+    """That the traced steps do unlike work, so that their mean is not the mean step's."""
+    operators = run.trace.get("operators") or [0]
+    if max(operators) <= MAX_UNLIKE * min(operators):
+        return []
+    return [
+        f"the traced steps ran {' and '.join(map(str, operators))} operators, as where an optimizer updates in some "
+        "steps only: the ledger is that of these, and its shares depend on which they are"
+    ]
 
 
 def _of_unknown_flops(run: Run, elsewhere: Sequence[str]) -> list[str]:

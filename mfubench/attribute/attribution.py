@@ -23,7 +23,8 @@ class Attribution:
     how many kernels were recognised by their place in a CUDA graph, ``unknown`` the time in compiled graphs that is of
     no known module by the name of what ran, and ``lost`` the launches of CUDA graphs whose kernels the trace lacks.
     ``elsewhere`` has the time of products that ran in threads of the model's own, which no count sees, by operator.
-    ``steps`` were traced, and ``apart`` says whether a device of its own did the work, which no profiler slows.
+    ``steps`` were traced, each of which ran so many ``operators``, and ``apart`` says whether a device of its own did
+    the work, which no profiler slows.
     """
 
     busy: dict[WorkKey, float] = field(default_factory=lambda: defaultdict(float))
@@ -41,6 +42,7 @@ class Attribution:
     idle: float = 0.0
     elsewhere: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 1
+    operators: list[int] = field(default_factory=list)
     apart: bool = False
 
     def book(self, key: WorkKey, operators: tuple[str, ...], name: str, time: float) -> None:

@@ -84,6 +84,8 @@ def attribute(trace: Trace, device_type: str) -> Attribution:
     steps = [(span.start, span.end) for span in spans if _is_step(span.name)]
     length = sum(end - start for start, end in steps)
     result = Attribution(span=length, steps=max(1, len(steps)), apart=device_type != "cpu")
+    ran = [span.start for span in spans if span.operators and span.category == "cpu_op"]
+    result.operators = [sum(start <= at < end for at in ran) for start, end in steps]
     if device_type == "cpu":
         result.talking = sum(end - start for step in steps for _, (start, end) in overlaps(step, talking))
         _on_cpu(spans, result)

@@ -150,7 +150,7 @@ def test_distortion_is_a_traced_step_over_a_timed_one() -> None:
     trace = Attribution(span=30_000.0, steps=3)
     trace.busy[GEMM] = 24_000.0
     run = assembled(some_passes(a_count(1), timings_ms=[10.0, 10.0], attribution=trace), [1])
-    assert run.trace == {"steps": 3, "distortion": 1.0, "attributed_share": 1.0, "path": None}
+    assert run.trace == {"steps": 3, "distortion": 1.0, "attributed_share": 1.0, "path": None, "operators": []}
 
 
 def test_what_no_count_knows_is_the_share_of_its_time_that_coverage_lacks() -> None:
@@ -167,5 +167,5 @@ def test_a_pass_that_brought_nothing_leaves_no_zeros() -> None:
     passes.counts, passes.memory = None, MemoryPeak(700, "(forward)", {"parameters": 700})
     run = assembled(passes, [1])
     assert run.flops["model"] is run.flops["hardware"] is run.mfu is run.hfu_of_measured_peak is None
-    assert run.trace == {"steps": 0, "distortion": None, "attributed_share": None, "path": None}
+    assert run.trace == {"steps": 0, "distortion": None, "attributed_share": None, "path": None, "operators": []}
     assert run.flops["coverage"] is None and run.memory["peak_bytes"] == 700

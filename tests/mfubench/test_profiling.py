@@ -12,7 +12,7 @@ from torch import nn
 
 from mfu_models.common.flops import FlopCount
 from mfubench.attribute.attribution import NOBODYS
-from mfubench.caveats import broken_graphs, warnings
+from mfubench.caveats import _off_its_fused_path, broken_graphs, warnings
 from mfubench.errors import BadInput, ToolBroke
 from mfubench.figures import waterfall
 from mfubench.measure.calibrate import Calibration
@@ -22,6 +22,7 @@ from mfubench.profiling import profile, profile_workload
 from mfubench.report import markdown
 from mfubench.report.comparison import page as page_of
 from mfubench.run import KernelConfig, LedgerLine, Run
+from mfubench.workload.prepare import prepare
 from mfubench.workload.spec import Workload, WorkloadSpec
 from tests.mfubench.measure.stand_in_driver import Driver
 from tests.mfubench.report.factory import a_gpu_run, a_run
@@ -234,6 +235,22 @@ def test_what_is_faster_than_its_floor_may_be_in_a_cache(zoo: ZooWorkload, fixed
     assert told.startswith("inefficiency.elementwise is -5.0%") and "stays in a cache" in told
 
 
+def test_lines_that_are_more_than_the_step_are_told(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
+    twice = a_run(ledger=[LedgerLine("useful", 13.0, 1.13, []), LedgerLine("not_attributed", -1.5, -0.13, [])])
+    (told,) = (text for text in warnings(twice, zoo(), fixed_calibration, {}) if text.startswith("not_attributed"))
+    assert "is -13.0% of the step" in told
+
+
+@pytest.mark.parametrize(("operators", "told"), [([100, 400], True), ([100, 105], False), ([], False)])
+def test_traced_steps_of_unlike_work_are_told(
+    operators: list[int], told: bool, zoo: ZooWorkload, fixed_calibration: Calibration
+) -> None:
+    run = a_run()
+    run.trace["operators"] = operators
+    found = [text for text in warnings(run, zoo(), fixed_calibration, {}) if text.startswith("the traced steps ran")]
+    assert bool(found) == told and (not told or "ran 100 and 400 operators" in found[0])
+
+
 def test_a_phase_that_beats_the_roofline_is_told(zoo: ZooWorkload, fixed_calibration: Calibration) -> None:
     """Also where others of its cause lose more: half the time that its bytes take is no update that was seen."""
     rows = a_run().modules
@@ -275,6 +292,11 @@ def test_a_model_that_nobody_here_wrote(tmp_path: Path, monkeypatch: pytest.Monk
         products = 3 * 5 * 2 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 3 * 4 * 5 * 5 * 16
         assert run.flops["fwd_model"] == products
         assert "layers.0.linear1" in {row.name for row in run.modules}
+    assert [text for text in run.warnings if "take nn.TransformerEncoderLayer off its fused path" in text]
+    workload = prepare(WorkloadSpec("foreign:build", mode="infer", device="cpu", steps=1, batch_size=3))
+    assert _off_its_fused_path(run, workload.module)
+    run.kernels.append(replace(run.kernels[0], operator="aten::_transformer_encoder_layer_fwd"))
+    assert not _off_its_fused_path(run, workload.module), "a compiled one stays on it"
 
 
 def test_modules_under_two_names_are_counted_once_and_told(zoo: ZooWorkload) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mfubench.attribute.attribution import NOBODYS, UNOWNED, Attribution
 from mfubench.attribute.join import attribute
-from mfubench.measure.count import WorkKey
+from mfubench.measure.count import WorkKey, count_step
 from mfubench.measure.scopes import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, ROOT, Scope, ScopeTracker
 from mfubench.measure.trace import NOTHING, STEP_PREFIX, Trace, trace_steps
 from mfubench.workload.spec import Workload
@@ -305,6 +305,40 @@ def by_module(found: Attribution, direction: str) -> dict[str, float]:
         if key.direction == direction:
             times[key.module] += time
     return times
+
+
+class Recurrent(nn.Module):
+    """A GRU, which torch makes of products and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(64, 64, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gru(x)[0]
+        return out
+
+
+def test_work_of_an_operator_that_is_made_of_others_is_classed_by_them() -> None:
+    """As it is counted: products that took no time would be lost time that is less than none."""
+    model, x = Recurrent(), torch.randn(8, 12, 64)
+    busy = {key: time for key, time in traced_model(model, x).busy.items() if key.module == "gru"}
+    products = WorkKey("gru", "fwd", "gemm")
+    assert busy[products] > 0 and busy[WorkKey("gru", "fwd", "elementwise")] > 0
+    counted = count_step(model, lambda tracker: training_step(model, x)(tracker)).work
+    assert counted[products].model == 2 * 8 * 12 * 2 * 64 * 3 * 64
+
+
+def test_each_traced_step_has_its_number_of_operators() -> None:
+    """Which differ where a step does what the others do not, such as an update."""
+    layer, x = nn.Linear(3, 1), torch.ones(2, 3)
+
+    def step(tracker: ScopeTracker, index: int) -> None:
+        for _ in range(1 + 3 * index):
+            layer(x)
+
+    first, second = attribute(trace_steps(layer, step, device=CPU, num_steps=2), "cpu").operators
+    assert first > 0 and second == 4 * first
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
