@@ -9,7 +9,19 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any
 
+LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has given up its context
+
+
+def spawning() -> Any:
+    """In the parent: the context of multiprocessing in which a child is a fresh process.
+
+    Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
+    it before the first child is there that this is as it should be.
+    """
+    if LEFT_BEHIND not in sys.warnoptions:
+        sys.warnoptions.append(LEFT_BEHIND)
+    return multiprocessing.get_context("spawn")
 
 
 def lead_group() -> None:

@@ -1,6 +1,5 @@
 """A task in a fresh process, which can be given up: a compile that hangs or a kernel that crashes costs one trial."""
 
-import multiprocessing
 from collections.abc import Callable, Mapping
 from math import inf
 from time import monotonic
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import MfubenchError
-from mfubench.group import end_group, how_it_ended, lead_group
+from mfubench.group import end_group, how_it_ended, lead_group, spawning
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -37,7 +36,7 @@ def run_isolated(
         GaveUp: it took too long, its process died, or it raised what nobody expected.
         MfubenchError, InvalidArgument: it raised that.
     """
-    context = multiprocessing.get_context("spawn")
+    context = spawning()
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, task, argument))
     process.start()

@@ -6,7 +6,6 @@ that has parts names each as it begins: one that breaks the process, or outlasts
 and the work is done again without it.
 """
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import MfubenchError, ToolBroke
-from mfubench.group import end_group, how_it_ended, lead_group
+from mfubench.group import end_group, how_it_ended, lead_group, spawning
 from mfubench.kernels.interpreter import interpreting_children
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Worker:
 
     def __init__(self, device: str, *, place: Place | None = None, resident: bool = False) -> None:
         self.device, self.place, self.resident = device, place, resident
-        self._context = multiprocessing.get_context("spawn")
+        self._context = spawning()
         self._process: Any = None
         self._pipe: Connection | None = None
         self._killed = False

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from math import inf
@@ -122,3 +124,32 @@ def test_a_task_does_not_outlive_who_waits_for_it(tmp_path: Path) -> None:
     parent.kill()
     parent.join()
     assert wait_until(lambda: all(gone(int(pid)) for pid in file.read_text().split()))
+
+
+LOCKED = """
+import multiprocessing, time
+from mfubench.isolated import GaveUp, run_isolated
+
+def locks(argument, tell):
+    lock = multiprocessing.get_context("spawn").Lock()
+    tell("locked")
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        run_isolated(locks, None, limit_s=60, phase_limits={"locked": 0})
+    except GaveUp as error:
+        print(error)
+"""
+
+
+def test_what_a_process_that_was_ended_left_is_cleared_away_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "locked.py").write_text(LOCKED)
+    done = subprocess.run(
+        [sys.executable, "locked.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "locked took longer than what it was given\n" and done.stderr == ""
