@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import ScriptObject, nn
 
 from mfu_kernels.lock import DEFAULT
 
@@ -74,7 +74,7 @@ def warnings(
         raise ToolBroke(
             f"MFU {run.mfu:.1%}, HFU {run.hfu:.1%} of the datasheet peak: the FLOP count or the peak is wrong"
         )
-    if max(run.mfu_of_measured_peak or 0.0, run.hfu_of_measured_peak or 0.0) > 1.0:
+    if not found and max(run.mfu_of_measured_peak or 0.0, run.hfu_of_measured_peak or 0.0) > 1.0:
         found.append("above 100 % of the measured peak: calibrate again with `mfubench doctor --calibrate`")
     if calibration.busy:
         found.append(
@@ -111,7 +111,7 @@ def warnings(
     found += _off_its_fused_path(run, workload.module) + _untuned(run)
     found += unsteady(run) + _of_the_loader(run)
     found += [f"a pass was left out: {line}" for line in run.not_measured if line.startswith(tuple(LATER.values()))]
-    found += _unhooked(workload.module)
+    found += _unhooked(workload.module) + _packed(workload.module)
     twice = _shared_modules(workload.module)
     if twice:
         found.append(f"modules under two names are counted once, under the first: {', '.join(twice)}")
@@ -231,6 +231,15 @@ def _of_the_loader(run: Run) -> list[str]:
 
 def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
+
+
+def _packed(module: nn.Module) -> list[str]:
+    holders = [item for item in module.modules() if any(isinstance(held, ScriptObject) for held in vars(item).values())]
+    if not holders:
+        return []
+    return [
+        f"weights that are packed in {len(holders)} objects are no tensors: the memory and parameters told lack them"
+    ]
 
 
 def _unhooked(module: nn.Module) -> list[str]:

@@ -240,7 +240,12 @@ _ADDEND_FIRST = ("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
 
 
 def _operand_dtype(name: str, args: Any, kwargs: dict[str, Any]) -> str:
-    """The type of a product's factors: behind them come scales and statistics in fp32, offsets and seeds."""
+    """The type of a product's factors: behind them come scales and statistics in fp32, offsets and seeds.
+
+    Weights that are packed in an object do not show theirs, and what they are multiplied with is made like them.
+    """
+    if any(isinstance(value, torch.ScriptObject) for value in args) and name.partition("::")[0] == "quantized":
+        return "float16" if "fp16" in name else "int8"
     tensors = tensors_of((args, kwargs))
     factors = tensors[1:] if name in _ADDEND_FIRST else tensors
     numbers = [tensor for tensor in factors if tensor.is_floating_point() or tensor.is_complex()]

@@ -1,5 +1,6 @@
 """A sweep of batch sizes as a page: what each reaches, where its steps go, and which to take."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from . import format as fmt
 from .blocks import Block, Chart, Column, Facts, Items, Page, Section, Table, known
 
 SERIES = "batch sizes"
+NUMBER = re.compile(r"\d[\d,.]*")
 LEAST_SHOWN = 0.0005  # of a step: less is 0.0 %
 Point = Mapping[str, Any]
 
@@ -67,15 +69,18 @@ def _rate(point: Point) -> float:
 
 
 def _warnings(points: Sequence[Point]) -> list[str]:
-    """Each once, with the batch sizes that it is of."""
-    sizes: dict[str, list[int]] = {}
+    """Each once, with the batch sizes that it is of; of those that differ in their numbers alone, the last."""
+    alike: dict[str, dict[int, str]] = {}
     for point in points:
         for warning in point["warnings"]:
-            sizes.setdefault(warning, []).append(point["batch_size"])
-    return [
-        warning if len(given) == len(points) else f"with {_listed(given)}: {warning}"
-        for warning, given in sizes.items()
-    ]
+            alike.setdefault(NUMBER.sub("#", warning), {})[point["batch_size"]] = warning
+    told = []
+    for given in alike.values():
+        *_, last = given.values()
+        differ = " (the last's numbers)" if len(set(given.values())) > 1 else ""
+        everywhere = len(given) == len(points) and not differ
+        told.append(last if everywhere else f"with {_listed(list(given))}{differ}: {last}")
+    return told
 
 
 def _listed(sizes: Sequence[int]) -> str:

@@ -275,6 +275,10 @@ def test_products_in_another_dtype_than_the_run_s_are_told(
     assert any(told in warning for warning in found.warnings)
     offered = warnings(found, zoo(), fixed_calibration, {"float64": 1, "bfloat16": 2})
     assert any("products are in bfloat16, and the peak is that of fp32: give --dtype bf16" in text for text in offered)
+    calibrated_anew = "above 100 % of the measured peak: calibrate again"
+    found.mfu_of_measured_peak = 1.5
+    assert not any(calibrated_anew in text for text in warnings(found, zoo(), fixed_calibration, {"float64": 9}))
+    assert any(calibrated_anew in text for text in warnings(found, zoo(), fixed_calibration, {"float32": 9}))
     found.mfu, found.hfu = 1.5, 1.5
     with pytest.raises(BadInput, match="float64"):
         warnings(found, zoo(), fixed_calibration, {"float64": 9})

@@ -241,12 +241,17 @@ def test_the_page_says_what_did_not_run_and_of_which_a_warning_is(
 ) -> None:
     def warned(size: int) -> Run:
         run = saturating(size)
-        run.warnings = ["of all", *(["the clock fell"] if size == 2 else [])]
+        run.warnings = [
+            "of all",
+            *(["the clock fell"] if size == 2 else []),
+            *([f"{size / 8} ms late"] if size < 8 else []),
+        ]
         return run
 
     on(warned, fails={4: OutOfMemory("2 GiB asked for")})
-    sweep = swept(plan((1, 2, 4)))
+    sweep = swept(plan((1, 2, 4, 8)))
     told = printed(sweep, capsys)
+    assert "Warning: with 1, 2 requests (the last's numbers): 0.25 ms late" in told
     assert "Warning: of all" in told and "Warning: with 2 requests: the clock fell" in told
     assert "4 requests: 2 GiB asked for" in told
     charts = [block for section in sweep_page(sweep.to_document()).sections for block in section.blocks]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, library, nn
 
+from mfubench.caveats import _packed
 from mfubench.measure.classify import may_hide_flops, op_class
 from mfubench.measure.count import Count, count_step
 from mfubench.measure.flops import Flops, dispatched_flops
@@ -77,6 +78,21 @@ def test_a_product_with_packed_weights_is_one_of_their_rows_and_columns(run: Cal
     count = counted(run)
     assert count.total().model == count.total().hardware == times * ONCE and not count.unknown_ops
     assert {key.kind for key, work in count.work.items() if work.hardware} == {"gemm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("linear_dynamic", "int8"), ("linear", "int8"), ("linear_dynamic_fp16", "float16")]
+)
+def test_a_product_with_packed_weights_is_of_their_type(name: str, dtype: str) -> None:
+    """Whatever they are multiplied with: it is made like them."""
+    assert counted(PRODUCTS[name][0]).dtypes().keys() == {dtype}
+
+
+def test_weights_that_are_packed_are_told_to_be_in_no_memory() -> None:
+    net = nn.Sequential(nn.Linear(IN, OUT), nn.ReLU(), nn.Linear(OUT, 1))
+    assert not _packed(net)
+    (told,) = _packed(torch.ao.quantization.quantize_dynamic(net, {nn.Linear}))
+    assert told.startswith("weights that are packed in 2 objects")
 
 
 def test_a_model_that_torch_has_quantized_counts_as_before() -> None:
