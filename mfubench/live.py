@@ -57,9 +57,8 @@ def profile(
     """
     device = _device_of(model)
     spec = WorkloadSpec(
-        f"{type(model).__module__}:{type(model).__qualname__}", mode=mode, dtype=dtype, compile=compile,
-        steps=steps, peak=peak, device=device.type,
-    )  # fmt: skip
+        _name_of(model), mode=mode, dtype=dtype, compile=compile, steps=steps, peak=peak, device=device.type
+    )
     given = listed_optimizers(optimizers or [])
     if given is None:
         raise BadInput(f"profile: optimizers is {kind_of(optimizers)}; allowed: a torch optimizer, or a list of them")
@@ -79,6 +78,17 @@ def profile(
 def show(run: Run, *, full: bool = False) -> None:
     """Print the report of ``run`` as ``mfubench profile`` does, ``full`` as its ``--verbose``."""
     print_runs([run], stdout_console(), full=full)
+
+
+def _name_of(model: nn.Module) -> str:
+    """The class of ``model``, or of what torch has wrapped in another, for compiling it or for several ranks."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or _in_parallel(model), nn.Module):
+        model = inner
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def _in_parallel(model: nn.Module) -> Any:
+    return getattr(model, "module", None) if type(model).__module__.startswith("torch.nn.parallel") else None
 
 
 def _device_of(model: Any) -> torch.device:

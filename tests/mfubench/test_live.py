@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mfubench
 from mfubench.errors import BadInput, OutOfMemory
+from mfubench.live import _name_of
 from mfubench.run import read_run
 
 pytestmark = pytest.mark.usefixtures("fixed_calibration")
@@ -108,6 +109,13 @@ def test_the_run_and_its_reports_are_kept_and_shown(tmp_path: Path, capsys: pyte
     )
     mfubench.show(run)
     assert "MFU loss ledger" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # of its own parts
+def test_a_wrapped_model_has_its_own_name() -> None:
+    model = nn.parallel.DataParallel(Net())
+    for wrapped in (model, torch.compile(model), torch.compile(Net())):
+        assert _name_of(wrapped) == "tests.mfubench.test_live:Net"
 
 
 def test_without_an_optimizer_it_trains_with_the_default_one() -> None:

@@ -1,7 +1,7 @@
 """Tuning a step: what is recorded, left out and why, tried, kept, and held to the step itself; without a GPU."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,6 +107,22 @@ def test_a_step_s_calls_are_recorded_with_its_workload() -> None:
     found = tuning.record(tuning.Subject(SPEC), lambda phase: None)
     assert [(call.op, call.module) for call in found.calls] == [("layer_norm", "(model)")]
     assert found.workload["model"] == SPEC.model and found.environment["torch"]
+
+
+class OneSize:
+    """A loader that puts its batches together itself."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor]]:
+        return iter([(torch.randn(6, 256),)] * 2)
+
+
+def in_one_size() -> Any:
+    return Norms(), OneSize()
+
+
+def test_where_there_are_no_smaller_batches_the_whole_ones_are_checked() -> None:
+    found = tuning.record(tuning.Subject(replace(SPEC, model=f"{__name__}:in_one_size", batch_size=None)), print)
+    assert found.few is found.calls and len(found.calls) == 1
 
 
 class Plain(nn.Module):
