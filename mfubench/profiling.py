@@ -43,6 +43,7 @@ from .workload.step import Phase, run_on, run_passes, run_step, update
 from .workload.update import Update
 
 UNLIKE = 0.01  # by so much, two steps need different FLOPs: more than a router's choice that training moves a little
+FED_STEPS = 20  # that a loader feeds, of an inference
 
 Keep = Callable[[Callable[[], Run]], None]
 """Given, once the step has been timed, what makes a Run of all that is known when it is called."""
@@ -289,9 +290,14 @@ def _alone(workload: Workload, timings: list[float], progress: Progress) -> list
 
 
 def _fed(workload: Workload, loader: Loader, progress: Progress) -> Fed:
-    """Steps as a training has them, each on the loader's next batch; warming up uses up what it had ready."""
+    """Steps as a training has them, each on the loader's next batch; warming up uses up what it had ready.
+
+    Of an inference there may be as many as a latency's percentiles need; a rate needs fewer.
+    """
     ahead = max(workload.ranks.gathered(loader.ahead))  # as many steps on each rank
     steps, requests, drawing_s, begun = workload.spec.steps, 0, 0.0, 0
+    if workload.spec.mode == "infer":
+        steps = min(steps, max(FED_STEPS, 2 * ahead))
 
     def start() -> None:
         nonlocal requests, drawing_s, begun

@@ -76,6 +76,13 @@ def test_who_waits_for_batches_is_told_so(profiled: Any) -> None:
 
 
 @pytest.mark.usefixtures("fixed_calibration")
+@pytest.mark.parametrize(("mode", "steps"), [("train", 30), ("infer", 20)])
+def test_an_inference_that_is_timed_for_its_percentiles_is_fed_for_its_rate(mode: str, steps: int) -> None:
+    run = profile(spec("listed", mode=mode, steps=30))
+    assert len(run.step["timings_ms"]) == 30 and len(run.step["loader"]["timings_ms"]) == steps
+
+
+@pytest.mark.usefixtures("fixed_calibration")
 def test_who_is_interrupted_before_it_keeps_what_was_measured_and_is_told_what_was_not() -> None:
     kept: list[Run] = []
     profile(spec("listed"), keep=lambda known: kept.append(known()))
