@@ -159,6 +159,7 @@ def test_a_bag_reads_the_rows_that_it_sums() -> None:
     assert 6 * 16 + 6 * 8 + 2 * 16 <= moved < 900 * 16
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11, although they are turned off aloud
 def test_a_sparse_gradient_counts_what_it_holds() -> None:
     table = nn.Embedding(1000, 4, sparse=True)
     gradient = torch.sparse_coo_tensor(torch.tensor([[1, 7]]), torch.randn(2, 4), (1000, 4), check_invariants=False)
