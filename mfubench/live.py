@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def profile(
     folder = None if out is None or of_another_rank() else Path(out)
     own_folder(folder, "profile")
     at, dtype = device_and_dtype(spec)
-    with _left_as_it_was(model, given, spec):
+    with _left_as_it_was(model, given, spec), _loader_kept(batches):
         run = profile_workload(workload_of(spec, own, at, dtype, DEFAULT_BATCH_SIZE[at.type]), progress=progress)
     run.environment["command"] = f"mfubench.profile in {Path(sys.argv[0]).name or 'Python'}"
     if folder is not None:
@@ -117,12 +117,34 @@ def _left_as_it_was(
         parameter.grad = None
     try:
         with chance_kept(), unchanged:
-            yield
+            try:
+                yield
+            finally:
+                with suppress(Exception):  # as an exported module raises
+                    model.train(modes[0][1])  # which some do work in, such as merging weights
     finally:
         for module, training in modes:
             module.training = training
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+
+
+@contextmanager
+def _loader_kept(loader: Any) -> Iterator[None]:
+    """Afterwards a DataLoader goes on where it was, also within the script's loop over it."""
+    places = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    generators = [found for place in places if isinstance(found := getattr(place, "generator", None), torch.Generator)]
+    drawn = [generator.get_state() for generator in generators]
+    running = getattr(loader, "_iterator", None)  # of workers that persist, which another loop would begin anew
+    if running is not None:
+        loader._iterator = None
+    try:
+        yield
+    finally:
+        if running is not None:
+            loader._iterator = running
+        for generator, state in zip(generators, drawn, strict=True):
+            generator.set_state(state)
 
 
 def _kept_on_host(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> AbstractContextManager[None]:

@@ -36,11 +36,14 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     if _moves_nothing(func):
         return 0
     named = arguments_by_name(func, args, kwargs)
-    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
+    name = func._overloadpacket.__name__
+    rows = _bytes_of_rows(name, named, out)
     moved = sum(map(tensor_bytes, _made(func, out))) + _packed_bytes(func, args, out)
     for argument in func._schema.arguments:
         for tensor in tensors_of(named.get(argument.name)):
             size = tensor_bytes(tensor)
+            if argument.name == "src" and name in INTO_PLACES:  # which may have more than there are places
+                size = min(size, named["index"].numel() * tensor.element_size())
             if rows is not None and (argument.name in TABLES or argument.name.startswith("momentum")):
                 size = min(size, rows)
             moved += size * _times(func, argument, named)

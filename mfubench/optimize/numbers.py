@@ -25,6 +25,7 @@ from mfubench.measure.classify import op_class
 from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
 from mfubench.user_code import located
 from mfubench.workload.kept import buffers_kept, kept
+from mfubench.workload.patching import Undo, patch, together
 from mfubench.workload.spec import Workload
 from mfubench.workload.step import run_passes, update
 
@@ -36,7 +37,6 @@ ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 ROUNDING = ("gemm", "attention", "norm", "reduction", "elementwise")  # classes of operators whose results are rounded
 SUMMING = ("norm", "reduction")  # of these, classes that sum over elements where they have fewer results than inputs
 SUMS = ("aten::sum", "aten::mean")
-DROPPING: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
 Results = dict[str, Tensor]
 
 
@@ -280,19 +280,30 @@ def _without_chance(workloads: Sequence[Workload]) -> Iterator[None]:
         yield
         return
     modules = [module for workload in workloads for module in workload.module.modules()]
-    training = [module.training for module in modules]
+    undos: list[Undo] = []
     try:
-        for still in ([module for module in modules if isinstance(module, DROPPING)], modules):
-            for module in still:
-                module.training = False
+        for turn_off in (_dropout_off, _evaluating):
+            undos += map(turn_off, modules)
             if not _draws_still(workloads[0]):
                 break
         else:
             raise ValueError("the model draws random numbers in evaluation too: its numbers cannot be compared")
         yield
     finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
+        together(undos)()
+
+
+def _dropout_off(module: nn.Module) -> Undo:
+    """A fused recurrent layer has no backward in evaluation, so that its own dropout is set to none."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return _evaluating(module)
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return patch(module, "dropout", 0.0)
+    return lambda: None
+
+
+def _evaluating(module: nn.Module) -> Undo:
+    return patch(module, "training", False)
 
 
 def _draws_still(workload: Workload) -> bool:

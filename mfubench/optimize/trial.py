@@ -144,13 +144,14 @@ def first_steps_of(spec: WorkloadSpec, changes: Sequence[Change]) -> str:
 def arms_of(spec: WorkloadSpec, states: Sequence[Sequence[Change]], tell: Tell) -> Arms:
     """Workloads in each of ``states``, compiled and warm.
 
-    Where one of them draws other batches from the same requests, a turn is a whole round over the input sets, so that
-    every arm's turn has the same requests in it.
+    Where one of them draws other batches from the same requests, or batches are not alike, a turn is a whole round over
+    the input sets, so that every turn has the same requests in it.
     """
     tell(PREPARING)
     spec = replace(spec, steps=max(spec.steps, NUM_ROTATED))
     workloads = [build(spec, state) for state in states]
     whole = any(isinstance(change, BucketByLength) for state in states for change in state)
+    whole |= any(len(set(workload.num_samples)) > 1 for workload in workloads)
     num_sets = len(workloads[0].inputs)
     for workload, state in zip(workloads, states, strict=True):
         tell(first_steps_of(spec, state))

@@ -16,7 +16,7 @@ from mfubench.user_code import kind_of, located
 
 _END = object()  # no batch
 OPTIONS = (  # of torch's DataLoader, whatever the size of its batches
-    "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context",
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
     "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
 )  # fmt: skip
 
@@ -35,22 +35,29 @@ class Loader:
         return type(self.source) is DataLoader and self._batch_size is not None
 
     def of_size(self, batch_size: int) -> "Loader":
-        """The same rows in batches of ``batch_size``; itself where its batches have it or come in one size.
+        """The same rows in batches that have ``batch_size`` all; itself where its batches come in one size.
 
         Raises:
             BadInput: it has fewer rows.
         """
-        if batch_size == self._batch_size or not self.takes_sizes:
+        if not self.takes_sizes:
             return self
         source: Any = self.source
-        named = {option: getattr(source, option) for option in OPTIONS}
+        named = {option: getattr(source, option) for option in OPTIONS} | {"drop_last": True}
         if not isinstance(source.dataset, IterableDataset):  # whose rows come as they come
             named["sampler"] = source.sampler
-            if len(source.sampler) < batch_size:
-                raise BadInput(
-                    f"{self.name}: a batch of {batch_size} is asked for, and its loader has {len(source.sampler)} rows"
-                )
+        rows = self._num_rows
+        if rows is not None and rows < batch_size:
+            raise BadInput(f"{self.name}: a batch of {batch_size} is asked for, and its loader has {rows} rows")
         return Loader(self.name, DataLoader(source.dataset, batch_size, **named))
+
+    @property
+    def _num_rows(self) -> int | None:
+        """Of an epoch; None where nobody knows before."""
+        try:
+            return len(self.source.sampler)  # type: ignore[attr-defined]
+        except TypeError:
+            return None
 
     @property
     def ahead(self) -> int:
@@ -92,7 +99,8 @@ class Loader:
         if (batch := next(self._batches, _END)) is not _END:
             return batch
         if self.begun == 1:
-            raise BadInput(f"{self.name}: its loader has no batch")
+            size = f" of {self._batch_size} rows" if self._batch_size else ""
+            raise BadInput(f"{self.name}: its loader has no batch{size}")
         raise BadInput(
             f"{self.name}: its loader has ended and gives nothing when it is begun again; return what begins anew each "
             "time, such as a torch.utils.data.DataLoader, or a class with an __iter__ that yields batches"

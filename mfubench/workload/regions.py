@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeGuard
 
 import torch
@@ -127,14 +128,20 @@ def _compile(module: nn.Module, options: Mapping[str, Any]) -> Undo:
         return undo
 
     forward = torch.compile(_forward, **options)
+    calls: list[Undo] = []  # what undoes the patch, once for each call that runs: in several threads, or within another
+    lock = Lock()
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        inside = types.MethodType(partial(forward, own_forward(module)), module)
-        uncompiled = patch(module, "forward", inside)
+        with lock:
+            inside = types.MethodType(partial(forward, own_forward(module)), module)
+            calls.append(calls[0] if calls else patch(module, "forward", inside))
         try:
             return module._call_impl(*args, **kwargs)
         finally:
-            uncompiled()
+            with lock:
+                uncompiled = calls.pop()
+                if not calls:
+                    uncompiled()
 
     module._compiled_call_impl = call
     return undo

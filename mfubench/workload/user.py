@@ -220,7 +220,7 @@ def _optimizers(name: str, function: Callable[[nn.Module], Any], module: nn.Modu
 def _refuse_closure(name: str, optimizer: torch.optim.Optimizer) -> None:
     """One that runs the model itself, as often as it likes, has no step of one forward and one backward."""
     try:
-        inspect.signature(optimizer.step).bind()
+        inspect.signature(type(optimizer).step).bind(optimizer)  # a scheduler puts another around the instance's
     except TypeError:
         kind = type(optimizer).__name__
         raise BadInput(

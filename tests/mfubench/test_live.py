@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import mfubench
 from mfubench.errors import BadInput, OutOfMemory
@@ -84,6 +85,101 @@ def test_the_script_goes_on_as_if_nothing_had_been(mode: str) -> None:
     assert script.optimizer.state[script.model.layer.weight]["exp_avg"] is before, "others may hold it"
     assert script.rest_of_it() == Script().rest_of_it()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in script.model.modules())
+
+
+class Odd(nn.Module):
+    """Holds what is hard to put back: buffers that come, grow, cannot be written, and a count in its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 4), 0
+        for name, value in {"made": None, "grows": torch.zeros(1), "wide": torch.ones(1).expand(4)}.items():
+            self.register_buffer(name, value)
+        with torch.inference_mode():
+            self.register_buffer("fixed", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.made = torch.ones(4)
+        self.grows.resize_(self.grows.numel() + 1)  # type: ignore[operator, union-attr]
+        self.register_buffer("more", torch.ones(1))
+        out: Tensor = self.layer(x) * self.wide
+        return out
+
+    def get_extra_state(self) -> int:
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        self.seen = state
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_what_is_hard_to_put_back_is_put_back(mode: str) -> None:
+    model = Odd()
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    optimizer.param_groups[0]["steps"] = torch.tensor(0)
+    optimizer.register_step_post_hook(lambda held, *_: held.param_groups[0]["steps"].add_(1))
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
+    mfubench.profile(model, [(torch.ones(8, 4),)], optimizers=optimizer, steps=4, mode=mode)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and after["_extra_state"] == 0 and model.made is None
+    assert all(torch.equal(after[name], value) for name, value in before.items() if isinstance(value, Tensor))
+    assert optimizer.param_groups[0]["lr"] is rate and optimizer.param_groups[0]["steps"] == 0
+
+
+class Merges(nn.Module):
+    """As adapters are: in evaluation its weight has another merged in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.more, self.merged = nn.Parameter(torch.ones(4)), torch.ones(4), False
+
+    def train(self, mode: bool = True) -> "Merges":
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data.add_(self.more, alpha=-1.0 if mode else 1.0)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.weight if self.merged else self.weight + self.more)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_a_model_that_works_where_its_mode_changes_is_in_its_mode_again(mode: str, training: bool) -> None:
+    model, x = Merges().train(training), torch.ones(2, 4)
+    expected = model(x).tolist(), model.merged, model.weight.tolist()
+    mfubench.profile(model, [(x,)], steps=2, mode=mode)
+    assert (model(x).tolist(), model.merged, model.weight.tolist()) == expected and model.training == training
+
+
+def test_an_optimizer_with_a_scheduler_is_taken() -> None:
+    script = Script()
+    scheduler = torch.optim.lr_scheduler.StepLR(script.optimizer, 1)
+    assert script.profile().workload["mode"] == "train" and scheduler.get_last_lr() == [0.1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # as a DataLoader starts workers
+def test_a_loop_over_the_loader_goes_on_within_which_it_was_profiled() -> None:
+    """Also where its workers persist, whose one iterator another loop would begin anew; and in its own order."""
+
+    def seen(at: int | None) -> list[float]:
+        order = torch.Generator().manual_seed(1)
+        rows = TensorDataset(torch.arange(40.0).unsqueeze(1))
+        loader = DataLoader(
+            rows, batch_size=8, num_workers=1, persistent_workers=True, sampler=RandomSampler(rows, generator=order)
+        )
+        found: list[float] = []
+        for epoch in range(2):
+            for index, (x,) in enumerate(loader):
+                found += x[:, 0].tolist()
+                if epoch == 0 and index == at:
+                    mfubench.profile(nn.Linear(1, 1), loader, steps=2)
+        return found
+
+    assert seen(at=2) == seen(at=None)
 
 
 def test_it_goes_on_so_where_the_profile_fails() -> None:

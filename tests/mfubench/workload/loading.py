@@ -89,6 +89,11 @@ def uneven() -> Any:
     return Net(), DataLoader(Rows(10), batch_size=4, num_workers=1), loss
 
 
+def unequal() -> Any:
+    """The same in this process."""
+    return Net(), DataLoader(Rows(10), batch_size=4), loss
+
+
 def slow() -> Any:
     return Net(), DataLoader(Rows(100, WAIT_S), batch_size=1), loss
 

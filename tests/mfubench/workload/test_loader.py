@@ -1,7 +1,9 @@
 """A loader in make_batch's place: what its batches are, what waiting for it takes, and what is refused."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mfubench.assemble import _loader
 from mfubench.caveats import _of_the_loader
 from mfubench.errors import BadInput
 from mfubench.optimize.changes import UpdateTogether
-from mfubench.optimize.trial import Request, _Checked
+from mfubench.optimize.trial import Request, _Checked, arms_of
 from mfubench.profiling import profile
 from mfubench.run import Run, read_run, write_run
 from mfubench.workload.batches import loaded, made_by
@@ -150,10 +152,10 @@ def test_what_is_no_loader_of_batches_is_refused(build: str) -> None:
 
 
 def test_rows_of_a_torch_loader_come_in_batches_of_any_size() -> None:
-    """In the order of its own sampler; the last of an epoch is as short as it comes, or dropped."""
-    rows = Loader("mine", DataLoader(Rows(10), batch_size=4, sampler=range(9, -1, -1), drop_last=True)).of_size(3)
+    """In the order of its own sampler, and in whole ones: a mean step of shorter ones were of no size."""
+    rows = Loader("mine", DataLoader(Rows(10), batch_size=4, sampler=range(9, -1, -1))).of_size(3)
     assert [rows.draw()["x"][:, 0].tolist() for _ in range(4)] == [[9, 8, 7], [6, 5, 4], [3, 2, 1], [9, 8, 7]]
-    assert prepare(spec("listed", batch_size=24)).num_samples == [24, 24, 16, 24]
+    assert prepare(spec("listed", batch_size=24)).num_samples == [24] * 4
     streamed = prepare(spec("streamed", batch_size=3))
     assert [batch[0][0, 0].item() for batch in streamed.inputs] == [0, 3, 6, 0] and not streamed.one_size
     assert prepare(spec("listed")).num_samples == [4] * 4
@@ -171,10 +173,10 @@ def test_rows_that_are_packed_keep_their_lengths_on_the_host() -> None:
 
 def test_each_option_of_a_torch_loader_is_kept() -> None:
     """All that its constructor takes, and the order of its rows."""
-    ours = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", *OPTIONS}
+    ours = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", *OPTIONS}
     assert set(inspect.signature(DataLoader).parameters) == ours
     given: dict[str, Any] = {
-        "num_workers": 2, "collate_fn": len, "pin_memory": True, "drop_last": True, "timeout": 3.0,
+        "num_workers": 2, "collate_fn": len, "pin_memory": True, "timeout": 3.0,
         "worker_init_fn": print, "generator": torch.Generator(), "prefetch_factor": 5, "persistent_workers": True,
         "in_order": False,
     }  # fmt: skip
@@ -189,8 +191,10 @@ def test_what_cannot_come_in_another_size_says_why() -> None:
         prepare(spec("begins_again", batch_size=8))
     with pytest.raises(BadInput, match="a batch of 65 is asked for, and its loader has 64 rows"):
         prepare(spec("listed", batch_size=65))
-    with pytest.raises(BadInput, match="its loader has no batch"):
+    with pytest.raises(BadInput, match="its loader has no batch of 11 rows"):
         prepare(spec("streamed", batch_size=11))
+    endless = DataLoader(Rows(10), batch_size=2, sampler=Endless())
+    assert len(Loader("mine", endless).of_size(11).draw()["x"]) == 11, "how many rows it has nobody knows"
     by_itself = DataLoader(Rows(10), batch_sampler=[[0, 1], [2]])
     assert Loader("mine", by_itself).of_size(5).source is by_itself
 
@@ -201,6 +205,20 @@ def test_a_change_is_checked_on_whole_batches_where_there_are_no_smaller_ones() 
     checked, notes = _Checked(request, lambda phase: None), list[str]()
     assert checked.results(notes) is None and checked.training(notes) is None, notes
     assert "gradient of layer" in str(notes) or "output 0" in str(notes)
+
+
+class Endless:
+    """A sampler without a length, as torch allows."""
+
+    def __iter__(self) -> Iterator[int]:
+        return cycle(range(10))
+
+
+def test_batches_that_are_not_alike_are_timed_in_whole_rounds() -> None:
+    """Else a step of two rows were one of four."""
+    arms = arms_of(spec("unequal"), [(), ()], lambda phase: None)
+    assert arms.steps_a_turn == 4 and arms.samples == [4 + 4 + 2 + 4] * 2
+    assert arms_of(spec("listed"), [()], lambda phase: None).samples == [4]
 
 
 class Sized(list[Any]):

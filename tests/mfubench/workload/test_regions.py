@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,18 @@ def test_hooks_of_torchs_own_blocks_run_whenever_they_come(counter: Counter) -> 
     assert ran == [0, 1, 2] and len(counter.graphs) == compiled == 1
     undo()
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_torchs_own_blocks_are_called_by_several_threads_and_by_themselves(counter: Counter) -> None:
+    block, x = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), torch.randn(2, 5, 8)
+    expected = block(x)
+    undo = compile_in_place(block, backend=counter)
+    block(x)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(block, [x] * 200):
+            torch.testing.assert_close(found, expected)
+    undo()
+    assert "forward" not in vars(block) and len(counter.graphs) == 1
 
 
 def test_a_class_in_many_widths_is_compiled_in_each(counter: Counter) -> None:
