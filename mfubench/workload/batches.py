@@ -64,9 +64,14 @@ def loaded(loader: Loader, asked: int | None, device: torch.device, num_sets: in
     loader.end()
     num_samples = [loader.rows_of(batch) for batch in inputs]
     if asked not in (None, num_samples[0]):
+        why = (
+            "as its dataset or collate_fn makes them"
+            if loader.takes_sizes
+            else "or return a torch DataLoader with a batch_size, or make_batch(batch_size, device): they give any"
+        )
         raise BadInput(
             f"{loader.name}: batches of {asked} are asked for, and its loader gives {num_samples[0]}; ask for these, "
-            "or return a torch DataLoader with a batch_size, or make_batch(batch_size, device): they give any"
+            f"{why}"
         )
     return Batches(
         inputs,

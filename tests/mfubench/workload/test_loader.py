@@ -189,6 +189,9 @@ def test_what_cannot_come_in_another_size_says_why() -> None:
     assert prepare(spec("begins_again", batch_size=2)).one_size
     with pytest.raises(BadInput, match="batches of 8 are asked for, and its loader gives 2; ask for these"):
         prepare(spec("begins_again", batch_size=8))
+    fixed = DataLoader(Rows(10), batch_size=4, collate_fn=lambda rows: (torch.ones(2, 3),))
+    with pytest.raises(BadInput, match="its loader gives 2; ask for these, as its dataset or collate_fn makes them"):
+        loaded(Loader("mine", fixed), 8, torch.device("cpu"), 1)
     with pytest.raises(BadInput, match="a batch of 65 is asked for, and its loader has 64 rows"):
         prepare(spec("listed", batch_size=65))
     with pytest.raises(BadInput, match="its loader has no batch of 11 rows"):
