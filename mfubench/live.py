@@ -66,7 +66,7 @@ def profile(
     folder = None if out is None or of_another_rank() else Path(out)
     own_folder(folder, "profile")
     at, dtype = device_and_dtype(spec)
-    with _left_as_it_was(model, given, spec), _loader_kept(batches):
+    with _left_as_it_was(model, given, mode), _loader_kept(batches):
         run = profile_workload(workload_of(spec, own, at, dtype, DEFAULT_BATCH_SIZE[at.type]), progress=progress)
     run.environment["command"] = f"mfubench.profile in {Path(sys.argv[0]).name or 'Python'}"
     if folder is not None:
@@ -105,14 +105,11 @@ def _device_of(model: Any) -> torch.device:
 
 
 @contextmanager
-def _left_as_it_was(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], spec: WorkloadSpec
-) -> Iterator[None]:
+def _left_as_it_was(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], mode: str) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     parameters = changed_by(model, optimizers)
     gradients = [parameter.grad for parameter in parameters]
-    infers = spec.mode == "infer"
-    unchanged = buffers_kept(model, device=HOST) if infers else _kept_on_host(model, optimizers)
+    unchanged = buffers_kept(model, device=HOST) if mode == "infer" else _kept_on_host(model, optimizers)
     for parameter in parameters:  # a backward would add to it
         parameter.grad = None
     try:

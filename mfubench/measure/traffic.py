@@ -15,7 +15,8 @@ OVERWRITES = (
     *("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"),
     *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "log_normal_", "cauchy_"),
 )
-TABLES = ("weight", "self", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
+# Arguments of which a call may want some rows, or places, alone; ``src`` may have more than there are places for.
+TABLES = ("weight", "self", "src", "host_weights", "dev_weights", "uvm_weights", "lxu_cache_weights")
 ROW_BY_ROW = ("add_", "sub_", "sparse_mask")  # with what holds rows alone, as optimizers of sparse gradients do
 LOOK_UPS = ("embedding", "index_select", "index", "_unsafe_index", "gather", "take")
 INTO_ROWS = ("index_add_", "index_copy_", "index_reduce_")  # as many as their source has
@@ -36,14 +37,11 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     if _moves_nothing(func):
         return 0
     named = arguments_by_name(func, args, kwargs)
-    name = func._overloadpacket.__name__
-    rows = _bytes_of_rows(name, named, out)
+    rows = _bytes_of_rows(func._overloadpacket.__name__, named, out)
     moved = sum(map(tensor_bytes, _made(func, out))) + _packed_bytes(func, args, out)
     for argument in func._schema.arguments:
         for tensor in tensors_of(named.get(argument.name)):
             size = tensor_bytes(tensor)
-            if argument.name == "src" and name in INTO_PLACES:  # which may have more than there are places
-                size = min(size, named["index"].numel() * tensor.element_size())
             if rows is not None and (argument.name in TABLES or argument.name.startswith("momentum")):
                 size = min(size, rows)
             moved += size * _times(func, argument, named)
@@ -53,11 +51,8 @@ def dispatched_bytes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 def _times(func: torch._ops.OpOverload, argument: Any, named: Mapping[str, Any]) -> int:
     """How often a call goes through an argument: once to read it, once to write it."""
     name = func._overloadpacket.__name__
-    only_asked = (
-        name.startswith("new_") or name.endswith("_like") or (_picks_backward(name) and argument.name == "self")
-    )
-    if only_asked:
-        return 0  # its shape and type are all that is wanted of it
+    if _is_only_asked(name, argument.name):
+        return 0
     if argument.alias_info is None or not argument.alias_info.is_write:
         return 1
     if argument.is_out or (argument.name == "self" and _overwrites(name, named)):
@@ -73,8 +68,10 @@ def _overwrites(name: str, named: Mapping[str, Any]) -> bool:
     return name in (*OVERWRITES, "index_copy_", "index_fill_") or (name == "scatter_" and named.get("reduce") is None)
 
 
-def _picks_backward(name: str) -> bool:
-    return name.startswith("nll_loss") and name.endswith("_backward")
+def _is_only_asked(name: str, argument: str) -> bool:
+    """Whether an argument's shape and type are all that a call wants of it."""
+    of_a_pick = name.startswith("nll_loss") and name.endswith("_backward") and argument == "self"
+    return name.startswith("new_") or name.endswith("_like") or of_a_pick
 
 
 def _made(func: torch._ops.OpOverload, out: Any) -> Iterator[torch.Tensor]:
