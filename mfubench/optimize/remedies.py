@@ -157,7 +157,10 @@ def _kernels(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     for op, use in survey.ops.items():
         if use.impl == KERNEL:
             continue
-        proposal = _try(UseImpl(op, KERNEL), ledger.shares(partial(_above_roofline, use.kind), use.modules))
+        change = UseImpl(op, KERNEL)
+        claims = ledger.shares(partial(_above_roofline, use.kind), use.modules)
+        handing_out = op == "window_attention" and set(use.modules) <= set(survey.attention)
+        proposal = Proposal(change.title, claims, change, after=WithoutAttentionWeights() if handing_out else None)
         yield proposal.refused(use.blocked) if use.blocked else proposal
 
 

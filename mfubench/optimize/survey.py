@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mfu_kernels import OPS, UnsupportedImpl
 from mfu_kernels.registry import interpreting
 from mfubench.measure.calibrate import DTYPES, load_or_calibrate
 from mfubench.measure.compiled import run_eagerly
-from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
+from mfubench.measure.operators import tensors_of
 from mfubench.measure.scopes import ROOT, Scope, ScopeTracker
 from mfubench.profiling import profile_workload
 from mfubench.run import Run
@@ -25,14 +26,9 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 from mfubench.workload.update import Update
 
+from .of_torch import attention_replaced, may_be_packed, padded_rows, torch_modules_of
 from .rows import bucketed
-from .swap import (
-    attention_modules,
-    dense_tables,
-    looping_optimizers,
-    tables_to_make_sparse,
-    torch_modules_of,
-)
+from .swap import dense_tables, looping_optimizers, tables_to_make_sparse, weights_watched
 
 WIDTH_MULTIPLE = {"cpu": 16, "cuda": 8}  # fp32 lanes of AVX-512; elements of 16 bytes in 16-bit tensor-core products
 KERNEL = "triton"
@@ -90,8 +86,11 @@ def look(workload: Workload, run: Run) -> Survey:
     """The parts of ``workload``, of which ``run`` is the profile."""
     seen = _Looker(workload.module)
     update = Update(workload.optimizers)
-    with run_eagerly(), seen.attached(), OperatorMode(seen.note):
+    attention_watched = attention_replaced(workload.module, seen.attend)
+    unwatch = weights_watched(workload.module, seen.hands_out_weights)
+    with run_eagerly(), seen.attached(), attention_watched():
         run_step(workload, 0, phase=update.seen_in(seen.phase))
+    unwatch()
     update_bytes = update.least_bytes()
     del update  # which keeps all gradients
     device, model = workload.device, workload.module
@@ -108,7 +107,7 @@ def look(workload: Workload, run: Run) -> Survey:
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
     found.regional = sorted({names[part] for r in regions(model) if r is not model for part in r.modules()})
-    found.attention = [names[module] or ROOT for module in attention_modules(model)]
+    found.attention = sorted(names[module] or ROOT for module in seen.with_weights)
     for how in ("fused", "foreach"):
         found.optimizers[how] = [type(o).__name__ for o in looping_optimizers(model, workload.optimizers, how)]
     found.sparse_tables = [name for name, m in model.named_modules() if is_table(m) and m.sparse]
@@ -181,7 +180,9 @@ class _Looker(ScopeTracker):
         self.modules = {name: module for module, name in self.names.items()}
         self.ops: dict[str, set[str]] = defaultdict(set)
         self.impls: dict[str, str] = {}
-        self.attention: set[str] = set()  # torch's own
+        self.torchs_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+        self.attention: set[str] = set()  # modules that call it, or would without the weights that they hand out
+        self.with_weights: set[nn.Module] = set()
         self.callees: dict[str, dict[str, None]] = defaultdict(dict)
         self.inside: dict[str, set[str]] = defaultdict(set)
 
@@ -198,11 +199,26 @@ class _Looker(ScopeTracker):
         if outer and outer[-1] != scope.module:
             self.callees[outer[-1]][scope.module] = None
 
-    def note(self, func: Any, _args: Any, _kwargs: Any, _out: Any) -> None:
-        """Note the module that calls torch's own attention."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """torch's own attention; notes the module that calls it, if an op can take its place."""
         caller = self.current.module if self.current is not None else ""
-        if caller in self.modules and "scaled_dot_product" in operator_name(func):
+        packed = may_be_packed(query, key, value, attn_mask, dropout_p)
+        if caller in self.modules and packed and (attn_mask is None or bool(padded_rows(attn_mask)[1])):
             self.attention.add(caller)
+        return self.torchs_attention(query, key, value, attn_mask, dropout_p, *args, **kwargs)
+
+    def hands_out_weights(self, module: nn.MultiheadAttention) -> None:
+        """Note attention that could leave its weights out."""
+        self.with_weights.add(module)
 
     def regions(self) -> dict[str, list[str]]:
         """Classes of the modules that the model calls itself, through containers of torch: what runs inside each."""

@@ -4,22 +4,21 @@ A swap patches instances, never classes, and hands out what undoes it; undone in
 for bit what it did. Parameters, their names and the state dict stay as they are.
 """
 
-import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mfu_kernels as ops
 from mfu_kernels.registry import Impl, with_impl
 from mfubench.errors import BadInput
 from mfubench.measure.precision import PRECISIONS, fp32_products
 from mfubench.workload.patching import Undo, own_forward, patch, together
 from mfubench.workload.regions import Table, is_table, row_sparse
+
+from .of_torch import FORWARDS, attention_by, attention_replaced, torch_modules_of
 
 
 def _all(undos: list[Undo], missing: str) -> Undo:
@@ -44,94 +43,34 @@ def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Undo:
 def use_impl(model: nn.Module, op: str, impl: str) -> Undo:
     """Choose ``impl`` for ``op`` in every module that calls it, and in torch's own modules that compute the same.
 
-    Modules of the zoo choose by their attribute ``impl``. `torch_modules_of` says which of torch's stand for which op;
-    calls of ``F.scaled_dot_product_attention`` without mask or dropout, on rows of one length, become
-    ``window_attention`` without a window.
+    Modules of the zoo choose by their attribute ``impl``; `of_torch` says which of torch's modules, and which calls of
+    its attention, compute which op.
 
     Raises:
         BadInput: no module has the op.
     """
     undos = [patch(m, "impl", with_impl(m.impl, op, impl)) for m in model.modules() if _has_impl(m)]  # type: ignore[arg-type]
     for module in torch_modules_of(model, op):
-        undos.append(patch(module, "forward", types.MethodType(_FORWARDS[op], module)))
+        undos.append(patch(module, "forward", types.MethodType(FORWARDS[op], module)))
         undos.append(patch(module, "_mfubench_impl", impl))
     if op == "window_attention":
-        undos.append(_replace_in_forward(model, _attention_by(cast(Impl, impl))))
+        undos.append(_attend_by(model, cast(Impl, impl)))
     return _all(undos, f"no module of the model has the op {op}")
 
 
-def _has_impl(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "impl", None), str)
-
-
-def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
-    """torch's own modules in ``model`` that compute what ``op`` does: one normalised dimension, forward as it is."""
-    kind: Any = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}.get(op)
-    if kind is None:
-        return []
-    same = [m for m in model.modules() if isinstance(m, kind) and type(m).forward is kind.forward]
-    return [module for module in same if len(module.normalized_shape) == 1]
-
-
-def _layer_norm(self: Any, x: Tensor) -> Tensor:
-    return ops.layer_norm(x, self.weight, self.bias, eps=self.eps, impl=self._mfubench_impl)
-
-
-def _rms_norm(self: Any, x: Tensor) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-    return ops.rms_norm(x, self.weight, eps=eps, impl=self._mfubench_impl)
-
-
-_FORWARDS: dict[str, Callable[..., Tensor]] = {"layer_norm": _layer_norm, "rms_norm": _rms_norm}
-
-
-def _attention_by(impl: Impl) -> Callable[..., Tensor]:
-    original = F.scaled_dot_product_attention
-
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        if attn_mask is not None or dropout_p or query.ndim != 4 or not query.shape == key.shape == value.shape:
-            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        rows, _, length, _ = query.shape
-        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-        offsets = torch.arange(0, rows * length + 1, length, device=query.device)
-        mixed = ops.window_attention(
-            q, k, v, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
-        )
-        unpacked: Tensor = mixed.unflatten(0, (rows, length)).transpose(1, 2)
-        return unpacked
-
-    return attention
-
-
-def _replace_in_forward(model: nn.Module, attention: Callable[..., Tensor]) -> Undo:
-    """While ``model`` runs its forward, torch's attention is ``attention``; nobody else's changes."""
-    places = [(F, "scaled_dot_product_attention"), *_imported(model, F.scaled_dot_product_attention)]
+def _attend_by(model: nn.Module, impl: Impl) -> Undo:
+    """While ``model`` runs its forward, torch's attention is the op's where it can be; nobody else's changes."""
+    replaced = attention_replaced(model, attention_by(impl))
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        undo = together([patch(namespace, name, attention) for namespace, name in places])
-        try:
+        with replaced():
             return forward(*args, **kwargs)
-        finally:
-            undo()
 
     return wrap_forward(model, around)
 
 
-def _imported(model: nn.Module, function: Callable[..., Any]) -> list[tuple[Any, str]]:
-    """Where the files of the model's own classes have torch's ``function`` under a name of theirs."""
-    classes = {base for module in model.modules() for base in type(module).__mro__}
-    own = {base.__module__ for base in classes if base.__module__.partition(".")[0] != "torch"}
-    files = [sys.modules[name] for name in sorted(own & sys.modules.keys())]
-    return [(file, name) for file in files for name, value in vars(file).items() if value is function]
+def _has_impl(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "impl", None), str)
 
 
 # Modules and optimizers -------------------------------------------------------------------------------------------
@@ -139,11 +78,11 @@ def _imported(model: nn.Module, function: Callable[..., Any]) -> list[tuple[Any,
 
 def without_attention_weights(model: nn.Module) -> Undo:
     """Every ``nn.MultiheadAttention`` leaves out the weights that it returns, so that it can use a fused kernel."""
-    undos = [patch(m, "forward", types.MethodType(_attend, m)) for m in attention_modules(model)]
+    undos = [patch(m, "forward", types.MethodType(_attend, m)) for m in _attention_modules(model)]
     return _all(undos, "the model has no nn.MultiheadAttention with torch's own forward")
 
 
-def attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
+def _attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
     """The ``nn.MultiheadAttention`` whose forward is torch's own."""
     return [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and _plain_attention(m)]
 
@@ -166,6 +105,20 @@ def _attend(
     return nn.MultiheadAttention.forward(
         self, query, key, value, key_padding_mask, False, attn_mask, average_attn_weights, is_causal
     )
+
+
+def weights_watched(model: nn.Module, handed_out: Callable[[nn.MultiheadAttention], None]) -> Undo:
+    """Tell of each ``nn.MultiheadAttention`` that hands out weights, and run it once more without, for who watches."""
+
+    def forward(self: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        out, weights = nn.MultiheadAttention.forward(self, *args, **kwargs)
+        if weights is not None:
+            handed_out(self)
+            with torch.no_grad():
+                _attend(self, *args, **kwargs)
+        return out, weights
+
+    return together([patch(m, "forward", types.MethodType(forward, m)) for m in _attention_modules(model)])
 
 
 def with_sparse_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Undo:

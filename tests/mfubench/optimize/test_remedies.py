@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mfubench.optimize.changes import Compile, UseDtype, added
+from mfubench.optimize.changes import Compile, UseDtype, WithoutAttentionWeights, added
 from mfubench.optimize.remedies import Proposal, cells_of, proposals
 from mfubench.optimize.survey import OpUse, Survey
 from mfubench.run import Run
@@ -169,6 +169,18 @@ def test_zeros_of_tables_are_won_with_their_update() -> None:
     cells = cells_of(run)
     (advice,) = (p for p in proposals(run, SURVEY, "time") if p.title.startswith("row-sparse"))
     assert advice.predicted_ms(cells) == 6.0  # of the optimizer, and no time of these tables
+
+
+def test_the_kernel_follows_where_attention_hands_out_weights() -> None:
+    run = a_profile("block.attention", "padding")
+    calling = replace(SURVEY.ops["window_attention"], modules=["block.attention", "other"])
+    for survey, after in (
+        (SURVEY, WithoutAttentionWeights()),
+        (replace(SURVEY, attention=[]), None),
+        (replace(SURVEY, ops={"window_attention": calling}), None),  # somewhere without
+    ):
+        (kernel,) = (p for p in proposals(run, survey, "time") if p.title == "impl window_attention=triton")
+        assert kernel.after == after
 
 
 def test_judged_by_numbers_kernels_alone_are_tried() -> None:

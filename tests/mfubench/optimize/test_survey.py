@@ -55,7 +55,8 @@ def test_somebodys_own_model() -> None:
     blocks = [f"blocks.{at}" for at in range(BLOCKS)]
     norms = sorted(f"{block}.{norm}" for block in blocks for norm in ("ffn_norm", "norm"))
     assert found.ops["layer_norm"].modules == norms and found.ops["rms_norm"].modules == ["norm"]
-    assert "window_attention" not in found.ops, "its attention hands out weights"
+    assert found.ops["window_attention"].modules == found.attention  # once they hand out no weights
+    assert found.ops["embedding"].modules == ["items"]
     assert {use.impl for use in found.ops.values()} == {"torch"}
     assert found.attention == [f"{block}.attention" for block in blocks]
     (region,) = (name for name in found.regions if name.endswith(".Block"))
@@ -71,8 +72,12 @@ def test_somebodys_own_model() -> None:
 class Attends(nn.Module):
     """Calls torch's attention, which picks another kernel on each device."""
 
+    def __init__(self, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.mask = mask
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(x, x, x)
+        return F.scaled_dot_product_attention(x, x, x, self.mask)
 
 
 @pytest.mark.usefixtures("peaks")
@@ -86,6 +91,27 @@ def test_torchs_attention_is_seen_where_it_is_called(mode: str) -> None:
     found = seen(workload)
     assert found.ops["window_attention"].modules == ["1.0", "2"]
     assert (found.ops["window_attention"].kind, found.ops["window_attention"].impl) == ("attention", "torch")
+
+
+@pytest.mark.usefixtures("peaks")
+def test_attention_that_hands_out_no_weights_has_none_to_leave_out() -> None:
+    workload = prepare(SMALL)
+    workload.module = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0)
+    workload.inputs = [(torch.randn(3, 2, 8),)]
+    workload.loss = lambda output, batch: output.mean()
+    found = seen(workload)
+    assert not found.attention and found.ops["window_attention"].modules == ["self_attn"]
+    assert "forward" not in vars(workload.module.self_attn)
+
+
+@pytest.mark.usefixtures("peaks")
+def test_attention_with_a_mask_is_the_ops_where_it_pads() -> None:
+    workload = prepare(SMALL)
+    ends, hole = torch.tensor([[[[True, True, False]]]]), torch.tensor([[[[True, False, True]]]])
+    workload.module = nn.Sequential(nn.Linear(8, 8), Attends(hole), Attends(ends), Attends(torch.ones(3, 3).bool()))
+    workload.inputs = [(torch.randn(2, 2, 3, 8),)]
+    workload.loss = lambda output, batch: output.mean()
+    assert seen(workload).ops["window_attention"].modules == ["2"]
 
 
 @pytest.mark.usefixtures("peaks")

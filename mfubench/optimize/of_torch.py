@@ -1,0 +1,166 @@
+"""What torch's own modules and functions compute, by our ops: which of them do the same, and in what form.
+
+Attention of padded rows becomes attention of packed ones without moving anything: rows lie one behind the other as they
+are, and what pads a row is a row of its own, which nobody reads.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfu_kernels as ops
+from mfu_kernels.jagged import trusted_offsets
+from mfu_kernels.registry import Impl
+from mfubench.measure.masked import LOWERED
+from mfubench.workload.patching import patch, together
+
+
+def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
+    """torch's own modules in ``model`` that compute what ``op`` does, their forward as it is.
+
+    Norms of one dimension, and tables whose gradients are dense and no more than a sum.
+    """
+    kind = _MODULES.get(op)
+    if kind is None:
+        return []
+    same = [module for module in model.modules() if isinstance(module, kind) and type(module).forward is kind.forward]
+    return [module for module in same if _is_plain(module)]
+
+
+def _is_plain(module: Any) -> bool:
+    if isinstance(module, nn.Embedding):
+        return not module.sparse and module.max_norm is None and not module.scale_grad_by_freq
+    return len(module.normalized_shape) == 1
+
+
+def _layer_norm(self: Any, x: Tensor) -> Tensor:
+    return ops.layer_norm(x, self.weight, self.bias, eps=self.eps, impl=self._mfubench_impl)
+
+
+def _rms_norm(self: Any, x: Tensor) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+    return ops.rms_norm(x, self.weight, eps=eps, impl=self._mfubench_impl)
+
+
+def _embedding(self: Any, input: Tensor) -> Tensor:  # as torch calls it
+    if self.sparse:  # by a change that came later
+        return nn.Embedding.forward(self, input)
+    num_rows, width = self.weight.shape
+    offsets = num_rows * torch.arange(2, device=input.device)
+    with trusted_offsets():
+        rows = ops.embedding(
+            self.weight, input.reshape(-1, 1), offsets, vocabs=[num_rows], impl=self._mfubench_impl
+        ).view(*input.shape, width)
+    if self.padding_idx is None:
+        return rows
+    return torch.where((input == self.padding_idx).unsqueeze(-1), rows.detach(), rows)  # whose row learns nothing
+
+
+_MODULES: dict[str, type[Any]] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "embedding": nn.Embedding}
+FORWARDS: dict[str, Callable[..., Tensor]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "embedding": _embedding,
+}
+
+
+# Attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_by(impl: Impl) -> Callable[..., Tensor]:
+    """``F.scaled_dot_product_attention`` by ``window_attention`` without a window, where it `may_be_packed`.
+
+    Whether a mask only pads is asserted on the device, as reading it would wait.
+    """
+    original = F.scaled_dot_product_attention
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if not may_be_packed(query, key, value, attn_mask, dropout_p):
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        rows, _, length, _ = query.shape
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+        if attn_mask is None:
+            offsets = torch.arange(0, rows * length + 1, length, device=query.device)
+        else:
+            offsets, pads = padded_rows(attn_mask.expand(rows, -1, -1, -1))
+            torch._assert_async(pads, "the mask of scaled_dot_product_attention drops more than a row's ends")
+        with trusted_offsets():
+            mixed = ops.window_attention(
+                q, k, v, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
+            )
+        return cast(Tensor, mixed.unflatten(0, (rows, length)).transpose(1, 2))
+
+    return attention
+
+
+def attention_replaced(
+    model: nn.Module, attention: Callable[..., Tensor]
+) -> Callable[[], AbstractContextManager[None]]:
+    """Contexts in which torch's attention is ``attention``, also by the names that ``model``'s files have for it."""
+    original = F.scaled_dot_product_attention
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    own = {base.__module__ for base in classes if base.__module__.partition(".")[0] != "torch"}
+    files = [sys.modules[name] for name in sorted(own & sys.modules.keys())]
+    imported = [(file, name) for file in files for name, value in vars(file).items() if value is original]
+
+    @contextmanager
+    def replaced() -> Iterator[None]:
+        undo = together([patch(*place, attention) for place in [(F, "scaled_dot_product_attention"), *imported]])
+        try:
+            yield
+        finally:
+            undo()
+
+    return replaced
+
+
+def may_be_packed(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
+    """Whether it is self-attention of [B, H, L, d] without dropout, whose mask, if any, is of keys: [B, H, 1, L]."""
+    if dropout_p or query.ndim != 4 or not query.shape == key.shape == value.shape or not query.shape[2]:
+        return False
+    if attn_mask is None:
+        return True
+    of_keys = attn_mask.ndim == 4 and (attn_mask.shape[2] == 1 or attn_mask.stride(2) == 0)
+    return of_keys and attn_mask.shape[3] == query.shape[2] and not attn_mask.requires_grad
+
+
+def padded_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rows and what pads them begin and end, and whether the mask is one that pads.
+
+    Padding is cut in halves, as its pairs are computed as well. A row of nothing else attends to itself, where torch's
+    attention gives NaN.
+
+    Args:
+        attn_mask: [B, H, 1, L] or wider, true or 0 where a key is seen, false or far below 0 where it is not.
+
+    Returns:
+        int64 [5 B + 1] offsets; bool [], true if each row sees keys side by side, the same for every head.
+    """
+    of_keys = attn_mask[:, :, 0]
+    seen = of_keys if of_keys.dtype == torch.bool else of_keys == 0
+    first = seen[:, 0]
+    num_rows, length = first.shape
+    at = torch.arange(length, device=first.device)
+    end = torch.where(first, at + 1, 0).amax(1)
+    begin = torch.where(first, at, length).amin(1).minimum(end)
+    cuts = torch.stack([torch.zeros_like(begin), begin // 2, begin, end, (end + length) // 2], dim=1)
+    rows = length * torch.arange(num_rows + 1, device=first.device)
+    offsets = torch.cat([(rows[:-1, None] + cuts).flatten(), rows[-1:]])
+    pads = ((end - begin) == first.sum(1)).all() & (seen == first[:, None]).all()
+    if of_keys.dtype != torch.bool:
+        pads = pads & (seen | (of_keys < -LOWERED)).all()
+    return offsets, pads
