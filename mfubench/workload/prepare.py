@@ -221,8 +221,7 @@ def _check_memory(model: ModelSpec, config: Any, device: torch.device, mode: str
     of a table with a row-sparse one Adagrad's sum alone.
     """
     try:
-        with torch.device("meta"):
-            module = model.build(config)
+        module = model.outline(config)
     except (RuntimeError, ArithmeticError) as error:
         raise BadInput(f"{model.name} cannot be built with such a config: {error}; choose smaller values") from error
     wanted = _nbytes(module.parameters())

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from mfu_models import MODELS, ModelSpec
@@ -29,9 +28,7 @@ def list_models() -> list[dict[str, Any]]:
 def _size(spec: ModelSpec, size: str) -> dict[str, Any]:
     config = spec.config(size)
     flops = spec.full_length_flops(config)
-    with torch.device("meta"):  # the largest have billions of parameters: count them without allocating
-        module = spec.build(config)
-    params, dense = num_params(module)
+    params, dense = num_params(spec.outline(config))
     candidates = config.num_candidates if spec.request_level else 1
     return {
         "fwd_gflops_per_sample": flops.fwd / 1e9,

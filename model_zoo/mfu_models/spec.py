@@ -55,6 +55,13 @@ class ModelSpec:
         module: nn.Module = getattr(import_module(module_name), class_name)(config, impl)
         return module
 
+    def outline(self, config: Any) -> "nn.Module":
+        """The module without the numbers of its weights, which are on the device "meta": the largest have billions."""
+        from .common.outline import WithoutNumbers
+
+        with WithoutNumbers():
+            return self.build(config)
+
     def full_length_flops(self, config: Any) -> FlopCount:
         """Model FLOPs of one sample (a request, if request-level) with every sequence at its full length."""
         return self.model_flops(config, {name: [length] for name, length in self.max_lengths(config).items()})

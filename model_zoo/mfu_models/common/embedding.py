@@ -1,6 +1,7 @@
 """Embedding tables: of the context fields, and of events and the candidate."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class FusedTable(nn.Embedding):
         vocabs = tuple(field.vocab for field in fields)
         super().__init__(sum(vocabs), width, sparse=sum(vocabs) > MAX_DENSE_ROWS)
         self.vocabs, self.impl = vocabs, impl
-        self.register_buffer("offsets", torch.tensor([0, *vocabs]).cumsum(0), persistent=False)
+        self.register_buffer("offsets", torch.tensor([0, *accumulate(vocabs)]), persistent=False)
 
     def reset_parameters(self) -> None:
         """Rows of unit length on average, so that a field's token is as large as any other."""

@@ -15,6 +15,11 @@ from mfu_kernels.registry import Impl
 GELU_MOMENT = 0.425  # mean square of GELU of a standard normal number
 
 
+def drawn(*shape: int, std: float) -> nn.Parameter:
+    """A parameter of normal numbers around 0."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
+
+
 class Mlp(nn.Module):
     """Linear layers with GELU between them and none after the last: [..., widths[0]] -> [..., widths[-1]]."""
 
@@ -58,7 +63,7 @@ class TokenMix(nn.Module):
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_out, num_in) * num_in**-0.5)
+        self.weight = drawn(num_out, num_in, std=num_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of each sample with the same weights."""
@@ -102,7 +107,7 @@ class SeedAttention(nn.Module):
 
     def __init__(self, num_seeds: int, width: int, num_heads: int, impl: Impl) -> None:
         super().__init__()
-        self.seeds = nn.Parameter(torch.randn(num_seeds, width))
+        self.seeds = drawn(num_seeds, width, std=1.0)
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)

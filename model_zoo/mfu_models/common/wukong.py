@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfu_kernels.registry import Impl
 
 from .flops import linear, mlp
-from .layers import LayerNorm, Mlp, TokenMix, for_each_sample
+from .layers import LayerNorm, Mlp, TokenMix, drawn, for_each_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class WukongBlock(nn.Module):
     def __init__(self, shape: BlockShape, impl: Impl) -> None:
         super().__init__()
         n, d, k = shape.num_tokens, shape.width, shape.rank
-        self.y = AttentiveY(shape) if shape.y_tokens else nn.Parameter(torch.randn(n, k) * n**-0.5)
+        self.y = AttentiveY(shape) if shape.y_tokens else drawn(n, k, std=n**-0.5)
         self.fm_norm = LayerNorm(n * k, impl)
         self.fm_mlp = Mlp(shape.fm_widths)
         self.compress = TokenMix(n, shape.num_linear)

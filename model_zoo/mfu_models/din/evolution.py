@@ -10,7 +10,7 @@ from mfu_kernels.jagged import row_of_each
 from mfu_kernels.precision import widened
 from mfu_kernels.registry import Impl
 from mfu_models.batch import EventSequence
-from mfu_models.common.layers import Mlp
+from mfu_models.common.layers import Mlp, drawn
 
 from .config import DinConfig
 
@@ -21,7 +21,7 @@ class Recurrence(nn.Module):
     def __init__(self, in_width: int, width: int, impl: Impl) -> None:
         super().__init__()
         self.of_input = nn.Linear(in_width, 3 * width)
-        self.of_state = nn.Parameter(torch.randn(width, 3 * width) * width**-0.5)
+        self.of_state = drawn(width, 3 * width, std=width**-0.5)
         self.impl: Impl = impl
 
     def forward(self, x: Tensor, sequence: EventSequence, attention: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from mfu_kernels.jagged import row_of_each
 from mfu_kernels.registry import Impl
 from mfu_models.batch import EventSequence
 from mfu_models.common.embedding import EventEmbedding
-from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, SeedAttention, TokenMix
+from mfu_models.common.layers import JaggedSelfAttention, LayerNorm, SeedAttention, TokenMix, drawn
 from mfu_models.common.merging import Alignment, MaskNet
 
 from .config import KunlunConfig, Tower
@@ -82,8 +82,8 @@ class SeedPooling(SeedAttention):
         num_seeds = tokens * (config.seeds_per_token if hsp else 1)
         super().__init__(num_seeds, d, tower.num_heads, impl)
         rank = config.kron_rank
-        self.z = nn.Parameter(torch.randn(rank, num_seeds, tokens) * (rank * num_seeds) ** -0.5) if hsp else None
-        self.w = nn.Parameter(torch.randn(rank, d, d) * d**-0.5) if hsp else None
+        self.z = drawn(rank, num_seeds, tokens, std=(rank * num_seeds) ** -0.5) if hsp else None
+        self.w = drawn(rank, d, d, std=d**-0.5) if hsp else None
         self.widen = nn.Linear(d, config.width, bias=False) if d != config.width else None
 
     def forward(self, x: Tensor, offsets: Tensor, max_length: int, angles: Tensor | None = None) -> Tensor:

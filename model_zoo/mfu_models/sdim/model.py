@@ -39,7 +39,7 @@ class HashAttention(nn.Module):
 
     def __init__(self, config: SdimConfig, impl: Impl) -> None:
         super().__init__()
-        self.register_buffer("projection", torch.randn(config.width, config.num_hashes))
+        self.register_buffer("projection", torch.empty(config.width, config.num_hashes).normal_())
         self.bits, self.l2_norm = config.hash_bits, config.l2_norm
         self.impl: Impl = impl
 

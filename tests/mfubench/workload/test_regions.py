@@ -112,9 +112,7 @@ def test_what_repeats_nothing_is_one_region() -> None:
 def test_no_model_of_the_zoo_is_its_own_region(name: str) -> None:
     """It would be compiled whole under another name."""
     spec = model_spec(name)
-    with torch.device("meta"):
-        model = spec.build(spec.config("base"))
-    names = names_of(model)
+    names = names_of(spec.outline(spec.config("base")))
     assert "" not in names and len(names) > 1
 
 
