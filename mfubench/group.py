@@ -1,39 +1,80 @@
-"""A child process that can be ended with all that it has started, such as compilers, and that ends with its parent."""
+"""A child process that can be ended with all that it has started, such as compilers, and that ends with its parent.
+
+Each is new, but does not load torch again: that takes seconds, which a server of processes has spent once. It runs
+nothing and uses no device; when a child is asked for it forks.
+"""
 
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
+from mfubench.errors import ToolBroke
+
+LOADED = ("torch", "torch._dynamo", "mfubench.profiling")  # which do not touch the driver; and not triton, which looks
+# at its environment when it is loaded
 LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has given up its context
 
 
-def spawning() -> Any:
-    """In the parent: the context of multiprocessing in which a child is a fresh process.
+def pipe_pair() -> tuple[Any, Any]:
+    """Both ends of one that a child can be given, for messages in both directions."""
+    return multiprocessing.get_context("forkserver").Pipe()
+
+
+def start(
+    work: Callable[..., None], arguments: tuple[Any, ...], environment: Mapping[str, str] = MappingProxyType({})
+) -> Any:
+    """In the parent: a child that does ``work(*arguments)``, in this process's environment and what is added to it.
 
     Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
     it before the first child is there that this is as it should be.
+
+    Raises:
+        ToolBroke: no child could be started.
     """
     if LEFT_BEHIND not in sys.warnoptions:
         sys.warnoptions.append(LEFT_BEHIND)
-    return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LOADED))
+    process = context.Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
+    try:
+        with _unheard(signal.SIGINT):
+            process.start()
+    except (EOFError, OSError) as error:
+        raise ToolBroke(f"a process could not be started: {error or 'see the messages above'}") from error
+    return process
 
 
-def lead_group() -> None:
+@contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """What is started inside does not hear a signal, which comes to this process when it is left."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _lead(environment: Mapping[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In the child: lead a group of its own, and have no voice but stderr.
 
     Ctrl-C is heard by the parent, which ends this process; what a user's model prints is no part of any result.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     os.setsid()
     Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr
     warnings.simplefilter("ignore")
+    work(*arguments)
 
 
 def _end_with_the_parent() -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import MfubenchError
-from mfubench.group import end_group, how_it_ended, lead_group, spawning
+from mfubench.group import end_group, how_it_ended, pipe_pair, start
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -34,12 +34,11 @@ def run_isolated(
 
     Raises:
         GaveUp: it took too long, its process died, or it raised what nobody expected.
+        ToolBroke: no process could be started.
         MfubenchError, InvalidArgument: it raised that.
     """
-    context = spawning()
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, task, argument))
-    process.start()
+    ours, theirs = pipe_pair()
+    process = start(_work, (theirs, task, argument))
     theirs.close()
     try:
         result: R = _Watch(ours, limit_s, phase_limits, tell).wait(process)
@@ -93,7 +92,6 @@ class _Watch:
 
 def _work(pipe: Any, task: Callable[[Any, Tell], Any], argument: Any) -> None:
     """The other side."""
-    lead_group()
     try:
         pipe.send(("done", task(argument, lambda phase: pipe.send(("phase", phase)))))
     except (MfubenchError, InvalidArgument) as error:

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import MfubenchError, ToolBroke
-from mfubench.group import end_group, how_it_ended, lead_group, spawning
-from mfubench.kernels.interpreter import interpreting_children
+from mfubench.group import end_group, how_it_ended, pipe_pair, start
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +27,7 @@ DONE, PART, FAILED, ABSENT = "done", "in part", "failed", "not run"
 START_LIMIT_S = 300.0
 LEAST_S = 5.0  # with less left, nothing is begun
 _READY, _BEGINS, _SO_FAR, _BROKE, _ANSWER = "ready", "begins", "so far", "broke", "answer"
-_STARTING = Lock()  # the environment that a process starts with belongs to all threads
+_INTERPRETING = {"TRITON_INTERPRET": "1"}
 
 
 class NotHere(Exception):
@@ -96,7 +94,6 @@ class Worker:
 
     def __init__(self, device: str, *, place: Place | None = None, resident: bool = False) -> None:
         self.device, self.place, self.resident = device, place, resident
-        self._context = spawning()
         self._process: Any = None
         self._pipe: Connection | None = None
         self._killed = False
@@ -200,10 +197,9 @@ class Worker:
         if self._process is not None and not self._process.is_alive():  # it ended between two works
             self.close()
         if self._pipe is None:
-            self._pipe, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs, self.device, self.place, self.resident))
-            with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
-                process.start()
+            self._pipe, theirs = pipe_pair()
+            arguments = theirs, self.device, self.place, self.resident
+            process = start(_serve, arguments, _INTERPRETING if self.device == "cpu" else {})
             self._process = process  # not before, for another thread to kill
             theirs.close()
             if self._killed:  # by another thread, before there was anything to kill
@@ -226,7 +222,6 @@ def _until(ends: float) -> float | None:
 
 def _serve(pipe: Connection, device: str, place: Place | None, resident: bool) -> None:
     """The worker: work in, its answer out, until the pipe closes."""
-    lead_group()
     if place is not None:  # before anything is imported that it may have another version of
         _move(place)
     import torch

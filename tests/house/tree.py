@@ -1,7 +1,7 @@
 """The tree that the rules of the house are about."""
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,12 @@ assert CODE and TESTS and DOCS, "nothing found: the rules would pass by testing 
 def named(path: Path) -> str:
     """The path as messages show it."""
     return path.relative_to(ROOT).as_posix()
+
+
+def broken(paths: Iterable[Path], complaint: Callable[[Path], object]) -> dict[str, object]:
+    """What there is to complain of, by file: one test of a rule, not one for each of hundreds of files."""
+    complaints = {named(path): complaint(path) for path in paths}
+    return {name: found for name, found in complaints.items() if found}
 
 
 def package_of(path: Path) -> str:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from mfubench import exhausted, worker
 from mfubench.errors import ToolBroke
+from mfubench.group import start
 from mfubench.worker import ABSENT, DONE, FAILED, PART, Answer, Place, Worker
 from tests.mfubench.campaign.loops import act
 
@@ -136,12 +137,11 @@ def test_a_broken_device_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_worker_may_be_killed_while_it_starts(made: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def killing() -> Iterator[None]:
+    def killing(*given: Any) -> Any:
         made.kill()
-        yield
+        return start(*given)
 
-    monkeypatch.setattr("mfubench.worker.interpreting_children", killing)
+    monkeypatch.setattr("mfubench.worker.start", killing)
     with pytest.raises(ToolBroke, match="did not start"):
         run(made, "succeed")
 
