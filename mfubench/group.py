@@ -17,15 +17,30 @@ from typing import Any
 
 from mfubench.errors import ToolBroke
 
-LOADED = ("torch", "torch._dynamo", "mfubench.profiling")  # which do not touch the driver; and not triton, which looks
-# at its environment when it is loaded
+# What takes longest to load, and most of what torch's compiler needs. None of it touches the driver; nor does it load
+# triton, which then looks at its environment, for a child may have another.
+LOADED = ("torch", "torch.fx.experimental.symbolic_shapes", "torch.distributed.fsdp", "pandas")
 LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has given up its context
 
 
 def pipe_pair() -> tuple[Any, Any]:
     """Both ends of one that a child can be given, for messages in both directions."""
-    return multiprocessing.get_context("forkserver").Pipe()
+    ours, theirs = forking().Pipe()
+    return ours, theirs
+
+
+def forking() -> Any:
+    """The context of multiprocessing in which a child is forked from a process that has loaded ``LOADED``, and no more.
+
+    Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
+    it before the first child is there that this is as it should be.
+    """
+    if LEFT_BEHIND not in sys.warnoptions:
+        sys.warnoptions.append(LEFT_BEHIND)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LOADED))
+    return context
 
 
 def start(
@@ -33,17 +48,10 @@ def start(
 ) -> Any:
     """In the parent: a child that does ``work(*arguments)``, in this process's environment and what is added to it.
 
-    Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
-    it before the first child is there that this is as it should be.
-
     Raises:
         ToolBroke: no child could be started.
     """
-    if LEFT_BEHIND not in sys.warnoptions:
-        sys.warnoptions.append(LEFT_BEHIND)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LOADED))
-    process = context.Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
+    process = forking().Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
     try:
         with _unheard(signal.SIGINT):
             process.start()

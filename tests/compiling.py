@@ -1,24 +1,22 @@
 """Processes where Triton compiles, whatever the tests' own does."""
 
-import multiprocessing
 import os
 import runpy
 import sys
-from multiprocessing.context import ForkServerContext
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+from mfubench.group import forking
+
 LIMIT_S = 600.0
-IMPORTED = ["torch._dynamo", "triton"]  # what takes seconds, and nothing of ours
 
 
 def process(*arguments: str, **settings: str) -> CompletedProcess[str]:
     """Python with these arguments: -c and code, -m and a module, or a script.
 
-    It is forked where torch is imported already, once for all of them, but otherwise a process like any other: its
+    It is forked where torch is loaded already, as what the tool starts is, but otherwise a process like any other: its
     environment, its working directory and its streams are its own. What Python and torch read of the environment while
     they start is that of the first.
     """
@@ -26,7 +24,7 @@ def process(*arguments: str, **settings: str) -> CompletedProcess[str]:
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}
     with TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("out", "err")]
-        child = _forking().Process(target=_run, args=(environment, arguments, *map(str, streams)))
+        child = forking().Process(target=_run, args=(environment, arguments, *map(str, streams)))
         child.start()
         child.join(LIMIT_S)
         if child.exitcode is None:
@@ -43,19 +41,6 @@ def python(code: str, *arguments: str, **settings: str) -> CompletedProcess[str]
 def mfubench(*arguments: str) -> CompletedProcess[str]:
     """The command line there."""
     return python("from mfubench.cli import main\nif __name__ == '__main__': main()", *arguments)
-
-
-def _forking() -> ForkServerContext:
-    """What starts processes by forking one that has done these imports, where nothing is interpreted."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    interpreted = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        ensure_running()
-    finally:
-        if interpreted is not None:
-            os.environ["TRITON_INTERPRET"] = interpreted
-    return context
 
 
 def _run(environment: dict[str, str], arguments: tuple[str, ...], out: str, err: str) -> None:
