@@ -1,7 +1,8 @@
 """A child process that can be ended with all that it has started, such as compilers, and that ends with its parent.
 
-Each is new, but does not load torch again: that takes seconds, which a server of processes has spent once. It runs
-nothing and uses no device; when a child is asked for it forks.
+Most do not load torch again: that takes seconds, which a server of processes has spent once; it runs nothing, uses no
+device, and forks when a child is asked for. Such children have the same layout of memory, whose luck a time may owe a
+percent to. Where times of several processes are to tell a change from luck, each is made anew.
 """
 
 import multiprocessing
@@ -11,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing.forkserver import ensure_running
 from threading import Thread
 from types import MappingProxyType
 from typing import Any
@@ -25,36 +27,41 @@ END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has give
 
 
 def pipe_pair() -> tuple[Any, Any]:
-    """Both ends of one that a child can be given, for messages in both directions."""
-    ours, theirs = forking().Pipe()
-    return ours, theirs
-
-
-def forking() -> Any:
-    """The context of multiprocessing in which a child is forked from a process that has loaded ``LOADED``, and no more.
+    """Both ends of one that a child can be given, for messages in both directions.
 
     Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
     it before the first child is there that this is as it should be.
     """
     if LEFT_BEHIND not in sys.warnoptions:
         sys.warnoptions.append(LEFT_BEHIND)
+    return multiprocessing.Pipe()
+
+
+def forking() -> Any:
+    """The context of multiprocessing in which children are forked from a process that has loaded ``LOADED``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
+    with _unheard(signal.SIGINT):  # by what it loads, which would end in a traceback
+        ensure_running()
     return context
 
 
 def start(
-    work: Callable[..., None], arguments: tuple[Any, ...], environment: Mapping[str, str] = MappingProxyType({})
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    *,
+    anew: bool = False,
 ) -> Any:
     """In the parent: a child that does ``work(*arguments)``, in this process's environment and what is added to it.
 
     Raises:
         ToolBroke: no child could be started.
     """
-    process = forking().Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
+    context = multiprocessing.get_context("spawn") if anew else forking()
+    process = context.Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
     try:
-        with _unheard(signal.SIGINT):
-            process.start()
+        process.start()
     except (EOFError, OSError) as error:
         raise ToolBroke(f"a process could not be started: {error or 'see the messages above'}") from error
     return process
@@ -62,7 +69,7 @@ def start(
 
 @contextmanager
 def _unheard(number: signal.Signals) -> Iterator[None]:
-    """What is started inside does not hear a signal, which comes to this process when it is left."""
+    """What is started inside does not hear a signal; this process does, when it comes out."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     try:
         yield
@@ -80,6 +87,7 @@ def _lead(environment: Mapping[str, str], work: Callable[..., None], arguments: 
     os.setsid()
     Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.stdout = sys.stderr
     warnings.simplefilter("ignore")
     work(*arguments)

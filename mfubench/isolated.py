@@ -27,10 +27,12 @@ def run_isolated(
     limit_s: float,
     phase_limits: Phases = MappingProxyType({}),
     tell: Tell = lambda phase: None,
+    anew: bool = False,
 ) -> R:
     """``task(argument, tell)`` in a fresh process, for at most ``limit_s`` seconds and what ``phase_limits`` allows.
 
-    A phase is what the task tells; its limit counts from the first time that it is told, in seconds spent in it.
+    A phase is what the task tells; its limit counts from the first time that it is told, in seconds spent in it. A task
+    whose times are to be confirmed by another process gets one that is made ``anew`` (`group`).
 
     Raises:
         GaveUp: it took too long, its process died, or it raised what nobody expected.
@@ -38,7 +40,7 @@ def run_isolated(
         MfubenchError, InvalidArgument: it raised that.
     """
     ours, theirs = pipe_pair()
-    process = start(_work, (theirs, task, argument))
+    process = start(_work, (theirs, task, argument), anew=anew)
     theirs.close()
     try:
         result: R = _Watch(ours, limit_s, phase_limits, tell).wait(process)

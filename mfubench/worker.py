@@ -89,7 +89,7 @@ class Worker:
     """A process that works; started when it is first needed and after it broke, ended with ``close``.
 
     It runs in the working directory, or in another ``place``. One that is ``resident`` keeps on the device, from one
-    work to the next, what its functions keep.
+    work to the next, what its functions keep; as its times are held against another's, it is made anew (`group`).
     """
 
     def __init__(self, device: str, *, place: Place | None = None, resident: bool = False) -> None:
@@ -199,7 +199,7 @@ class Worker:
         if self._pipe is None:
             self._pipe, theirs = pipe_pair()
             arguments = theirs, self.device, self.place, self.resident
-            process = start(_serve, arguments, _INTERPRETING if self.device == "cpu" else {})
+            process = start(_serve, arguments, _INTERPRETING if self.device == "cpu" else {}, anew=self.resident)
             self._process = process  # not before, for another thread to kill
             theirs.close()
             if self._killed:  # by another thread, before there was anything to kill

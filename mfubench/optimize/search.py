@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -30,13 +31,16 @@ REST = "the rest of the budget is kept for finishing"
 
 
 class Runner(Protocol):
-    """Runs a task, by default in a process of its own (`isolated.run_isolated`)."""
+    """Runs a task, by default in a process of its own (`isolated.run_isolated`), made anew."""
 
     def __call__(self, task: Any, argument: Any, *, limit_s: float, phase_limits: Any = ..., tell: Any = ...) -> Any:
         """The task's result; raises GaveUp."""
 
 
-def optimize(plan: Plan, *, progress: Progress = silent, run: Runner = run_isolated) -> Optimization:
+ISOLATED: Runner = partial(run_isolated, anew=True)
+
+
+def optimize(plan: Plan, *, progress: Progress = silent, run: Runner = ISOLATED) -> Optimization:
     """Search ``plan``; with a folder, leave its log, recipe, runs and document there, or go on from its log.
 
     Raises:

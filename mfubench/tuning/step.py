@@ -318,7 +318,7 @@ def _prove_apart(proof: Proof) -> dict[str, Any]:
     if not any(map(took_over, proof.entries)):
         return {"reason": "launches take what they took before: nothing faster was found"}
     try:
-        return run_isolated(prove, proof, limit_s=proof.limit_s)
+        return run_isolated(prove, proof, limit_s=proof.limit_s, anew=True)
     except (GaveUp, MfubenchError, InvalidArgument) as error:
         return {"reason": f"the step was not timed: {error}"}
 

@@ -137,9 +137,9 @@ def test_a_broken_device_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_worker_may_be_killed_while_it_starts(made: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killing(*given: Any) -> Any:
+    def killing(*given: Any, **options: Any) -> Any:
         made.kill()
-        return start(*given)
+        return start(*given, **options)
 
     monkeypatch.setattr("mfubench.worker.start", killing)
     with pytest.raises(ToolBroke, match="did not start"):

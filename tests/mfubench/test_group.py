@@ -1,0 +1,40 @@
+"""Children fork where torch is loaded and nothing else happened, or are made anew; both have their parent's world."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from mfubench.group import LOADED, end_group, pipe_pair, start
+
+
+def tell(pipe: Any, names: tuple[str, ...]) -> None:
+    """What a child finds."""
+    loaded = [name for name in names if name in sys.modules]
+    cuda = "torch" in loaded and sys.modules["torch"].cuda.is_initialized()
+    heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    pipe.send({"loaded": loaded, "cuda": cuda, "heard": heard, "blocked": blocked, "environment": dict(os.environ)})
+
+
+def found(**options: Any) -> dict[str, Any]:
+    ours, theirs = pipe_pair()
+    process = start(tell, (theirs, (*LOADED, "triton", "torch._dynamo")), {"ADDED": "yes"}, **options)
+    try:
+        assert ours.poll(120)
+        told: dict[str, Any] = ours.recv()
+    finally:
+        end_group(process)
+    return told
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_a_child_finds(anew: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "then"):  # the server was started with the first at the latest
+        monkeypatch.setenv("CHANGED", value)
+        child = found(anew=anew)
+        assert child["environment"] == {**os.environ, "ADDED": "yes"}
+    assert child["loaded"] == ([] if anew else list(LOADED))  # not triton, which looks at its environment
+    assert not child["cuda"] and not child["heard"] and not child["blocked"]
