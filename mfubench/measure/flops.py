@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import is_fake
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mfubench.errors import BadInput
@@ -108,7 +107,7 @@ def _of_real_numbers(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
         return _same(2 * out.numel() * args[0].shape[-1])
     if name in _MULTIPLY_ADDS:
         return _same(2 * _MULTIPLY_ADDS[name](args))
-    if any(is_nested(leaf) for leaf in tree_leaves(args)):  # it has no shape, which torch's own formulas ask for
+    if any(map(is_nested, tensors_of(args))):  # it has no shape, which torch's own formulas ask for
         return _same(2 * _NESTED[name](args)) if name in _NESTED else None
     if packet in flop_registry:
         return _same(int(flop_registry[packet](*args, **kwargs, out_val=out)))

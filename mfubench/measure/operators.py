@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_HOLD_NOTHING = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 ATTRIBUTES = "prim"  # of a tensor, such as its device, which one without numbers is asked for as if by an operator
 
 
@@ -81,13 +82,31 @@ def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
     """The tensors in what a call or a model was given or made: in lists, tuples, dicts, dataclasses, at any depth."""
-    found = []
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
+    found: list[torch.Tensor] = []
+    _gather(tree, found)
     return found
+
+
+def _gather(tree: Any, found: list[torch.Tensor]) -> None:
+    """What is plain, as most arguments of operators are, is not given to torch's trees, which take thrice as long."""
+    kind = type(tree)
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif kind in (tuple, list):
+        for part in tree:
+            _gather(part, found)
+    elif kind is dict:
+        for part in tree.values():
+            _gather(part, found)
+    elif kind in _HOLD_NOTHING:
+        return
+    elif is_dataclass(kind):
+        for field in fields(kind):
+            _gather(getattr(tree, field.name), found)
+    else:
+        leaves = tree_leaves(tree)
+        if not (len(leaves) == 1 and leaves[0] is tree):
+            _gather(leaves, found)
 
 
 def operator_name(func: Any) -> str:
