@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.forkserver import ensure_running
 from threading import Thread
-from types import MappingProxyType
 from typing import Any
 
 from mfubench.errors import ToolBroke
@@ -46,20 +45,14 @@ def forking() -> Any:
     return context
 
 
-def start(
-    work: Callable[..., None],
-    arguments: tuple[Any, ...],
-    environment: Mapping[str, str] = MappingProxyType({}),
-    *,
-    anew: bool = False,
-) -> Any:
-    """In the parent: a child that does ``work(*arguments)``, in this process's environment and what is added to it.
+def start(work: Callable[..., None], *arguments: Any, anew: bool = False) -> Any:
+    """In the parent: a child that does ``work(*arguments)``, in the environment that this process has now.
 
     Raises:
         ToolBroke: no child could be started.
     """
     context = multiprocessing.get_context("spawn") if anew else forking()
-    process = context.Process(target=_lead, args=({**os.environ, **environment}, work, arguments))
+    process = context.Process(target=_lead, args=(dict(os.environ), work, arguments))
     try:
         process.start()
     except (EOFError, OSError) as error:

@@ -40,7 +40,7 @@ def run_isolated(
         MfubenchError, InvalidArgument: it raised that.
     """
     ours, theirs = pipe_pair()
-    process = start(_work, (theirs, task, argument), anew=anew)
+    process = start(_work, theirs, task, argument, anew=anew)
     theirs.close()
     try:
         result: R = _Watch(ours, limit_s, phase_limits, tell).wait(process)

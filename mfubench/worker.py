@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import MfubenchError, ToolBroke
 from mfubench.group import end_group, how_it_ended, pipe_pair, start
+from mfubench.kernels.interpreter import interpreting_children
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,7 @@ DONE, PART, FAILED, ABSENT = "done", "in part", "failed", "not run"
 START_LIMIT_S = 300.0
 LEAST_S = 5.0  # with less left, nothing is begun
 _READY, _BEGINS, _SO_FAR, _BROKE, _ANSWER = "ready", "begins", "so far", "broke", "answer"
-_INTERPRETING = {"TRITON_INTERPRET": "1"}
+_STARTING = Lock()  # the environment that a process starts with belongs to all threads
 
 
 class NotHere(Exception):
@@ -198,8 +200,8 @@ class Worker:
             self.close()
         if self._pipe is None:
             self._pipe, theirs = pipe_pair()
-            arguments = theirs, self.device, self.place, self.resident
-            process = start(_serve, arguments, _INTERPRETING if self.device == "cpu" else {}, anew=self.resident)
+            with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
+                process = start(_serve, theirs, self.device, self.place, self.resident, anew=self.resident)
             self._process = process  # not before, for another thread to kill
             theirs.close()
             if self._killed:  # by another thread, before there was anything to kill

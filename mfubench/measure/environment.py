@@ -1,8 +1,9 @@
 """The pedigree that travels with every number: which code ran, on what, under which settings.
 
 It records and never steers. It also reads environment variables, such as those by which torchrun says which process of
-a job this is. Beside it only `group` does, which hands them on to the processes that it starts, `measure.trace`, which
-sets the one that silences the profiler's log, and `report.terminal`, which asks how wide the reader of a pipe is.
+a job this is. Beside it only `group` does, which hands them on to the processes that it starts, `kernels.interpreter`,
+which sets the one by which Triton interprets, `measure.trace`, which sets the one that silences the profiler's log, and
+`report.terminal`, which asks how wide the reader of a pipe is.
 """
 
 import os
