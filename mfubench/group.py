@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from threading import Thread
 from typing import Any
@@ -40,7 +41,8 @@ def forking() -> Any:
     """The context of multiprocessing in which children are forked from a process that has loaded ``LOADED``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
-    with _unheard(signal.SIGINT):  # by what it loads, which would end in a traceback
+    resource_tracker.ensure_running()  # before, as it lets signals be heard again
+    with _unheard(signal.SIGINT):  # while the server loads, which would end in a traceback
         ensure_running()
     return context
 

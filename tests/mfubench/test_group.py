@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from subprocess import PIPE, Popen
+from time import sleep
 from typing import Any
 
 import pytest
@@ -38,3 +40,27 @@ def test_what_a_child_finds(anew: bool, monkeypatch: pytest.MonkeyPatch) -> None
         assert child["environment"] == dict(os.environ)
     assert child["loaded"] == ([] if anew else list(LOADED))  # not triton, which looks at its environment
     assert not child["cuda"] and not child["heard"] and not child["blocked"]
+
+
+INTERRUPTED = """
+import time
+from mfubench.group import forking
+forking()
+print("loading", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_an_interrupt_while_the_server_loads_leaves_no_traceback() -> None:
+    """The terminal sends it to all of the group, and the server, which ends with its parent, would be heard of last."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", INTERRUPTED]
+    with Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=environment, start_new_session=True) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "loading\n"
+        sleep(0.5)  # in which it comes to load
+        os.killpg(parent.pid, signal.SIGINT)
+        _, told = parent.communicate(timeout=120)
+    assert (parent.returncode, told) == (0, "")
