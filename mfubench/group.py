@@ -1,8 +1,8 @@
 """A child process that can be ended with all that it has started, such as compilers, and that ends with its parent.
 
 Most do not load torch again: that takes seconds, which a server of processes has spent once; it runs nothing, uses no
-device, and forks when a child is asked for. Such children have the same layout of memory, whose luck a time may owe a
-percent to. Where times of several processes are to tell a change from luck, each is made anew.
+device, and forks when a child is asked for. Such children have the same layout of memory, which may be a lucky one.
+Where times of several processes are to tell a change from luck, each is made anew.
 """
 
 import multiprocessing
@@ -26,17 +26,6 @@ LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 END_LIMIT_S = 10.0  # a process whose kernel hangs ends when the driver has given up its context
 
 
-def pipe_pair() -> tuple[Any, Any]:
-    """Both ends of one that a child can be given, for messages in both directions.
-
-    Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
-    it before the first child is there that this is as it should be.
-    """
-    if LEFT_BEHIND not in sys.warnoptions:
-        sys.warnoptions.append(LEFT_BEHIND)
-    return multiprocessing.Pipe()
-
-
 def forking() -> Any:
     """The context of multiprocessing in which children are forked from a process that has loaded ``LOADED``."""
     context = multiprocessing.get_context("forkserver")
@@ -50,9 +39,14 @@ def forking() -> Any:
 def start(work: Callable[..., None], *arguments: Any, anew: bool = False) -> Any:
     """In the parent: a child that does ``work(*arguments)``, in the environment that this process has now.
 
+    Python clears away what a child that was ended has left, such as its locks; and says so to the user, if nobody tells
+    it before the first child is there that this is as it should be.
+
     Raises:
         ToolBroke: no child could be started.
     """
+    if LEFT_BEHIND not in sys.warnoptions:
+        sys.warnoptions.append(LEFT_BEHIND)
     context = multiprocessing.get_context("spawn") if anew else forking()
     process = context.Process(target=_lead, args=(dict(os.environ), work, arguments))
     try:

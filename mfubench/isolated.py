@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from math import inf
+from multiprocessing import Pipe
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mfu_kernels.errors import InvalidArgument
 from mfubench.errors import MfubenchError
-from mfubench.group import end_group, how_it_ended, pipe_pair, start
+from mfubench.group import end_group, how_it_ended, start
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -39,7 +40,7 @@ def run_isolated(
         ToolBroke: no process could be started.
         MfubenchError, InvalidArgument: it raised that.
     """
-    ours, theirs = pipe_pair()
+    ours, theirs = Pipe()
     process = start(_work, theirs, task, argument, anew=anew)
     theirs.close()
     try:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
@@ -19,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mfubench.errors import MfubenchError, ToolBroke
-from mfubench.group import end_group, how_it_ended, pipe_pair, start
+from mfubench.group import end_group, how_it_ended, start
 from mfubench.kernels.interpreter import interpreting_children
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class Worker:
         if self._process is not None and not self._process.is_alive():  # it ended between two works
             self.close()
         if self._pipe is None:
-            self._pipe, theirs = pipe_pair()
+            self._pipe, theirs = Pipe()
             with _STARTING, interpreting_children() if self.device == "cpu" else nullcontext():
                 process = start(_serve, theirs, self.device, self.place, self.resident, anew=self.resident)
             self._process = process  # not before, for another thread to kill

@@ -18,6 +18,7 @@ from mfu_kernels.jagged import trusted_offsets
 from mfu_kernels.registry import Impl
 from mfubench.measure.masked import LOWERED
 from mfubench.workload.patching import patch, together
+from mfubench.workload.regions import Table
 
 
 def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
@@ -34,8 +35,13 @@ def torch_modules_of(model: nn.Module, op: str) -> list[nn.Module]:
 
 def _is_plain(module: Any) -> bool:
     if isinstance(module, nn.Embedding):
-        return not module.sparse and module.max_norm is None and not module.scale_grad_by_freq
+        return not module.sparse and only_looks_up(module)
     return len(module.normalized_shape) == 1
+
+
+def only_looks_up(table: Table) -> bool:
+    """Whether a look-up changes no row, and a row's gradient is the sum of its look-ups'."""
+    return table.max_norm is None and not table.scale_grad_by_freq
 
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:

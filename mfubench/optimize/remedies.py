@@ -8,7 +8,7 @@ fusing saves by half (of two operators in a chain, one's output is no longer wri
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mfubench.attribute.roofline import winnable
@@ -157,10 +157,9 @@ def _kernels(ledger: _Ledger, survey: Survey) -> Iterator[Proposal]:
     for op, use in survey.ops.items():
         if use.impl == KERNEL:
             continue
-        change = UseImpl(op, KERNEL)
-        claims = ledger.shares(partial(_above_roofline, use.kind), use.modules)
-        handing_out = op == "window_attention" and set(use.modules) <= set(survey.attention)
-        proposal = Proposal(change.title, claims, change, after=WithoutAttentionWeights() if handing_out else None)
+        proposal = _try(UseImpl(op, KERNEL), ledger.shares(partial(_above_roofline, use.kind), use.modules))
+        if op == "window_attention" and set(use.modules) <= set(survey.attention):
+            proposal = replace(proposal, after=WithoutAttentionWeights())
         yield proposal.refused(use.blocked) if use.blocked else proposal
 
 

@@ -87,7 +87,7 @@ def look(workload: Workload, run: Run) -> Survey:
     seen = _Looker(workload.module)
     update = Update(workload.optimizers)
     attention_watched = attention_replaced(workload.module, seen.attend)
-    unwatch = weights_watched(workload.module, seen.hands_out_weights)
+    unwatch = weights_watched(workload.module, seen.with_weights.add)
     with run_eagerly(), seen.attached(), attention_watched():
         run_step(workload, 0, phase=update.seen_in(seen.phase))
     unwatch()
@@ -182,7 +182,7 @@ class _Looker(ScopeTracker):
         self.impls: dict[str, str] = {}
         self.torchs_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.attention: set[str] = set()  # modules that call it, or would without the weights that they hand out
-        self.with_weights: set[nn.Module] = set()
+        self.with_weights: set[nn.Module] = set()  # attention that hands them out
         self.callees: dict[str, dict[str, None]] = defaultdict(dict)
         self.inside: dict[str, set[str]] = defaultdict(set)
 
@@ -215,10 +215,6 @@ class _Looker(ScopeTracker):
         if caller in self.modules and packed and (attn_mask is None or bool(padded_rows(attn_mask)[1])):
             self.attention.add(caller)
         return self.torchs_attention(query, key, value, attn_mask, dropout_p, *args, **kwargs)
-
-    def hands_out_weights(self, module: nn.MultiheadAttention) -> None:
-        """Note attention that could leave its weights out."""
-        self.with_weights.add(module)
 
     def regions(self) -> dict[str, list[str]]:
         """Classes of the modules that the model calls itself, through containers of torch: what runs inside each."""

@@ -18,7 +18,7 @@ from mfubench.measure.precision import PRECISIONS, fp32_products
 from mfubench.workload.patching import Undo, own_forward, patch, together
 from mfubench.workload.regions import Table, is_table, row_sparse
 
-from .of_torch import FORWARDS, attention_by, attention_replaced, torch_modules_of
+from .of_torch import FORWARDS, attention_by, attention_replaced, only_looks_up, torch_modules_of
 
 
 def _all(undos: list[Undo], missing: str) -> Undo:
@@ -131,8 +131,7 @@ def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Opt
     """Tables with dense gradients whose optimizer does the same with row-sparse ones, by name."""
     takes = {id(parameter) for optimizer in optimizers for parameter in _takes_sparse(optimizer)}
     for name, table in dense_tables(model):
-        plain = table.max_norm is None and not table.scale_grad_by_freq
-        if plain and id(table.weight) in takes:
+        if only_looks_up(table) and id(table.weight) in takes:
             yield name, table
 
 

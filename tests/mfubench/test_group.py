@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+from multiprocessing import Pipe
 from subprocess import PIPE, Popen
 from time import sleep
 from typing import Any
 
 import pytest
 
-from mfubench.group import LOADED, end_group, pipe_pair, start
+from mfubench.group import LOADED, end_group, start
 
 
 def tell(pipe: Any, names: tuple[str, ...]) -> None:
@@ -22,7 +23,7 @@ def tell(pipe: Any, names: tuple[str, ...]) -> None:
 
 
 def found(**options: Any) -> dict[str, Any]:
-    ours, theirs = pipe_pair()
+    ours, theirs = Pipe()
     process = start(tell, theirs, (*LOADED, "triton", "torch._dynamo"), **options)
     try:
         assert ours.poll(120)
