@@ -31,14 +31,22 @@ def named_function(target: str, use: str, usual: str = "function") -> Callable[.
     try:
         imported = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
-        hint = f"give {dotted}:{attribute}, a module's name; " if dotted != module_name else ""
-        where = f"{hint}it is looked for from {Path.cwd()}"
+        where = f"{_as_module(module_name, attribute)}it is looked for from {Path.cwd()}"
         raise BadInput(f"cannot import {module_name}: {located(error)}; {where}") from error
     function = getattr(imported, attribute, None)
     if not callable(function):
         raise BadInput(f"{module_name} has no function {attribute!r}; {use}")
     return function  # type: ignore[no-any-return]
+
+
+def _as_module(path: str, attribute: str) -> str:
+    """How to name what is given as a file; nothing where it is a module's name."""
+    if not path.endswith(".py") and "/" not in path:
+        return ""
+    file = Path(path).resolve().with_suffix("")
+    if file.is_relative_to(Path.cwd()):
+        return f"give {'.'.join(file.relative_to(Path.cwd()).parts)}:{attribute}, a module's name; "
+    return f"run from {file.parent} and give {file.name}:{attribute}, a module's name; "
 
 
 def short(error: BaseException) -> str:

@@ -78,10 +78,14 @@ FORWARDS: dict[str, Callable[..., Tensor]] = {
 # Attention --------------------------------------------------------------------------------------------------------
 
 
+OTHERWISE_MASKED = "a mask drops more than padding and what is later"
+
+
 def attention_by(impl: Impl) -> Callable[..., Tensor]:
     """``F.scaled_dot_product_attention`` by ``window_attention`` without a window, where it `may_be_packed`.
 
-    Whether a mask only pads is asserted on the device, as reading it would wait.
+    That a mask drops padding and, where it is one of pairs, all that comes later, is asserted on the device, as reading
+    it would wait.
     """
     original = F.scaled_dot_product_attention
 
@@ -102,11 +106,12 @@ def attention_by(impl: Impl) -> Callable[..., Tensor]:
         if attn_mask is None:
             offsets = torch.arange(0, rows * length + 1, length, device=query.device)
         else:
-            offsets, pads = padded_rows(attn_mask.expand(rows, -1, -1, -1))
-            torch._assert_async(pads, "the mask of scaled_dot_product_attention drops more than a row's ends")
+            offsets, pads = padded_rows(attn_mask, rows)
+            torch._assert_async(pads, f"scaled_dot_product_attention: {OTHERWISE_MASKED}")
         with trusted_offsets():
+            causal = is_causal or (attn_mask is not None and not _is_of_keys(attn_mask))
             mixed = ops.window_attention(
-                q, k, v, offsets, window=None, causal=is_causal, scale=scale, max_length=length, impl=impl
+                q, k, v, offsets, window=None, causal=causal, scale=scale, max_length=length, impl=impl
             )
         return cast(Tensor, mixed.unflatten(0, (rows, length)).transpose(1, 2))
 
@@ -135,38 +140,48 @@ def attention_replaced(
 
 
 def may_be_packed(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
-    """Whether it is self-attention of [B, H, L, d] without dropout, whose mask, if any, is of keys: [B, H, 1, L]."""
+    """Whether it is self-attention of [B, H, L, d] without dropout, whose mask, if any, is no bias to be learned."""
     if dropout_p or query.ndim != 4 or not query.shape == key.shape == value.shape or not query.shape[2]:
         return False
     if attn_mask is None:
         return True
-    of_keys = attn_mask.ndim == 4 and (attn_mask.shape[2] == 1 or attn_mask.stride(2) == 0)
-    return of_keys and attn_mask.shape[3] == query.shape[2] and not attn_mask.requires_grad
+    return attn_mask.ndim > 1 and attn_mask.shape[-1] == query.shape[2] and not attn_mask.requires_grad
 
 
-def padded_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _is_of_keys(attn_mask: Tensor) -> bool:
+    """Whether every query of a row sees the same keys."""
+    return attn_mask.shape[-2] == 1 or attn_mask.stride(-2) == 0
+
+
+def padded_rows(attn_mask: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Where rows and what pads them begin and end, and whether the mask is one that pads.
 
     Padding is cut in halves, as its pairs are computed as well. A row of nothing else attends to itself, where torch's
     attention gives NaN.
 
     Args:
-        attn_mask: [B, H, 1, L] or wider, true or 0 where a key is seen, false or far below 0 where it is not.
+        attn_mask: what broadcasts to [B, H, L, L], true or 0 where a key is seen, false or far below 0 where it is not.
+        num_rows: B.
 
     Returns:
-        int64 [5 B + 1] offsets; bool [], true if each row sees keys side by side, the same for every head.
+        int64 [5 B + 1] offsets; bool [], true if each row sees keys side by side, the same for every head, and of
+        pairs those whose key is not behind the query.
     """
-    of_keys = attn_mask[:, :, 0]
-    seen = of_keys if of_keys.dtype == torch.bool else of_keys == 0
-    first = seen[:, 0]
-    num_rows, length = first.shape
-    at = torch.arange(length, device=first.device)
-    end = torch.where(first, at + 1, 0).amax(1)
-    begin = torch.where(first, at, length).amin(1).minimum(end)
+    masks = attn_mask[..., :1, :] if _is_of_keys(attn_mask) else attn_mask
+    masks = masks[(None,) * (4 - masks.ndim)]
+    seen = masks if masks.dtype == torch.bool else masks == 0
+    last = seen[:, 0, -1].expand(num_rows, -1)  # of a row's queries
+    length = last.shape[1]
+    at = torch.arange(length, device=last.device)
+    end = torch.where(last, at + 1, 0).amax(1)
+    begin = torch.where(last, at, length).amin(1).minimum(end)
     cuts = torch.stack([torch.zeros_like(begin), begin // 2, begin, end, (end + length) // 2], dim=1)
-    rows = length * torch.arange(num_rows + 1, device=first.device)
+    rows = length * torch.arange(num_rows + 1, device=last.device)
     offsets = torch.cat([(rows[:-1, None] + cuts).flatten(), rows[-1:]])
-    pads = ((end - begin) == first.sum(1)).all() & (seen == first[:, None]).all()
-    if of_keys.dtype != torch.bool:
-        pads = pads & (seen | (of_keys < -LOWERED)).all()
+    expected = seen[:, :1, -1:]
+    if masks.shape[2] > 1:
+        expected = expected & (at <= at[:, None])
+    pads = ((end - begin) == last.sum(1)).all() & (seen == expected).all()
+    if masks.dtype != torch.bool:
+        pads = pads & (seen | (masks < -LOWERED)).all()
     return offsets, pads

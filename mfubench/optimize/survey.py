@@ -26,12 +26,13 @@ from mfubench.workload.spec import Workload, WorkloadSpec
 from mfubench.workload.step import run_step
 from mfubench.workload.update import Update
 
-from .of_torch import attention_replaced, may_be_packed, padded_rows, torch_modules_of
+from .of_torch import OTHERWISE_MASKED, attention_replaced, may_be_packed, padded_rows, torch_modules_of
 from .rows import bucketed
 from .swap import dense_tables, looping_optimizers, tables_to_make_sparse, weights_watched
 
 WIDTH_MULTIPLE = {"cpu": 16, "cuda": 8}  # fp32 lanes of AVX-512; elements of 16 bytes in 16-bit tensor-core products
 KERNEL = "triton"
+ATTENTION = "window_attention"  # the op that can take the place of torch's
 
 
 @dataclass(slots=True)
@@ -104,6 +105,8 @@ def look(workload: Workload, run: Run) -> Survey:
         bandwidth_gb_s=run.peak["bandwidth_gb_s"],
     )
     found.ops = {name: OpUse(sorted(places), *_op(name, seen, device)) for name, places in _ops(seen, model).items()}
+    if seen.otherwise_masked and ATTENTION in found.ops:
+        found.ops[ATTENTION].blocked = f"{OTHERWISE_MASKED}, in {seen.otherwise_masked}"
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
     found.regional = sorted({names[part] for r in regions(model) if r is not model for part in r.modules()})
@@ -137,7 +140,7 @@ def _ops(seen: "_Looker", model: nn.Module) -> dict[str, set[str]]:
         for module in torch_modules_of(model, op):
             found.setdefault(op, set()).add(names[module])
     if seen.attention:
-        found.setdefault("window_attention", set()).update(seen.attention)
+        found.setdefault(ATTENTION, set()).update(seen.attention)
     return found
 
 
@@ -182,6 +185,7 @@ class _Looker(ScopeTracker):
         self.impls: dict[str, str] = {}
         self.torchs_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.attention: set[str] = set()  # modules that call it, or would without the weights that they hand out
+        self.otherwise_masked: str | None = None  # one whose mask an op would be wrong about
         self.with_weights: set[nn.Module] = set()  # attention that hands them out
         self.callees: dict[str, dict[str, None]] = defaultdict(dict)
         self.inside: dict[str, set[str]] = defaultdict(set)
@@ -211,9 +215,11 @@ class _Looker(ScopeTracker):
     ) -> Tensor:
         """torch's own attention; notes the module that calls it, if an op can take its place."""
         caller = self.current.module if self.current is not None else ""
-        packed = may_be_packed(query, key, value, attn_mask, dropout_p)
-        if caller in self.modules and packed and (attn_mask is None or bool(padded_rows(attn_mask)[1])):
-            self.attention.add(caller)
+        if caller in self.modules and may_be_packed(query, key, value, attn_mask, dropout_p):
+            if attn_mask is None or bool(padded_rows(attn_mask, len(query))[1]):
+                self.attention.add(caller)
+            else:
+                self.otherwise_masked = caller
         return self.torchs_attention(query, key, value, attn_mask, dropout_p, *args, **kwargs)
 
     def regions(self) -> dict[str, list[str]]:

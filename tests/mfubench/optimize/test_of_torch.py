@@ -68,6 +68,7 @@ def test_a_table_may_have_sparse_gradients_later() -> None:
 # Attention --------------------------------------------------------------------------------------------------------
 
 LENGTHS, LONGEST, HEADS = (5, 1, 7, 4), 7, 2
+EARLIER = torch.ones(LONGEST, LONGEST, dtype=torch.bool).tril()
 
 
 class Attends(nn.Module):
@@ -94,6 +95,9 @@ MASKS = {
     "expanded": lambda has: has[:, None, None].expand(-1, HEADS, LONGEST, -1),
     "-inf": lambda has: torch.zeros(has.shape).masked_fill(~has, -torch.inf)[:, None, None],
     "BERT's": lambda has: (1.0 - has[:, None, None].float()) * -10000.0,
+    "causal": lambda has: has[:, None, None] & EARLIER,
+    "causal, by head": lambda has: (has[:, None, None] & EARLIER).repeat(1, HEADS, 1, 1),
+    "causal, BERT's": lambda has: ((1.0 - has[:, None, None].float()) + (1.0 - EARLIER.float())) * -10000.0,
 }
 
 
@@ -126,9 +130,15 @@ def test_torchs_encoder_with_padding_runs_on_the_op(stand_in: dict[str, int]) ->
     assert stand_in == {"window_attention": 2}
 
 
-def test_a_mask_of_pairs_stays_torchs(stand_in: dict[str, int]) -> None:
-    pairs = torch.ones(LONGEST, LONGEST, dtype=torch.bool).tril()
-    both(Attends(), "window_attention", STAND_IN, torch.randn(4, LONGEST, 16), pairs)
+@pytest.mark.parametrize("mask", [EARLIER, torch.full((LONGEST, LONGEST), -torch.inf).triu(1)], ids=["bool", "-inf"])
+def test_attention_under_a_causal_mask_runs_on_the_op(mask: Tensor, stand_in: dict[str, int]) -> None:
+    both(Attends(), "window_attention", STAND_IN, torch.randn(4, LONGEST, 16), mask)
+    assert stand_in == {"window_attention": 1}
+
+
+def test_a_bias_to_be_learned_stays_torchs(stand_in: dict[str, int]) -> None:
+    bias = torch.zeros(LONGEST, LONGEST, requires_grad=True)
+    both(Attends(), "window_attention", STAND_IN, torch.randn(4, LONGEST, 16), bias)
     assert not stand_in
 
 
@@ -136,6 +146,9 @@ NOT_PADDING = {
     "a hole": torch.tensor([[True, False, True]])[:, None, None],
     "a bias": torch.tensor([[0.0, -1.0, -torch.inf]])[:, None, None],
     "heads apart": torch.tensor([[[[True, True, False]], [[True, False, False]]]]),
+    "a window": torch.ones(3, 3).tril().triu(-1).bool(),
+    "a slope": -torch.arange(3.0).expand(3, 3).tril(),
+    "what is earlier": torch.ones(3, 3).triu().bool(),
 }
 
 
@@ -143,13 +156,13 @@ NOT_PADDING = {
 def test_a_mask_that_drops_more_is_told(mask: str, stand_in: dict[str, int]) -> None:
     model = Attends()
     swap.use_impl(model, "window_attention", STAND_IN)
-    with pytest.raises(RuntimeError, match="drops more than a row's ends"):
+    with pytest.raises(RuntimeError, match="drops more than padding and what is later"):
         model(torch.randn(1, 3, 16), NOT_PADDING[mask])
 
 
 def test_padding_is_rows_of_its_own() -> None:
     has = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0] * 6, [1] * 6]).bool()
-    offsets, pads = padded_rows(has[:, None, None])
+    offsets, pads = padded_rows(has[:, None, None], len(has))
     assert bool(pads)
     starts = [[0, 0, 0, 3, 4], [6, 8, 10, 12, 12], [12, 12, 12, 12, 15], [18, 18, 18, 24, 24], [24]]
     assert offsets.tolist() == [start for row in starts for start in row]

@@ -108,10 +108,16 @@ def test_attention_that_hands_out_no_weights_has_none_to_leave_out() -> None:
 def test_attention_with_a_mask_is_the_ops_where_it_pads() -> None:
     workload = prepare(SMALL)
     ends, hole = torch.tensor([[[[True, True, False]]]]), torch.tensor([[[[True, False, True]]]])
-    workload.module = nn.Sequential(nn.Linear(8, 8), Attends(hole), Attends(ends), Attends(torch.ones(3, 3).bool()))
+    earlier = torch.ones(3, 3).tril().bool()
+    workload.module = nn.Sequential(nn.Linear(8, 8), Attends(ends), Attends(earlier))
     workload.inputs = [(torch.randn(2, 2, 3, 8),)]
     workload.loss = lambda output, batch: output.mean()
-    assert seen(workload).ops["window_attention"].modules == ["2"]
+    use = seen(workload).ops["window_attention"]
+    assert use.modules == ["1", "2"] and use.blocked is None
+    workload.module.append(Attends(hole))
+    use = seen(workload).ops["window_attention"]
+    assert use.modules == ["1", "2"]
+    assert use.blocked == "a mask drops more than padding and what is later, in 3"
 
 
 @pytest.mark.usefixtures("peaks")
