@@ -9,12 +9,13 @@ parameters moved by up to one rounding error of that dtype; and by one rounding 
 trainings may all happen not to make.
 """
 
-import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -36,6 +37,7 @@ STEPS = 20
 ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 ROUNDING = ("gemm", "attention", "norm", "reduction", "elementwise")  # classes of operators whose results are rounded
 SUMMING = ("norm", "reduction")  # of these, classes that sum over elements where they have fewer results than inputs
+MASKED = -1e8  # what is below was put there for what is not to be chosen: it would set all the others' budget
 SUMS = ("aten::sum", "aten::mean")
 Results = dict[str, Tensor]
 
@@ -108,11 +110,26 @@ def results(workload: Workload, batch: Any) -> Results:
 
 def _truth(original: Workload, batch: Any) -> tuple[Results, str]:
     """Results in fp64, or in fp32 where the model's own code does not run in fp64, and which of them."""
-    wide = replace(original, module=copy.deepcopy(original.module).double(), dtype="fp64")
     try:
-        return results(wide, _double(batch)), "fp64"
+        with _in_fp64(original.module):
+            return results(replace(original, dtype="fp64"), _double(batch)), "fp64"
     except Exception as error:  # whatever a user's own operator raises for a dtype that it does not know
         return results(replace(original, dtype="fp32"), batch), f"fp32, as fp64 raises {type(error).__name__}"
+
+
+@contextmanager
+def _in_fp64(module: nn.Module) -> Iterator[None]:
+    """Widen its own parameters and buffers, as a loss may know them too; a copy's would be others."""
+    tensors = [tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.is_floating_point()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.double()
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.grad = None
+            tensor.data = data
 
 
 def _double(batch: Any) -> Any:
@@ -140,7 +157,7 @@ def rounding(seed: int) -> OperatorMode:
         if op_class(name) not in ROUNDING:
             return
         sizes = [leaf.numel() for leaf in tree_leaves(args) if _is_floating(leaf)]
-        sums = func(args[0].abs(), *args[1:], **kwargs) if name in SUMS else None
+        sums = func(args[0].abs(), *args[1:], **kwargs) if name in SUMS and _is_floating(args[0]) else None
         for tensor in tree_leaves(out):
             if not _is_floating(tensor) or tensor.layout != torch.strided or not tensor.numel():
                 continue
@@ -150,7 +167,8 @@ def rounding(seed: int) -> OperatorMode:
             drawn = torch.empty_like(tensor, dtype=torch.float32).uniform_(-1.0, 1.0, generator=generator)
             terms = max([1, *sizes]) / tensor.numel() if op_class(name) in SUMMING else 1.0
             scale = max(1.0, terms) ** 0.5 * torch.finfo(tensor.dtype).eps / 2
-            tensor.addcmul_(tensor if sums is None else sums, drawn.to(tensor.dtype), value=scale)
+            moved = (tensor if sums is None else sums) * drawn.to(tensor.dtype) * scale
+            tensor.add_(moved.nan_to_num_(0.0, 0.0, 0.0))  # infinities are not rounded
 
     return OperatorMode(move)
 
@@ -172,7 +190,10 @@ def _share(found: Tensor, truth: Tensor, runs: Sequence[Tensor], dtype: str) -> 
     values = _values([found, truth, *runs])
     if values is None:
         return float("inf")
-    found, truth, *runs = values
+    masked = values[1] < MASKED
+    if any(not torch.equal(value < MASKED, masked) for value in values):
+        return float("inf")
+    found, truth, *runs = (value[~masked] for value in values)
     if truth.numel() == 0:
         return 0.0
     floor = ROUNDOFF[dtype] ** 2 * float(truth.abs().max())  # where the original happens to make no error at all
@@ -260,11 +281,14 @@ def draws_random_numbers(workload: Workload) -> bool:
     """Whether a step draws random numbers, as dropout does."""
     before = _generators(workload.device)
     results(workload, workload.inputs[0])
-    return any(not torch.equal(a, b) for a, b in zip(before, _generators(workload.device), strict=True))
+    return before != _generators(workload.device)
 
 
-def _generators(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _generators(device: torch.device) -> list[Any]:
+    """The states of torch's, Python's and numpy's."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    numpys = np.random.get_state(legacy=False)["state"]
+    return [*(state.tolist() for state in states), random.getstate(), numpys["key"].tolist(), numpys["pos"]]
 
 
 @contextmanager

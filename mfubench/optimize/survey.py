@@ -105,8 +105,8 @@ def look(workload: Workload, run: Run) -> Survey:
         bandwidth_gb_s=run.peak["bandwidth_gb_s"],
     )
     found.ops = {name: OpUse(sorted(places), *_op(name, seen, device)) for name, places in _ops(seen, model).items()}
-    if seen.otherwise_masked and ATTENTION in found.ops:
-        found.ops[ATTENTION].blocked = f"{OTHERWISE_MASKED}, in {seen.otherwise_masked}"
+    if seen.attention_blocked and ATTENTION in found.ops:
+        found.ops[ATTENTION].blocked = seen.attention_blocked
     found.regions = seen.regions()
     names = {module: name for name, module in model.named_modules()}
     found.regional = sorted({names[part] for r in regions(model) if r is not model for part in r.modules()})
@@ -185,7 +185,7 @@ class _Looker(ScopeTracker):
         self.impls: dict[str, str] = {}
         self.torchs_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.attention: set[str] = set()  # modules that call it, or would without the weights that they hand out
-        self.otherwise_masked: str | None = None  # one whose mask an op would be wrong about
+        self.attention_blocked: str | None = None  # why no op can take its place
         self.with_weights: set[nn.Module] = set()  # attention that hands them out
         self.callees: dict[str, dict[str, None]] = defaultdict(dict)
         self.inside: dict[str, set[str]] = defaultdict(set)
@@ -215,11 +215,14 @@ class _Looker(ScopeTracker):
     ) -> Tensor:
         """torch's own attention; notes the module that calls it, if an op can take its place."""
         caller = self.current.module if self.current is not None else ""
-        if caller in self.modules and may_be_packed(query, key, value, attn_mask, dropout_p):
+        packed = may_be_packed(query, key, value, attn_mask, dropout_p)
+        if packed and torch._C._current_graph_task_id() != -1:  # in a backward
+            self.attention_blocked = "checkpointing repeats it outside of the model's forward"
+        elif packed and caller in self.modules:
             if attn_mask is None or bool(padded_rows(attn_mask, len(query))[1]):
                 self.attention.add(caller)
             else:
-                self.otherwise_masked = caller
+                self.attention_blocked = f"{OTHERWISE_MASKED}, in {caller}"
         return self.torchs_attention(query, key, value, attn_mask, dropout_p, *args, **kwargs)
 
     def regions(self) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mfu_kernels.registry import Impl, with_impl
+from mfu_kernels.registry import IMPLS, Impl, with_impl
 from mfubench.errors import BadInput
 from mfubench.measure.precision import PRECISIONS, fp32_products
 from mfubench.workload.patching import Undo, own_forward, patch, together
@@ -70,7 +70,9 @@ def _attend_by(model: nn.Module, impl: Impl) -> Undo:
 
 
 def _has_impl(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "impl", None), str)
+    """Whether its attribute of that name is ours."""
+    impl = getattr(module, "impl", None)
+    return isinstance(impl, str) and impl.partition(",")[0] in IMPLS
 
 
 # Modules and optimizers -------------------------------------------------------------------------------------------
@@ -138,7 +140,8 @@ def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Opt
 def dense_tables(model: nn.Module) -> Iterator[tuple[str, Table]]:
     """Tables that are trained with gradients as large as they are, by name."""
     for name, module in model.named_modules():
-        if is_table(module) and not module.sparse and module.weight.requires_grad:
+        may_be_sparse = is_table(module) and getattr(module, "mode", "sum") != "max"
+        if may_be_sparse and not module.sparse and module.weight.requires_grad:
             yield name, module
 
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from mfubench.identity import code_hash, digest
@@ -43,6 +44,7 @@ def identify(spec: WorkloadSpec, tell: Tell) -> dict[str, Any]:
         **{key: found[key] for key in ("mfubench", "torch", "triton", "device_name", "torch_threads")},
         "architecture": architecture(workload.module),
         "model_code": _code(workload.module),
+        "training": digest(_source(workload.loss), [_settings(optimizer) for optimizer in workload.optimizers]),
         "code": code_hash(),
     }
 
@@ -54,11 +56,18 @@ def _code(model: nn.Module) -> str:
     return digest(sorted(_source(kind) for kind in own))
 
 
-def _source(kind: type) -> str:
+def _settings(optimizer: torch.optim.Optimizer) -> str:
+    """Its class, and what each group of parameters is updated with."""
+    groups = [{key: group[key] for key in sorted(group) if key != "params"} for group in optimizer.param_groups]
+    return f"{type(optimizer).__name__} {groups}"
+
+
+def _source(code: Any) -> str:
+    """The source of a class or function, or its name where there is none."""
     try:
-        return inspect.getsource(kind)
+        return inspect.getsource(code)
     except (OSError, TypeError):  # typed in, or made by a function
-        return f"{kind.__module__}.{kind.__qualname__}"
+        return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', type(code).__qualname__)}"
 
 
 def take_stock(spec: WorkloadSpec, tell: Tell) -> tuple[dict[str, Any], Run, Survey]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
+from mfubench.errors import BadInput
 from mfubench.exhausted import release
 from mfubench.isolated import Tell
 from mfubench.measure.effect import log_ratios
@@ -182,7 +183,13 @@ class _Checked:
     def results(self, notes: list[str]) -> str | None:
         """Why the results of some batch are wrong, or None; what was found goes to ``notes``."""
         self.tell(PREPARING)
-        original, changed = prepare(self.spec), build(self.spec, self.changes)
+        try:
+            original = prepare(self.spec)
+        except BadInput:  # of that size; one that has another reason has it again
+            self.spec = self.trained = replace(self.request.spec, steps=NUM_ROTATED)
+            original = prepare(self.spec)
+            notes.append(f"checked on the run's own batches, as there are none of {CHECKED_REQUESTS}")
+        changed = build(self.spec, self.changes)
         self.tell(first_steps_of(self.spec, self.changes))
         results(changed, changed.inputs[0])  # a first pass, in which what is to be compiled is compiled
         self.tell(NUMBERS)

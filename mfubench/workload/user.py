@@ -6,6 +6,7 @@ A loader may stand in make_batch's place.
 import hashlib
 import inspect
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from .step import listed_optimizers, make_optimizers
 
 OWN_IMPLS = ("auto", "reference")  # the commands' defaults, which ask nothing of a model
 MAX_NUMPY_SEED = 2**32
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object without a repr of its own, another in each process
 RANKS_APART = 1_000_003  # seeds: each rank has batches of its own
 SIGNATURE = "build() must return (module, make_batch), with a loss and optimizers behind them if it has its own"
 
@@ -73,7 +75,7 @@ def workload_of(
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     description = describe(
         spec, module, device, dtype, size=None, batch_size=batches.size, data=batches.described,
-        model_id=f"{module!r} {shapes}",
+        model_id=f"{ADDRESS.sub('', repr(module))} {shapes}",
     )  # fmt: skip
     description |= code_of(spec.model)
     description["data_hash"] = digest(batches.size, [_work_of(batch) for batch in batches.inputs])

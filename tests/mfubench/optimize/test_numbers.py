@@ -1,9 +1,11 @@
 """Budgets that are computed: what rounds otherwise passes, what is wrong in one place does not."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -324,3 +326,57 @@ def test_chance_that_cannot_be_turned_off_is_refused(original: Workload) -> None
     one, other = random_workload(original, AlwaysDrops)
     with pytest.raises(ValueError, match="random numbers in evaluation too"):
         check_results(one, other, {"a batch": one.inputs[0]})
+
+
+class DrawsOtherwise(Drops):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) + (random.random() if self.draws == "random" else np.random.rand())
+
+
+@pytest.mark.parametrize("draws", ["random", "numpy"])
+def test_chance_that_is_not_torchs_is_seen(draws: str, original: Workload) -> None:
+    one, other = random_workload(original, DrawsOtherwise)
+    one.module.draws = other.module.draws = draws  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="random numbers in evaluation too"):
+        check_results(one, other, {"a batch": one.inputs[0]})
+
+
+# Masks, and what a loss knows -------------------------------------------------------------------------------------
+
+
+class Masks(Drops):
+    """Scores, of which those that are not to be chosen are far below the others."""
+
+    low: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x > 0
+        scores = x * self.last(self.first(x)) / mask.sum(1, keepdim=True).clamp(min=1)
+        return scores.masked_fill(mask, torch.finfo(scores.dtype).min if self.low == 0 else self.low)
+
+
+@pytest.mark.parametrize("low", [-torch.inf, -1e9, 0.0], ids=["-inf", "-1e9", "finfo.min"])
+def test_masked_scores_are_judged_by_those_that_are_not(low: float, original: Workload) -> None:
+    one, other = random_workload(original, Masks)
+    one.module.low = other.module.low = low  # type: ignore[assignment]
+    one.loss = other.loss = lambda output, batch: output[output > -1e8].square().mean()
+    assert check_results(one, other, {"a batch": one.inputs[0]}).share <= 0.25
+    wrong = replace(other, forward=lambda model, batch: model(*batch) * (1 + 1e-4))
+    assert not check_results(one, wrong, {"a batch": one.inputs[0]}).passed
+    unmasked = replace(other, forward=lambda model, batch: model(*batch).clamp(min=-1e3))
+    assert not check_results(one, unmasked, {"a batch": one.inputs[0]}).passed
+
+
+def test_a_loss_may_know_the_models_weights(original: Workload) -> None:
+    """As one does that scores against a table which the model looks up as well."""
+    one, other = random_workload(original, Drops)
+    for workload in (one, other):
+        weight = workload.module.first.weight
+        workload.module.drop = nn.Identity()
+        workload.loss = lambda output, batch, weight=weight: (output * weight.sum(1)).square().mean()
+    weights = one.module.first.weight.clone()
+    found = check_results(one, other, {"a batch": one.inputs[0]})
+    assert found.share <= 0.25 and found.truth == "fp64"
+    assert torch.equal(one.module.first.weight, weights)
+    other.module.first.weight.register_hook(lambda grad: grad * (1 + 1e-4))
+    assert not check_results(one, other, {"a batch": one.inputs[0]}).passed

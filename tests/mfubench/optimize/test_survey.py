@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from mfubench.measure.calibrate import Calibration
@@ -118,6 +119,19 @@ def test_attention_with_a_mask_is_the_ops_where_it_pads() -> None:
     use = seen(workload).ops["window_attention"]
     assert use.modules == ["1", "2"]
     assert use.blocked == "a mask drops more than padding and what is later, in 3"
+
+
+@pytest.mark.usefixtures("peaks")
+def test_attention_that_checkpointing_repeats_is_blocked() -> None:
+    class Repeats(Attends):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    workload = prepare(SMALL)
+    workload.module = nn.Sequential(nn.Linear(8, 8), Repeats())
+    workload.inputs = [(torch.randn(2, 2, 3, 8),)]
+    workload.loss = lambda output, batch: output.mean()
+    assert "checkpointing repeats it" in str(seen(workload).ops["window_attention"].blocked)
 
 
 @pytest.mark.usefixtures("peaks")

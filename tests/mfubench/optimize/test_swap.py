@@ -113,6 +113,30 @@ def test_a_subclass_of_a_norm_is_left_alone(stand_in: dict[str, int]) -> None:
     assert not stand_in
 
 
+def test_a_norm_whose_forward_somebody_replaced_is_left_alone(stand_in: dict[str, int]) -> None:
+    model = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
+    model[1].forward = lambda x: x + 1
+    swap.use_impl(model, "layer_norm", STAND_IN)
+    assert float(model[1](torch.zeros(()))) == 1.0 and not stand_in
+    model(torch.zeros(3, 4))
+    assert stand_in == {"layer_norm": 1}
+
+
+def test_an_attribute_impl_of_somebody_elses_is_left_alone(stand_in: dict[str, int]) -> None:
+    model = nn.Sequential(nn.LayerNorm(4), nn.Identity())
+    model[1].impl = "flash"  # type: ignore[assignment]
+    swap.use_impl(model, "layer_norm", STAND_IN)
+    assert model[1].impl == "flash"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_norm_without_an_eps_has_torchs(dtype: torch.dtype) -> None:
+    norm, x = nn.RMSNorm(8).to(dtype), (1e-3 * torch.randn(4, 8)).to(dtype)
+    expected = norm(x)
+    swap.use_impl(norm, "rms_norm", "reference")
+    torch.testing.assert_close(norm(x), expected)
+
+
 def test_a_copy_of_a_swapped_model_has_its_own_weights(
     small: tuple[SmallRanker, dict[str, Tensor]], stand_in: dict[str, int]
 ) -> None:
@@ -162,13 +186,6 @@ def test_torchs_attention_is_found_under_a_name_of_ones_own(stand_in: dict[str, 
     assert torch.equal(model(x), before) and stand_in == {"window_attention": 1}
 
 
-def test_attention_with_a_mask_stays_torchs(stand_in: dict[str, int]) -> None:
-    model = Attends(attn_mask=torch.ones(5, 5, dtype=torch.bool))
-    swap.use_impl(model, "window_attention", STAND_IN)
-    model(torch.randn(2, 3, 5, 4))
-    assert not stand_in
-
-
 def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]]) -> None:
     model, batch = small
     before = outputs(model, batch)
@@ -182,6 +199,13 @@ def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]])
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's default, which it wants said aloud
+def test_a_bag_of_maxima_has_no_sparse_gradients() -> None:
+    model = nn.ModuleDict({mode: nn.EmbeddingBag(5, 4, mode=mode) for mode in ("sum", "mean", "max")})
+    optimizers = [torch.optim.SGD(model.parameters())]
+    assert [name for name, _ in swap.tables_to_make_sparse(model, optimizers)] == ["sum", "mean"]
+    assert [name for name, _ in swap.dense_tables(model)] == ["sum", "mean"]
+
+
 def test_sparse_gradients_only_where_the_optimizer_takes_them() -> None:
     model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 1))
     ids = torch.tensor([[1, 2], [2, 5]])

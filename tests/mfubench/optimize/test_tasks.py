@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mfubench.optimize.changes import Change, Compile, UseBatchSize, UseDtype, UseImpl
 from mfubench.optimize.tasks import Ends, Finale, finale, identify
@@ -44,6 +45,14 @@ def test_other_code_of_ours_makes_another_search(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("mfubench.optimize.tasks.code_hash", lambda: "new")
     after = identify(SPEC, lambda phase: None)
     assert {name for name in before if before[name] != after[name]} == {"code"}
+
+
+def test_another_training_makes_another_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identify(SPEC, lambda phase: None)
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, **options: adam(*args, **options | {"lr": 0.5}))
+    after = identify(SPEC, lambda phase: None)
+    assert {name for name in before if before[name] != after[name]} == {"training"}
 
 
 def test_first_steps_are_a_compilation_only_where_something_may_be_compiled() -> None:
