@@ -12,7 +12,9 @@ from mfubench.errors import BadInput
 SHOWS = ("report", "cli")  # folders of mfubench whose code changes no measurement
 ELSEWHERE = "choose another --out, or remove what is there"
 # What is a hash tells a reader nothing.
-HASHED = {"architecture", "code", "data", "data_fingerprint", "data_hash", "kernels", "model_code", "model_hash"}
+HASHED = {
+    "architecture", "code", "data", "data_fingerprint", "data_hash", "kernels", "model_code", "model_hash", "training",
+}  # fmt: skip
 
 
 def code_hash() -> str:

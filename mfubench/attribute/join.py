@@ -158,6 +158,7 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
             _inherit(span, parent)
         if span.name.startswith(SCOPE_PREFIX):
             span.scope = trace.tracker.scopes[int(span.name[len(SCOPE_PREFIX) :].partition(":")[0])]
+            span.direction = RECOMPUTE if span.scope.recompute else span.direction
             span.operators, span.region = (), None
             last_loss = span.scope if span.scope.module == LOSS else last_loss
         elif span.name.startswith(ENGINE):
@@ -172,7 +173,8 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
         elif span.name.startswith(REGION):
             span.region = span.name[len(REGION) :]
         elif span.name.startswith(CALL):
-            kernels = trace.compilation.graphs.get((span.region or "", span.direction), ())
+            ran = "fwd" if span.direction == RECOMPUTE else span.direction  # a forward is what is repeated
+            kernels = trace.compilation.graphs.get((span.region or "", ran), ())
             called = span.scope.module if span.scope is not None else ""
             span.call = GraphCall(of_module(kernels, called, classes) if called in classes else kernels)
         elif span.call is not None and span.category not in LAUNCH_CATEGORIES:
@@ -212,7 +214,8 @@ def _claim(span: Span, kernel: CompiledKernel | None) -> None:
     if kernel is not None and kernel.owners:
         own = region.module if region is not None else UNOWNED
         names = {own if owner is None else owner for owner in kernel.owners}
-        span.scope = Scope(-1, TOGETHER.join(sorted(names)), kind=kernel.kind, recompute=kernel.repeated)
+        span.scope = Scope(-1, TOGETHER.join(sorted(names)), kind=kernel.kind)
+        span.direction = RECOMPUTE if kernel.repeated else span.direction
     elif op_class(span.name) != "copy":
         span.orphan, span.scope = True, None
 
@@ -242,8 +245,7 @@ def _is_step(name: object) -> bool:
 def _key(span: Span) -> WorkKey:
     scope = span.scope
     kind: OpClass = scope.kind if scope is not None and scope.kind is not None else span.kind
-    direction = RECOMPUTE if scope is not None and scope.recompute else span.direction
-    return WorkKey(scope.module if scope is not None else UNOWNED, direction, kind)
+    return WorkKey(scope.module if scope is not None else UNOWNED, span.direction, kind)
 
 
 def _cost_of_nothing(spans: list[Span]) -> float:

@@ -5,6 +5,9 @@ call on the wrapper; handing it back lets the operators on its parts come by in 
 composite operators, such as ``linear``, arrive whole, because the autograd keys that would take them apart are skipped;
 on a nested tensor that is no subclass they are whole: it has kernels of its own for them.
 A tensor without numbers (`FakeTensor`) hides nothing; that its device is asked for is no operator.
+
+And a mode changes what runs: torch's backward of indexing then adds to a copy of the zeros that it has just made, as it
+cannot know whether those may be written to (``areAnyTensorSubclassLike`` in FunctionsManual.cpp). Here they may.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +24,18 @@ _HOLD_NOTHING = (type(None), bool, int, float, str, torch.dtype, torch.device, t
 ATTRIBUTES = "prim"  # of a tensor, such as its device, which one without numbers is asked for as if by an operator
 
 
+_ATEN: Any = torch.ops.aten
+ZEROS = (_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default)
+INTO_ZEROS = {  # what a backward runs under a mode -> without one
+    _ATEN.index_put.default: _ATEN.index_put_.default,
+    _ATEN.index_add.default: _ATEN.index_add_.default,
+    _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
+    _ATEN.scatter.src: _ATEN.scatter_.src,
+    _ATEN.put.default: _ATEN.put_.default,
+    _ATEN.masked_scatter.default: _ATEN.masked_scatter_.default,
+}
+
+
 class OperatorMode(TorchDispatchMode):
     """Calls ``seen(func, args, kwargs, out)`` after each operator."""
 
@@ -29,6 +44,7 @@ class OperatorMode(TorchDispatchMode):
     def __init__(self, seen: Callable[[Any, Any, dict[str, Any], Any], None]) -> None:
         super().__init__()
         self.seen = seen
+        self._zeros: int | None = None  # the address of those that the operator before has made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -39,12 +55,21 @@ class OperatorMode(TorchDispatchMode):
         if _composite(func) and not any(map(is_nested, tree_leaves((args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
+        made = self._zeros is not None and func in INTO_ZEROS and self._zeros == _address(args[0])
+        if made and torch._C._current_autograd_node() is not None:
+            func = INTO_ZEROS[func]
         out = func(*args, **kwargs)
+        self._zeros = _address(out) if func in ZEROS else None
         try:
             self.seen(func, args, kwargs, out)
         except NotImplementedError as error:  # which tensor subclasses would take for the operator's own
             raise RuntimeError(f"{operator_name(func)} ran, and what it did cannot be told: {error}") from error
         return out
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """Of its storage; None where it has none of its own."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided and not is_nested(tensor) else None
 
 
 def _wraps(kind: Any) -> bool:

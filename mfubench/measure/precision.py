@@ -13,19 +13,24 @@ PRECISIONS: dict[str, Precision] = {"fp32": "highest", "tf32": "high"}  # by the
 
 @contextmanager
 def fp32_products(precision: Precision) -> Iterator[None]:
-    """Inside, this process's fp32 products have ``precision``.
+    """Inside, this process's fp32 products have ``precision``, those of cuDNN's convolutions and RNNs too.
 
-    Compilers read the old name, which raises where the new one alone was set; so the old one is set, and sets both.
+    Compilers read the old names, which raise where the new ones alone were set; so the old ones are set, and set both.
     """
-    matmuls = [_backends.cuda.matmul, _backends.mkldnn.matmul]
-    old, new = _old(), [matmul.fp32_precision for matmul in matmuls]
+    cudnns = [_backends.cudnn.conv, _backends.cudnn.rnn]
+    places = [_backends.cuda.matmul, _backends.mkldnn.matmul, *cudnns]
+    old, old_cudnn, new = _old(), _old_cudnn(), [place.fp32_precision for place in places]
     torch.set_float32_matmul_precision(precision)
+    _backends.cudnn.allow_tf32 = precision == "high"
+    for cudnn in cudnns:  # which the old name leaves to the setting for all
+        cudnn.fp32_precision = "tf32" if precision == "high" else "ieee"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(old)
-        for matmul, before in zip(matmuls, new, strict=True):
-            matmul.fp32_precision = before
+        _backends.cudnn.allow_tf32 = old_cudnn
+        for place, before in zip(places, new, strict=True):
+            place.fp32_precision = before
 
 
 def rounds_factors(device: torch.device) -> bool:
@@ -39,3 +44,10 @@ def _old() -> str:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # the new name alone was set, and the old one is as it is at the start
         return "highest"
+
+
+def _old_cudnn() -> bool:
+    try:
+        return bool(_backends.cudnn.allow_tf32)
+    except RuntimeError:  # as above
+        return True

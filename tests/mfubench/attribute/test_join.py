@@ -375,18 +375,20 @@ def test_a_heavy_module_has_most_of_the_time(direction: str) -> None:
 class Repeats(nn.Module):
     """Its block's forward is made again in the backward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, reentrant: bool) -> None:
         super().__init__()
+        self.reentrant = reentrant
         self.block = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        out: Tensor = checkpoint(self.block, x, use_reentrant=self.reentrant)
         return out
 
 
-def test_a_repeated_forward_is_told_apart_from_the_backward() -> None:
-    """The last layer's is cut short: its product is not needed. The rest takes as long as the first time."""
-    model, x = Repeats(), torch.randn(256, 64)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_repeated_forward_is_told_apart_from_the_backward(reentrant: bool) -> None:
+    """The last layer's may be cut short: its product is not needed. The rest takes as long as the first time."""
+    model, x = Repeats(reentrant), torch.randn(256, 64, requires_grad=True)
     ratios = []
     for _ in range(TRIES):
         found = traced_model(model, x)

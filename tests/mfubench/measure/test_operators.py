@@ -1,13 +1,16 @@
 """The mode that sees every operator: what it must not do to the model that runs under it, and what it finds."""
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
-from mfubench.measure.operators import OperatorMode, tensors_of
+from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
 
 
 def test_what_cannot_be_told_is_not_taken_for_an_operator_that_is_not_there() -> None:
@@ -41,3 +44,35 @@ def test_tensors_are_found_in_whatever_holds_them() -> None:
     assert list(map(id, tensors_of(tree))) == [id(tensor) for tensor in (one, two, three, four)]
     held = Held(Pair(one, "a"), [Held(two, deque([three])), Held, four])
     assert list(map(id, tensors_of(held))) == [id(tensor) for tensor in (one, two, three, four)]
+
+
+INDEXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "index_put": lambda x: x[torch.arange(4), torch.tensor([0, 2, 2, 1])],
+    "index_add": lambda x: x.index_select(0, torch.tensor([0, 2, 2])),
+    "scatter_add": lambda x: x.gather(1, torch.tensor([[0, 0], [1, 2], [0, 1], [2, 2]])),
+    "scatter": lambda x: x.topk(2).values,
+    "put": lambda x: x.take(torch.tensor([0, 5, 5])),
+    "masked_scatter": lambda x: x.masked_select(torch.tensor([True, False, True])),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_backward_of_indexing_adds_in_place_as_it_does_unseen(name: str) -> None:
+    gradients, ran = [], []
+    for mode in (nullcontext(), OperatorMode(lambda func, args, kwargs, out: ran.append(operator_name(func)))):
+        x = torch.arange(12.0).view(4, 3).requires_grad_()
+        with mode:
+            (INDEXED[name](x) ** 2).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert any(found in (f"aten::{name}_", f"aten::_{name}_impl_") for found in ran) and f"aten::{name}" not in ran
+    assert "aten::clone" not in ran
+
+
+def test_what_a_model_puts_into_its_own_zeros_is_a_copy() -> None:
+    zeros = torch.zeros(4)
+    with OperatorMode(lambda func, args, kwargs, out: None):
+        put = torch.zeros_like(zeros).index_put((torch.tensor([1]),), torch.tensor(1.0))
+        own = torch.zeros(4)
+        other = own.index_put((torch.tensor([1]),), torch.tensor(1.0))
+    assert own.sum() == 0 and other.sum() == put.sum() == 1

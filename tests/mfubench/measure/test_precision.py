@@ -14,6 +14,7 @@ from mfubench.workload.step import run_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 backends: Any = torch.backends
+PLACES = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
 Set = Callable[[], object]
 SETTINGS: dict[str, tuple[Set, bool]] = {  # what a script does, and whether its products then round
     "nothing": (lambda: None, False),
@@ -21,25 +22,29 @@ SETTINGS: dict[str, tuple[Set, bool]] = {  # what a script does, and whether its
     "highest": (lambda: torch.set_float32_matmul_precision("highest"), False),
     "allow_tf32": (lambda: setattr(backends.cuda.matmul, "allow_tf32", True), True),
     "the new name": (lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"), True),
+    "cuDNN's alone": (lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"), False),
     "for all": (lambda: setattr(backends, "fp32_precision", "tf32"), True),
 }
 
 
 def state() -> list[Any]:
     """All that is set; what the old name says only where it can be read."""
-    found = [backends.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision]
-    try:
-        return [*found, torch.get_float32_matmul_precision()]
-    except RuntimeError:
-        return found
+    found: list[Any] = [place.fp32_precision for place in (backends, *PLACES)]
+    for read in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    return found
 
 
 @pytest.fixture(autouse=True)
 def as_at_the_start() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
-    for place in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
+    for place in (backends, *PLACES):
         place.fp32_precision = "none"
+    backends.cudnn.allow_tf32 = True
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -50,9 +55,12 @@ def test_products_are_as_asked_for_and_then_as_they_were(case: str) -> None:
     assert rounds_factors(CUDA) == rounds
     with fp32_products("highest"):
         assert not rounds_factors(CUDA) and not rounds_factors(CPU)
+        assert backends.cudnn.conv.fp32_precision == backends.cudnn.rnn.fp32_precision == "ieee"
+        assert not backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "highest", "which compilers read"
     with fp32_products("high"):
         assert rounds_factors(CUDA) and torch.get_float32_matmul_precision() == "high"
+        assert backends.cudnn.conv.fp32_precision == "tf32" and backends.cudnn.allow_tf32
     assert state() == before
 
 

@@ -198,7 +198,6 @@ def test_attention_without_weights(small: tuple[SmallRanker, dict[str, Tensor]])
     assert torch.equal(outputs(model, batch), before) and attention(x, x, x)[1] is not None
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's default, which it wants said aloud
 def test_a_bag_of_maxima_has_no_sparse_gradients() -> None:
     model = nn.ModuleDict({mode: nn.EmbeddingBag(5, 4, mode=mode) for mode in ("sum", "mean", "max")})
     optimizers = [torch.optim.SGD(model.parameters())]
@@ -206,6 +205,7 @@ def test_a_bag_of_maxima_has_no_sparse_gradients() -> None:
     assert [name for name, _ in swap.dense_tables(model)] == ["sum", "mean"]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's default, which it wants said aloud
 def test_sparse_gradients_only_where_the_optimizer_takes_them() -> None:
     model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 1))
     ids = torch.tensor([[1, 2], [2, 5]])
