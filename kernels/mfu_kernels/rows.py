@@ -62,5 +62,9 @@ def num_walkers(device: torch.device, per_processor: int = WALKERS_PER_PROCESSOR
 
 
 def with_unit_stride(x: Tensor) -> Tensor:
-    """``x`` itself where its last dimension is dense, else a copy: a kernel reads 16 bytes at a time."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """``x`` itself where its last dimension is dense, else a copy: a kernel reads 16 bytes at a time.
+
+    And a copy of [T, H, d] whose heads lie so far apart that 32 bits do not hold where one begins.
+    """
+    far = x.ndim == 3 and (x.shape[1] - 1) * x.stride(1) >= 2**31
+    return x if x.stride(-1) == 1 and not far else x.contiguous()

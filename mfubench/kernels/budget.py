@@ -139,8 +139,7 @@ def pooled(draws: Sequence[Sequence[Verdict]]) -> list[Verdict]:
 
     return [
         Verdict(same[0].name, over_all(v.error for v in same), over_all(v.budget for v in same))
-        for same in zip(*draws, strict=False)  # a draw that did not run has none
-        if same
+        for same in zip(*draws, strict=False)  # where a draw did not run, there are none
     ]
 
 

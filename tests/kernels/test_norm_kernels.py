@@ -114,3 +114,27 @@ def test_what_kernels_do_not_take_is_refused_by_name(norm: Callable[..., Tensor]
         norm(draw(1, MAX_ROW_WIDTH + 1), impl="triton")
     with pytest.raises(InvalidArgument, match=rf"^{name}: weight is of shape \[5\] .*; allowed: \[8\]"):
         norm(draw(2, 8), draw(5), impl="triton")
+
+
+@NORMS
+def test_factors_lie_in_memory_as_they_like(norm: Callable[..., Tensor]) -> None:
+    """As columns of a table do, or one number for all columns."""
+    columns = draw(12, 2)
+    for factor in (columns[:, 0], draw(24)[::2], draw(1).expand(12)):
+        factors = {"weight": factor} | ({"bias": factor} if norm is layer_norm else {})
+        x = draw(5, 12)
+        expected = norm(x, **{name: f.clone() for name, f in factors.items()}, impl="triton")
+        assert torch.equal(norm(x, **factors, impl="triton"), expected)
+
+
+def test_x_and_residual_have_gradients_of_their_own() -> None:
+    """Both are leaves here, as where learned seeds meet learned positions: what is added to one is not the other's."""
+    x, residual = draw(5, 12).requires_grad_(), draw(5, 12).requires_grad_()
+    for _ in range(2):
+        layer_norm(x, None, None, residual=residual, impl="triton").square().mul(torch.arange(12.0)).sum().backward()
+    assert x.grad is not None and residual.grad is not None
+    once = torch.autograd.grad(
+        layer_norm(x, None, None, residual=residual, impl="triton").square().mul(torch.arange(12.0)).sum(), x
+    )[0]
+    torch.testing.assert_close(x.grad, 2 * once)
+    assert x.grad.data_ptr() != residual.grad.data_ptr()

@@ -74,12 +74,14 @@ class _LayerNorm(torch.autograd.Function):
         dx, dresidual, daffine = _backward(
             grad, x, weight, residual, mean, rstd, needs_x, needs_residual, needs_weight or needs_bias
         )
-        of_residual = dresidual if len(dresidual) else dx
+        # Where they share a gradient it is one tensor: two over one memory would be added to as if each had its own.
+        of_x = dx.view(ctx.shape) if needs_x or (needs_residual and not len(dresidual)) else None
+        of_residual = dresidual.view(ctx.shape) if len(dresidual) else of_x
         return (
-            dx.view(ctx.shape) if needs_x else None,
+            of_x if needs_x else None,
             daffine[0].to(weight.dtype) if needs_weight else None,
             daffine[1].to(ctx.bias_dtype) if needs_bias else None,
-            of_residual.view(ctx.shape) if needs_residual else None,
+            of_residual if needs_residual else None,
             None,
         )
 
@@ -90,5 +92,6 @@ def layer_norm_triton(
     """The kernel on the rows of ``x`` [..., D]; arguments and result as `layer_norm` has them."""
     check_dtypes("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
     check_row_width("layer_norm", x.shape[-1])
+    weight, bias = (None if factor is None else factor.contiguous() for factor in (weight, bias))
     out: Tensor = _LayerNorm.apply(x, weight, bias, residual, eps)
     return out

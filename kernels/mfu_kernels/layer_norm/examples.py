@@ -11,9 +11,9 @@ def _make(case: Case, draw: Draw) -> Inputs:
     rows, width, strided = case["rows"], case["width"], case.get("strided", False)
     tensors = {"x": draw.normal(rows, width, std=case.get("std", 1.0), strided=strided)}
     if case.get("weight"):
-        tensors["weight"] = draw.normal(width, dtype=torch.float32)
+        tensors["weight"] = draw.normal(width, strided=strided, dtype=torch.float32)
     if case.get("bias"):
-        tensors["bias"] = draw.normal(width, dtype=torch.float32)
+        tensors["bias"] = draw.normal(width, strided=strided, dtype=torch.float32)
     if residual := case.get("residual"):
         dtype = torch.float32 if residual == "fp32" else draw.dtype
         tensors["residual"] = draw.normal(rows, width, std=case.get("std", 1.0), strided=strided, dtype=dtype)

@@ -49,5 +49,6 @@ def rms_norm_triton(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """The kernel on the rows of ``x`` [..., D]; arguments and result as `rms_norm` has them."""
     check_dtypes("rms_norm", x=x, weight=weight)
     check_row_width("rms_norm", x.shape[-1])
-    out: Tensor = _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, eps)
+    dense = None if weight is None else weight.contiguous()
+    out: Tensor = _RmsNorm.apply(x.reshape(-1, x.shape[-1]), dense, eps)
     return out.view(x.shape)

@@ -12,7 +12,7 @@ def _make(case: Case, draw: Draw) -> Inputs:
         "x": draw.normal(case["rows"], case["width"], std=case.get("std", 1.0), strided=case.get("strided", False))
     }
     if case.get("weight"):
-        tensors["weight"] = draw.normal(case["width"], dtype=torch.float32)
+        tensors["weight"] = draw.normal(case["width"], strided=case.get("strided", False), dtype=torch.float32)
     return Inputs(tensors, {"eps": case.get("eps", 1e-6)})
 
 
