@@ -173,8 +173,8 @@ def _walk_thread(events: Sequence[dict[str, Any]], trace: Trace, regions: dict[i
         elif span.name.startswith(REGION):
             span.region = span.name[len(REGION) :]
         elif span.name.startswith(CALL):
-            ran = "fwd" if span.direction == RECOMPUTE else span.direction  # a forward is what is repeated
-            kernels = trace.compilation.graphs.get((span.region or "", ran), ())
+            of_forward = span.direction == RECOMPUTE  # which is what is repeated
+            kernels = trace.compilation.graphs.get((span.region or "", "fwd" if of_forward else span.direction), ())
             called = span.scope.module if span.scope is not None else ""
             span.call = GraphCall(of_module(kernels, called, classes) if called in classes else kernels)
         elif span.call is not None and span.category not in LAUNCH_CATEGORIES:

@@ -22,11 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 _HOLD_NOTHING = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 ATTRIBUTES = "prim"  # of a tensor, such as its device, which one without numbers is asked for as if by an operator
-
-
 _ATEN: Any = torch.ops.aten
-ZEROS = (_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default)
-INTO_ZEROS = {  # what a backward runs under a mode -> without one
+_ZEROS = (_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default)
+_INTO_ZEROS = {  # what a backward runs under a mode -> without one
     _ATEN.index_put.default: _ATEN.index_put_.default,
     _ATEN.index_add.default: _ATEN.index_add_.default,
     _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
@@ -55,11 +53,15 @@ class OperatorMode(TorchDispatchMode):
         if _composite(func) and not any(map(is_nested, tree_leaves((args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
-        made = self._zeros is not None and func in INTO_ZEROS and self._zeros == _address(args[0])
-        if made and torch._C._current_autograd_node() is not None:
-            func = INTO_ZEROS[func]
+        if (
+            func in _INTO_ZEROS
+            and self._zeros is not None
+            and self._zeros == _address(args[0])
+            and _is_torchs_backward()
+        ):
+            func = _INTO_ZEROS[func]
         out = func(*args, **kwargs)
-        self._zeros = _address(out) if func in ZEROS else None
+        self._zeros = _address(out) if func in _ZEROS else None
         try:
             self.seen(func, args, kwargs, out)
         except NotImplementedError as error:  # which tensor subclasses would take for the operator's own
@@ -70,6 +72,13 @@ class OperatorMode(TorchDispatchMode):
 def _address(tensor: torch.Tensor) -> int | None:
     """Of its storage; None where it has none of its own."""
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided and not is_nested(tensor) else None
+
+
+def _is_torchs_backward() -> bool:
+    """Whether a node of torch's own runs, and no code of the model's: a Function's, or a forward that it repeats."""
+    node = torch._C._current_autograd_node()
+    own = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return node is not None and not own and not torch.is_grad_enabled()
 
 
 def _wraps(kind: Any) -> bool:

@@ -1,6 +1,6 @@
 """How fp32 products round their factors: a setting of the process, which torch has under an old and a new name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ def fp32_products(precision: Precision) -> Iterator[None]:
     """
     cudnns = [_backends.cudnn.conv, _backends.cudnn.rnn]
     places = [_backends.cuda.matmul, _backends.mkldnn.matmul, *cudnns]
-    old, old_cudnn, new = _old(), _old_cudnn(), [place.fp32_precision for place in places]
+    old = _old(torch.get_float32_matmul_precision, "highest")
+    old_cudnn = _old(lambda: _backends.cudnn.allow_tf32, True)
+    new = [place.fp32_precision for place in places]
     torch.set_float32_matmul_precision(precision)
     _backends.cudnn.allow_tf32 = precision == "high"
     for cudnn in cudnns:  # which the old name leaves to the setting for all
@@ -39,15 +41,9 @@ def rounds_factors(device: torch.device) -> bool:
     return (_backends.fp32_precision if own == "none" else own) in ("tf32", "bf16")
 
 
-def _old() -> str:
+def _old(read: Callable[[], Any], at_the_start: Any) -> Any:
+    """What an old name says; where the new one alone was set, which ``read`` raises for, it is as at the start."""
     try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # the new name alone was set, and the old one is as it is at the start
-        return "highest"
-
-
-def _old_cudnn() -> bool:
-    try:
-        return bool(_backends.cudnn.allow_tf32)
-    except RuntimeError:  # as above
-        return True
+        return read()
+    except RuntimeError:
+        return at_the_start

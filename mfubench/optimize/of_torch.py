@@ -48,8 +48,7 @@ def _is_plain(module: Any) -> bool:
 
 def only_looks_up(table: Table) -> bool:
     """Whether a look-up changes no row, and a row's gradient is the sum of its look-ups'."""
-    sums = getattr(table, "mode", "sum") != "max"
-    return sums and table.max_norm is None and not table.scale_grad_by_freq
+    return table.max_norm is None and not table.scale_grad_by_freq
 
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:

@@ -138,9 +138,9 @@ def tables_to_make_sparse(model: nn.Module, optimizers: Sequence[torch.optim.Opt
 
 
 def dense_tables(model: nn.Module) -> Iterator[tuple[str, Table]]:
-    """Tables that are trained with gradients as large as they are, by name."""
+    """Tables that are trained with gradients as large as they are, and need not be, by name."""
     for name, module in model.named_modules():
-        may_be_sparse = is_table(module) and getattr(module, "mode", "sum") != "max"
+        may_be_sparse = is_table(module) and getattr(module, "mode", "") != "max"
         if may_be_sparse and not module.sparse and module.weight.requires_grad:
             yield name, module
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mfubench.measure.operators import OperatorMode, operator_name, tensors_of
 
@@ -69,10 +70,36 @@ def test_the_backward_of_indexing_adds_in_place_as_it_does_unseen(name: str) -> 
     assert "aten::clone" not in ran
 
 
-def test_what_a_model_puts_into_its_own_zeros_is_a_copy() -> None:
+def puts_into_zeros(x: Tensor) -> Tensor:
+    """Needs its zeros again, once it has put numbers into them."""
+    at, one = torch.tensor([1]), torch.ones(())
     zeros = torch.zeros(4)
+    put = zeros.index_put((at,), one)
+    return x * (put + 10 * zeros.index_put((at + 1,), one))
+
+
+class PutsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return puts_into_zeros(grad)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        puts_into_zeros,
+        PutsBackward.apply,
+        lambda x: checkpoint(puts_into_zeros, x, use_reentrant=False),
+        lambda x: checkpoint(puts_into_zeros, x, use_reentrant=True),
+    ],
+    ids=["forward", "backward", "repeated", "repeated, reentrant"],
+)
+def test_what_a_model_puts_into_its_own_zeros_is_a_copy(step: Callable[[Tensor], Tensor]) -> None:
+    x = torch.ones(4, requires_grad=True)
     with OperatorMode(lambda func, args, kwargs, out: None):
-        put = torch.zeros_like(zeros).index_put((torch.tensor([1]),), torch.tensor(1.0))
-        own = torch.zeros(4)
-        other = own.index_put((torch.tensor([1]),), torch.tensor(1.0))
-    assert own.sum() == 0 and other.sum() == put.sum() == 1
+        step(x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 10, 0]
